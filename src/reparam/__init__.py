@@ -1,0 +1,5 @@
+"""Structural re-parameterization for PyTorch: train wide, deploy straight."""
+
+from __future__ import annotations
+
+__version__ = "0.1.0"
