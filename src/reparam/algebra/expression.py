@@ -1,0 +1,96 @@
+"""Operators that are described now and computed later, a slice of output channels at a time.
+
+A plan is made from geometries alone. The numbers are read when the plan is applied, and for a
+large kernel only a few output channels at a time, so that float64 arithmetic stays in the cache
+and never needs a float64 copy of the whole model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from reparam.algebra.affine_conv import AffineConv
+from reparam.algebra.geometry import Geometry, compose, parallel
+
+__all__ = ["Composition", "Expression", "Leaf", "Rows", "Sum", "evaluate"]
+
+Rows = tuple[int, int]
+"""A half-open range of output channels."""
+
+Loader = Callable[[Rows | None], AffineConv]
+
+
+@dataclass(frozen=True, eq=False)
+class Leaf:
+    """One operator of the program; ``load`` reads its numbers (all, or dense rows of them)."""
+
+    geometry: Geometry
+    load: Loader
+
+
+@dataclass(frozen=True, eq=False)
+class Composition:
+    """``outer(inner(x))``."""
+
+    outer: Expression
+    inner: Expression
+    geometry: Geometry
+
+    @classmethod
+    def of(cls, outer: Expression, inner: Expression) -> Composition:
+        """Compose, or raise InexactError where that is not exact."""
+        dims = max(outer.geometry.dims, inner.geometry.dims)
+        return cls(
+            outer, inner, compose(outer.geometry.in_dims(dims), inner.geometry.in_dims(dims))
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class Sum:
+    """The sum of parallel branches."""
+
+    terms: tuple[Expression, ...]
+    geometry: Geometry
+
+    @classmethod
+    def of(cls, terms: tuple[Expression, ...]) -> Expression:
+        """Add, or raise InexactError where that is not exact."""
+        if len(terms) == 1:
+            return terms[0]
+        dims = max(term.geometry.dims for term in terms)
+        geometry = terms[0].geometry.in_dims(dims)
+        for term in terms[1:]:
+            geometry = parallel(geometry, term.geometry.in_dims(dims))
+        return cls(terms, geometry)
+
+
+Expression = Leaf | Composition | Sum
+
+
+def evaluate(expression: Expression, rows: Rows | None = None) -> AffineConv:
+    """Compute an expression: whole, or restricted to a range of output channels (then dense)."""
+    match expression:
+        case Leaf():
+            return expression.load(rows)
+        case Sum(terms=terms, geometry=geometry):
+            total = evaluate(terms[0], rows).in_dims(geometry.dims)
+            for term in terms[1:]:
+                total = total + evaluate(term, rows).in_dims(geometry.dims)
+            return total
+        case Composition(outer=outer, inner=inner, geometry=geometry):
+            dims = geometry.dims
+            if rows is not None and outer.geometry.is_diagonal:
+                return channels(evaluate(outer), rows).in_dims(dims) @ evaluate(
+                    inner, rows
+                ).in_dims(dims)
+            return evaluate(outer, rows).in_dims(dims) @ evaluate(inner).in_dims(dims)
+
+
+def channels(op: AffineConv, rows: Rows) -> AffineConv:
+    """Restrict a diagonal operator to a range of its channels, input and output alike."""
+    start, stop = rows
+    count = stop - start
+    geometry = Geometry.pointwise(count, count, dims=op.geometry.dims, groups=count)
+    bias = None if op.bias is None else op.bias[start:stop]
+    return AffineConv(geometry, op.kernel[start:stop], bias)
