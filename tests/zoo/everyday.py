@@ -1,4 +1,4 @@
-"""Structures of ordinary networks that a fold meets: LayerScale, heads, functional and frozen BN."""
+"""What folds meet in ordinary networks: LayerScale, heads, functional and frozen BN."""
 
 from __future__ import annotations
 

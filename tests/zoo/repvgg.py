@@ -13,7 +13,7 @@ __all__ = ["QARepVGGBlock", "RepVGGBlock", "YoloRepConv"]
 
 
 class RepVGGBlock(nn.Module):
-    """``BN(conv3x3(x)) + BN(conv1x1(x)) + BN(x)``; the last where shapes allow (2101.03697, 3.2)."""
+    """``BN(conv3x3(x)) + BN(conv1x1(x)) + BN(x)``, the last if shapes allow (2101.03697, 3.2)."""
 
     def __init__(
         self,

@@ -61,7 +61,7 @@ class _MaskedBranch(nn.Module):
 
 
 class EdgeOrientedBlock(nn.Module):
-    """3x3, 1x1-3x3, 1x1-Sobel x and y, 1x1-Laplacian and identity, summed (ECBSR, ACM MM 2021, 3.2).
+    """3x3, 1x1-3x3, 1x1-Sobel x, y, 1x1-Laplacian and identity, summed (ECBSR, ACM MM 2021, 3.2).
 
     ``border`` says how the bias of the 1x1 steps is kept exact at the image's edge.
     """

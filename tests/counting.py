@@ -32,12 +32,39 @@ _CONVS = frozenset({"convolution", "_convolution", "convolution_overrideable"})
 _MATMULS = frozenset({"mm", "addmm", "bmm", "baddbmm", "linear", "addmv", "mv"})
 # Moving numbers about costs no arithmetic; everything else counts.
 _FREE = frozenset(
-    """
-    view _unsafe_view reshape _reshape_alias permute transpose t expand squeeze unsqueeze slice
-    select split split_with_sizes unbind detach alias as_strided clone contiguous lift_fresh
-    _to_copy empty empty_like new_empty unfold flatten chunk unsafe_chunk sym_size sym_stride
-    is_same_size view_as_real set_
-    """.split()
+    {
+        "view",
+        "_unsafe_view",
+        "reshape",
+        "_reshape_alias",
+        "permute",
+        "transpose",
+        "t",
+        "expand",
+        "squeeze",
+        "unsqueeze",
+        "slice",
+        "select",
+        "split",
+        "split_with_sizes",
+        "unbind",
+        "detach",
+        "alias",
+        "as_strided",
+        "clone",
+        "contiguous",
+        "lift_fresh",
+        "_to_copy",
+        "empty",
+        "empty_like",
+        "new_empty",
+        "unfold",
+        "flatten",
+        "chunk",
+        "unsafe_chunk",
+        "sym_size",
+        "sym_stride",
+    }
 )
 
 
