@@ -1,0 +1,21 @@
+"""Training in the multi-branch form, on Lightning."""
+
+from __future__ import annotations
+
+from reparam.train.recipe import Ema, Optimizer, Recipe, Schedule, load_recipe, recipe_names
+from reparam.train.result import EpochRecord, Progress, TrainResult
+from reparam.train.running import accuracy, train
+
+__all__ = [
+    "Ema",
+    "EpochRecord",
+    "Optimizer",
+    "Progress",
+    "Recipe",
+    "Schedule",
+    "TrainResult",
+    "accuracy",
+    "load_recipe",
+    "recipe_names",
+    "train",
+]

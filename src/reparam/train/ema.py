@@ -1,0 +1,68 @@
+"""An exponential moving average of a model's weights."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+__all__ = ["WeightAverage"]
+
+
+class WeightAverage:
+    """``average <- d * average + (1 - d) * weights``, over parameters and floating-point buffers.
+
+    The decay is ramped up as ``min(decay, (1 + n) / (10 + n))`` after n updates, so that the average of a short run is
+    not held back by the random start.
+    """
+
+    def __init__(self, model: nn.Module, decay: float) -> None:
+        """Start from the weights as they are."""
+        self._decay = decay
+        self._updates = 0
+        self._average = {
+            name: tensor.detach().clone() for name, tensor in model.state_dict().items()
+        }
+
+    @torch.no_grad()
+    def update(self, model: nn.Module) -> None:
+        """Move the average towards the weights."""
+        share = 1 - min(self._decay, (1 + self._updates) / (10 + self._updates))
+        self._updates += 1
+        averages, currents = [], []
+        for name, tensor in model.state_dict().items():
+            if tensor.is_floating_point():
+                averages.append(self._average[name])
+                currents.append(tensor.detach())
+            else:
+                self._average[name].copy_(tensor)
+        torch._foreach_lerp_(averages, currents, share)
+
+    def state_dict(self) -> dict[str, object]:
+        """Return the average and the number of updates."""
+        return {"average": self._average, "updates": self._updates}
+
+    def load_state_dict(self, state: Mapping[str, object]) -> None:
+        """Continue from :meth:`state_dict`."""
+        average, updates = state["average"], state["updates"]
+        assert isinstance(average, dict) and isinstance(updates, int)
+        for name, tensor in self._average.items():
+            tensor.copy_(average[name])
+        self._updates = updates
+
+    @property
+    def weights(self) -> dict[str, Tensor]:
+        """The average, by state-dict key."""
+        return self._average
+
+    @contextmanager
+    def applied(self, model: nn.Module) -> Iterator[None]:
+        """Give `model` the averaged weights within the block, and its own back after it."""
+        own = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
+        model.load_state_dict(self._average)
+        try:
+            yield
+        finally:
+            model.load_state_dict(own)

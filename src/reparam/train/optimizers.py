@@ -1,0 +1,87 @@
+"""The optimizer of a recipe, with the paper's exclusions from weight decay."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import nn
+
+from reparam.train.recipe import Optimizer
+
+__all__ = ["build_optimizer", "parameter_groups"]
+
+_CONVOLUTIONS = (
+    nn.Conv1d,
+    nn.Conv2d,
+    nn.Conv3d,
+    nn.ConvTranspose1d,
+    nn.ConvTranspose2d,
+    nn.ConvTranspose3d,
+)
+_NORMS = (
+    nn.modules.batchnorm._BatchNorm,
+    nn.GroupNorm,
+    nn.LayerNorm,
+    nn.modules.instancenorm._InstanceNorm,
+)
+
+
+def parameter_groups(
+    model: nn.Module, optimizer: Optimizer, without_decay: frozenset[nn.Parameter] = frozenset()
+) -> list[dict[str, object]]:
+    """Return one group of parameters that decay and one of those that do not.
+
+    Args:
+        model: Its trainable parameters are grouped; a shared one comes once.
+        optimizer: Says what does not decay.
+        without_decay: Parameters that do not decay either.
+    """
+    excluded = set(without_decay) | set(_excluded(model, optimizer))
+    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    decaying = [parameter for parameter in trainable if parameter not in excluded]
+    constant = [parameter for parameter in trainable if parameter in excluded]
+    groups: list[dict[str, object]] = [
+        {"params": decaying, "weight_decay": optimizer.weight_decay},
+        {"params": constant, "weight_decay": 0.0},
+    ]
+    return [group for group in groups if group["params"]]
+
+
+def build_optimizer(
+    model: nn.Module, optimizer: Optimizer, without_decay: frozenset[nn.Parameter] = frozenset()
+) -> torch.optim.Optimizer:
+    """Return the optimizer for the trainable parameters of `model`."""
+    groups = parameter_groups(model, optimizer, without_decay)
+    if optimizer.kind == "adamw":
+        return torch.optim.AdamW(groups, lr=optimizer.learning_rate, betas=optimizer.betas)
+    return torch.optim.SGD(
+        groups,
+        lr=optimizer.learning_rate,
+        momentum=optimizer.momentum,
+        nesterov=optimizer.nesterov,
+    )
+
+
+def _excluded(model: nn.Module, optimizer: Optimizer) -> Iterator[nn.Parameter]:
+    if "bias" in optimizer.no_decay:
+        for name, parameter in model.named_parameters():
+            if name.rpartition(".")[2] == "bias":
+                yield parameter
+    for norm, after_convolution in _norms(model):
+        if "norm" in optimizer.no_decay or (
+            "conv_norm" in optimizer.no_decay and after_convolution
+        ):
+            yield norm.weight
+
+
+def _norms(model: nn.Module) -> Iterator[tuple[nn.Module, bool]]:
+    """Yield every normalisation with a weight, and whether its elder sibling is a convolution."""
+    if isinstance(model, _NORMS) and model.weight is not None:
+        yield model, False
+    for parent in model.modules():
+        elder: nn.Module | None = None
+        for child in parent.children():
+            if isinstance(child, _NORMS) and child.weight is not None:
+                yield child, isinstance(elder, _CONVOLUTIONS)
+            elder = child
