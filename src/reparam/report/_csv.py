@@ -1,0 +1,97 @@
+"""The numbers of a page as one flat table, for a spreadsheet."""
+
+from __future__ import annotations
+
+import csv
+import io
+from typing import TYPE_CHECKING
+
+from reparam.report.numbers import quartiles
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from reparam.report.results import Results
+
+__all__ = ["to_csv"]
+
+_Row = tuple[str, str, str, str, object, str]
+_HEADER = ("section", "group", "subject", "quantity", "value", "unit")
+
+
+def to_csv(results: Results) -> str:
+    """One line for each number: section, group, subject, quantity, value, unit."""
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    writer.writerow(_HEADER)
+    for section in (_models, _training, _accuracy, _plan, _checks, _latency, _memory):
+        writer.writerows(section(results))
+    return buffer.getvalue()
+
+
+def _models(results: Results) -> Iterator[_Row]:
+    for model in results.models:
+        for quantity in ("convolutions", "norms", "parameters", "multiply_adds"):
+            value = getattr(model, quantity)
+            if value is not None:
+                yield "models", model.role, model.label, quantity, value, "count"
+
+
+def _training(results: Results) -> Iterator[_Row]:
+    for record in results.training:
+        label = results.model(record.model).label
+        yield "training", "", label, "epochs", record.epochs, "count"
+        yield "training", "", label, "seconds", record.seconds, "s"
+        for epoch, loss in enumerate(record.loss, start=1):
+            yield "training", f"epoch {epoch}", label, "loss", loss, ""
+
+
+def _accuracy(results: Results) -> Iterator[_Row]:
+    for record in results.accuracy:
+        label = results.model(record.model).label
+        yield "accuracy", record.engine, label, "correct", record.correct, "images"
+        yield "accuracy", record.engine, label, "total", record.total, "images"
+    for pair in results.agreement:
+        names = f"{results.model(pair.candidate).label} vs {results.model(pair.reference).label}"
+        yield "agreement", pair.engine, names, "equal predictions", pair.agree, "images"
+        yield "agreement", pair.engine, names, "total", pair.total, "images"
+
+
+def _plan(results: Results) -> Iterator[_Row]:
+    for region in results.plan.regions if results.plan else ():
+        for form, cost in (("before", region.before), ("after", region.after)):
+            for quantity in ("convolutions", "parameters", "multiply_adds"):
+                value = getattr(cost, quantity)
+                if value is not None:
+                    yield "plan", form, region.where, quantity, value, "count"
+    for refusal in results.plan.refusals if results.plan else ():
+        yield "refusals", refusal.what, refusal.where, "reason", refusal.why, ""
+
+
+def _checks(results: Results) -> Iterator[_Row]:
+    for check in results.checks:
+        pair = f"{check.candidate} vs {check.reference}"
+        yield "verification", check.what, pair, "max_abs", check.max_abs, ""
+        yield "verification", check.what, pair, "max_rel", check.max_rel, ""
+        yield "verification", check.what, pair, "ok", check.ok, ""
+
+
+def _latency(results: Results) -> Iterator[_Row]:
+    for group in results.latency:
+        for row in group.rows:
+            label = f"{results.model(row.model).label}, {row.engine}"
+            middle = quartiles(row.samples_ms)
+            yield "latency", group.title, label, "first quartile", middle.low, "ms"
+            yield "latency", group.title, label, "median", middle.median, "ms"
+            yield "latency", group.title, label, "third quartile", middle.high, "ms"
+            yield "latency", group.title, label, "samples", len(row.samples_ms), "count"
+
+
+def _memory(results: Results) -> Iterator[_Row]:
+    for memory in results.memory:
+        for trace in memory.traces:
+            yield "memory", memory.title, trace.label, "peak", trace.peak_bytes, "bytes"
+            for index, (name, live) in enumerate(
+                zip(trace.operators, trace.live_bytes, strict=True), start=1
+            ):
+                yield "memory", memory.title, trace.label, f"{index} {name}", live, "bytes"

@@ -1,0 +1,152 @@
+"""How numbers are written for a reader: few digits, units beside them, no false precision."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+__all__ = [
+    "Quartiles",
+    "count",
+    "error",
+    "kibibytes",
+    "milliseconds",
+    "nice_ticks",
+    "percent",
+    "quartiles",
+    "ratio",
+    "wilson_interval",
+]
+
+_SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
+
+
+@dataclass(frozen=True)
+class Quartiles:
+    """The middle of a sample and the borders of its inner half."""
+
+    low: float
+    median: float
+    high: float
+
+
+def quartiles(samples: Sequence[float]) -> Quartiles:
+    """First quartile, median and third quartile (inclusive method).
+
+    >>> quartiles([1.0, 2.0, 3.0, 4.0, 5.0])
+    Quartiles(low=2.0, median=3.0, high=4.0)
+    """
+    if len(samples) == 1:
+        return Quartiles(samples[0], samples[0], samples[0])
+    low, median, high = statistics.quantiles(samples, n=4, method="inclusive")
+    return Quartiles(low, median, high)
+
+
+def wilson_interval(correct: int, total: int, z: float = 1.96) -> tuple[float, float]:
+    """The 95 % interval of a proportion (Wilson 1927), which behaves near 0 and 1.
+
+    >>> low, high = wilson_interval(355, 360)
+    >>> round(low, 3), round(high, 3)
+    (0.968, 0.994)
+    """
+    share = correct / total
+    centre = share + z * z / (2 * total)
+    spread = z * math.sqrt(share * (1 - share) / total + z * z / (4 * total * total))
+    scale = 1 + z * z / total
+    return max(0.0, (centre - spread) / scale), min(1.0, (centre + spread) / scale)
+
+
+def significant(value: float, digits: int = 3) -> str:
+    """`value` with that many significant digits, never in exponent form.
+
+    >>> significant(0.012345), significant(9.876), significant(12345.0)
+    ('0.0123', '9.88', '12,345')
+    """
+    if value == 0:
+        return "0"
+    places = max(0, digits - 1 - math.floor(math.log10(abs(value))))
+    return f"{value:,.{places}f}"
+
+
+def milliseconds(value: float) -> str:
+    """A duration given in milliseconds.
+
+    >>> milliseconds(9.876), milliseconds(134.2)
+    ('9.88 ms', '134 ms')
+    """
+    return f"{significant(value)} ms"
+
+
+def kibibytes(value: int) -> str:
+    """A size given in bytes.
+
+    >>> kibibytes(512), kibibytes(131072), kibibytes(3 * 2**20)
+    ('512 B', '128 KiB', '3.00 MiB')
+    """
+    if value < 1024:
+        return f"{value} B"
+    if value < 1024 * 1024:
+        return f"{significant(value / 1024)} KiB"
+    return f"{significant(value / 1024 / 1024)} MiB"
+
+
+def count(value: int) -> str:
+    """A count; from ten thousand on in thousands, millions, or (short scale) billions.
+
+    >>> count(22), count(4321), count(51_820_000), count(1_400_000_000)
+    ('22', '4,321', '51.8 M', '1.40 B')
+    """
+    for least, size, unit in ((1e9, 1e9, "B"), (1e6, 1e6, "M"), (1e4, 1e3, "k")):
+        if value >= least:
+            return f"{significant(value / size)} {unit}"
+    return f"{value:,}"
+
+
+def percent(share: float) -> str:
+    """A share as a percentage with one decimal.
+
+    >>> percent(0.9861)
+    '98.6 %'
+    """
+    return f"{100 * share:.1f} %"
+
+
+def ratio(value: float) -> str:
+    """A factor.
+
+    >>> ratio(1.634), ratio(12.3)
+    ('1.63×', '12.3×')
+    """
+    return f"{significant(value)}×"
+
+
+def error(value: float) -> str:
+    """A small difference, in powers of ten.
+
+    >>> error(0.0), error(1.234e-6)
+    ('0', '1.2 × 10⁻⁶')
+    """
+    if value == 0:
+        return "0"
+    mantissa, exponent = f"{value:.1e}".split("e")
+    return f"{mantissa} × 10{str(int(exponent)).translate(_SUPERSCRIPT)}"
+
+
+def nice_ticks(maximum: float, wanted: int = 5) -> list[float]:
+    """Round values from zero up to at least `maximum`, about `wanted` of them.
+
+    >>> nice_ticks(9.3)
+    [0.0, 2.0, 4.0, 6.0, 8.0, 10.0]
+    """
+    if maximum <= 0:
+        return [0.0, 1.0]
+    raw = maximum / wanted
+    power = 10.0 ** math.floor(math.log10(raw))
+    step = next(factor * power for factor in (1, 2, 2.5, 5, 10) if factor * power >= raw * 0.999)
+    steps = math.ceil(maximum / step - 1e-9)
+    return [round(step * index, 12) for index in range(steps + 1)]

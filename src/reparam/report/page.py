@@ -1,0 +1,291 @@
+"""The page: stored results in, one self-contained HTML file out."""
+
+from __future__ import annotations
+
+from importlib import resources
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
+
+from reparam import _files
+from reparam._optional import require
+from reparam.report import story
+from reparam.report._csv import to_csv
+from reparam.report.charts import Bar, Timeline, bar_chart, timelines
+from reparam.report.diagram import block_diagram
+from reparam.report.numbers import (
+    count,
+    error,
+    kibibytes,
+    milliseconds,
+    percent,
+    quartiles,
+    wilson_interval,
+)
+from reparam.report.results import (
+    AccuracyRecord,
+    CheckRecord,
+    CostRecord,
+    LatencyRecord,
+    MemoryRecord,
+    ModelRecord,
+    PlanRecord,
+    Results,
+    TraceRecord,
+    load_results,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+__all__ = ["page_html", "render"]
+
+_KIB = 1024
+_Cells = list[dict[str, str]]
+
+
+def render(results: Results | Mapping[str, object] | str | Path, out: str | Path) -> Path:
+    """Write the page of stored results; nothing is measured, nothing is fetched.
+
+    Args:
+        results: a :class:`Results`, its JSON object, or the path of a ``results.json``.
+        out: the HTML file to write (whole or not at all).
+
+    Returns:
+        The path of the page.
+
+    Raises:
+        InputError: `results` is not a results file, or `out` cannot be written.
+        MissingExtraError: jinja2 is not installed.
+    """
+    path = Path(out)
+    _files.write_text(path, page_html(load_results(results)))
+    return path
+
+
+def page_html(results: Results) -> str:
+    """The page as text: styles, script, drawings and numbers inlined.
+
+    Raises:
+        MissingExtraError: jinja2 is not installed.
+    """
+    jinja2 = require("jinja2", extra="report", purpose="Drawing the report page")
+    environment = jinja2.Environment(
+        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    template = environment.from_string(_asset("page.html.j2"))
+    html = template.render(**_context(results), style=_asset("style.css"), script=_asset("page.js"))
+    return f"{html}\n"
+
+
+def _asset(name: str) -> str:
+    return (resources.files("reparam.report") / "assets" / name).read_text(encoding="utf-8")
+
+
+def _context(results: Results) -> dict[str, Any]:
+    phrases = story.headline(results)
+    return {
+        "results": results,
+        "phrases": phrases,
+        "headline": "".join(phrase.text for phrase in phrases),
+        "figures": story.figures(results),
+        "data_line": _data_line(results),
+        "diagram": block_diagram(results.block) if results.block else None,
+        "accuracy": _accuracy(results) if results.accuracy else None,
+        "latency": [_latency(results, group) for group in results.latency if group.rows],
+        "memory": [_memory(results, memory) for memory in results.memory if memory.traces],
+        "plan": _plan(results.plan) if results.plan else None,
+        "checks": [_check(check) for check in results.checks],
+        "models": [_model(model) for model in results.models],
+        "csv": quote(to_csv(results)),
+        "csv_name": "reparam-results.csv",
+    }
+
+
+def _data_line(results: Results) -> str:
+    if results.data is None:
+        return ""
+    data = results.data
+    size = "×".join(str(length) for length in data.shape)
+    return (
+        f"Trained on {data.train:,} and tested on {data.test:,} images of {data.name} "
+        f"({data.classes} classes, {size})."
+    )
+
+
+def _accuracy(results: Results) -> dict[str, Any]:
+    bars = [_accuracy_bar(results, record) for record in results.accuracy]
+    return {
+        "chart": bar_chart(
+            bars, unit="% correct", summary="Top-1 accuracy on the test images", maximum=100
+        ),
+        "remarks": story.accuracy_remarks(results),
+        "agreement": [
+            {
+                "pair": f"{results.model(row.candidate).label} and "
+                f"{results.model(row.reference).label}",
+                "engine": row.engine,
+                "equal": f"{row.agree:,} of {row.total:,}",
+            }
+            for row in results.agreement
+        ],
+        "training": _training_line(results),
+    }
+
+
+def _accuracy_bar(results: Results, record: AccuracyRecord) -> Bar:
+    model = results.model(record.model)
+    low, high = wilson_interval(record.correct, record.total)
+    return Bar(
+        label=model.label,
+        detail="" if record.engine == "eager" else record.engine,
+        role=model.role,
+        value=100 * record.correct / record.total,
+        low=100 * low,
+        high=100 * high,
+        shown=percent(record.correct / record.total),
+        solid=record.engine == "eager",
+    )
+
+
+def _training_line(results: Results) -> str:
+    parts = [
+        f"{results.model(record.model).label}: {record.epochs} epochs in {record.seconds:.0f} s"
+        for record in results.training
+    ]
+    return f"Training: {'; '.join(parts)}." if parts else ""
+
+
+def _latency(results: Results, group: LatencyRecord) -> dict[str, Any]:
+    bars = []
+    for row in group.rows:
+        model, middle = results.model(row.model), quartiles(row.samples_ms)
+        bars.append(
+            Bar(
+                label=model.label,
+                detail=row.engine,
+                role=model.role,
+                value=middle.median,
+                low=middle.low,
+                high=middle.high,
+                shown=milliseconds(middle.median),
+                solid=row.engine == "eager",
+            )
+        )
+    calls = min(len(row.samples_ms) for row in group.rows)
+    return {
+        "title": group.title,
+        "conditions": f"Input {_shape(group.input_shape)}, {group.dtype}, "
+        f"{_plural(group.threads, 'thread')}, {calls} timed calls a row.",
+        "chart": bar_chart(bars, unit="ms a call", summary=f"Latency, {group.title}"),
+        "remarks": story.latency_remarks(results, group),
+        "note": group.note,
+    }
+
+
+def _memory(results: Results, memory: MemoryRecord) -> dict[str, Any]:
+    panels = [_timeline(results, trace) for trace in memory.traces]
+    return {
+        "title": memory.title,
+        "conditions": f"Input {_shape(memory.input_shape)}, {kibibytes(memory.input_bytes)}. "
+        "Each column is one operator; its height is what is alive while it runs.",
+        "chart": timelines(panels, unit="KiB alive", summary=memory.title),
+        "note": memory.note,
+        "traces": [
+            {
+                "label": trace.label,
+                "steps": [
+                    (name, kibibytes(live))
+                    for name, live in zip(trace.operators, trace.live_bytes, strict=True)
+                ],
+            }
+            for trace in memory.traces
+        ],
+    }
+
+
+def _timeline(results: Results, trace: TraceRecord) -> Timeline:
+    return Timeline(
+        label=trace.label,
+        role=results.model(trace.model).role,
+        steps=trace.operators,
+        values=tuple(live / _KIB for live in trace.live_bytes),
+        shown=tuple(kibibytes(live) for live in trace.live_bytes),
+        peak_shown=kibibytes(trace.peak_bytes),
+    )
+
+
+def _plan(plan: PlanRecord) -> dict[str, Any]:
+    before = sum(region.before.convolutions for region in plan.regions)
+    after = sum(region.after.convolutions for region in plan.regions)
+    left = len(plan.refusals)
+    sentence = (
+        f"{_plural(len(plan.regions), 'region')} fold: {count(before)} convolutions become "
+        f"{count(after)}. {_plural(left, 'place')} {'was' if left == 1 else 'were'} left as found."
+        if left
+        else f"{_plural(len(plan.regions), 'region')} fold: {count(before)} convolutions become "
+        f"{count(after)}."
+    )
+    return {
+        "sentence": sentence,
+        "regions": [
+            {
+                "where": region.where,
+                "what": region.what,
+                "cells": _costs(region.before, region.after),
+            }
+            for region in plan.regions
+        ],
+        "refusals": plan.refusals,
+    }
+
+
+def _costs(before: CostRecord, after: CostRecord) -> _Cells:
+    cells = []
+    for name in ("convolutions", "parameters", "multiply_adds"):
+        old, new = getattr(before, name), getattr(after, name)
+        known = old is not None and new is not None
+        cells.append(
+            {
+                "shown": f"{count(old)} → {count(new)}" if known else "–",
+                "sort": str(old) if known else "",
+            }
+        )
+    return cells
+
+
+def _check(check: CheckRecord) -> dict[str, Any]:
+    return {
+        "what": check.what,
+        "pair": f"{check.candidate} against {check.reference}",
+        "max_abs": error(check.max_abs),
+        "max_abs_sort": repr(check.max_abs),
+        "max_rel": error(check.max_rel),
+        "max_rel_sort": repr(check.max_rel),
+        "tolerance": check.tolerance,
+        "equal": "" if check.agree is None else f"{check.agree:,} of {check.total:,}",
+        "ok": check.ok,
+    }
+
+
+def _model(model: ModelRecord) -> dict[str, Any]:
+    multiply_adds = "–" if model.multiply_adds is None else count(model.multiply_adds)
+    return {
+        "label": model.label,
+        "role": model.role,
+        "note": model.note,
+        "cells": [
+            count(model.convolutions),
+            count(model.norms),
+            count(model.parameters),
+            multiply_adds,
+        ],
+    }
+
+
+def _shape(shape: tuple[int, ...]) -> str:
+    return "×".join(str(length) for length in shape)
+
+
+def _plural(number: int, noun: str) -> str:
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"

@@ -1,0 +1,306 @@
+"""The results of a run, as they are stored: what a page is drawn from.
+
+Every record is frozen and holds counts, bytes, milliseconds and texts only, so that
+``json.dumps(dataclasses.asdict(results))`` and :func:`load_results` are each other's inverse.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from reparam.errors import InputError
+from reparam.report._decode import decode
+
+__all__ = [
+    "SCHEMA",
+    "AccuracyRecord",
+    "AgreementRecord",
+    "BlockRecord",
+    "BranchRecord",
+    "CheckRecord",
+    "CostRecord",
+    "DataRecord",
+    "LatencyRecord",
+    "MemoryRecord",
+    "ModelRecord",
+    "PlanRecord",
+    "RefusalRecord",
+    "RegionRecord",
+    "Results",
+    "TimingRecord",
+    "TraceRecord",
+    "TrainingRecord",
+    "load_results",
+    "to_json",
+]
+
+SCHEMA = "reparam.results/1"
+
+
+@dataclass(frozen=True)
+class ModelRecord:
+    """A model that the other records refer to by `key`.
+
+    `role` is ``"train"``, ``"deploy"`` or ``"comparator"``; it decides the colour, and which two
+    models the headline compares.
+    """
+
+    key: str
+    label: str
+    role: str
+    convolutions: int
+    norms: int
+    parameters: int
+    multiply_adds: int | None = None
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class DataRecord:
+    """The images a model was trained and tested on; `shape` is (channels, height, width)."""
+
+    name: str
+    train: int
+    test: int
+    classes: int
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class TrainingRecord:
+    """How a model was trained: epochs, seconds in all, and the loss after each epoch."""
+
+    model: str
+    epochs: int
+    seconds: float
+    loss: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True)
+class AccuracyRecord:
+    """Top-1: `correct` of `total` test images."""
+
+    model: str
+    correct: int
+    total: int
+    engine: str = "eager"
+
+
+@dataclass(frozen=True)
+class AgreementRecord:
+    """On how many of `total` images two models predict the same class."""
+
+    reference: str
+    candidate: str
+    agree: int
+    total: int
+    engine: str = "eager"
+
+
+@dataclass(frozen=True)
+class CostRecord:
+    """What a region costs; parameters are counts, multiply-adds are for one input."""
+
+    convolutions: int
+    parameters: int
+    multiply_adds: int | None = None
+
+
+@dataclass(frozen=True)
+class RegionRecord:
+    """A piece of the model that the plan folds."""
+
+    where: str
+    what: str
+    before: CostRecord
+    after: CostRecord
+    why: str = ""
+
+
+@dataclass(frozen=True)
+class RefusalRecord:
+    """A piece of the model that the plan leaves as it is, with the reason."""
+
+    where: str
+    what: str
+    why: str
+
+
+@dataclass(frozen=True)
+class PlanRecord:
+    """What folds in `model`, and what does not."""
+
+    model: str
+    regions: tuple[RegionRecord, ...]
+    refusals: tuple[RefusalRecord, ...] = ()
+
+
+@dataclass(frozen=True)
+class BranchRecord:
+    """One path of a block, from its input to the sum: the operators in order."""
+
+    operators: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class BlockRecord:
+    """A block before and after: parallel branches, then the operators behind their sum."""
+
+    where: str
+    before: tuple[BranchRecord, ...]
+    after: tuple[BranchRecord, ...]
+    tail: tuple[str, ...] = ()
+    caption: str = ""
+
+
+@dataclass(frozen=True)
+class CheckRecord:
+    """A comparison of two models: the largest differences and what was allowed."""
+
+    what: str
+    reference: str
+    candidate: str
+    max_abs: float
+    max_rel: float
+    ok: bool
+    tolerance: str = ""
+    agree: int | None = None
+    total: int | None = None
+
+
+@dataclass(frozen=True)
+class TimingRecord:
+    """Raw times of one model in one engine, in milliseconds a call."""
+
+    model: str
+    engine: str
+    samples_ms: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class LatencyRecord:
+    """Timings that may be compared: same input, same threads, interleaved in one run."""
+
+    title: str
+    input_shape: tuple[int, ...]
+    threads: int
+    rows: tuple[TimingRecord, ...]
+    dtype: str = "float32"
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class TraceRecord:
+    """Bytes of live activations after each operator while a block runs.
+
+    `operators[i]` ran, and while it did `live_bytes[i]` were alive, its input and output included.
+    """
+
+    model: str
+    label: str
+    operators: tuple[str, ...]
+    live_bytes: tuple[int, ...]
+    peak_bytes: int
+
+
+@dataclass(frozen=True)
+class MemoryRecord:
+    """Activation memory over the life of comparable pieces that take the same input."""
+
+    title: str
+    scope: str
+    input_shape: tuple[int, ...]
+    input_bytes: int
+    traces: tuple[TraceRecord, ...]
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Results:
+    """Everything one run measured. Each section may be empty; the page leaves it out then."""
+
+    title: str
+    created: str
+    models: tuple[ModelRecord, ...]
+    schema: str = SCHEMA
+    command: str = ""
+    data: DataRecord | None = None
+    training: tuple[TrainingRecord, ...] = ()
+    accuracy: tuple[AccuracyRecord, ...] = ()
+    agreement: tuple[AgreementRecord, ...] = ()
+    plan: PlanRecord | None = None
+    block: BlockRecord | None = None
+    checks: tuple[CheckRecord, ...] = ()
+    latency: tuple[LatencyRecord, ...] = ()
+    memory: tuple[MemoryRecord, ...] = ()
+    files: dict[str, str] = field(default_factory=dict)
+    environment: dict[str, str] = field(default_factory=dict)
+
+    def model(self, key: str) -> ModelRecord:
+        """The model that other records call `key`.
+
+        Raises:
+            InputError: no model has that key.
+        """
+        for model in self.models:
+            if model.key == key:
+                return model
+        known = ", ".join(model.key for model in self.models) or "(none)"
+        raise InputError(f"the results speak of a model {key!r}; the models listed are: {known}")
+
+    def by_role(self, role: str) -> ModelRecord | None:
+        """The first model with that role, or None."""
+        return next((model for model in self.models if model.role == role), None)
+
+
+def load_results(source: Results | Mapping[str, object] | str | Path) -> Results:
+    """Read results from a file, or from the object that `json.loads` made of it.
+
+    Raises:
+        InputError: the file cannot be read, is not JSON, or is not a results file.
+    """
+    if isinstance(source, Results):
+        return source
+    if isinstance(source, Mapping):
+        return _from_object(dict(source), "results")
+    path = Path(source)
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(
+            f"{path}: cannot be read ({error.strerror}); give a results.json"
+        ) from error
+    except ValueError as error:
+        raise InputError(f"{path}: is not JSON ({error}); give a results.json") from error
+    return _from_object(value, str(path))
+
+
+def _from_object(value: object, where: str) -> Results:
+    schema = value.get("schema") if isinstance(value, dict) else None
+    if schema != SCHEMA:
+        raise InputError(
+            f"{where}: found the schema {schema!r}, needed {SCHEMA!r}; "
+            "give a results.json that `reparam demo` or `reparam bench` wrote"
+        )
+    results = decode(Results, value, where)
+    _check_references(results)
+    return results
+
+
+def _check_references(results: Results) -> None:
+    """Raise for a record that names a model nobody listed, before a page is half drawn."""
+    named = [record.model for record in results.training]
+    named += [record.model for record in results.accuracy]
+    named += [key for record in results.agreement for key in (record.reference, record.candidate)]
+    named += [row.model for record in results.latency for row in record.rows]
+    named += [trace.model for record in results.memory for trace in record.traces]
+    for key in named:
+        results.model(key)
+
+
+def to_json(results: Results) -> str:
+    """The text of a results file: indented JSON, finite numbers only, one trailing newline."""
+    return json.dumps(asdict(results), indent=1, allow_nan=False, ensure_ascii=False) + "\n"

@@ -1,0 +1,287 @@
+"""What the numbers say, in sentences that are computed from them and hide nothing."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from reparam.report.numbers import (
+    Quartiles,
+    count,
+    error,
+    kibibytes,
+    milliseconds,
+    percent,
+    quartiles,
+    ratio,
+)
+
+if TYPE_CHECKING:
+    from reparam.report.results import (
+        AgreementRecord,
+        LatencyRecord,
+        MemoryRecord,
+        Results,
+        TraceRecord,
+    )
+
+__all__ = [
+    "Figure",
+    "Phrase",
+    "accuracy_remarks",
+    "figures",
+    "headline",
+    "latency_remarks",
+    "speedup",
+]
+
+_SAME_SPEED = 0.03
+"""Ratios of medians nearer to one than this are called equal."""
+
+_EAGER = "eager"
+
+
+@dataclass(frozen=True)
+class Phrase:
+    """A piece of a sentence; a strong one carries a number."""
+
+    text: str
+    strong: bool = False
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A key number with what it counts."""
+
+    value: str
+    label: str
+    detail: str = ""
+
+
+@dataclass(frozen=True)
+class _Comparison:
+    """A factor and the word that goes with it, as in "1.6x faster"."""
+
+    factor: float
+    better: str
+    worse: str
+    equal: str
+
+    def words(self) -> tuple[str, str]:
+        """The number, and what it means; the number is empty where both are equal."""
+        if abs(self.factor - 1) <= _SAME_SPEED:
+            return "", self.equal
+        if self.factor > 1:
+            return ratio(self.factor), self.better
+        return ratio(1 / self.factor), self.worse
+
+
+def headline(results: Results) -> list[Phrase]:
+    """The one sentence: convolutions, predictions, speed, memory, as far as they were measured."""
+    clauses = [
+        clause
+        for clause in (
+            _convolutions(results),
+            _predictions(results),
+            _speed(results),
+            _memory(results),
+        )
+        if clause
+    ]
+    if not clauses:
+        return [Phrase(results.title)]
+    phrases: list[Phrase] = []
+    for index, clause in enumerate(clauses):
+        phrases += clause
+        phrases.append(Phrase(_separator(index, len(clauses))))
+    return _capitalised(phrases)
+
+
+def _separator(index: int, total: int) -> str:
+    if index == total - 1:
+        return "."
+    return ": " if index == 0 else ", "
+
+
+def _capitalised(phrases: list[Phrase]) -> list[Phrase]:
+    first = phrases[0]
+    return [Phrase(first.text[:1].upper() + first.text[1:], first.strong), *phrases[1:]]
+
+
+def _convolutions(results: Results) -> list[Phrase]:
+    train, deploy = results.by_role("train"), results.by_role("deploy")
+    if train is None or deploy is None:
+        return []
+    return [
+        Phrase(count(train.convolutions), strong=True),
+        Phrase(" convolutions became "),
+        Phrase(count(deploy.convolutions), strong=True),
+    ]
+
+
+def _main_agreement(results: Results) -> AgreementRecord | None:
+    return next((r for r in results.agreement if r.engine == _EAGER), None)
+
+
+def _predictions(results: Results) -> list[Phrase]:
+    record = _main_agreement(results)
+    if record is None:
+        return []
+    if record.agree == record.total:
+        return [
+            Phrase("the same predictions on all "),
+            Phrase(count(record.total), strong=True),
+            Phrase(" test images"),
+        ]
+    return [
+        Phrase("the predictions differ on "),
+        Phrase(count(record.total - record.agree), strong=True),
+        Phrase(f" of {count(record.total)} test images"),
+    ]
+
+
+def speedup(results: Results) -> float | None:
+    """Median of the train form over median of the deploy form, eager, in the first group."""
+    train, deploy = results.by_role("train"), results.by_role("deploy")
+    if not results.latency or train is None or deploy is None:
+        return None
+    medians = _medians(results.latency[0])
+    before, after = medians.get((train.key, _EAGER)), medians.get((deploy.key, _EAGER))
+    return before.median / after.median if before and after else None
+
+
+def _medians(group: LatencyRecord) -> dict[tuple[str, str], Quartiles]:
+    return {(row.model, row.engine): quartiles(row.samples_ms) for row in group.rows}
+
+
+def _speed(results: Results) -> list[Phrase]:
+    factor = speedup(results)
+    if factor is None:
+        return []
+    return _clause(_Comparison(factor, "faster", "slower", "the same speed"))
+
+
+def _memory(results: Results) -> list[Phrase]:
+    pair = _memory_pair(results)
+    if pair is None:
+        return []
+    memory, train, deploy = pair
+    what = f"peak activation memory {memory.scope}".rstrip()
+    factor = train.peak_bytes / deploy.peak_bytes
+    return _clause(_Comparison(factor, f"less {what}", f"more {what}", f"the same {what}"))
+
+
+def _memory_pair(results: Results) -> tuple[MemoryRecord, TraceRecord, TraceRecord] | None:
+    """The first figure in which both forms of the model are drawn."""
+    for memory in results.memory:
+        roles = {results.model(trace.model).role: trace for trace in reversed(memory.traces)}
+        if "train" in roles and "deploy" in roles:
+            return memory, roles["train"], roles["deploy"]
+    return None
+
+
+def _clause(comparison: _Comparison) -> list[Phrase]:
+    number, words = comparison.words()
+    return [Phrase(number, strong=True), Phrase(f" {words}")] if number else [Phrase(words)]
+
+
+def figures(results: Results) -> list[Figure]:
+    """The key numbers under the headline."""
+    found = [_convolution_figure(results), _agreement_figure(results), _speed_figure(results)]
+    found.append(_memory_figure(results))
+    return [figure for figure in found if figure is not None]
+
+
+def _convolution_figure(results: Results) -> Figure | None:
+    train, deploy = results.by_role("train"), results.by_role("deploy")
+    if train is None or deploy is None:
+        return None
+    norms = f"{train.norms} → {deploy.norms} batch norms"
+    return Figure(f"{train.convolutions} → {deploy.convolutions}", "convolutions", norms)
+
+
+def _agreement_figure(results: Results) -> Figure | None:
+    record = _main_agreement(results)
+    if record is None:
+        return None
+    largest = next((check.max_abs for check in results.checks if check.agree is not None), None)
+    detail = "" if largest is None else f"largest logit difference {error(largest)}"
+    return Figure(f"{record.agree} / {record.total}", "equal predictions", detail)
+
+
+def _speed_figure(results: Results) -> Figure | None:
+    factor = speedup(results)
+    if factor is None:
+        return None
+    number, words = _Comparison(factor, "faster", "slower", "the same speed").words()
+    before, after = (
+        _medians(results.latency[0])[model.key, _EAGER].median
+        for model in (results.by_role("train"), results.by_role("deploy"))
+        if model is not None
+    )
+    return Figure(number or "1×", words, f"{milliseconds(before)} → {milliseconds(after)}")
+
+
+def _memory_figure(results: Results) -> Figure | None:
+    pair = _memory_pair(results)
+    if pair is None:
+        return None
+    memory, train, deploy = pair
+    comparison = _Comparison(
+        train.peak_bytes / deploy.peak_bytes, "less memory", "more memory", "the same memory"
+    )
+    number, words = comparison.words()
+    peaks = f"{kibibytes(train.peak_bytes)} → {kibibytes(deploy.peak_bytes)}"
+    return Figure(number or "1×", f"{words} {memory.scope}".rstrip(), peaks)
+
+
+def accuracy_remarks(results: Results) -> list[str]:
+    """What the test images say about the two forms, and about the comparator."""
+    remarks = []
+    by_model = {record.model: record for record in results.accuracy if record.engine == _EAGER}
+    train, deploy = results.by_role("train"), results.by_role("deploy")
+    other = results.by_role("comparator")
+    if train and deploy and {train.key, deploy.key} <= by_model.keys():
+        before, after = by_model[train.key], by_model[deploy.key]
+        same = before.correct == after.correct
+        remarks.append(
+            f"Both forms get {after.correct} of {after.total} images right."
+            if same
+            else f"Train form gets {before.correct} of {before.total} images right, "
+            f"deploy form {after.correct}."
+        )
+    if deploy and other and {deploy.key, other.key} <= by_model.keys():
+        mine, its = by_model[deploy.key], by_model[other.key]
+        remarks.append(_against(other.label, mine.correct - its.correct, its.correct, its.total))
+    return remarks
+
+
+def _against(label: str, lead: int, correct: int, total: int) -> str:
+    got = f"{label} gets {correct} ({percent(correct / total)})"
+    if lead == 0:
+        return f"{got}, as many."
+    which = "fewer" if lead > 0 else "more"
+    images = "image" if abs(lead) == 1 else "images"
+    return f"{got}, {abs(lead)} {images} {which}."
+
+
+def latency_remarks(results: Results, group: LatencyRecord) -> list[str]:
+    """The comparisons a reader would make: the two forms, and the comparator, engine by engine."""
+    medians = _medians(group)
+    roles = {results.model(row.model).role: results.model(row.model) for row in group.rows}
+    remarks = []
+    for engine in dict.fromkeys(row.engine for row in group.rows):
+        for other in ("train", "comparator"):
+            if "deploy" not in roles or other not in roles:
+                continue
+            mine = medians.get((roles["deploy"].key, engine))
+            its = medians.get((roles[other].key, engine))
+            if mine is not None and its is not None:
+                remarks.append(_remark(engine, roles[other].label, its.median / mine.median))
+    return remarks
+
+
+def _remark(engine: str, label: str, factor: float) -> str:
+    number, words = _Comparison(factor, "faster than", "slower than", "as fast as").words()
+    lead = f"In {engine} the deploy form is"
+    return f"{lead} {number} {words} {label}.".replace("  ", " ")

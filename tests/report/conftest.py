@@ -1,0 +1,152 @@
+"""A full set of results, invented for the tests of the page and labelled so."""
+
+from __future__ import annotations
+
+import pytest
+
+from reparam.report.results import (
+    AccuracyRecord,
+    AgreementRecord,
+    BlockRecord,
+    BranchRecord,
+    CheckRecord,
+    CostRecord,
+    DataRecord,
+    LatencyRecord,
+    MemoryRecord,
+    ModelRecord,
+    PlanRecord,
+    RefusalRecord,
+    RegionRecord,
+    Results,
+    TimingRecord,
+    TraceRecord,
+    TrainingRecord,
+)
+
+
+def spread(middle: float) -> tuple[float, ...]:
+    """Eleven times around `middle`."""
+    return tuple(middle * (1 + 0.01 * step) for step in range(-5, 6))
+
+
+def regions(number: int) -> tuple[RegionRecord, ...]:
+    return tuple(
+        RegionRecord(
+            where=f"stages.{index // 4}.{index % 4}",
+            what="3 branches → conv 3×3",
+            before=CostRecord(2, 10_432 * (index + 1), 42_000_000 * (index + 1)),
+            after=CostRecord(1, 9_248 * (index + 1), 37_748_736 * (index + 1)),
+        )
+        for index in range(number)
+    )
+
+
+def block() -> BlockRecord:
+    return BlockRecord(
+        where="stages.0.1",
+        before=(
+            BranchRecord(("conv 3×3", "BN")),
+            BranchRecord(("conv 1×1", "BN")),
+            BranchRecord(("BN",)),
+        ),
+        after=(BranchRecord(("conv 3×3",)),),
+        tail=("ReLU",),
+        caption="Three parallel branches for training; one 3×3 convolution computes the same.",
+    )
+
+
+def memory() -> MemoryRecord:
+    size = 131_072
+    return MemoryRecord(
+        title="One block, from its input to its output",
+        scope="in a block",
+        input_shape=(1, 32, 32, 32),
+        input_bytes=size,
+        traces=(
+            TraceRecord(
+                "train",
+                "Multi-branch, train form",
+                ("conv 3×3", "BN", "conv 1×1", "BN", "add", "BN", "add", "ReLU"),
+                tuple(n * size for n in (2, 3, 3, 4, 4, 3, 3, 2)),
+                4 * size,
+            ),
+            TraceRecord(
+                "resnet",
+                "Residual block",
+                ("conv 3×3", "BN", "ReLU", "conv 3×3", "BN", "add", "ReLU"),
+                tuple(n * size for n in (2, 3, 3, 3, 3, 3, 2)),
+                3 * size,
+            ),
+            TraceRecord(
+                "deploy", "Single path", ("conv 3×3", "ReLU"), (2 * size, 2 * size), 2 * size
+            ),
+        ),
+    )
+
+
+def latency() -> tuple[LatencyRecord, ...]:
+    small = LatencyRecord(
+        title="The trained nets",
+        input_shape=(1, 3, 32, 32),
+        threads=2,
+        rows=(
+            TimingRecord("train", "eager", spread(4.1)),
+            TimingRecord("deploy", "eager", spread(2.0)),
+            TimingRecord("resnet", "eager", spread(2.6)),
+            TimingRecord("train", "ONNX Runtime", spread(1.1)),
+            TimingRecord("deploy", "ONNX Runtime", spread(0.8)),
+            TimingRecord("resnet", "ONNX Runtime", spread(0.7)),
+        ),
+    )
+    return (small,)
+
+
+@pytest.fixture
+def results() -> Results:
+    """Invented numbers: the deploy form beats the ResNet in eager and loses in ONNX Runtime."""
+    return Results(
+        title="Invented results for a test",
+        created="2026-01-01 12:00 UTC",
+        command="reparam demo",
+        models=(
+            ModelRecord("train", "RepVGG, train form", "train", 22, 33, 812_345, 95_000_000),
+            ModelRecord("deploy", "RepVGG, deploy form", "deploy", 11, 0, 730_000, 86_000_000),
+            ModelRecord(
+                "resnet", "ResNet of equal size", "comparator", 13, 13, 741_000, 88_000_000
+            ),
+        ),
+        data=DataRecord("handwritten digits", 1437, 360, 10, (3, 32, 32)),
+        training=(
+            TrainingRecord("train", 12, 41.0, (1.2, 0.4, 0.1)),
+            TrainingRecord("resnet", 12, 33.0, (1.1, 0.3, 0.2)),
+        ),
+        accuracy=(
+            AccuracyRecord("train", 356, 360),
+            AccuracyRecord("deploy", 356, 360),
+            AccuracyRecord("deploy", 356, 360, "ONNX Runtime"),
+            AccuracyRecord("resnet", 355, 360),
+        ),
+        agreement=(
+            AgreementRecord("train", "deploy", 360, 360),
+            AgreementRecord("train", "deploy", 360, 360, "ONNX Runtime"),
+        ),
+        plan=PlanRecord(
+            "train",
+            regions(11),
+            (RefusalRecord("pool", "average pooling", "alone <it> costs less"),),
+        ),
+        block=block(),
+        checks=(
+            CheckRecord(
+                "logits", "train form", "deploy form", 2.1e-6, 3.4e-7, True, "1e-4", 360, 360
+            ),
+            CheckRecord(
+                "logits, float64", "train form", "deploy form", 3e-15, 4e-16, True, "1e-12"
+            ),
+        ),
+        latency=latency(),
+        memory=(memory(),),
+        files={"model.onnx": "deploy form", "results.json": "every number on this page"},
+        environment={"torch": "2.14.1", "CPU": "an invented CPU", "threads": "2"},
+    )
