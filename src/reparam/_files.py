@@ -1,43 +1,85 @@
 """Files are written whole or not at all.
 
-A file is written under a temporary name in the folder it is meant for, so that the last step is a
-rename within one file system, which is atomic. Whatever goes wrong before it leaves the folder as
-it was.
+What is written goes into a hidden folder beside its destination, so that the last step is a rename
+within one file system, which is atomic. Whatever goes wrong before it leaves the folder of the user
+as it was. A process that is killed outright can leave that hidden folder (``.reparam-*``) behind,
+never half a file under the name that was asked for.
 """
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
+import stat
 import tempfile
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from reparam.errors import InputError, ReparamError
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["atomic_path", "staged_folder", "write_text"]
+__all__ = ["atomic_path", "staged_folder", "write_bytes", "write_text"]
+
+# What an OSError means to the person who chose the destination.
+_DISK_FULL = {
+    errno.ENOSPC: "no space is left on its disk",
+    errno.EDQUOT: "the disk quota is used up",
+    errno.EFBIG: "the file is larger than the file system or the process limit allows",
+}
+_NOT_WRITABLE = {
+    errno.EACCES: "the folder is not writable",
+    errno.EPERM: "the folder is not writable",
+    errno.EROFS: "the file system is read-only",
+}
+# Writers in C++ (torch, ONNX Runtime, OpenVINO) report a full disk as an error of their own kind.
+# One file system block is the most that can be left when a write has just failed for lack of space.
+_BLOCK_BYTES = 4096
 
 
 @contextmanager
-def staged_folder(folder: str | os.PathLike[str]) -> Iterator[Path]:
+def staged_folder(folder: str | os.PathLike[str], *, main: str | None = None) -> Iterator[Path]:
     """Yield an empty folder inside ``folder`` whose files move up when the block ends well.
 
-    For formats that are several files (a graph and its weights). Each file is moved atomically, in
-    alphabetical order, so that ``net.bin`` is in place before the ``net.xml`` that refers to it.
+    For formats that are several files (a graph and its weights). If one of them cannot be moved,
+    those before it are taken back. A file that is replaced keeps its permissions, a new one gets
+    those of any new file, whatever the writer made of them.
+
+    Args:
+        folder: An existing folder that can be written.
+        main: Name of the file that refers to the others. It has to be written, and moves last, so
+            that whoever finds it finds all of it. Without it, the order is alphabetical.
+
+    Yields:
+        The temporary folder. What is written there may be of any name, but not in subfolders.
 
     Raises:
-        OSError: The folder does not exist or cannot be written.
+        InputError: The folder is missing or cannot be written, its disk is full, or something that
+            is not a plain writable file stands where a file should go.
+        ReparamError: The block did not write what it should have, or wrote a subfolder.
+
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     with staged_folder(folder, main="net.xml") as stage:
+    ...         _ = (stage / "net.bin").write_bytes(bytes(4))
+    ...         _ = (stage / "net.xml").write_text("<net/>")
+    ...     sorted(os.listdir(folder))
+    ['net.bin', 'net.xml']
     """
-    target = Path(folder)
-    stage = Path(tempfile.mkdtemp(prefix=".reparam-", dir=target))
+    destination = Path(folder)
+    wanted = destination / main if main else destination
+    stage = _make_stage(destination, wanted)
     try:
-        yield stage
-        for written in sorted(stage.iterdir()):
-            _flush(written)
-        for written in sorted(stage.iterdir()):
-            written.replace(target / written.name)
+        with _disk_errors_explained(wanted):
+            mode = _mode_of_a_new_file(stage)
+            yield stage
+            written = _written_files(stage, wanted, main)
+            for file in written:
+                _finish(file, destination / file.name, mode)
+        with _move_errors_explained(wanted):
+            _move_all(written, destination)
     finally:
         shutil.rmtree(stage, ignore_errors=True)
 
@@ -46,8 +88,19 @@ def staged_folder(folder: str | os.PathLike[str]) -> Iterator[Path]:
 def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Yield a temporary path of the same name that becomes ``path`` when the block ends well.
 
+    Files that the block writes beside it (external data of an ONNX file, for example) move along.
+    A symbolic link is followed: the file that it points to is replaced, the link stays.
+
+    Args:
+        path: The file to write. Its folder has to exist.
+
+    Yields:
+        A path with the name of ``path``, at which nothing exists yet.
+
     Raises:
-        OSError: The folder of ``path`` does not exist or cannot be written.
+        InputError: The folder of ``path`` is missing or cannot be written, its disk is full, or
+            ``path`` is something else than a plain writable file.
+        ReparamError: The block did not write the file.
 
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     with atomic_path(Path(folder) / "a.txt") as temporary:
@@ -55,23 +108,153 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
     ...     (Path(folder) / "a.txt").read_text()
     'whole'
     """
-    target = Path(path)
-    with staged_folder(target.parent) as stage:
+    target = Path(os.path.realpath(path))
+    _check_replaceable(target)
+    with staged_folder(target.parent, main=target.name) as stage:
         yield stage / target.name
 
 
 def write_text(path: str | os.PathLike[str], text: str) -> None:
-    """Write UTF-8 text to ``path`` atomically.
+    """Write UTF-8 text to ``path`` atomically, line ends as they are.
 
     Raises:
-        OSError: The folder of ``path`` does not exist or cannot be written.
+        InputError: As for :func:`atomic_path`.
+    """
+    write_bytes(path, text.encode("utf-8"))
+
+
+def write_bytes(path: str | os.PathLike[str], content: bytes) -> None:
+    """Write bytes to ``path`` atomically.
+
+    Raises:
+        InputError: As for :func:`atomic_path`.
     """
     with atomic_path(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_bytes(content)
 
 
-def _flush(path: Path) -> None:
-    """Force a written file to the disk, so that a full disk is noticed before the rename."""
-    if path.is_file():
-        with path.open("rb") as handle:
-            os.fsync(handle.fileno())
+def _make_stage(folder: Path, wanted: Path) -> Path:
+    if not folder.is_dir():
+        found = "is not a folder" if folder.exists() else "does not exist"
+        raise InputError(
+            f"cannot write {wanted}: {folder} {found}; create that folder or choose another path"
+        )
+    with _move_errors_explained(wanted):
+        return Path(tempfile.mkdtemp(prefix=".reparam-", dir=folder))
+
+
+def _mode_of_a_new_file(stage: Path) -> int:
+    """Ask the file system by making a file: reading the umask means setting it, in all threads."""
+    probe = stage / "mode"
+    probe.touch()
+    mode = stat.S_IMODE(probe.stat().st_mode)
+    probe.unlink()
+    return mode
+
+
+@contextmanager
+def _disk_errors_explained(wanted: Path) -> Iterator[None]:
+    """Turn what a full disk makes a writer raise into one kind of error; pass on the rest."""
+    try:
+        yield
+    except ReparamError:
+        raise
+    except OSError as error:
+        if error.errno in _DISK_FULL:
+            raise _unwritable(wanted, _DISK_FULL[error.errno]) from error
+        raise
+    except Exception as error:
+        if shutil.disk_usage(wanted.parent).free < _BLOCK_BYTES:
+            raise _unwritable(wanted, _DISK_FULL[errno.ENOSPC]) from error
+        raise
+
+
+@contextmanager
+def _move_errors_explained(wanted: Path) -> Iterator[None]:
+    """Name the destination in the errors of our own file operations in its folder."""
+    try:
+        yield
+    except OSError as error:
+        reason = (_NOT_WRITABLE | _DISK_FULL).get(error.errno or 0, str(error))
+        raise _unwritable(wanted, reason) from error
+
+
+def _unwritable(wanted: Path, reason: str) -> InputError:
+    return InputError(
+        f"cannot write {wanted}: {reason}; nothing was changed there. "
+        "Make room or permission for it, or choose another path"
+    )
+
+
+def _written_files(stage: Path, wanted: Path, main: str | None) -> list[Path]:
+    """List the files in the order in which they have to move."""
+    written = sorted(stage.iterdir(), key=lambda entry: (entry.name == main, entry.name))
+    if not written or (main and written[-1].name != main):
+        raise ReparamError(
+            f"nothing was written to {wanted}: its writer ended without an error and without a file"
+        )
+    for entry in written:
+        if entry.is_symlink() or not entry.is_file():
+            raise ReparamError(
+                f"cannot write {wanted}: {entry.name!r} beside it is not a plain file, and only "
+                "files can be put in place atomically"
+            )
+        _check_replaceable(stage.parent / entry.name)
+    return written
+
+
+def _check_replaceable(target: Path) -> None:
+    """Refuse what a rename would silently destroy: a device, a write-protected file."""
+    if not target.exists():
+        return
+    if not target.is_file():
+        found = "a folder" if target.is_dir() else "not a plain file"
+        raise InputError(f"cannot write {target}: it is {found}; choose another path")
+    if not os.access(target, os.W_OK):
+        raise InputError(
+            f"cannot write {target}: the file is write-protected; make it writable, delete it, or "
+            "choose another path"
+        )
+
+
+def _finish(file: Path, target: Path, mode: int) -> None:
+    """Give a written file its permissions and force it to the disk, ahead of the rename."""
+    file.chmod(stat.S_IMODE(target.stat().st_mode) if target.exists() else mode)
+    with file.open("r+b") as handle:
+        os.fsync(handle.fileno())
+
+
+def _move_all(written: list[Path], folder: Path) -> None:
+    """Move the files up; if one cannot be moved, put back what stood where the others went."""
+    *others, last = written
+    former = Path(tempfile.mkdtemp(dir=last.parent))
+    try:
+        for file in others:
+            target = folder / file.name
+            if target.exists():
+                target.replace(former / file.name)
+            file.replace(target)
+        last.replace(folder / last.name)
+    except BaseException:
+        for file in others:
+            _put_back(file, folder / file.name, former / file.name)
+        raise
+    _flush_folder(folder)
+
+
+def _put_back(file: Path, target: Path, former: Path) -> None:
+    if former.exists():
+        former.replace(target)
+    elif not file.exists():
+        target.unlink()
+
+
+def _flush_folder(folder: Path) -> None:
+    """Make the renames last through a power cut, where folders can be opened (not on Windows)."""
+    if os.name != "posix":
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -4,35 +4,41 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-from typing import Any
+from typing import TYPE_CHECKING
 
 from reparam.errors import MissingExtraError
 
+if TYPE_CHECKING:
+    from types import ModuleType
+
 __all__ = ["available", "require"]
 
+# Modules whose name is not the one that pip knows them by.
+_PIP_NAMES = {"PIL": "pillow", "sklearn": "scikit-learn"}
 
-def require(module: str, *, extra: str, purpose: str) -> Any:
+
+def require(module: str, *, extra: str, purpose: str) -> ModuleType:
     """Import an optional module, or say which extra of this package brings it.
 
     Args:
         module: Name of the module to import, such as ``"onnxruntime"`` or ``"onnx.checker"``.
         extra: The extra of this package that installs it.
-        purpose: What needs it, as the beginning of a sentence (``"Exporting to ONNX"``).
+        purpose: What needs it, as the beginning of a sentence (``"exporting to ONNX"``).
 
     Returns:
         The imported module.
 
     Raises:
-        MissingExtraError: The module, or the package that holds it, is not installed.
+        MissingExtraError: The module, or a package that it imports, is not installed. Any other
+            failure of the import (a broken installation) passes through as it is.
 
-    >>> require("json", extra="deploy", purpose="Reading results").loads("[1]")
+    >>> require("json", extra="deploy", purpose="reading results").loads("[1]")
     [1]
     """
     try:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:
-        package = module.partition(".")[0]
-        raise MissingExtraError((error.name or package).partition(".")[0], extra, purpose) from error
+        raise MissingExtraError(_package(error.name or module), extra, purpose) from error
 
 
 def available(module: str) -> bool:
@@ -42,3 +48,9 @@ def available(module: str) -> bool:
     (True, False)
     """
     return importlib.util.find_spec(module) is not None
+
+
+def _package(module: str) -> str:
+    """Name what is missing as pip does: the package, or the module that an old version lacks."""
+    top = module.partition(".")[0]
+    return module if available(top) else _PIP_NAMES.get(top, top)

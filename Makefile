@@ -1,0 +1,81 @@
+# `make demo` and `make test` are all that a fresh clone needs; `make help` lists the rest.
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+MAKEFLAGS += --no-builtin-rules
+
+# The interpreter that makes .venv; `make test PYTHON=python3.12` takes another one.
+PYTHON ?=
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.installed
+DEMO_OUT ?= reparam-demo
+# Test processes, one torch thread each; more of them than cores only slows the tests down.
+WORKERS ?= 2
+PYTEST_ARGS ?=
+
+.PHONY: help
+help: ## Show this list
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/\1\t\2/' | expand -t 16
+
+.PHONY: demo
+demo: $(READY) ## The whole story on bundled data, with a report page at the end
+	$(BIN)/reparam demo --out $(DEMO_OUT)
+
+.PHONY: test
+test: $(READY) ## Run the tests (PYTEST_ARGS="-m slow" for the long ones)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) $(PYTEST_ARGS)
+
+.PHONY: check
+check: format-check lint types imports doctest ## Everything but the tests: format, lint, types, imports, doctests
+
+.PHONY: format-check
+format-check: $(READY) ## Is the code formatted?
+	$(BIN)/ruff format --check
+
+.PHONY: lint
+lint: $(READY) ## Lint the code
+	$(BIN)/ruff check
+
+.PHONY: types
+types: $(READY) ## Check the types of the package, strictly
+	$(BIN)/mypy
+
+.PHONY: imports
+imports: $(READY) ## Check that imports point down and that the core needs torch alone
+	$(BIN)/lint-imports --no-logo
+
+.PHONY: doctest
+doctest: $(READY) ## Run the examples of the docstrings
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --doctest-modules src $(PYTEST_ARGS)
+
+.PHONY: format
+format: $(READY) ## Format the code and mend what can be mended safely
+	$(BIN)/ruff format
+	$(BIN)/ruff check --fix
+
+.PHONY: dist
+dist: $(READY) ## Build the wheel and the source distribution into dist/
+	$(BIN)/python -m build
+
+.PHONY: clean
+clean: ## Remove caches and build outputs (not .venv, runs or reports)
+	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	find src tests benchmarks -name __pycache__ -prune -exec rm -rf {} + 2>/dev/null || true
+
+# The stamp is written last, so that an interrupted installation is taken up again, and a change of
+# the dependencies installs what is new.
+$(READY): pyproject.toml
+	@for python in $(or $(PYTHON),python3.11 python3 python); do \
+	    "$$python" -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null && break; \
+	    python=; \
+	done; \
+	if [ -z "$$python" ]; then \
+	    echo "Python 3.10 or newer is needed, and $(or $(PYTHON),neither python3.11 nor python3)" \
+	        "is not that; install it, or name it: make PYTHON=/path/to/python3" >&2; \
+	    exit 1; \
+	fi; \
+	echo "Making $(VENV) with $$python: a download of several GB, most of it PyTorch."; \
+	"$$python" -m venv $(VENV)
+	$(BIN)/python -m pip install --editable '.[dev]'
+	@touch $@

@@ -1,0 +1,55 @@
+"""What every test stands on: seeded generators, one torch thread a worker, Hypothesis profiles."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+import pytest
+import torch
+from hypothesis import HealthCheck, register_random, settings
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+# Test processes that each start a thread per core only take the cores away from one another.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    torch.set_num_threads(1)
+
+# No deadline in any profile: the first example pays for the warming up of torch's kernels, and the
+# time of an example says nothing about its result. `HYPOTHESIS_PROFILE=long` is for a run by hand.
+_TORCH_IS_SLOW = [HealthCheck.too_slow, HealthCheck.data_too_large]
+settings.register_profile(
+    "default", max_examples=200, deadline=None, suppress_health_check=_TORCH_IS_SLOW
+)
+settings.register_profile(
+    "ci", parent=settings.get_profile("default"), derandomize=True, database=None, print_blob=True
+)
+settings.register_profile("long", parent=settings.get_profile("default"), max_examples=10_000)
+settings.load_profile(
+    os.environ.get("HYPOTHESIS_PROFILE", "ci" if os.environ.get("CI") else "default")
+)
+
+
+class _TorchGenerator:
+    """Torch's global generator as Hypothesis wants it, so that an example repeats exactly."""
+
+    def seed(self, seed: int) -> None:
+        torch.manual_seed(seed)
+
+    def getstate(self) -> Tensor:
+        return torch.get_rng_state()
+
+    def setstate(self, state: Tensor) -> None:
+        torch.set_rng_state(state)
+
+
+# Hypothesis holds it weakly; this name keeps it.
+_TORCH_GENERATOR = _TorchGenerator()
+register_random(_TORCH_GENERATOR)
+
+
+@pytest.fixture(autouse=True)
+def seeded() -> None:
+    """Start every test from the same random state, whatever ran before it in this process."""
+    torch.manual_seed(0)
