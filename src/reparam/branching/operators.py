@@ -1,0 +1,127 @@
+"""What a branch computes, as a value of the algebra, and its layers in order."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
+
+from reparam import algebra
+from reparam.algebra import AffineConv, Geometry
+from reparam.errors import InputError
+
+__all__ = [
+    "branch_operator",
+    "conv_operator",
+    "conv_operator_geometry",
+    "layers",
+    "norms",
+    "operator_before",
+]
+
+_AVERAGES = (nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d)
+# Every branch of a block reads the same padded input, so a reflecting pad only has to line up:
+# in the algebra its positions count, and the values there are the same for all of them.
+_PADS = (
+    nn.ZeroPad1d, nn.ZeroPad2d, nn.ZeroPad3d,
+    nn.ReflectionPad1d, nn.ReflectionPad2d, nn.ReflectionPad3d,
+    nn.ReplicationPad1d, nn.ReplicationPad2d, nn.ReplicationPad3d,
+    nn.CircularPad1d, nn.CircularPad2d, nn.CircularPad3d,
+)  # fmt: skip
+
+
+def conv_operator_geometry(conv: _ConvNd) -> Geometry:
+    """Read the shape of a convolution module, without its numbers."""
+    return algebra.conv_geometry(
+        conv.weight.shape,
+        stride=conv.stride,
+        padding=conv.padding,
+        dilation=conv.dilation,
+        groups=conv.groups,
+        bias=conv.bias is not None,
+    )
+
+
+def conv_operator(conv: _ConvNd) -> AffineConv:
+    """Read a convolution module, in float64."""
+    return algebra.conv(
+        conv.weight,
+        conv.bias,
+        stride=conv.stride,
+        padding=conv.padding,
+        dilation=conv.dilation,
+        groups=conv.groups,
+    )
+
+
+def layers(branch: nn.Module) -> Iterator[nn.Module]:
+    """The layers of a branch in the order in which they run; nested sequences are opened."""
+    if isinstance(branch, nn.Sequential):
+        for child in branch:
+            yield from layers(child)
+    elif not isinstance(branch, nn.Identity):
+        yield branch
+
+
+def norms(branch: nn.Module) -> list[_BatchNorm]:
+    """The batch norms of a branch, first to last."""
+    return [layer for layer in layers(branch) if isinstance(layer, _BatchNorm)]
+
+
+def branch_operator(branch: nn.Module, channels: int, dims: int) -> AffineConv:
+    """Compose the layers of a branch, with the running statistics of its batch norms.
+
+    Args:
+        branch: A layer, or a sequence of layers.
+        channels: Number of input channels.
+        dims: Number of spatial dimensions.
+
+    Raises:
+        InputError: A layer is not affine, or not one that is known here.
+        InexactError: The layers do not compose exactly.
+
+    """
+    return _compose(list(layers(branch)), channels, dims)
+
+
+def operator_before(branch: nn.Module, norm: nn.Module, channels: int, dims: int) -> AffineConv:
+    """Compose the layers of a branch that come before one of its batch norms."""
+    chain = list(layers(branch))
+    return _compose(chain[: chain.index(norm)], channels, dims)
+
+
+def _compose(chain: list[nn.Module], channels: int, dims: int) -> AffineConv:
+    total = algebra.identity(channels, dims=dims)
+    for layer in chain:
+        total = _read(layer, total.geometry.out_channels, dims) @ total
+    return total
+
+
+def _read(layer: nn.Module, channels: int, dims: int) -> AffineConv:
+    if isinstance(layer, _ConvNd) and not isinstance(layer, _ConvTransposeNd):
+        return conv_operator(layer)
+    if isinstance(layer, _BatchNorm):
+        return _read_norm(layer, dims)
+    if isinstance(layer, _AVERAGES) and not layer.ceil_mode and layer.count_include_pad:
+        sizes = (layer.kernel_size, layer.stride, layer.padding)
+        return algebra.average_pool(channels, *(algebra.per_dim(value, dims) for value in sizes))
+    if isinstance(layer, _PADS):
+        flat = [int(p) for p in layer.padding]
+        pairs = list(zip(flat[::2], flat[1::2], strict=True))
+        return algebra.zero_pad(channels, tuple(reversed(pairs)))
+    msg = (
+        f"a branch holds {layer}, which is not known to be an affine layer; needed convolutions, "
+        f"batch norms with running statistics, average pooling without ceil_mode, and padding"
+    )
+    raise InputError(msg)
+
+
+def _read_norm(norm: _BatchNorm, dims: int) -> AffineConv:
+    if norm.running_mean is None or norm.running_var is None:
+        msg = f"a branch holds {norm}, which keeps no running statistics; needed them to fold it"
+        raise InputError(msg)
+    return algebra.batch_norm(
+        norm.running_mean, norm.running_var, norm.weight, norm.bias, eps=norm.eps, dims=dims
+    )
