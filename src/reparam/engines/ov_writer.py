@@ -1,0 +1,69 @@
+"""Convert a module to an OpenVINO model."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from reparam import _optional
+from reparam.engines.program import Dynamic, export_program, quiet
+from reparam.errors import ExportError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from pathlib import Path
+
+    import torch
+    from torch import nn
+
+__all__ = ["to_openvino", "write_openvino"]
+
+_PURPOSE = "Exporting to OpenVINO"
+
+
+def to_openvino(
+    model: nn.Module, inputs: Sequence[torch.Tensor], *, dynamic: Dynamic
+) -> tuple[Any, tuple[dict[int, str], ...]]:
+    """Convert ``model`` in memory; return the OpenVINO model and the variable dimensions.
+
+    Raises:
+        MissingExtraError: openvino is not installed.
+        ExportError: The model cannot be converted.
+    """
+    openvino = _optional.require("openvino", extra="deploy", purpose=_PURPOSE)
+    program = export_program(model, inputs, dynamic)
+    try:
+        with quiet():
+            converted = openvino.convert_model(program.exported)
+    except Exception as error:
+        raise ExportError(
+            f"OpenVINO could not convert {type(model).__name__}: {str(error).strip()}"
+        ) from error
+    return converted, program.axes
+
+
+def write_openvino(
+    model: nn.Module,
+    inputs: Sequence[torch.Tensor],
+    path: Path,
+    *,
+    dynamic: Dynamic = Dynamic.AUTO,
+    metadata: Mapping[str, str] | None = None,
+) -> tuple[dict[int, str], ...]:
+    """Write ``model`` as ``path`` (the graph) and a ``.bin`` file beside it (the weights, float32).
+
+    Returns:
+        The variable dimensions of each input, by position.
+
+    Raises:
+        MissingExtraError: openvino is not installed.
+        ExportError: The model cannot be converted or written.
+    """
+    openvino = _optional.require("openvino", extra="deploy", purpose=_PURPOSE)
+    converted, axes = to_openvino(model, inputs, dynamic=dynamic)
+    for key, value in (metadata or {}).items():
+        converted.set_rt_info(value, ["reparam", key])
+    try:
+        openvino.save_model(converted, str(path), compress_to_fp16=False)
+    except Exception as error:
+        raise ExportError(f"OpenVINO could not write {path.name}: {error}") from error
+    return axes
