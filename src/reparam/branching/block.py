@@ -36,7 +36,7 @@ class BranchSum(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Add what the branches make of ``x``."""
         first, *others = self.branches.values()
-        y = first(x)
+        y: Tensor = first(x)
         for branch in others:
             y = y + branch(x)
         return y

@@ -48,14 +48,14 @@ def _repvgg(layout: ConvLayout) -> Branches | str:
 
 
 def _acnet(layout: ConvLayout) -> Branches | str:
-    if sum(k > 1 for k in layout.kernel_size) < 2:  # noqa: PLR2004 (a cross needs two arms)
+    if sum(k > 1 for k in layout.kernel_size) < 2:
         size = "x".join(map(str, layout.kernel_size))
         return f"a {size} kernel has no cross; ACNet needs two dimensions of more than one tap"
     arms: dict[str, nn.Module | None] = {}
     for dim, taps in enumerate(layout.kernel_size):
         if taps > 1:
-            size = [taps if other == dim else 1 for other in range(layout.dims)]
-            arms[layout.name("conv", size)] = layout.along(dim)
+            arm = [taps if other == dim else 1 for other in range(layout.dims)]
+            arms[layout.name("conv", arm)] = layout.along(dim)
     return arms
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections import OrderedDict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 from torch import nn
@@ -23,7 +23,7 @@ _Named = tuple[str, nn.Module]
 
 _CONVS: tuple[type[_ConvNd], ...] = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
-_AVERAGES = (nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d)
+_AVERAGES: tuple[Callable[..., nn.Module], ...] = (nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d)
 _PADS: dict[str, tuple[type[nn.Module], ...]] = {
     "zeros": (nn.ZeroPad1d, nn.ZeroPad2d, nn.ZeroPad3d),
     "reflect": (nn.ReflectionPad1d, nn.ReflectionPad2d, nn.ReflectionPad3d),
@@ -100,7 +100,7 @@ class ConvLayout:
         return self.window((0,) * self.dims, self.kernel_size)
 
     def pointwise(self) -> nn.Sequential:
-        """Make a 1x1 convolution on the tap that is nearest the output position, with batch norm."""
+        """Make a 1x1 convolution on the tap nearest the output position, with batch norm."""
         start = tuple(self._central_tap(dim) for dim in range(self.dims))
         return self.window(start, (1,) * self.dims)
 
@@ -140,8 +140,7 @@ class ConvLayout:
         where the first batch norm gives its shift, and the branch would not be one kernel. The
         1x1 starts as the identity, as in the paper.
         """
-        first = self._padded_pointwise(self.in_channels)
-        self._set_to_identity(first[-2][1])
+        first = self._padded_pointwise(self.in_channels, identity=True)
         none = (0,) * self.dims
         last = self._conv(self.out_channels, self.kernel_size, self.stride, none, self.dilation)
         return _sequence([*first, ("conv", last), ("bn", self._norm(self.out_channels))])
@@ -159,10 +158,12 @@ class ConvLayout:
 
     # ---------------------------------------------------------------------------- internals
 
-    def _padded_pointwise(self, out_channels: int) -> list[_Named]:
+    def _padded_pointwise(self, out_channels: int, *, identity: bool = False) -> list[_Named]:
         ones = (1,) * self.dims
         layers, padding = self._pad_layers(self.pads, ones)
         conv = self._conv(out_channels, ones, ones, padding, ones)
+        if identity:
+            self._set_to_identity(conv)
         return [*layers, ("pointwise", conv), ("pointwise_bn", self._norm(out_channels))]
 
     def _central_tap(self, dim: int) -> int:
@@ -209,9 +210,8 @@ class ConvLayout:
         padding: Sequence[int] | str,
         dilation: Sequence[int],
     ) -> _ConvNd:
-        cls = _CONVS[self.dims - 1]
-        conv = nn.utils.skip_init(
-            cls,
+        conv: _ConvNd = nn.utils.skip_init(
+            _CONVS[self.dims - 1],
             self.in_channels,
             out_channels,
             tuple(size),
@@ -227,7 +227,7 @@ class ConvLayout:
         self._draw(conv.weight)
         return conv
 
-    def _draw(self, weight: nn.Parameter) -> None:
+    def _draw(self, weight: torch.Tensor) -> None:
         """Fill a kernel as a new layer would be, on the device where the generator lives."""
         if weight.device.type == "meta":
             return

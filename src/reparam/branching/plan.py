@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -96,7 +95,9 @@ class BranchPlan:
             raise InputError(_nothing(self))
         wide = _copy(self._model)
         convs = dict(wide.named_modules())
-        sites = [self._site(region.where, convs[region.where], generator) for region in self.regions]
+        sites = [
+            self._site(region.where, convs[region.where], generator) for region in self.regions
+        ]
         wide = _replace(wide, {id(convs[site.where]): site.block for site in sites})
         if batches:
             calibrate_sites(wide, sites, batches)
@@ -251,7 +252,7 @@ def _describe(module: nn.Module) -> str:
 
 def _nothing(plan: BranchPlan) -> str:
     reasons = "; ".join(f"{r.where or 'the model'}: {r.why}" for r in plan.refusals[:5])
-    more = f"; and {len(plan.refusals) - 5} more" if len(plan.refusals) > 5 else ""  # noqa: PLR2004
+    more = f"; and {len(plan.refusals) - 5} more" if len(plan.refusals) > 5 else ""
     found = f" ({reasons}{more})" if reasons else ": no convolution was chosen"
     return f"nothing to branch into {plan.kind.name}{found}"
 
@@ -268,7 +269,9 @@ def _batches(inputs: Tensor | Iterable[Batch] | None) -> list[Batch]:
 
 def _unwrap(model: nn.Module) -> nn.Module:
     if isinstance(model, torch.jit.ScriptModule):
-        msg = "the model is a ScriptModule, whose structure is fixed; pass the module it was made of"
+        msg = (
+            "the model is a ScriptModule, whose structure is fixed; pass the module it was made of"
+        )
         raise UnsupportedModelError(msg)
     if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
         return _unwrap(model.module)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from fnmatch import fnmatchcase
 
 from torch import nn
@@ -41,7 +41,7 @@ def select(model: nn.Module, where: Where) -> dict[str, nn.Module]:
 
     """
     modules = dict(model.named_modules())
-    convs = {name: m for name, m in modules.items() if isinstance(m, _ConvNd)}
+    convs: dict[str, nn.Module] = {n: m for n, m in modules.items() if isinstance(m, _ConvNd)}
     if where is None:
         return convs
     if callable(where):
@@ -66,7 +66,7 @@ def _no_match(pattern: str, modules: Iterable[str], convs: Iterable[str]) -> str
     return f"no module is named {pattern!r}{hint} Convolutions here: {some}, ..."
 
 
-def refusal(module: nn.Module, tied: dict[int, list[str]]) -> str | None:
+def refusal(module: nn.Module, tied: Mapping[int, list[str]]) -> str | None:
     """Say why a module cannot be replaced by branches; None if it can."""
     if not isinstance(module, _PLAIN):
         return f"{type(module).__name__} is not a plain convolution (Conv1d, Conv2d, Conv3d)"
