@@ -7,6 +7,7 @@ import os
 import stat
 import subprocess
 import sys
+import tempfile
 import textwrap
 from pathlib import Path
 
@@ -17,9 +18,16 @@ from reparam._files import atomic_path, staged_folder, write_bytes, write_text
 from reparam.errors import InputError, ReparamError, VerificationError
 
 posix = pytest.mark.skipif(os.name != "posix", reason="needs POSIX files")
-unprivileged = pytest.mark.skipif(
-    not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may write everywhere"
-)
+
+
+def may_write_everywhere():
+    """Permissions bind neither the administrator nor anybody on Windows."""
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder).chmod(0o500)
+        return os.access(folder, os.W_OK)
+
+
+unprivileged = pytest.mark.skipif(may_write_everywhere(), reason="this user may write everywhere")
 
 
 def names_in(folder):
@@ -240,6 +248,17 @@ def test_a_writer_with_errors_of_its_own_on_a_full_disk_is_an_input_error(tmp_pa
     with pytest.raises(InputError, match="no space is left") as caught, atomic_path(tmp_path / "a"):
         raise RuntimeError("PytorchStreamWriter failed writing file data/0")
     assert isinstance(caught.value.__cause__, RuntimeError)
+
+
+def test_a_writer_that_quotes_the_system_on_a_full_disk_is_an_input_error(tmp_path):
+    quoting = RuntimeError(f"I/O error: {os.strerror(errno.ENOSPC)} (os error 28)")
+    with pytest.raises(InputError, match="no space is left"), atomic_path(tmp_path / "a"):
+        raise quoting
+
+
+def test_a_writer_with_errors_of_its_own_and_room_on_the_disk_keeps_them(tmp_path):
+    with pytest.raises(RuntimeError, match=r"^unsupported operator$"), atomic_path(tmp_path / "a"):
+        raise RuntimeError("unsupported operator")
 
 
 def test_another_operating_system_error_of_the_block_passes_as_it_is(tmp_path):

@@ -39,7 +39,7 @@ ROOMS_THAT_MEET_OTHER_PACKAGES = [
     "data",
     "engines",
     "exporting",
-    "quantize",
+    "quantizing",
     "report",
     "train",
 ]

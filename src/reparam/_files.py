@@ -35,7 +35,6 @@ _NOT_WRITABLE = {
     errno.EPERM: "the folder is not writable",
     errno.EROFS: "the file system is read-only",
 }
-# Writers in C++ (torch, ONNX Runtime, OpenVINO) report a full disk as an error of their own kind.
 # One file system block is the most that can be left when a write has just failed for lack of space.
 _BLOCK_BYTES = 4096
 
@@ -164,9 +163,18 @@ def _disk_errors_explained(wanted: Path) -> Iterator[None]:
             raise _unwritable(wanted, _DISK_FULL[error.errno]) from error
         raise
     except Exception as error:
-        if shutil.disk_usage(wanted.parent).free < _BLOCK_BYTES:
+        if _tells_of_a_full_disk(error, wanted.parent):
             raise _unwritable(wanted, _DISK_FULL[errno.ENOSPC]) from error
         raise
+
+
+def _tells_of_a_full_disk(error: Exception, folder: Path) -> bool:
+    """Recognise the errors of writers in C++ and Rust, which are of kinds of their own.
+
+    Some quote the system (safetensors); others (torch) do not, but leave the disk as full as it is.
+    """
+    quoted = os.strerror(errno.ENOSPC) in str(error)
+    return quoted or shutil.disk_usage(folder).free < _BLOCK_BYTES
 
 
 @contextmanager
