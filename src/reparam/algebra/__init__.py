@@ -19,7 +19,7 @@ from reparam.algebra.builders import (
     scale,
     zero_pad,
 )
-from reparam.algebra.expression import Composition, Expression, Leaf, Rows, Sum, evaluate
+from reparam.algebra.expression import Composition, Expression, Leaf, Rows, Sum, constant_scale, evaluate
 from reparam.algebra.geometry import Geometry, compose, parallel
 from reparam.algebra.lowering import LayerArguments, flat_pads, layer_arguments, lower
 
@@ -36,6 +36,7 @@ __all__ = [
     "average_pool_geometry",
     "batch_norm",
     "compose",
+    "constant_scale",
     "conv",
     "conv_geometry",
     "evaluate",

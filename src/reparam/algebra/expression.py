@@ -10,10 +10,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import torch
+
 from reparam.algebra.affine_conv import AffineConv
+from reparam.algebra.builders import scale
 from reparam.algebra.geometry import Geometry, compose, parallel
 
-__all__ = ["Composition", "Expression", "Leaf", "Rows", "Sum", "evaluate"]
+__all__ = ["Composition", "Expression", "Leaf", "Rows", "Sum", "constant_scale", "evaluate"]
 
 Rows = tuple[int, int]
 """A half-open range of output channels."""
@@ -66,6 +69,21 @@ class Sum:
 
 
 Expression = Leaf | Composition | Sum
+
+
+def constant_scale(channels: int, factor: float, *, shift: float | None = None) -> Leaf:
+    """Describe ``factor * x + shift`` with the same numbers for every channel."""
+    geometry = Geometry.pointwise(
+        channels, channels, dims=0, groups=channels, bias=shift is not None
+    )
+
+    def load(rows: Rows | None) -> AffineConv:
+        factors = torch.full((channels,), factor, dtype=torch.float64)
+        shifts = None if shift is None else torch.full((channels,), shift, dtype=torch.float64)
+        op = scale(factors, shifts)
+        return op if rows is None else op.rows(*rows)
+
+    return Leaf(geometry, load)
 
 
 def evaluate(expression: Expression, rows: Rows | None = None) -> AffineConv:

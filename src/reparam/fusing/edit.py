@@ -1,0 +1,263 @@
+"""Edit a model for its folded regions: which modules are replaced, which forwards rewritten."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import dataclass, field
+
+import torch
+from torch import fx, nn
+
+from reparam.algebra import LayerArguments, flat_pads
+from reparam.fusing.discover import Found
+from reparam.fusing.fold import FoldedLayer
+from reparam.graph.ir import Node
+from reparam.graph.rewrite import Shell, build
+from reparam.graph.trace import Key, Trace, trace
+
+__all__ = ["apply_regions", "make_layer"]
+
+
+def apply_regions(
+    model: nn.Module, skeleton: nn.Module, folded: list[tuple[Found, FoldedLayer]]
+) -> nn.Module:
+    """Make the new model; ``model`` is only read."""
+    edits = _Edits(skeleton)
+    for found, layer in folded:
+        edits.add(found, layer)
+    layers, shells = edits.finish(model)
+    return build(model, layers, shells)
+
+
+def make_layer(folded: FoldedLayer) -> nn.Module:
+    """Make the module of a folded layer."""
+    layer = _empty_layer(folded.arguments, folded.weight)
+    layer.weight = nn.Parameter(folded.weight, requires_grad=True)
+    if folded.bias is not None:
+        layer.bias = nn.Parameter(folded.bias, requires_grad=True)
+    layer.eval()
+    if folded.arguments.pre_pad is None:
+        return layer
+    pads: tuple[type[nn.Module], ...] = (nn.ZeroPad1d, nn.ZeroPad2d, nn.ZeroPad3d)
+    pad = pads[folded.arguments.dims - 1](tuple(flat_pads(folded.arguments.pre_pad)))  # type: ignore[call-arg]
+    return nn.Sequential(pad, layer).eval()
+
+
+def _empty_layer(arguments: LayerArguments, like: torch.Tensor) -> nn.Module:
+    """Make the layer without drawing (and paying for) initial numbers."""
+    if arguments.dims == 0:
+        return nn.Linear(
+            arguments.in_channels, arguments.out_channels, bias=arguments.bias, device="meta",
+            dtype=like.dtype,
+        )  # fmt: skip
+    kind = (nn.Conv1d, nn.Conv2d, nn.Conv3d)[arguments.dims - 1]
+    return kind(
+        arguments.in_channels, arguments.out_channels, arguments.kernel_size,  # type: ignore[arg-type]
+        stride=arguments.stride, padding=arguments.padding,  # type: ignore[arg-type]
+        dilation=arguments.dilation, groups=arguments.groups,  # type: ignore[arg-type]
+        bias=arguments.bias, device="meta", dtype=like.dtype,
+    )  # fmt: skip
+
+
+@dataclass(eq=False)
+class _Block:
+    """What is to be done in the forward of one module."""
+
+    merges: list[tuple[Found, FoldedLayer]] = field(default_factory=list)
+    erased: set[Key] = field(default_factory=set)
+    inlined: set[str] = field(default_factory=set)
+
+
+class _Edits:
+    def __init__(self, skeleton: nn.Module) -> None:
+        self._skeleton = skeleton
+        self._layers: dict[str, nn.Module] = {}
+        self._blocks: dict[str, _Block] = defaultdict(_Block)
+
+    def add(self, found: Found, layer: FoldedLayer) -> None:
+        """Note the edits of one region."""
+        if found.host is not None:
+            self._layers[found.host.target] = make_layer(layer)
+        else:
+            block = self._blocks[found.block]
+            block.merges.append((found, layer))
+            for node in found.core:
+                block.inlined |= set(_between(found.block, Found.key_of(node).owner))
+        for node in found.absorbed:
+            key = Found.key_of(node)
+            if key.is_module:
+                self._layers[key.target] = nn.Identity().eval()
+            else:
+                self._blocks[key.owner].erased.add(key)
+
+    def finish(self, model: nn.Module) -> tuple[dict[nn.Module, nn.Module], list[Shell]]:
+        """Merge nested edits, edit the graphs, and say what is replaced by what."""
+        self._merge_nested()
+        shells = []
+        for path, block in self._blocks.items():
+            shells.append(self._shell(model, path, block))
+        layers = {model.get_submodule(path): new for path, new in self._layers.items()}
+        return layers, shells
+
+    def _merge_nested(self) -> None:
+        """Hand the edits of a module whose forward is inlined in another's to that other."""
+        changed = True
+        while changed:
+            changed = False
+            for path in list(self._blocks):
+                outer = next((p for p, b in self._blocks.items() if path in b.inlined), None)
+                if outer is not None:
+                    inner = self._blocks.pop(path)
+                    target = self._blocks[outer]
+                    target.merges += inner.merges
+                    target.erased |= inner.erased
+                    target.inlined |= inner.inlined
+                    changed = True
+
+    def _shell(self, model: nn.Module, path: str, block: _Block) -> Shell:
+        root = self._skeleton.get_submodule(path)
+        traced = trace(root, path, inline=block.inlined.__contains__)
+        editor = _GraphEditor(traced)
+        for found, layer in block.merges:
+            editor.merge(found, make_layer(layer))
+        for key in block.erased:
+            editor.erase(key)
+        editor.drop_identities(self._layers)
+        original = model.get_submodule(path)
+        relative = {p: _relative(path, p) for p in block.inlined}
+        return Shell(
+            original,
+            traced.graph,
+            layers=editor.layers,
+            dropped=editor.dropped,
+            inlined=set(relative.values()),
+        )
+
+
+class _GraphEditor:
+    """Edit the graph of one module."""
+
+    def __init__(self, traced: Trace) -> None:
+        self._trace = traced
+        self._graph = traced.graph
+        self._by_key: dict[Key, fx.Node] = {key: node for node, key in traced.keys.items()}
+        self.layers: dict[str, nn.Module] = {}
+        self.dropped: set[str] = set()
+
+    def merge(self, found: Found, layer: nn.Module) -> None:
+        """Put one layer in the place of the core operations of a region."""
+        name = self._name(found)
+        source = self._source(found)
+        core = [self._by_key[Found.key_of(n)] for n in sorted(found.core, key=lambda n: n.order)]
+        # At the first of them: readers of shapes in between then read the new layer's.
+        with self._graph.inserting_before(core[0]):
+            new = self._graph.call_module(name, (source,))
+        core[-1].replace_all_uses_with(new)
+        for node in reversed(core):
+            node.replace_all_uses_with(new)
+            self._remove(node)
+        self.layers[name] = layer
+
+    def erase(self, key: Key) -> None:
+        """Let an operation return its input."""
+        node = self._by_key.get(key)
+        if node is None or node not in self._graph.nodes:
+            return
+        first = node.args[0] if node.args else node.kwargs["input"]
+        if not isinstance(first, fx.Node):
+            first = next(n for n in node.all_input_nodes if n.op != "get_attr")
+        node.replace_all_uses_with(first)
+        self._remove(node)
+
+    def drop_identities(self, layers: dict[str, nn.Module]) -> None:
+        """Erase calls of modules of inlined children that became the identity."""
+        for key, node in list(self._by_key.items()):
+            inner = key.is_module and key.owner != self._trace.path
+            if inner and isinstance(layers.get(key.target), nn.Identity):
+                self.erase(key)
+
+    def _remove(self, node: fx.Node) -> None:
+        """Erase a node and what only it read of the constants."""
+        inputs = list(node.all_input_nodes)
+        if node.users:
+            return
+        self._graph.erase_node(node)
+        if node.op == "call_module":
+            target = str(node.target)
+            if not any(n.op == "call_module" and n.target == target for n in self._graph.nodes):
+                self.dropped.add(target)
+        if node.op == "get_attr":
+            self.dropped.add(str(node.target))
+        for source in inputs:
+            # Only parameter reads and what is computed from them: never an operation on the input.
+            if not source.users and _is_parameter_only(source):
+                self._remove(source)
+
+    def _source(self, found: Found) -> fx.Node:
+        """Find, in this trace, the value that the region reads."""
+        wanted = found.lifted.origin[found.region.source]
+        for node in found.core:
+            origin = found.lifted.origin[node]
+            if found.region.source in node.inputs and wanted in origin.all_input_nodes:
+                slot = origin.all_input_nodes.index(wanted)
+                return self._by_key[Found.key_of(node)].all_input_nodes[slot]
+        msg = "a region does not read its own source"
+        raise AssertionError(msg)
+
+    def _name(self, found: Found) -> str:
+        """Name the new layer after the largest layer it replaces."""
+        keys = {Found.key_of(n) for n in found.core}
+        anchor = max((n for n in found.core if n.is_mixing), key=lambda n: (n.stored, -n.order))
+        key = Found.key_of(anchor)
+        if not key.is_module:
+            owner = _relative(self._trace.path, key.owner)
+            return self._free(f"{owner}.conv" if owner else "conv")
+        path = key.target
+        while True:
+            parent = path.rpartition(".")[0]
+            if parent == self._trace.path or not self._consumed(parent, keys):
+                return _relative(self._trace.path, path)
+            path = parent
+
+    def _consumed(self, path: str, keys: set[Key]) -> bool:
+        """Whether everything that runs inside a module is part of the region."""
+        inside = [
+            key
+            for node, key in self._trace.keys.items()
+            if any(call.path == path for call in self._trace.stacks[node])
+            and node.op not in {"get_attr", "placeholder", "output"}
+        ]
+        return all(key in keys for key in inside)
+
+    def _free(self, name: str) -> str:
+        taken = {str(n.target) for n in self._graph.nodes if n.op == "call_module"}
+        taken |= {n for n, _ in self._trace.root.named_modules()} | set(self.layers)
+        taken |= {n for n, _ in self._trace.root.named_parameters()}
+        candidate, number = name, 1
+        while candidate in taken:
+            number += 1
+            candidate = f"{name}{number}"
+        return candidate
+
+
+def _is_parameter_only(node: fx.Node) -> bool:
+    if node.op == "get_attr":
+        return True
+    inputs = node.all_input_nodes
+    return node.op in {"call_function", "call_method"} and bool(inputs) and all(
+        _is_parameter_only(n) for n in inputs
+    )
+
+
+def _between(outer: str, inner: str) -> list[str]:
+    """Paths of the modules from below ``outer`` down to ``inner``."""
+    paths = []
+    path = inner
+    while path != outer:
+        paths.append(path)
+        path = path.rpartition(".")[0]
+    return paths
+
+
+def _relative(base: str, path: str) -> str:
+    return path[len(base) + 1 :] if base else path

@@ -1,0 +1,135 @@
+"""The numbers of a region: computed in float64, checked in float64, cast once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from reparam.algebra import (
+    AffineConv,
+    Expression,
+    Geometry,
+    LayerArguments,
+    evaluate,
+    layer_arguments,
+    lower,
+)
+from reparam.fusing.execute import SLICE, run_region
+from reparam.graph.lift import Lifted
+from reparam.planner import Candidate
+
+__all__ = ["FoldedLayer", "fold"]
+
+_TOLERANCE = 1e-10
+"""Float64 rounding of the longest sums stays far below, any wrong fold far above."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class FoldedLayer:
+    """One layer that takes the place of a region.
+
+    Attributes:
+        arguments: How to call it.
+        weight: Its kernel in the type of the model, each number the correctly rounded one.
+        bias: Its bias, or None.
+        error: Largest difference from the region in float64, relative to the largest value that
+            occurs in it, at the interior and at every border.
+
+    """
+
+    arguments: LayerArguments
+    weight: Tensor
+    bias: Tensor | None
+    error: float
+
+    @property
+    def agrees(self) -> bool:
+        """Whether the layer computes what the region computes (false for NaN, too)."""
+        return self.error <= _TOLERANCE
+
+
+@torch.no_grad()
+def fold(lifted: Lifted, region: Candidate, like: Tensor) -> FoldedLayer:
+    """Compute the layer of a region and compare it with the region.
+
+    Args:
+        lifted: The program that the region is a part of.
+        region: The region.
+        like: A weight whose type, device and memory format the layer gets.
+
+    """
+    expression = region.expression
+    assert expression is not None  # noqa: S101 (regions are never the identity)
+    arguments, full = layer_arguments(expression.geometry)
+    sample = probe_input(region, like.device)
+    reference, scale = run_region(lifted, region, sample)
+    flat = region.axis == -1
+    weight = torch.empty(full.kernel_shape, dtype=like.dtype, device=like.device)
+    bias = torch.empty(full.out_channels, dtype=like.dtype, device=like.device) if full.bias else None
+    worst = 0.0
+    for rows in _row_slices(full):
+        arguments_part, kernel, shift = _lower_rows(expression, full, rows)
+        mine = arguments_part(sample, kernel, shift)
+        start, stop = rows or (0, full.out_channels)
+        theirs = reference[..., start:stop] if flat else reference[:, start:stop]
+        worst = _worse(worst, (mine - theirs).abs().max())
+        weight[start:stop] = kernel
+        if bias is not None and shift is not None:
+            bias[start:stop] = shift
+    return FoldedLayer(arguments, _formatted(weight, like), bias, worst / scale if scale else worst)
+
+
+def probe_input(region: Candidate, device: torch.device) -> Tensor:
+    """Make a random input, just large enough to have an interior and every border."""
+    assert region.expression is not None  # noqa: S101 (regions are never the identity)
+    geometry = region.expression.geometry
+    generator = torch.Generator().manual_seed(0)
+    spatial = [
+        max(taps[-1] - taps[0] + 1, -extent) + (step - 1)
+        for taps, extent, step in zip(
+            geometry.offsets, geometry.extent, geometry.stride, strict=True
+        )
+    ]
+    small = geometry.weights < SLICE
+    batch = 4 if geometry.dims == 0 else 2 if small else 1
+    if small:
+        spatial = [size + step for size, step in zip(spatial, geometry.stride, strict=True)]
+    shape = (batch, geometry.in_channels, *spatial)
+    return torch.randn(shape, dtype=torch.float64, generator=generator).to(device)
+
+
+def _row_slices(geometry: Geometry) -> list[tuple[int, int] | None]:
+    """Ranges of output channels that fit the cache; None is all of them."""
+    per_row = max(1, geometry.weights // geometry.out_channels)
+    step = max(1, SLICE // per_row)
+    if geometry.groups > 1 or step >= geometry.out_channels:
+        return [None]
+    count = geometry.out_channels
+    return [(k, min(k + step, count)) for k in range(0, count, step)]
+
+
+def _lower_rows(
+    expression: Expression, full: Geometry, rows: tuple[int, int] | None
+) -> tuple[LayerArguments, Tensor, Tensor | None]:
+    op: AffineConv = evaluate(expression, rows).in_dims(full.dims)
+    return lower(op)
+
+
+def _worse(worst: float, difference: Tensor) -> float:
+    value = float(difference)
+    return value if value != value or value > worst else worst  # noqa: PLR0124 (NaN stays)
+
+
+def _formatted(weight: Tensor, like: Tensor) -> Tensor:
+    """Keep the memory format (channels_last) of the layer that is replaced."""
+    if weight.dim() != like.dim() or weight.dim() not in _CHANNELS_LAST:
+        return weight
+    last = _CHANNELS_LAST[weight.dim()]
+    if like.is_contiguous(memory_format=last) and not like.is_contiguous():
+        return weight.contiguous(memory_format=last)
+    return weight
+
+
+_CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}

@@ -1,0 +1,162 @@
+"""Why a region that the algebra allows must not be folded in this very model."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+
+from torch import Tensor, fx, nn
+
+from reparam.graph.ir import Node
+from reparam.graph.lift import Lifted
+from reparam.graph.trace import Call, Key
+from reparam.planner import Candidate
+
+__all__ = ["Objections", "common_call"]
+
+Stack = tuple[Call, ...]
+
+
+class Objections:
+    """Hooks, shared modules, tied weights and in-place changes around a region of one trace."""
+
+    def __init__(
+        self, lifted: Lifted, hooked: dict[str, str], owners: dict[Tensor, set[str]]
+    ) -> None:
+        """Index the trace.
+
+        Args:
+            lifted: The lifted trace.
+            hooked: Modules with hooks, by path, with the kind of hook.
+            owners: Paths of the modules that hold a parameter or buffer.
+
+        """
+        self._lifted = lifted
+        self._hooked = hooked
+        self._owners = owners
+        self._module_calls: dict[str, list[Stack]] = defaultdict(list)
+        self._readers: dict[Tensor, set[Key]] = defaultdict(set)
+        self._index()
+
+    def __call__(self, region: Candidate) -> str | None:
+        """The reason not to fold a region, or None."""
+        nodes = [self._lifted.origin[n] for n in region.nodes]
+        shared = common_call([self._full_stack(n) for n in nodes])
+        return (
+            self._hook(nodes, len(shared))
+            or self._called_again(nodes, shared)
+            or self._tied(region)
+            or self._changed_in_place(region)
+        )
+
+    def calls_of(self, path: str) -> int:
+        """How often the trace calls a module."""
+        return len(self._module_calls[path]) if path != self._lifted.trace.path else 1
+
+    def _index(self) -> None:
+        trace, constants = self._lifted.trace, self._lifted.constants
+        seen: set[Stack] = set()
+        for node in trace.graph.nodes:
+            stack = trace.stacks[node]
+            for depth in range(2, len(stack) + 1):
+                if stack[:depth] not in seen:
+                    seen.add(stack[:depth])
+                    self._module_calls[stack[depth - 1].path].append(stack[:depth])
+            if node.op == "call_module":
+                self._module_calls[trace.keys[node].target].append(self._full_stack(node))
+                module = trace.module(node)
+                for tensor in (*module.parameters(), *module.buffers()):
+                    self._readers[tensor].add(trace.keys[node])
+            elif node not in constants:
+                for source in node.all_input_nodes:
+                    if constants.is_tensor(source):
+                        for tensor in constants.sources(source):
+                            self._readers[tensor].add(trace.keys[node])
+
+    def _full_stack(self, node: fx.Node) -> Stack:
+        """The module calls around a node, a called leaf module included."""
+        stack = self._lifted.trace.stacks[node]
+        if node.op != "call_module":
+            return stack
+        key = self._lifted.trace.keys[node]
+        return (*stack, Call(key.target, key.count))
+
+    def _hook(self, nodes: list[fx.Node], depth: int) -> str | None:
+        for node in nodes:
+            for call in self._full_stack(node)[depth:]:
+                if call.path in self._hooked:
+                    return (
+                        f"{call.path} has {self._hooked[call.path]}, which would see other values; "
+                        f"remove the hook to fold"
+                    )
+        return None
+
+    def _called_again(self, nodes: list[fx.Node], shared: Stack) -> str | None:
+        for node in nodes:
+            for call in self._full_stack(node)[len(shared) :]:
+                times = sum(
+                    1 for s in self._module_calls[call.path] if s[: len(shared)] == shared
+                )
+                if times > 1:
+                    return f"{call.path} is called {times} times (a shared module)"
+        return None
+
+    def _tied(self, region: Candidate) -> str | None:
+        keys = {n.key for n in region.nodes}
+        held_by = {k.target if k.is_module else k.owner for k in keys if isinstance(k, Key)}
+        for node in region.nodes:
+            for tensor in self._lifted.sources.get(node, ()):
+                others = {path for path in self._owners.get(tensor, set()) if path not in held_by}
+                others = {p for p in others if not any(_inside(p, h) for h in held_by)}
+                if others:
+                    return f"its weight is tied to that of {sorted(others)[0]}"
+                if not self._readers[tensor] <= keys:
+                    return "its weight is also used elsewhere"
+        return None
+
+    def _changed_in_place(self, region: Candidate) -> str | None:
+        """Refuse where an in-place operation changes the source between or within the nodes."""
+        origin = self._lifted.origin
+        inside = {origin[n] for n in region.nodes}
+        orders = [n.order for n in region.nodes]
+        base = _base(self._lifted, region.source)
+        for order, node, target in self._lifted.mutations:
+            if target is not base:
+                continue
+            if node in inside:
+                return "an in-place operation of it changes its own input, which others may read"
+            if min(orders) < order < max(orders):
+                return f"its input is changed in place by {node.name} between its operations"
+        return None
+
+
+def common_call(stacks: list[Stack]) -> Stack:
+    """The innermost module call that holds all of the given ones."""
+    shared = stacks[0]
+    for stack in stacks[1:]:
+        depth = 0
+        for left, right in zip(shared, stack, strict=False):
+            if left != right:
+                break
+            depth += 1
+        shared = shared[:depth]
+    return shared
+
+
+def owners_of(model: nn.Module) -> dict[Tensor, set[str]]:
+    """Paths of the modules that hold each parameter and buffer."""
+    found: dict[Tensor, set[str]] = defaultdict(set)
+    for name, module in model.named_modules():
+        for tensor in (*module._parameters.values(), *module._buffers.values()):
+            if tensor is not None:
+                found[tensor].add(name)
+    return found
+
+
+def _inside(path: str, holder: str) -> bool:
+    return holder == "" or path.startswith(f"{holder}.")
+
+
+def _base(lifted: Lifted, node: Node) -> fx.Node:
+    from reparam.graph.effects import base_of
+
+    return base_of(lifted.origin[node])

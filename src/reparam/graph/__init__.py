@@ -1,0 +1,1 @@
+"""Where convolutions are in a program: lift programs into the planner's nodes and lower regions."""

@@ -1,0 +1,126 @@
+"""Side effects of traced operations: what is changed in place, what is random."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable
+
+from torch import fx, nn
+
+__all__ = ["base_of", "is_random", "metadata_read", "mutated_argument"]
+
+_IN_PLACE_OPERATORS = {
+    operator.iadd,
+    operator.isub,
+    operator.imul,
+    operator.itruediv,
+    operator.ifloordiv,
+    operator.imod,
+    operator.ipow,
+    operator.iand,
+    operator.ior,
+    operator.ixor,
+    operator.setitem,
+}
+
+_RANDOM = ("rand", "bernoulli", "multinomial", "normal_", "dropout", "uniform_", "feature_dropout")
+
+# Operations whose result shares memory with their first argument.
+_VIEWS = {
+    "alias", "as_strided", "chunk", "contiguous", "detach", "diagonal", "expand", "expand_as",
+    "flatten", "getattr", "getitem", "hsplit", "movedim", "narrow", "permute", "ravel", "reshape",
+    "reshape_as", "select", "split", "split_with_sizes", "squeeze", "swapaxes", "swapdims", "t",
+    "tensor_split", "transpose", "type_as", "to", "unbind", "unflatten", "unfold", "unsqueeze",
+    "view", "view_as", "vsplit", "dropout", "float", "double", "half",
+}  # fmt: skip
+
+
+def mutated_argument(
+    node: fx.Node, module_of: Callable[[fx.Node], nn.Module] | None = None
+) -> fx.Node | None:
+    """Find the value that an operation changes in place, or None if it changes none."""
+    first = node.args[0] if node.args else node.kwargs.get("input")
+    if not isinstance(first, fx.Node):
+        return None
+    if node.op == "call_method":
+        name = str(node.target)
+        in_place = (name.endswith("_") and not name.endswith("__")) or name in _DUNDER_IN_PLACE
+        return first if in_place else None
+    if node.op == "call_function":
+        name = getattr(node.target, "__name__", "")
+        in_place = (
+            node.target in _IN_PLACE_OPERATORS
+            or (name.endswith("_") and not name.endswith("__"))
+            or bool(node.kwargs.get("inplace"))
+            or _inplace_by_position(node)
+        )
+        out = node.kwargs.get("out")
+        if isinstance(out, fx.Node):
+            return out
+        return first if in_place else None
+    if node.op == "call_module" and module_of is not None:
+        module = module_of(node)
+        changes = any(getattr(m, "inplace", False) is True for m in module.modules())
+        return first if changes else None
+    return None
+
+
+def is_random(node: fx.Node) -> bool:
+    """Whether an operation draws random numbers."""
+    name = str(getattr(node.target, "__name__", node.target))
+    return name.startswith(_RANDOM) or name.endswith(("_like",)) and "rand" in name
+
+
+def metadata_read(node: fx.Node) -> str | None:
+    """Say what an operation reads of a tensor that is not its contents.
+
+    Returns:
+        ``"kind"`` for rank, type and device, ``"shape"`` for sizes, None for the contents.
+
+    """
+    if node.op == "call_function" and node.target is getattr:
+        name = node.args[1] if len(node.args) > 1 else None
+    elif node.op == "call_method":
+        name = str(node.target)
+    else:
+        return None
+    if name in {"ndim", "dim", "dtype", "device", "is_cuda", "requires_grad", "layout", "ndimension"}:
+        return "kind"
+    return "shape" if name in {"shape", "size", "numel"} else None
+
+
+def base_of(node: fx.Node) -> fx.Node:
+    """Follow views back to the value whose memory they share."""
+    seen = node
+    while True:
+        name = str(getattr(seen.target, "__name__", seen.target))
+        changed = mutated_argument(seen)
+        if changed is not None:
+            seen = changed
+            continue
+        if seen.op not in {"call_function", "call_method"} or name not in _VIEWS:
+            return seen
+        first = seen.args[0] if seen.args else None
+        if not isinstance(first, fx.Node):
+            return seen
+        seen = first
+
+
+_DUNDER_IN_PLACE = {"__iadd__", "__isub__", "__imul__", "__itruediv__", "__setitem__"}
+
+_INPLACE_POSITION = {
+    "relu": 1, "relu6": 1, "selu": 1, "celu": 2, "elu": 2, "silu": 1, "mish": 1, "hardswish": 1,
+    "hardsigmoid": 1, "hardtanh": 3, "leaky_relu": 2, "threshold": 3, "dropout": 3,
+}  # fmt: skip
+"""Where ``inplace`` stands among the positional arguments of ``torch.nn.functional``."""
+
+
+def _inplace_by_position(node: fx.Node) -> bool:
+    name = getattr(node.target, "__name__", "")
+    position = _INPLACE_POSITION.get(name)
+    return (
+        position is not None
+        and getattr(node.target, "__module__", "") == "torch.nn.functional"
+        and len(node.args) > position
+        and node.args[position] is True
+    )

@@ -1,0 +1,192 @@
+"""Build the new model: a copy in which layers are replaced and a few forwards are rewritten.
+
+A rewritten module keeps its class as its base, its attributes, its methods and the keys of what was
+not folded; only its forward is generated from the edited graph. It can be pickled, copied, exported
+and compiled like any other module.
+"""
+
+from __future__ import annotations
+
+import copy
+import importlib
+import itertools
+import linecache
+from collections.abc import Callable
+from types import FunctionType, ModuleType
+from typing import Any
+
+from torch import fx, nn
+
+__all__ = ["Shell", "build", "rewritten_base"]
+
+_FILES = itertools.count()
+_KEEPS_NOTHING = (nn.modules.batchnorm._NormBase,)  # noqa: SLF001 (no public base)
+
+
+class Shell:
+    """A module whose forward is to be generated from an edited graph.
+
+    Args:
+        original: The user's module; it is read, never changed.
+        graph: What the new forward executes; targets are paths relative to ``original``.
+        layers: New layers by their path relative to ``original``.
+        dropped: Relative paths of modules, parameters and buffers that are folded away.
+        inlined: Relative paths of children whose forward is part of ``graph``.
+
+    """
+
+    def __init__(
+        self,
+        original: nn.Module,
+        graph: fx.Graph,
+        *,
+        layers: dict[str, nn.Module],
+        dropped: set[str],
+        inlined: set[str],
+    ) -> None:
+        """Make the empty module, so that others may refer to it while it is filled."""
+        self.original = original
+        self.graph = graph
+        self.layers = layers
+        self.dropped = dropped
+        self.inlined = inlined
+        source, bindings = _generate(graph)
+        base = rewritten_base(type(original))
+        kind = _fused_class(nn.Module if issubclass(base, _KEEPS_NOTHING) else base, source, bindings)
+        self.module: nn.Module = kind.__new__(kind)
+
+    def fill(self, memo: dict[int, Any]) -> None:
+        """Copy what the new module keeps; ``memo`` maps replaced modules to their successors."""
+        state = dict(vars(self.original))
+        own = ("_modules", "_parameters", "_buffers")
+        kept = {name: copy.deepcopy(value, memo) for name, value in state.items() if name not in own}
+        vars(self.module).update(kept)
+        for table in own:
+            vars(self.module)[table] = {}
+        for table in ("_parameters", "_buffers"):
+            for name, value in state[table].items():
+                if name not in self.dropped:
+                    vars(self.module)[table][name] = copy.deepcopy(value, memo)
+        for name, child in state["_modules"].items():
+            if name in self.layers:
+                self.module._modules[name] = self.layers[name]
+            elif name in self.inlined:
+                container = self._container(name, child, memo)
+                if container is not None:
+                    self.module._modules[name] = container
+            elif name not in self.dropped:
+                self.module._modules[name] = copy.deepcopy(child, memo)
+        for name, layer in self.layers.items():
+            if name not in self.module._modules and "." not in name:
+                self.module._modules[name] = layer
+
+    def _container(self, path: str, child: nn.Module, memo: dict[int, Any]) -> nn.Module | None:
+        """Keep of an inlined child what the new forward still calls or reads."""
+        container = nn.Module()
+        container.training = False
+        for table in ("_parameters", "_buffers"):
+            for name, value in vars(child)[table].items():
+                if value is not None and self._is_read(f"{path}.{name}"):
+                    vars(container)[table][name] = copy.deepcopy(value, memo)
+        for name, grandchild in child._modules.items():
+            inner = f"{path}.{name}"
+            kept: nn.Module | None = None
+            if inner in self.layers:
+                kept = self.layers[inner]
+            elif inner in self.inlined and grandchild is not None:
+                kept = self._container(inner, grandchild, memo)
+            elif self._is_read(inner):
+                kept = copy.deepcopy(grandchild, memo)
+            if kept is not None:
+                container._modules[name] = kept
+        for name, layer in self.layers.items():
+            parent, _, last = name.rpartition(".")
+            if parent == path:
+                container._modules[last] = layer
+        empty = not (container._modules or container._parameters or container._buffers)
+        return None if empty else container
+
+    def _is_read(self, path: str) -> bool:
+        targets = {
+            str(n.target) for n in self.graph.nodes if n.op in {"call_module", "get_attr"}
+        }
+        return any(t == path or t.startswith(f"{path}.") for t in targets)
+
+
+def build(model: nn.Module, layers: dict[nn.Module, nn.Module], shells: list[Shell]) -> nn.Module:
+    """Copy a model with some modules replaced; nothing of the result shares memory with it.
+
+    Args:
+        model: The user's model.
+        layers: Modules of ``model`` and what takes their place, wherever they are.
+        shells: Modules of ``model`` whose forward is generated.
+
+    """
+    memo: dict[int, Any] = {id(old): new for old, new in layers.items()}
+    memo.update({id(shell.original): shell.module for shell in shells})
+    for shell in shells:
+        shell.fill(memo)
+    return copy.deepcopy(model, memo).eval()
+
+
+def rewritten_base(kind: type[nn.Module]) -> type[nn.Module]:
+    """The class that a module had before its forward was first rewritten."""
+    base: type[nn.Module] = getattr(kind, "_reparam_base", kind)
+    return base
+
+
+def _generate(graph: fx.Graph) -> tuple[str, dict[str, Any]]:
+    """Generate the source of a forward and what its global names stand for."""
+    for node in graph.nodes:
+        node.type = None
+    graph.lint()
+    code = graph.python_code("self")
+    bindings = {
+        name: ("module", value.__name__) if isinstance(value, ModuleType) else ("value", value)
+        for name, value in code.globals.items()
+        if name in code.src
+    }
+    return code.src, bindings
+
+
+def _fused_class(
+    base: type[nn.Module], source: str, bindings: dict[str, Any]
+) -> type[nn.Module]:
+    """Derive a class that differs from ``base`` in its forward alone."""
+    names = {
+        name: importlib.import_module(value) if kind == "module" else value
+        for name, (kind, value) in bindings.items()
+    }
+    file = f"<reparam {base.__name__} {next(_FILES)}>"
+    exec(compile(source, file, "exec"), names)  # noqa: S102 (code that torch.fx generated)
+    # Tracebacks and inspect.getsource then show the generated forward.
+    linecache.cache[file] = (len(source), None, source.splitlines(keepends=True), file)
+    forward = names["forward"]
+    assert isinstance(forward, FunctionType)  # noqa: S101 (fx generates exactly this name)
+    forward.__qualname__ = f"{base.__qualname__}.forward"
+    forward.__module__ = base.__module__
+    reduce_ex = _reducer(base, source, bindings)
+    members = {
+        "forward": forward,
+        "__reduce_ex__": reduce_ex,
+        "__module__": base.__module__,
+        "__qualname__": base.__qualname__,
+        "__doc__": base.__doc__,
+        "_reparam_base": base,
+    }
+    return type(base.__name__, (base,), members)
+
+
+def _reducer(
+    base: type[nn.Module], source: str, bindings: dict[str, Any]
+) -> Callable[[nn.Module, int], tuple[Any, ...]]:
+    def __reduce_ex__(self: nn.Module, _protocol: int) -> tuple[Any, ...]:  # noqa: N807
+        return _restore, (base, source, bindings), dict(vars(self))
+
+    return __reduce_ex__
+
+
+def _restore(base: type[nn.Module], source: str, bindings: dict[str, Any]) -> nn.Module:
+    """Make an empty module of a rewritten class again, for pickle and copy."""
+    kind = _fused_class(base, source, bindings)
+    return kind.__new__(kind)

@@ -1,0 +1,262 @@
+"""Candidate regions: for every value the ways to write it as one operator of an earlier value."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+
+from reparam.algebra import (
+    Composition,
+    Expression,
+    Geometry,
+    Sum,
+    constant_scale,
+    layer_arguments,
+)
+from reparam.errors import InexactError
+from reparam.graph.ir import Kind, Node, Program
+
+__all__ = ["Candidate", "Candidates", "Cost"]
+
+_LONGEST = 256
+"""Nodes in one region at the most: bounds the work on very long affine programs."""
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """What a piece of program costs.
+
+    Attributes:
+        macs: Multiply-adds per position of the region's input (a stride divides them).
+        stored: Numbers stored: weights, biases, running statistics.
+        layers: Operations executed, those that only pass a value on not counted.
+
+    """
+
+    macs: float = 0.0
+    stored: int = 0
+    layers: int = 0
+
+    def __add__(self, other: Cost) -> Cost:
+        """Add two costs that are counted per the same positions."""
+        return Cost(self.macs + other.macs, self.stored + other.stored, self.layers + other.layers)
+
+    def at_stride(self, stride: Iterable[int]) -> Cost:
+        """Count the multiply-adds per position before a stride instead of after it."""
+        return Cost(self.macs / math.prod(stride), self.stored, self.layers)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Candidate:
+    """One value as an affine operator of an earlier one.
+
+    Attributes:
+        output: The value.
+        source: The earlier value.
+        expression: The operator, or None for the identity.
+        nodes: All nodes from behind ``source`` up to and including ``output``.
+        cost: What these nodes cost as they stand.
+
+    """
+
+    output: Node
+    source: Node
+    expression: Expression | None
+    nodes: frozenset[Node]
+    cost: Cost
+
+    @property
+    def geometry(self) -> Geometry:
+        """Geometry of the operator; only for one that is not the identity."""
+        if self.expression is None:
+            msg = "the identity candidate has no geometry of its own"
+            raise ValueError(msg)
+        return self.expression.geometry
+
+    @property
+    def layer_geometry(self) -> Geometry:
+        """Geometry of the layer that would be executed (unequal gaps between taps filled)."""
+        return layer_arguments(self.geometry)[1]
+
+    @property
+    def cost_after(self) -> Cost:
+        """What the one layer costs that would replace the nodes."""
+        geometry = self.layer_geometry
+        return Cost(geometry.weights, geometry.parameters, 1).at_stride(geometry.stride)
+
+    @property
+    def axis(self) -> int | None:
+        """Position of the channel axis, counted from the end."""
+        return next((n.axis for n in self.nodes if n.axis is not None and n.leaf is not None), None)
+
+
+@dataclass(eq=False)
+class Candidates:
+    """Find the candidates of every node of a program, and why others were given up."""
+
+    program: Program
+    users: dict[Node, list[Node]] = field(init=False)
+    found: dict[Node, list[Candidate]] = field(init=False, default_factory=dict)
+    given_up: dict[Node, list[str]] = field(init=False, default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Walk the program once, in order."""
+        self.users = self.program.users()
+        makers: dict[Kind, Callable[[Node], list[Candidate]]] = {
+            Kind.AFFINE: self._affine,
+            Kind.SUM: self._sum,
+            Kind.ALIAS: self._alias,
+        }
+        for node in self.program.nodes:
+            maker = makers.get(node.kind)
+            by_source = {} if maker is None else {c.source: c for c in maker(node)}
+            for candidate in list(by_source.values()):
+                for longer in self._extend(candidate):
+                    by_source.setdefault(longer.source, longer)
+            self.found[node] = list(by_source.values())
+
+    def give_up(self, node: Node, reason: str) -> None:
+        """Note why a region that ends at ``node`` was not possible."""
+        reasons = self.given_up.setdefault(node, [])
+        if reason not in reasons:
+            reasons.append(reason)
+
+    def is_closed(self, value: Node, nodes: frozenset[Node]) -> bool:
+        """Whether ``value`` is read by ``nodes`` alone, so that it may disappear.
+
+        Where nothing behind it changes its shape, readers of its shape may read the result's.
+        """
+        if value in self.program.pinned:
+            return False
+        others = [user for user in self.users[value] if user not in nodes]
+        return not others or (
+            all(user.shape_only for user in others) and not any(n.is_mixing for n in nodes)
+        )
+
+    def _affine(self, node: Node) -> list[Candidate]:
+        assert node.leaf is not None  # noqa: S101 (what AFFINE means; narrows the type)
+        return [
+            Candidate(node, node.inputs[0], node.leaf, frozenset({node}), _own_cost(node))
+        ]
+
+    def _alias(self, node: Node) -> list[Candidate]:
+        return [Candidate(node, node.inputs[0], None, frozenset({node}), Cost())]
+
+    def _sum(self, node: Node) -> list[Candidate]:
+        """Sources that all terms have in common, nearest first."""
+        per_term: list[dict[Node, Candidate | None]] = []
+        for term in node.inputs:
+            choices: dict[Node, Candidate | None] = {term: None}
+            if self.is_closed(term, frozenset({node})):
+                choices |= {c.source: c for c in self.found[term]}
+            per_term.append(choices)
+        common = [s for s in per_term[0] if all(s in choices for choices in per_term[1:])]
+        if not common:
+            self._explain_no_common_source(node)
+        made = (self._sum_from(node, source, [p[source] for p in per_term]) for source in common)
+        return [candidate for candidate in made if candidate is not None]
+
+    def _sum_from(
+        self, node: Node, source: Node, terms: list[Candidate | None]
+    ) -> Candidate | None:
+        expressions = [None if term is None else term.expression for term in terms]
+        known = next((e.geometry for e in expressions if e is not None), None)
+        if known is None:
+            return None
+        axes = {t.axis for t in terms if t is not None and t.expression is not None}
+        if len(axes) > 1:
+            self.give_up(node, "the branches have their channels on different axes")
+            return None
+        try:
+            total = Sum.of(
+                tuple(
+                    _scaled(_or_identity(e, known), c)
+                    for e, c in zip(expressions, node.coefficients, strict=True)
+                )
+            )
+        except InexactError as error:
+            self.give_up(node, str(error))
+            return None
+        nodes = frozenset({node}).union(*(t.nodes for t in terms if t is not None))
+        cost = Cost(0.0, node.stored, 1)
+        for term in {id(t): t for t in terms if t is not None}.values():
+            cost += term.cost
+        adds = Cost((len(terms) - 1) * total.geometry.out_channels)
+        return Candidate(node, source, total, nodes, cost + adds.at_stride(total.geometry.stride))
+
+    def _extend(self, candidate: Candidate) -> list[Candidate]:
+        """Carry a candidate on past its source, where the source is read by it alone."""
+        source, outer = candidate.source, candidate.expression
+        if not self.is_closed(source, candidate.nodes):
+            if candidate.output.kind is Kind.AFFINE and any(
+                c.expression is not None for c in self.found[source]
+            ):
+                self.give_up(candidate.output, self._why_open(source, candidate.nodes))
+            return []
+        longer = []
+        for inner in self.found[source]:
+            if len(inner.nodes) + len(candidate.nodes) > _LONGEST:
+                continue
+            expression: Expression | None
+            if outer is None or inner.expression is None:
+                expression = inner.expression if outer is None else outer
+                stride: tuple[int, ...] = () if inner.expression is None else inner.geometry.stride
+            else:
+                if _differ(candidate.axis, inner.axis):
+                    self.give_up(candidate.output, "its channels are on another axis than its input's")
+                    continue
+                try:
+                    expression = Composition.of(outer, inner.expression)
+                except InexactError as error:
+                    self.give_up(candidate.output, str(error))
+                    continue
+                stride = inner.geometry.stride
+            longer.append(
+                Candidate(
+                    candidate.output,
+                    inner.source,
+                    expression,
+                    candidate.nodes | inner.nodes | {source},
+                    inner.cost + candidate.cost.at_stride(stride),
+                )
+            )
+        return longer
+
+    def _why_open(self, value: Node, nodes: frozenset[Node]) -> str:
+        others = [user for user in self.users[value] if user not in nodes]
+        if value in self.program.pinned and not others:
+            return f"its input, {value.what} at {value.where}, is an output or is changed in place"
+        readers = ", ".join(f"{user.what} at {user.where}" for user in others[:2])
+        return f"its input, {value.what} at {value.where}, is also read by {readers or 'others'}"
+
+    def _explain_no_common_source(self, node: Node) -> None:
+        for term in node.inputs:
+            if term.kind is Kind.AFFINE and not self.is_closed(term, frozenset({node})):
+                self.give_up(
+                    node, f"one branch, {term.what} at {term.where}, is read elsewhere too"
+                )
+        self.give_up(node, "its branches do not start from one common value")
+
+
+def _own_cost(node: Node) -> Cost:
+    assert node.leaf is not None  # noqa: S101 (what AFFINE means; narrows the type)
+    geometry = node.leaf.geometry
+    return Cost(geometry.weights, node.stored, 1).at_stride(geometry.stride)
+
+
+def _or_identity(expression: Expression | None, like: Geometry) -> Expression:
+    """Write the branch that passes its input on as an operator on the channels of another."""
+    if expression is not None:
+        return expression
+    return constant_scale(like.in_channels, 1.0)
+
+
+def _scaled(expression: Expression, factor: float) -> Expression:
+    if factor == 1.0:
+        return expression
+    return Composition.of(constant_scale(expression.geometry.out_channels, factor), expression)
+
+
+def _differ(first: int | None, second: int | None) -> bool:
+    return first is not None and second is not None and first != second
