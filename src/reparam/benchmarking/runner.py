@@ -144,7 +144,7 @@ class _Steps:
         self._done += 1
 
 
-def _cases(  # noqa: PLR0913
+def _cases(
     models: Mapping[str, Model],
     inputs: tuple[torch.Tensor, ...],
     engines: Sequence[str],

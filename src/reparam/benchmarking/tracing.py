@@ -107,7 +107,7 @@ class _Tracer(TorchDispatchMode):
     """Records operators, and follows storages from their creation to their release."""
 
     def __init__(self, model: nn.Module) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.result = Trace()
         self._names = {module: name for name, module in model.named_modules()}
         self._stack: list[str] = []

@@ -103,7 +103,7 @@ class Engine(ABC):
             MissingExtraError: A package it needs is not installed.
         """
         for module in self.requirements:
-            _optional.require(module, extra=self.extra, purpose=f"The engine {self.name!r}")
+            _optional.require(module, extra=self.extra, purpose=f"the engine {self.name!r}")
 
     def check(self, settings: Settings) -> None:
         """Raise if the engine cannot run with ``settings``.
@@ -149,6 +149,7 @@ class Engine(ABC):
             UnsupportedCaseError: The engine does not read such files.
             ExportError: The file could not be read.
         """
+        del settings
         raise UnsupportedCaseError(
             f"the engine {self.name!r} does not load {path.suffix or path.name!r} files"
             + (f"; it loads: {', '.join(self.suffixes)}" if self.suffixes else "")

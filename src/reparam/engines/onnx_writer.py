@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 __all__ = ["write_onnx"]
 
-_PURPOSE = "Exporting to ONNX"
+_PURPOSE = "exporting to ONNX"
 _LIMIT = 2**31
 """A protocol buffer holds at most this many bytes."""
 
@@ -66,15 +66,13 @@ def write_onnx(
                 dynamo=True,
                 verbose=False,
             )
-            if written is None:
-                raise ExportError("torch.onnx.export returned nothing")
-            proto = written.model_proto
-    except ExportError:
-        raise
     except Exception as error:
         raise ExportError(
             f"torch.onnx could not convert {type(model).__name__}: {str(error).strip()}"
         ) from error
+    if written is None:
+        raise ExportError("torch.onnx.export ended without an error and without a model")
+    proto = written.model_proto
     onnx.helper.set_model_props(proto, dict(metadata or {}))
     path.write_bytes(proto.SerializeToString())
     try:

@@ -66,7 +66,7 @@ class OnnxRuntimeEngine(Engine):
             return super().load(path, settings)
         self.check(settings)
         runtime = _optional.require(
-            "onnxruntime", extra=self.extra, purpose="The engine 'onnxruntime'"
+            "onnxruntime", extra=self.extra, purpose="the engine 'onnxruntime'"
         )
         options = runtime.SessionOptions()
         options.log_severity_level = 3

@@ -73,7 +73,7 @@ class OpenVinoEngine(Engine):
         return self._compile(str(path), settings, path.name)
 
     def _compile(self, source: Any, settings: Settings, what: str) -> Runner:
-        openvino = _optional.require("openvino", extra=self.extra, purpose="The engine 'openvino'")
+        openvino = _optional.require("openvino", extra=self.extra, purpose="the engine 'openvino'")
         # The precision is always given: left alone, the plugin picks bf16 on processors with AMX.
         options: dict[str, Any] = {
             "PERFORMANCE_HINT": "LATENCY",

@@ -15,9 +15,11 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
-__all__ = ["to_openvino", "write_openvino"]
+__all__ = ["RT_INFO", "to_openvino", "write_openvino"]
 
-_PURPOSE = "Exporting to OpenVINO"
+_PURPOSE = "exporting to OpenVINO"
+RT_INFO = "reparam"
+"""Section of the graph's run-time information that holds the metadata."""
 
 
 def to_openvino(
@@ -61,7 +63,7 @@ def write_openvino(
     openvino = _optional.require("openvino", extra="deploy", purpose=_PURPOSE)
     converted, axes = to_openvino(model, inputs, dynamic=dynamic)
     for key, value in (metadata or {}).items():
-        converted.set_rt_info(value, ["reparam", key])
+        converted.set_rt_info(value, [RT_INFO, key])
     try:
         openvino.save_model(converted, str(path), compress_to_fp16=False)
     except Exception as error:

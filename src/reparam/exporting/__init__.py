@@ -1,0 +1,9 @@
+"""Write a model in a deployment format, loaded back and checked before the file appears."""
+
+from __future__ import annotations
+
+from reparam.exporting.export import ExportResult, export
+from reparam.exporting.formats import Format, formats
+from reparam.exporting.metadata import read_metadata
+
+__all__ = ["ExportResult", "Format", "export", "formats", "read_metadata"]

@@ -1,0 +1,199 @@
+"""Export a model: write it, load it back in its engine, compare, and only then put it in place."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from reparam._files import atomic_path
+from reparam.engines import UnsupportedCaseError, get_engine
+from reparam.engines._inputs import as_tuple, check_eval, with_batch
+from reparam.engines.parity import Parity, Reference
+from reparam.engines.program import Dynamic
+from reparam.errors import ExportError, InputError, ReparamError
+from reparam.exporting.formats import Axes, Format, find_format
+from reparam.exporting.metadata import FORMS, describe_model
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Sequence
+
+    from torch import nn
+
+    from reparam.engines import Runner
+
+__all__ = ["ExportResult", "export"]
+
+_MORE_PIXELS = 16
+"""How much larger the maps are on which a variable size is tried."""
+
+
+@dataclass(frozen=True)
+class ExportResult:
+    """What was written, and how it compares with the reference.
+
+    Attributes:
+        path: The file (for a format of several files, the main one).
+        format: Name of the format.
+        engine: The engine it was loaded back in.
+        parity: Comparison with the reference on the given inputs.
+        dynamic_axes: For each input, the names of its variable dimensions by position.
+        metadata: What the file says about itself.
+        size_bytes: Size of the file or files.
+        seconds: Time it took to write and check.
+    """
+
+    path: Path
+    format: str
+    engine: str
+    parity: Parity
+    dynamic_axes: Axes
+    metadata: dict[str, str]
+    size_bytes: int
+    seconds: float
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the record as a dictionary that JSON can hold."""
+        axes = [{str(i): name for i, name in each.items()} for each in self.dynamic_axes]
+        return asdict(self) | {"path": self.path.name, "dynamic_axes": axes}
+
+    def __str__(self) -> str:
+        size = f"{self.size_bytes / 1e6:.1f} MB"
+        return f"{self.path.name} ({self.format}, {size}) in {self.engine}: {self.parity}"
+
+
+def export(  # noqa: PLR0913 - each is one decision of the user
+    model: nn.Module,
+    path: str | os.PathLike[str],
+    example_inputs: torch.Tensor | Sequence[torch.Tensor],
+    *,
+    reference: nn.Module | None = None,
+    dynamic: bool | str = True,
+    backend: str | None = None,
+    form: str | None = None,
+    source: str | None = None,
+) -> ExportResult:
+    """Write a model in the format that the suffix names, checked in the engine that reads it.
+
+    The file is written under a temporary name, loaded back in its real engine, and compared on
+    ``example_inputs`` with ``reference``; where shapes may vary, a second time on other shapes.
+    The allowed difference is a small multiple of the reference's own rounding error (see
+    :mod:`reparam.engines.parity`). Only then does the file take its place; whatever fails before
+    leaves the folder as it was.
+
+    Args:
+        model: The model to write, in eval mode. It is not changed.
+        path: The file. ``.safetensors`` holds the weights alone; ``.pt2`` is an exported PyTorch
+            program; ``.onnx`` is ONNX; ``.xml`` is OpenVINO (with a ``.bin`` beside it).
+        example_inputs: A tensor or tuple of tensors, dimension 0 the batch. Real inputs make the
+            comparison mean something.
+        reference: What the file is compared with, in eval mode: the model that was trained.
+            ``None`` compares with ``model``.
+        dynamic: ``True`` lets the batch vary, and the height and width where the model allows it
+            (the result says); ``"batch"`` only the batch; ``"size"`` insists on both; ``False``
+            fixes every shape.
+        backend: Picks among formats of one suffix.
+        form: ``"train"`` or ``"fused"``, for the file's metadata. ``None`` says ``"fused"`` if a
+            reference other than the model itself is given, and ``"train"`` otherwise.
+        source: What the model was made from, for the file's metadata. ``None`` is its class.
+
+    Returns:
+        The record of what was written and how it compares.
+
+    Raises:
+        InputError: An argument cannot be used.
+        MissingExtraError: The exporter or the engine is not installed.
+        TrainingModeError: The model or the reference is in training mode.
+        ExportError: The model cannot be written in this format, the folder or the disk cannot take
+            it, or the engine computes something else.
+    """
+    target, inputs = Path(path), as_tuple(example_inputs)
+    entry = find_format(target, backend)
+    shapes = Dynamic.of(dynamic)
+    if form is None:
+        form = "train" if reference is None or reference is model else "fused"
+    elif form not in FORMS:
+        raise InputError(f"form is {form!r}; it must be one of {', '.join(FORMS)}")
+    check_eval(model, "exporting")
+    check_eval(model if reference is None else reference, "exporting against a reference")
+    get_engine(entry.engine).require()
+    named = source or f"{type(model).__module__}.{type(model).__qualname__}"
+    metadata = describe_model(model, entry, form=form, source=named)
+
+    start = time.perf_counter()
+    try:
+        with atomic_path(target) as temporary:
+            axes = entry.write(model, inputs, temporary, dynamic=shapes, metadata=metadata)
+            runner = _load_back(entry, temporary, model)
+            parity = _check(reference or model, runner, inputs, axes, entry)
+            size = sum(file.stat().st_size for file in temporary.parent.iterdir())
+    except (UnsupportedCaseError, ExportError):
+        raise
+    except InputError as error:
+        raise ExportError(str(error)) from error
+    seconds = time.perf_counter() - start
+    return ExportResult(target, entry.name, entry.engine, parity, axes, metadata, size, seconds)
+
+
+def _load_back(entry: Format, path: Path, model: nn.Module) -> Runner:
+    if not path.is_file():
+        raise ExportError(f"the {entry.name} exporter ended without an error and without a file")
+    try:
+        return entry.load(path, model)
+    except ReparamError:
+        raise
+    except Exception as error:
+        raise ExportError(
+            f"the {entry.name} file was written and cannot be loaded back: {error}; "
+            "nothing was kept"
+        ) from error
+
+
+def _check(
+    reference: nn.Module,
+    runner: Runner,
+    inputs: tuple[torch.Tensor, ...],
+    axes: Axes,
+    entry: Format,
+) -> Parity:
+    """Compare on the inputs, and on other shapes where shapes may vary; return the first."""
+    parity = _compare(reference, runner, inputs, entry, "")
+    if any(axes):
+        others = _other_shapes(inputs, axes)
+        shape = ", ".join(str(tuple(x.shape)) for x in others)
+        _compare(reference, runner, others, entry, f" with inputs of shape {shape}")
+    return parity
+
+
+def _compare(
+    reference: nn.Module, runner: Runner, inputs: tuple[torch.Tensor, ...], entry: Format, on: str
+) -> Parity:
+    what = f"the {entry.name} file, run in {entry.engine}{on},"
+    try:
+        outputs = runner.run(inputs)
+    except Exception as error:
+        hint = "; try dynamic='batch' or dynamic=False" if on else ""
+        raise ExportError(f"{what} fails: {error}{hint}; nothing was kept") from error
+    try:
+        parity = Reference(reference, inputs).compare(outputs)
+        parity.raise_if_different(what)
+    except ReparamError as error:
+        raise ExportError(f"{error}; nothing was kept") from error
+    return parity
+
+
+def _other_shapes(inputs: tuple[torch.Tensor, ...], axes: Axes) -> tuple[torch.Tensor, ...]:
+    """Return inputs with one sample more, and larger maps where those may vary."""
+    larger = []
+    for value, names in zip(with_batch(inputs, inputs[0].shape[0] + 1), axes, strict=True):
+        for position, name in names.items():
+            if name != "batch":
+                old = value.shape[position]
+                index = torch.arange(old + _MORE_PIXELS, device=value.device) % old
+                value = value.index_select(position, index)  # noqa: PLW2901 - one axis at a time
+        larger.append(value)
+    return tuple(larger)

@@ -1,0 +1,113 @@
+"""What an exported file says about itself."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import zipfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from reparam import _optional
+from reparam.engines.ov_writer import RT_INFO
+from reparam.engines.pt2_writer import METADATA_FILE
+from reparam.errors import InputError
+
+if TYPE_CHECKING:
+    import os
+
+    from torch import nn
+
+    from reparam.exporting.formats import Format
+
+__all__ = ["FORMS", "describe_model", "read_metadata"]
+
+FORMS = ("train", "fused")
+_PREFIX = "reparam."
+_PACKAGES = {
+    "ONNX": ("onnx", "onnxscript"),
+    "OpenVINO IR": ("openvino",),
+    "safetensors": ("safetensors",),
+}
+
+
+def describe_model(model: nn.Module, entry: Format, *, form: str, source: str) -> dict[str, str]:
+    """Return the metadata of a file: keys with a common prefix, values that are text."""
+    from reparam import __version__
+
+    packages = ("torch", *_PACKAGES.get(entry.name, ()))
+    versions = {name: importlib.metadata.version(name) for name in packages}
+    content = {
+        "version": __version__,
+        "form": form,
+        "source": source,
+        "parameters": str(sum(p.numel() for p in model.parameters())),
+        "written_with": json.dumps(versions, sort_keys=True),
+    }
+    return {_PREFIX + key: value for key, value in content.items()}
+
+
+def read_metadata(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Return what a file written by :func:`reparam.export` says about itself.
+
+    Returns:
+        ``version`` of this package, ``form`` (``"train"`` or ``"fused"``), ``source`` (what the
+        model was made from), ``parameters`` (their number), ``written_with`` (versions by package).
+        Empty if the file says nothing.
+
+    Raises:
+        InputError: The file does not exist, or is of a format that holds no metadata.
+        MissingExtraError: The package that reads the format is not installed.
+    """
+    file = Path(path)
+    if not file.is_file():
+        raise InputError(f"there is no file {file.name!r} in {file.parent}")
+    readers = {
+        ".onnx": _read_onnx,
+        ".pt2": _read_pt2,
+        ".safetensors": _read_safetensors,
+        ".xml": _read_openvino,
+    }
+    if file.suffix.lower() not in readers:
+        known = ", ".join(readers)
+        raise InputError(
+            f"{file.name!r} holds no metadata that can be read; formats that do: {known}"
+        )
+    found = readers[file.suffix.lower()](file)
+    content: dict[str, Any] = {
+        key.removeprefix(_PREFIX): value for key, value in found.items() if key.startswith(_PREFIX)
+    }
+    if "written_with" in content:
+        content["written_with"] = json.loads(content["written_with"])
+    if "parameters" in content:
+        content["parameters"] = int(content["parameters"])
+    return content
+
+
+def _read_onnx(file: Path) -> dict[str, str]:
+    onnx = _optional.require("onnx", extra="deploy", purpose="reading ONNX")
+    model = onnx.load(str(file), load_external_data=False)
+    return {entry.key: entry.value for entry in model.metadata_props}
+
+
+def _read_safetensors(file: Path) -> dict[str, str]:
+    safetensors = _optional.require("safetensors", extra="deploy", purpose="reading .safetensors")
+    with safetensors.safe_open(str(file), framework="pt") as handle:
+        return dict(handle.metadata() or {})
+
+
+def _read_pt2(file: Path) -> dict[str, str]:
+    with zipfile.ZipFile(file) as archive:
+        for name in archive.namelist():
+            if name.endswith(METADATA_FILE):
+                content: dict[str, str] = json.loads(archive.read(name))
+                return content
+    return {}
+
+
+def _read_openvino(file: Path) -> dict[str, str]:
+    openvino = _optional.require("openvino", extra="deploy", purpose="reading OpenVINO IR")
+    model = openvino.Core().read_model(str(file))
+    if not model.has_rt_info([RT_INFO]):
+        return {}
+    return {key: str(value) for key, value in model.get_rt_info([RT_INFO]).value.items()}
