@@ -1,5 +1,83 @@
-"""Structural re-parameterization for PyTorch: train wide, deploy straight."""
+"""Structural re-parameterization for PyTorch: train wide, deploy straight.
+
+``plan`` reads a trained multi-branch network, ``fuse`` writes an equal one with the fewest
+convolutions, ``verify`` shows that the two are equal, ``operator`` is the equivalent kernel of a
+block, ``branch`` goes the other way.
+"""
 
 from __future__ import annotations
 
+import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from reparam import models
+    from reparam.algebra import AffineConv
+    from reparam.benchmarking import benchmark
+    from reparam.branching import branch
+    from reparam.checkpoints import load_checkpoint
+    from reparam.errors import ReparamError, TrainingModeError
+    from reparam.exporting import export
+    from reparam.fusing import FoldWarning, Plan, Refusal, Region, fuse, operator, plan
+    from reparam.rep_optimizer import RepOptimizer
+    from reparam.verifying import Verdict, verify
+
 __version__ = "0.1.0"
+
+__all__ = [
+    "AffineConv",
+    "FoldWarning",
+    "Plan",
+    "Refusal",
+    "Region",
+    "RepOptimizer",
+    "ReparamError",
+    "TrainingModeError",
+    "Verdict",
+    "benchmark",
+    "branch",
+    "export",
+    "fuse",
+    "load_checkpoint",
+    "models",
+    "operator",
+    "plan",
+    "verify",
+]
+
+_HOMES = {
+    "AffineConv": "reparam.algebra",
+    "FoldWarning": "reparam.fusing",
+    "Plan": "reparam.fusing",
+    "Refusal": "reparam.fusing",
+    "Region": "reparam.fusing",
+    "RepOptimizer": "reparam.rep_optimizer",
+    "ReparamError": "reparam.errors",
+    "TrainingModeError": "reparam.errors",
+    "Verdict": "reparam.verifying",
+    "benchmark": "reparam.benchmarking",
+    "branch": "reparam.branching",
+    "export": "reparam.exporting",
+    "fuse": "reparam.fusing",
+    "load_checkpoint": "reparam.checkpoints",
+    "operator": "reparam.fusing",
+    "plan": "reparam.fusing",
+    "verify": "reparam.verifying",
+}
+
+
+def __getattr__(name: str) -> object:
+    """Import public names when they are first used, so that importing the package is light."""
+    if name == "models":
+        return importlib.import_module("reparam.models")
+    if name not in _HOMES:
+        msg = f"module 'reparam' has no attribute {name!r}"
+        raise AttributeError(msg)
+    value = getattr(importlib.import_module(_HOMES[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    """List the public names, loaded or not."""
+    return sorted({*globals(), *__all__})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -77,8 +78,9 @@ class Discovery:
     unfolded: list[Unfolded] = field(default_factory=list)
 
 
-def discover(model: nn.Module) -> Discovery:
+def discover(model: nn.Module, example_inputs: Any = None) -> Discovery:
     """Find the regions of an unwrapped model."""
+    del example_inputs
     finder = _Finder(model)
     finder.visit("", finder.skeleton)
     return finder.result

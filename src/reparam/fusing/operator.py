@@ -1,0 +1,70 @@
+"""The equivalent kernel of an affine block, differentiable, in any form of the block."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from reparam.algebra import AffineConv, evaluate
+from reparam.errors import InexactError
+from reparam.graph.lift import lift
+from reparam.graph.skeleton import shared_copy, unwrap
+from reparam.graph.trace import TraceFailure, trace
+from reparam.planner.candidates import Candidates
+
+__all__ = ["operator"]
+
+
+def operator(block: nn.Module) -> AffineConv:
+    r"""Return the one convolution that an affine block computes.
+
+    ``operator(block)(x) = block(x)`` in eval mode. The kernel is float64 and differentiable in the
+    parameters of the block, so it can be regularised while training (RepVGG, arXiv 2101.03697, the
+    custom L2 of its official code); batch normalisation counts with its running statistics, in
+    training mode too.
+
+    Args:
+        block: A module with one input and one output that is affine: convolutions, BN, pooling,
+            constant scales and sums of such branches. No activation.
+
+    Returns:
+        The operator; ``.kernel`` has shape ``(O, I / groups, *kernel_size)``, ``.bias`` ``(O,)``.
+
+    Raises:
+        InexactError: The block is not affine or not one convolution; the message says why.
+
+    >>> import torch
+    >>> from torch import nn
+    >>> block = nn.Sequential(nn.Conv2d(4, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8))
+    >>> op = operator(block)
+    >>> op.kernel.pow(2).sum().backward()
+    >>> block[0].weight.grad.shape
+    torch.Size([8, 4, 3, 3])
+
+    """
+    inner = unwrap(block)
+    name = type(inner).__name__
+    root = nn.Sequential(inner)  # so that a single layer is traced as a call, too
+    root.train(inner.training)
+    try:
+        lifted = lift(trace(shared_copy(root)), training=True)
+    except TraceFailure as failure:
+        msg = f"{name} cannot be traced ({failure}); needed a block whose forward torch.fx can trace"
+        raise InexactError(msg) from failure
+    graph = lifted.trace.graph
+    inputs = [n for n in lifted.program.nodes if lifted.origin[n].op == "placeholder"]
+    output = next(n for n in reversed(graph.nodes) if n.op == "output").args[0]
+    ends = [n for n in lifted.program.nodes if lifted.origin[n] is output]
+    if len(inputs) != 1 or len(ends) != 1:
+        msg = f"{name} has {len(inputs)} inputs and {len(ends)} outputs; needed one of each"
+        raise InexactError(msg)
+    lifted.program.pinned.clear()
+    found = Candidates(lifted.program)
+    for candidate in found.found[ends[0]]:
+        if candidate.source is inputs[0] and candidate.expression is not None:
+            return evaluate(candidate.expression)
+    opaque = [n for n in lifted.program.nodes if n.kind.name == "OPAQUE" and n not in inputs]
+    reasons = [r for n in lifted.program.nodes for r in found.given_up.get(n, [])]
+    reasons += [f"{n.what} at {n.where}: {n.reason or 'is not affine'}" for n in opaque]
+    msg = f"{name} is not one convolution of its input: {'; '.join(reasons) or 'nothing affine in it'}"
+    raise InexactError(msg)
+

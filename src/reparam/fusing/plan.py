@@ -1,0 +1,198 @@
+"""Plan, apply, fuse: the public transformation."""
+
+from __future__ import annotations
+
+import warnings
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import nn
+
+from reparam.errors import TrainingModeError
+from reparam.fusing.discover import Discovery, Found, discover
+from reparam.fusing.edit import apply_regions
+from reparam.fusing.fold import FoldedLayer, fold
+from reparam.fusing.table import render
+from reparam.graph.ir import Kind, Node
+from reparam.graph.skeleton import unwrap
+
+__all__ = ["FoldWarning", "Plan", "Refusal", "Region", "fuse", "plan"]
+
+
+class FoldWarning(UserWarning):
+    """A region was left as it is because its folded layer did not agree with it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Region:
+    """Operations that one layer replaces.
+
+    Attributes:
+        where: Path of the module that holds them.
+        what: What they are, in the field's terms.
+        into: The layer that replaces them.
+        layers_before: Operations executed now; one afterwards.
+        macs_before: Multiply-adds per position of the region's input, now.
+        macs_after: The same after folding; never more.
+        stored_before: Numbers stored now: weights, biases, running statistics.
+        stored_after: The same after folding; never more.
+
+    """
+
+    where: str
+    what: str
+    into: str
+    layers_before: int
+    macs_before: float
+    macs_after: float
+    stored_before: int
+    stored_after: int
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """Something that looks foldable and is left as it is.
+
+    Attributes:
+        where: Path of the module.
+        what: The operation.
+        why: The reason, with what was found and what was needed.
+
+    """
+
+    where: str
+    what: str
+    why: str
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """What folds in a model and what does not; ``print(plan)`` is a table.
+
+    Attributes:
+        regions: What folds.
+        refusals: What does not, and why.
+
+    """
+
+    regions: tuple[Region, ...]
+    refusals: tuple[Refusal, ...]
+    _discovery: Discovery = field(repr=False)
+
+    def apply(self) -> nn.Module:
+        """Write the fused model: new, in eval mode, sharing no storage with the original.
+
+        Each folded layer is compared with the operations it replaces in float64, at the interior
+        and the borders. One that does not agree is not used.
+
+        Warns:
+            FoldWarning: A folded layer did not agree; its region was left as it is.
+
+        """
+        discovery = self._discovery
+        folded: list[tuple[Found, FoldedLayer]] = []
+        for found in discovery.regions:
+            layer = fold(found.lifted, found.region, found.like)
+            if layer.agrees:
+                folded.append((found, layer))
+                continue
+            warnings.warn(
+                f"{found.block or 'the model'} is left as it is: its folded layer differs by "
+                f"{layer.error:.1e} of its largest value in float64",
+                FoldWarning,
+                stacklevel=2,
+            )
+        return apply_regions(discovery.model, discovery.skeleton, folded)
+
+    def __str__(self) -> str:
+        """A table of at most 100 columns."""
+        return render(self.regions, self.refusals)
+
+
+def plan(model: nn.Module, example_inputs: Any = None) -> Plan:
+    """Read a model and say what folds in it; nothing is changed.
+
+    Args:
+        model: Any ``nn.Module`` in eval mode.
+        example_inputs: A tensor, a tuple of arguments or a dict of keyword arguments. With it,
+            traces are compared with eager execution on real shapes.
+
+    Raises:
+        TrainingModeError: The model has batch normalisation and is in training mode.
+        UnsupportedModelError: The model cannot be read (a ScriptModule, for example).
+
+    >>> import torch
+    >>> from torch import nn
+    >>> net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU()).eval()
+    >>> [region.what for region in plan(net).regions]
+    ['3x3 conv + batch norm']
+
+    """
+    inner = unwrap(model)
+    _check_eval(inner)
+    discovery = discover(inner, example_inputs)
+    return Plan(
+        tuple(_region(found) for found in discovery.regions),
+        tuple(Refusal(u.where, u.what, u.why) for u in discovery.unfolded),
+        discovery,
+    )
+
+
+def fuse(model: nn.Module, example_inputs: Any = None) -> nn.Module:
+    """Fold everything in a model that folds exactly: ``plan(model).apply()``.
+
+    >>> import torch
+    >>> from torch import nn
+    >>> net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU()).eval()
+    >>> print(fuse(net))
+    Sequential(
+      (0): Conv2d(3, 8, kernel_size=(3, 3), stride=(1, 1))
+      (1): Identity()
+      (2): ReLU()
+    )
+
+    """
+    return plan(model, example_inputs).apply()
+
+
+def _check_eval(model: nn.Module) -> None:
+    norms = (nn.modules.batchnorm._BatchNorm,)
+    if model.training and any(isinstance(m, norms) for m in model.modules()):
+        msg = (
+            f"{type(model).__name__} is in training mode, where batch normalisation uses the "
+            f"statistics of the batch; needed eval mode: call model.eval() first"
+        )
+        raise TrainingModeError(msg)
+
+
+def _region(found: Found) -> Region:
+    before, after = found.region.cost, found.region.cost_after
+    return Region(
+        where=found.block or "the model",
+        what=describe(found.region.nodes),
+        into=str(found.region.geometry),
+        layers_before=before.layers,
+        macs_before=before.macs,
+        macs_after=after.macs,
+        stored_before=before.stored,
+        stored_after=after.stored,
+    )
+
+
+def describe(nodes: frozenset[Node]) -> str:
+    """Name the operations of a region, equal ones counted, layers first."""
+    ordered = sorted(nodes, key=lambda n: (not n.is_mixing, n.order))
+    names = Counter(
+        _short(n) for n in ordered if n.kind is Kind.SUM or n.leaf is not None
+    )
+    return " + ".join(name if times == 1 else f"{times} {name}" for name, times in names.items())
+
+
+def _short(node: Node) -> str:
+    if node.is_mixing and node.stored:
+        geometry = node.leaf.geometry if node.leaf else None
+        size = "x".join(str(len(taps)) for taps in geometry.offsets) if geometry else ""
+        return f"{size} conv" if size else "linear"
+    return node.what
+
