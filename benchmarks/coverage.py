@@ -1,0 +1,302 @@
+"""How far `reparam.fuse` reaches on models that it was not written for, and whether it is right.
+
+    python benchmarks/coverage.py --sets timm torchvision --out runs/coverage
+
+One JSON file a model is written as soon as the model is done, and a model that has one is skipped,
+so that a run can be stopped and taken up again. Every model is compared in float64 and float32, at
+two input sizes, beside a control: the unfused model with noise of 1e-16 added behind every layer.
+The differences of the fused model have to be of the control's order.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import sys
+import time
+import traceback
+import warnings
+from collections import Counter
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from coverage_models import Entry, calibrate, entries
+from torch import nn
+
+import reparam
+from reparam._files import atomic_path
+
+# The tests' own counter of executed operators; it trusts nothing of the library.
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
+from counting import count, stored_numbers, tensors_of
+
+NOISE = 1e-16
+"""Relative noise of the control, about half an ulp of float64."""
+
+
+class _Part(nn.Module):
+    """What an entry compares, as a module, so that it can be counted."""
+
+    def __init__(self, entry: Entry, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+        self.entry = entry
+
+    def forward(self, x: torch.Tensor) -> Any:
+        return self.entry.run(self.model, x)
+
+
+def measure(entry: Entry, *, timed: bool = False) -> dict[str, Any]:
+    """Fuse one model and return what was found."""
+    torch.manual_seed(0)
+    model = entry.build()
+    calibrate(model, _image(entry, entry.image_px, entry.batch).float(), entry.run)
+    model = model.double()
+    x = _image(entry, entry.image_px, 2)
+    started = time.perf_counter()
+    # A detector takes a list of images; its parts are traced without an example.
+    plan = reparam.plan(model, None if entry.parts else x)
+    fused = plan.apply()
+    seconds = time.perf_counter() - started
+    result: dict[str, Any] = {
+        "model": entry.name,
+        "image_px": entry.image_px,
+        "seconds_to_fuse": round(seconds, 3),
+        "same_class": type(fused) is type(model),
+        "regions": len(plan.regions),
+        "refusals": dict(Counter(r.why for r in plan.refusals).most_common()),
+        "before": _cost(entry, model, x),
+        "after": _cost(entry, fused, x),
+        "float64": _errors(entry, model, fused, x),
+        "blocks": _block_errors(entry, model, fused, x),
+        "float32": _single(entry, model, x),
+    }
+    other = _other_size(entry, model)
+    result["other_shape"] = list(other.shape)
+    result["float64_other"] = _errors(entry, model, fused, other)
+    if entry.own is not None:
+        result["own"] = _own(entry, model, x)
+    if entry.end_to_end:
+        fused(list(x))
+    if timed:
+        result["eager_ms"] = _times(entry, model.float(), fused.float(), x.float())
+    result["ok"] = _is_right(result)
+    return result
+
+
+def _image(entry: Entry, px: int, batch: int) -> torch.Tensor:
+    rng = torch.Generator().manual_seed(px + batch)
+    return torch.randn(batch, 3, px, px, generator=rng, dtype=torch.float64)
+
+
+def _cost(entry: Entry, model: nn.Module, x: torch.Tensor) -> dict[str, int]:
+    _, tally = count(_Part(entry, model), x)
+    return {
+        "convs": tally.convs,
+        "linears": tally.linears,
+        "norms": tally.norms,
+        "macs": tally.macs,
+        "stored": stored_numbers(model),
+        "operators": tally.convs + tally.linears + tally.norms + tally.others.total(),
+    }
+
+
+@torch.no_grad()
+def _errors(entry: Entry, model: nn.Module, fused: nn.Module, x: torch.Tensor) -> dict[str, float]:
+    expected = [t.clone() for t in tensors_of(entry.run(model, x.clone()))]
+    actual = list(tensors_of(entry.run(fused, x.clone())))
+    noisy = list(tensors_of(_with_noise(entry, model, x)))
+    return {
+        "fused": _distance(expected, actual),
+        "control": _distance(expected, noisy),
+        "input_matters": _distance(
+            expected, list(tensors_of(entry.run(model, x.flip(0, 3).contiguous())))
+        ),
+    }
+
+
+def _with_noise(entry: Entry, model: nn.Module, x: torch.Tensor) -> Any:
+    rng = torch.Generator().manual_seed(1)
+
+    def disturb(_module: nn.Module, _args: Any, out: Any) -> Any:
+        if not isinstance(out, torch.Tensor) or not out.is_floating_point():
+            return None
+        noise = torch.randn(out.shape, generator=rng, dtype=torch.float64).to(out)
+        return out + NOISE * out.abs().amax() * noise
+
+    leaves = [m for m in model.modules() if not any(True for _ in m.children())]
+    handles = [leaf.register_forward_hook(disturb) for leaf in leaves]
+    try:
+        return entry.run(model, x.clone())
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _distance(left: Iterable[torch.Tensor], right: Iterable[torch.Tensor]) -> float:
+    """Return the largest difference of two lists of tensors, each over its largest number."""
+    worst = 0.0
+    for a, b in zip(left, right, strict=True):
+        if a.is_floating_point() and a.numel():
+            scale = float(a.double().abs().max()) or 1.0
+            worst = max(worst, float((a.double() - b.double()).abs().max()) / scale)
+    return worst
+
+
+@torch.no_grad()
+def _block_errors(
+    entry: Entry, model: nn.Module, fused: nn.Module, x: torch.Tensor
+) -> dict[str, float | str | int]:
+    """Run each rewritten block on what its original got; return the worst difference."""
+    names = _rewritten(model, fused)
+    calls: list[tuple[str, Any, Any, Any]] = []
+
+    def remember(name: str) -> Any:
+        def hook(_module: nn.Module, args: Any, kwargs: Any, out: Any) -> None:
+            calls.append((name, *copy.deepcopy((args, kwargs)), [*tensors_of(out)]))
+
+        return hook
+
+    handles = [
+        model.get_submodule(n).register_forward_hook(remember(n), with_kwargs=True) for n in names
+    ]
+    try:
+        entry.run(model, x.clone())
+    finally:
+        for handle in handles:
+            handle.remove()
+    worst, where = 0.0, ""
+    for name, args, kwargs, out in calls:
+        error = _distance(out, list(tensors_of(fused.get_submodule(name)(*args, **kwargs))))
+        if error > worst:
+            worst, where = error, name
+    return {"count": len(names), "worst": worst, "where": where}
+
+
+def _rewritten(model: nn.Module, fused: nn.Module) -> list[str]:
+    """Name the smallest modules whose contents changed and which are there in both."""
+    theirs = dict(fused.named_modules())
+    changed = [
+        name
+        for name, part in model.named_modules()
+        if name
+        and name in theirs
+        and any(True for _ in part.children())
+        and list(part.state_dict()) != list(theirs[name].state_dict())
+    ]
+    return [n for n in changed if not any(other.startswith(f"{n}.") for other in changed)]
+
+
+def _single(entry: Entry, model: nn.Module, x: torch.Tensor) -> dict[str, float]:
+    """Compare the fused and the unfused float32 model with the float64 one."""
+    single = copy.deepcopy(model).float()
+    fused = reparam.fuse(single, None if entry.parts else x.float())
+    with torch.no_grad():
+        truth = list(tensors_of(entry.run(model, x.clone())))
+        plain = list(tensors_of(entry.run(single, x.float())))
+        ours = list(tensors_of(entry.run(fused, x.float())))
+    return {"fused": _distance(truth, ours), "unfused": _distance(truth, plain)}
+
+
+def _other_size(entry: Entry, model: nn.Module) -> torch.Tensor:
+    """Return another batch at another size, or at the same one if the model takes no other."""
+    for px in (entry.image_px + 32, entry.image_px):
+        x = _image(entry, px, 3)
+        try:
+            with torch.no_grad():
+                entry.run(model, x.clone())
+        except (RuntimeError, AssertionError, ValueError):
+            continue
+        return x
+    return _image(entry, entry.image_px, 2)
+
+
+def _own(entry: Entry, model: nn.Module, x: torch.Tensor) -> dict[str, Any]:
+    """Count after the library's own conversion, done on a float32 copy as its users would."""
+    assert entry.own is not None
+    try:
+        converted = entry.own(copy.deepcopy(model).float()).eval()
+        return _cost(entry, converted, x.float())
+    except Exception as error:  # noqa: BLE001 (a crash of the other library is a finding)
+        return {"error": f"{type(error).__name__}: {error}"}
+
+
+@torch.no_grad()
+def _times(
+    entry: Entry, model: nn.Module, fused: nn.Module, x: torch.Tensor, rounds: int = 15
+) -> dict[str, float]:
+    """Time both, interleaved, at batch 1: medians in milliseconds."""
+    single = x[:1]
+    spent: dict[str, list[float]] = {"unfused": [], "fused": []}
+    for _ in range(rounds):
+        for name, net in (("unfused", model), ("fused", fused)):
+            started = time.perf_counter()
+            entry.run(net, single)
+            spent[name].append(1000 * (time.perf_counter() - started))
+    return {name: sorted(times)[rounds // 2] for name, times in spent.items()}
+
+
+def _is_right(result: dict[str, Any]) -> bool:
+    """Judge by the control: rounding that the unfused model shows too is not an error."""
+    close = all(
+        result[key]["fused"] <= max(1e-12, 50 * result[key]["control"])
+        for key in ("float64", "float64_other")
+    )
+    single = result["float32"]
+    cost = all(result["after"][k] <= result["before"][k] for k in ("convs", "norms", "macs"))
+    blocks = result["blocks"]["worst"] <= 1e-11
+    return close and blocks and cost and single["fused"] <= 1e-6 + 4 * single["unfused"]
+
+
+def main() -> None:
+    """Run the chosen models and write their results."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--sets", nargs="+", default=["timm", "torchvision"])
+    parser.add_argument(
+        "--only", nargs="+", default=[], help="words that a name must contain one of"
+    )
+    parser.add_argument("--out", type=Path, default=Path("runs/coverage"))
+    parser.add_argument("--time", action="store_true", help="also time eager execution")
+    parser.add_argument("--again", action="store_true", help="measure models that have a result")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    warnings.simplefilter("ignore")
+    options.out.mkdir(parents=True, exist_ok=True)
+    for entry in entries(set(options.sets)):
+        path = options.out / f"{entry.name.replace(':', '-')}.json"
+        if options.only and not any(word in entry.name for word in options.only):
+            continue
+        if path.exists() and not options.again:
+            continue
+        try:
+            result = measure(entry, timed=options.time)
+        except Exception as error:  # noqa: BLE001 (one model must not end the run)
+            result = {
+                "model": entry.name,
+                "ok": False,
+                "error": f"{type(error).__name__}: {error}",
+                "traceback": traceback.format_exc(),
+            }
+        with atomic_path(path) as part:
+            part.write_text(json.dumps(result, indent=1) + "\n")
+        print(_line(result), flush=True)
+
+
+def _line(result: dict[str, Any]) -> str:
+    if "error" in result:
+        return f"{result['model']:42} RAISED {result['error'][:100]}"
+    before, after = result["before"], result["after"]
+    return (
+        f"{result['model']:42} convs {before['convs']:4}->{after['convs']:4} "
+        f"norms {before['norms']:4}->{after['norms']:4}  "
+        f"f64 {result['float64']['fused']:.1e} (control {result['float64']['control']:.1e}) "
+        f"block {result['blocks']['worst']:.1e}  {result['seconds_to_fuse']:.1f} s"
+        f"{'' if result['ok'] else '  WRONG'}"
+    )
+
+
+if __name__ == "__main__":
+    main()
