@@ -53,9 +53,9 @@ def measure(entry: Entry, *, timed: bool = False) -> dict[str, Any]:
     """Fuse one model and return what was found."""
     torch.manual_seed(0)
     model = entry.build()
-    calibrate(model, _image(entry, entry.image_px, entry.batch).float(), entry.run)
+    calibrate(model, _image(entry.image_px, entry.batch).float(), entry.run)
     model = model.double()
-    x = _image(entry, entry.image_px, 2)
+    x = _image(entry.image_px, 2)
     started = time.perf_counter()
     # A detector takes a list of images; its parts are traced without an example.
     plan = reparam.plan(model, None if entry.parts else x)
@@ -87,7 +87,7 @@ def measure(entry: Entry, *, timed: bool = False) -> dict[str, Any]:
     return result
 
 
-def _image(entry: Entry, px: int, batch: int) -> torch.Tensor:
+def _image(px: int, batch: int) -> torch.Tensor:
     rng = torch.Generator().manual_seed(px + batch)
     return torch.randn(batch, 3, px, px, generator=rng, dtype=torch.float64)
 
@@ -204,14 +204,14 @@ def _single(entry: Entry, model: nn.Module, x: torch.Tensor) -> dict[str, float]
 def _other_size(entry: Entry, model: nn.Module) -> torch.Tensor:
     """Return another batch at another size, or at the same one if the model takes no other."""
     for px in (entry.image_px + 32, entry.image_px):
-        x = _image(entry, px, 3)
+        x = _image(px, 3)
         try:
             with torch.no_grad():
                 entry.run(model, x.clone())
         except (RuntimeError, AssertionError, ValueError):
             continue
         return x
-    return _image(entry, entry.image_px, 2)
+    return _image(entry.image_px, 2)
 
 
 def _own(entry: Entry, model: nn.Module, x: torch.Tensor) -> dict[str, Any]:
