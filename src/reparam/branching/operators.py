@@ -35,7 +35,7 @@ _PADS = (
 def conv_operator_geometry(conv: _ConvNd) -> Geometry:
     """Read the shape of a convolution module, without its numbers."""
     return algebra.conv_geometry(
-        conv.weight.shape,
+        (conv.out_channels, conv.in_channels // conv.groups, *conv.kernel_size),
         stride=conv.stride,
         padding=conv.padding,
         dilation=conv.dilation,

@@ -7,7 +7,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from fnmatch import fnmatchcase
 
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 from torch.nn.parameter import UninitializedParameter
 from torch.nn.utils import parametrize
@@ -76,17 +76,22 @@ def refusal(module: nn.Module, tied: Mapping[int, list[str]]) -> str | None:
     same = ("forward", "_conv_forward")
     if any(getattr(type(module), name) is not getattr(base, name) for name in same):
         return f"{type(module).__name__} has a forward of its own"
-    if isinstance(module.weight, UninitializedParameter):
+    unusable = _unusable(module.weight, tied)
+    if unusable is None and any(getattr(module, name, None) for name in _STATE_HOOKS):
+        return "it has state-dict hooks, which name its own keys"
+    return unusable
+
+
+def _unusable(weight: Tensor, tied: Mapping[int, list[str]]) -> str | None:
+    if isinstance(weight, UninitializedParameter):
         return "it is lazy and has no weights yet; run the model once"
-    if not module.weight.is_floating_point():
-        return f"its weights are {module.weight.dtype}; needed real floating point"
-    if not bool(module.weight.isfinite().all()):
+    if not weight.is_floating_point():
+        return f"its weights are {weight.dtype}; needed real floating point"
+    if not bool(weight.isfinite().all()):
         return "its weights are not finite"
-    sharers = tied.get(id(module.weight), [])
+    sharers = tied.get(id(weight), [])
     if len(sharers) > 1:
         return f"its weight is tied: {', '.join(sharers)} are one parameter"
-    if any(getattr(module, name, None) for name in _STATE_HOOKS):
-        return "it has state-dict hooks, which name its own keys"
     return None
 
 
