@@ -1,20 +1,26 @@
-"""Labelled image data: opened by name, held in frozen records, read by loaders that can resume anywhere."""
+"""Labelled image data: opened by name, held in frozen records, read by loaders that can resume."""
 
 from __future__ import annotations
 
 from reparam.data.augment import Augment
-from reparam.data.dataset import ArraySplit, ImageData, Split
-from reparam.data.loaders import ArrayTrainLoader, EvalLoader, Sharding, TrainLoader
+from reparam.data.dataset import ArraySplit, ImageData, ShardSplit, Split, StoredSplit
+from reparam.data.loaders import EvalLoader, Sharding, TrainLoader, eval_loader, train_loader
 from reparam.data.opening import open_data
+from reparam.data.shards import ShardIndex, index_shards
 
 __all__ = [
     "ArraySplit",
-    "ArrayTrainLoader",
     "Augment",
     "EvalLoader",
     "ImageData",
+    "ShardIndex",
+    "ShardSplit",
     "Sharding",
     "Split",
+    "StoredSplit",
     "TrainLoader",
+    "eval_loader",
+    "index_shards",
     "open_data",
+    "train_loader",
 ]

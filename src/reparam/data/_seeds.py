@@ -1,8 +1,9 @@
 """Seeds that are functions of *where* in a run they are used.
 
-Every random choice of a training run (the order of an epoch, the crop of an image, a dropout mask) is drawn from a
-generator seeded by its coordinates: ``derive_seed(seed, "crop", epoch, step)``. Nothing depends on what was drawn
-before, so a run that is killed and resumed draws what it would have drawn, on any number of processes.
+Every random choice of a training run (the order of an epoch, the crop of an image, a dropout mask)
+is drawn from a generator seeded by its coordinates: ``derive_seed(seed, "crop", epoch, step)``.
+Nothing depends on what was drawn before, so a run that is killed and resumed draws what it would
+have drawn, on any number of processes.
 """
 
 from __future__ import annotations

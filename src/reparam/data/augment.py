@@ -20,16 +20,19 @@ class Augment:
     """What is done to training images.
 
     Attributes:
-        flip: Mirror left and right: never, by a coin toss per image and epoch, or in alternate epochs after one
-            toss per image, so that two epochs show every image both ways (Jordan 2024, "94% on CIFAR-10 in 3.29
-            seconds on a single GPU", section 3.6).
-        translate: Shift by up to this many pixels in each direction, mirroring what comes in at the border.
+        flip: Mirror left and right: never, by a coin toss per image and epoch, or in alternate
+            epochs after one toss per image, so that two epochs show every image both ways (Jordan
+            2024, "94% on CIFAR-10 in 3.29 seconds on a single GPU", section 3.6).
+        translate: Shift by up to this many pixels in each direction, mirroring what comes in at the
+            border.
         cutout: Side in pixels of a square set to the mean (DeVries and Taylor 2017); 0 for none.
-        resized_crop: Smallest share of the area that a random resized crop keeps; 0 for no such crop.
+        resized_crop: Smallest share of the area that a random resized crop keeps; 0 for no such
+            crop.
         randaugment: Number of RandAugment operations per image; 0 for none.
         randaugment_magnitude: Their magnitude, 0 to 30.
         mixup: Alpha of mixup's Beta(alpha, alpha); 0 for none.
-        cutmix: Alpha of CutMix's Beta(alpha, alpha); 0 for none. With mixup too, each batch gets one of the two.
+        cutmix: Alpha of CutMix's Beta(alpha, alpha); 0 for none. With mixup too, each batch gets
+            one of the two.
     """
 
     flip: Flip = "none"
@@ -65,12 +68,10 @@ class BatchDraws:
     shift: Tensor | None
     hole: Tensor | None
 
-    def rows(self, start: int, stop: int) -> BatchDraws:
-        """Return the choices for the images `start` to `stop`."""
-        flip, shift, hole = (
-            None if field is None else field[start:stop]
-            for field in (self.flip, self.shift, self.hole)
-        )
+    def rows(self, rows: slice) -> BatchDraws:
+        """Return the choices for some of the images."""
+        fields = (self.flip, self.shift, self.hole)
+        flip, shift, hole = (None if field is None else field[rows] for field in fields)
         return BatchDraws(flip, shift, hole)
 
 
@@ -101,7 +102,8 @@ def draw_batch(
 def augment_batch(images: Tensor, draws: BatchDraws, *, cutout: int, fill: Tensor) -> Tensor:
     """Return the images, shape (B, C, H, W), flipped, shifted and cut as drawn.
 
-    One gather does the flip, the shift and the mirrored border. `fill`, shape (C,), is what a hole is filled with.
+    One gather does the flip, the shift and the mirrored border. `fill`, shape (C,), is what a hole
+    is filled with.
     """
     height, width = images.shape[-2:]
     if draws.flip is not None or draws.shift is not None:

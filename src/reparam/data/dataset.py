@@ -3,33 +3,28 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Protocol, TypeAlias
 
 import torch
-from torch import Tensor
 
 from reparam.errors import DataError
 
-__all__ = ["ArraySplit", "ImageData", "Split", "fingerprint_arrays"]
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
 
+    from torch import Tensor
 
-@runtime_checkable
-class Split(Protocol):
-    """One part of a data set: a number of labelled images, readable one at a time by position."""
-
-    def __len__(self) -> int:
-        """Return the number of images."""
-        ...
-
-    def image(self, index: int) -> Tensor:
-        """Return one image as uint8 of shape (C, H, W)."""
-        ...
-
-    def label(self, index: int) -> int:
-        """Return the class of one image."""
-        ...
+__all__ = [
+    "ArraySplit",
+    "ImageData",
+    "ImageSource",
+    "ShardSplit",
+    "Split",
+    "StoredSplit",
+    "channel_statistics",
+    "fingerprint_arrays",
+]
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,25 +46,71 @@ class ArraySplit:
             raise DataError(f"images must be uint8 of shape (N, C, H, W), found {found}")
         if self.labels.dtype != torch.int64 or self.labels.shape != self.images.shape[:1]:
             found = f"{self.labels.dtype} of shape {tuple(self.labels.shape)}"
-            raise DataError(
-                f"labels must be int64 of shape ({self.images.shape[0]},), one per image, found {found}"
-            )
+            needed = f"int64 of shape ({self.images.shape[0]},), one for each image"
+            raise DataError(f"labels must be {needed}, found {found}")
 
     def __len__(self) -> int:
         """Return the number of images."""
         return int(self.images.shape[0])
 
-    def image(self, index: int) -> Tensor:
-        """Return one image as uint8 of shape (C, H, W)."""
-        return self.images[index]
-
-    def label(self, index: int) -> int:
-        """Return the class of one image."""
-        return int(self.labels[index])
-
     def take(self, indices: Tensor) -> ArraySplit:
         """Return the images at `indices` (int64) as a split of their own."""
         return ArraySplit(self.images[indices], self.labels[indices])
+
+
+class ImageSource(Protocol):
+    """Images that are decoded when they are asked for; may be pickled into worker processes."""
+
+    def read(self, index: int) -> Tensor:
+        """Return one image at the size it is stored in, uint8, shape (3, H, W)."""
+        ...
+
+
+@dataclass(frozen=True, eq=False)
+class StoredSplit:
+    """Images in files, of any size, each decoded when it is needed.
+
+    Attributes:
+        source: Reads one image.
+        indices: Which images of the source, int64, shape (N,).
+        labels: Their classes, int64, shape (N,).
+    """
+
+    source: ImageSource
+    indices: Tensor
+    labels: Tensor
+
+    def __len__(self) -> int:
+        """Return the number of images."""
+        return len(self.indices)
+
+    def take(self, positions: Tensor) -> StoredSplit:
+        """Return the images at `positions` (int64) of this split as a split of their own."""
+        return StoredSplit(self.source, self.indices[positions], self.labels[positions])
+
+    def read(self, position: int) -> Tensor:
+        """Return one image at the size it is stored in, uint8, shape (3, H, W)."""
+        return self.source.read(int(self.indices[position]))
+
+
+@dataclass(frozen=True)
+class ShardSplit:
+    """Images in tar files (WebDataset), read as streams.
+
+    Attributes:
+        urls: The shards; whatever WebDataset can open.
+        counts: Number of images in each.
+    """
+
+    urls: tuple[str, ...]
+    counts: tuple[int, ...]
+
+    def __len__(self) -> int:
+        """Return the number of images."""
+        return sum(self.counts)
+
+
+Split: TypeAlias = ArraySplit | StoredSplit | ShardSplit
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,14 +119,14 @@ class ImageData:
 
     Attributes:
         name: Where it came from, as the user named it.
-        class_names: One name per class, in label order.
+        class_names: One name for each class, in label order.
         image_shape: (channels, height, width) of what a model sees.
-        mean: Per-channel mean of the training images, in units of pixel value / 255.
-        std: Per-channel standard deviation, same units.
+        mean: Mean of each channel, in units of pixel value / 255.
+        std: Standard deviation of each channel, same units.
         train: The images that a model is fitted to.
-        validation: The images that choose between checkpoints and draw the curve.
+        validation: The images that draw the curve and choose the best checkpoint.
         test: Images that no choice depends on, where the data has them.
-        fingerprint: Hex digest of the images and labels; two data sets are the same when it is equal.
+        fingerprint: Hex digest of what the data holds: equal for equal data sets.
     """
 
     name: str
@@ -104,32 +145,10 @@ class ImageData:
         return len(self.class_names)
 
     def normalise(self, images: Tensor) -> Tensor:
-        """Return uint8 images, shape (..., C, H, W), as float32 with mean 0 and standard deviation 1 per channel.
-
-        ``y = (x / 255 - mean) / std``
-        """
+        """Return uint8 images, shape (..., C, H, W), as float32: ``(x / 255 - mean) / std``."""
         mean = torch.tensor(self.mean, device=images.device).mul_(255.0).view(-1, 1, 1)
-        scale = (
-            torch.tensor(self.std, device=images.device).mul_(255.0).reciprocal_().view(-1, 1, 1)
-        )
-        return images.to(torch.float32).sub_(mean).mul_(scale)
-
-    def tensors(self, split: Split, *, limit: int | None = None) -> tuple[Tensor, Tensor]:
-        """Return the images of a split as a model takes them, with their labels.
-
-        Args:
-            split: A split of this data set; its images must be of one size.
-            limit: Take only this many, from the start.
-
-        Returns:
-            Float32 images, normalised, shape (N, C, H, W), and int64 labels, shape (N,).
-        """
-        count = len(split) if limit is None else min(limit, len(split))
-        if isinstance(split, ArraySplit):
-            return self.normalise(split.images[:count]), split.labels[:count]
-        images = torch.stack([split.image(index) for index in range(count)])
-        labels = torch.tensor([split.label(index) for index in range(count)], dtype=torch.int64)
-        return self.normalise(images), labels
+        std = torch.tensor(self.std, device=images.device).mul_(255.0).view(-1, 1, 1)
+        return images.to(torch.float32).sub_(mean).mul_(std.reciprocal_())
 
     def splits(self) -> Iterator[tuple[str, Split]]:
         """Yield the name and the content of every split that exists."""
@@ -137,6 +156,30 @@ class ImageData:
         yield "validation", self.validation
         if self.test is not None:
             yield "test", self.test
+
+    def tensors(self, split: Split, *, limit: int | None = None) -> tuple[Tensor, Tensor]:
+        """Return the images of a split as a model takes them, with their labels.
+
+        Args:
+            split: A split of this data set.
+            limit: Take only this many, from the start.
+
+        Returns:
+            Float32 images, normalised, shape (N, C, H, W), and int64 labels, shape (N,).
+        """
+        from reparam.data.loaders import eval_loader  # noqa: PLC0415 - loaders know data sets
+
+        count = len(split) if limit is None else min(limit, len(split))
+        images: list[Tensor] = []
+        labels: list[Tensor] = []
+        for some_images, some_labels in eval_loader(
+            self, split, batch_size=max(1, min(count, 500))
+        ):
+            images.append(some_images)
+            labels.append(some_labels)
+            if sum(map(len, labels)) >= count:
+                break
+        return torch.cat(images)[:count], torch.cat(labels)[:count]
 
 
 def fingerprint_arrays(splits: Sequence[ArraySplit]) -> str:
@@ -150,10 +193,13 @@ def fingerprint_arrays(splits: Sequence[ArraySplit]) -> str:
 
 
 def channel_statistics(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Return per-channel mean and standard deviation of uint8 images (N, C, H, W), in units of value / 255."""
+    """Return mean and standard deviation of each channel of uint8 images, shape (N, C, H, W).
+
+    Both in units of pixel value / 255; a channel of one value gets the deviation of one level.
+    """
     total = torch.zeros(images.shape[1], dtype=torch.float64)
     squares = torch.zeros_like(total)
-    for chunk in images.split(4096):
+    for chunk in torch.split(images, 4096):
         values = chunk.to(torch.float64)
         total += values.sum(dim=(0, 2, 3))
         squares += values.square().sum(dim=(0, 2, 3))

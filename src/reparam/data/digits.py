@@ -21,7 +21,8 @@ def open_digits(*, image_size: int | None = None, channels: int = 3) -> ImageDat
     """Open the digits, split 70 : 10 : 20 into train, validation and test within every class.
 
     Args:
-        image_size: Height and width in pixels, by bilinear interpolation; 8 (as they are) when None.
+        image_size: Height and width in pixels, by bilinear interpolation; 8 (as they are) when
+            None.
         channels: The grey value is repeated this many times; 3 fits the models that take RGB.
 
     Raises:

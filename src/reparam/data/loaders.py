@@ -1,27 +1,37 @@
 """Loaders whose every batch is a function of (seed, epoch, batch), on any number of processes.
 
-A training loader is an endless row of batches with a *position*; it can be told to continue anywhere. The images of an
-optimizer step and their augmentation are drawn for the whole step, and each process and each part of an accumulated
-step takes its rows of it: two processes see between them exactly what one would.
+A training loader is an endless row of batches with a *position*; it can be told to continue
+anywhere. The images of an optimizer step and their augmentation are drawn for the whole step, and
+each process and each part of an accumulated step takes its rows of it: two processes see between
+them exactly what one would.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
-from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
 
+from reparam.data._images import augment_image, view
 from reparam.data._seeds import generator
-from reparam.data.augment import Augment, augment_batch, draw_batch
-from reparam.data.dataset import ArraySplit, ImageData, Split
+from reparam.data.augment import augment_batch, draw_batch
+from reparam.data.dataset import ArraySplit, ShardSplit, StoredSplit
+from reparam.data.shards import CHUNK, ShardStream
 from reparam.errors import DataError
 
-__all__ = ["ArrayTrainLoader", "EvalLoader", "Sharding", "TrainLoader"]
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
 
-Batch = tuple[Tensor, Tensor]
+    from torch import Tensor
+
+    from reparam.data.augment import Augment
+    from reparam.data.dataset import ImageData, Split
+
+    Batch: TypeAlias = tuple[Tensor, Tensor]
+
+__all__ = ["EvalLoader", "Sharding", "TrainLoader", "eval_loader", "train_loader"]
 
 
 @dataclass(frozen=True)
@@ -45,8 +55,9 @@ class Sharding:
         parts = self.world_size * self.accumulate
         if self.batch_size < 1 or self.batch_size % parts:
             raise DataError(
-                f"a batch of {self.batch_size} images cannot be dealt out evenly to {self.world_size} process(es) "
-                f"of {self.accumulate} accumulated part(s): choose a batch size that is a multiple of {parts}"
+                f"a batch of {self.batch_size} images cannot be dealt out evenly to "
+                f"{self.world_size} process(es) in {self.accumulate} accumulated part(s): "
+                f"choose a batch size that is a multiple of {parts}"
             )
 
     @property
@@ -54,52 +65,55 @@ class Sharding:
         """Images of one forward pass on one process."""
         return self.batch_size // (self.world_size * self.accumulate)
 
-    def steps(self, images: int) -> int:
-        """Return the number of whole optimizer steps in an epoch of so many images."""
-        return images // self.batch_size
-
-    def rows(self, part: int) -> tuple[int, int]:
-        """Return the first and the last-plus-one row of a step that this process takes in one part."""
+    def rows(self, part: int) -> slice:
+        """Return the rows of a step that this process takes in one of its parts."""
         start = (part * self.world_size + self.rank) * self.part_size
-        return start, start + self.part_size
+        return slice(start, start + self.part_size)
 
 
 class TrainLoader:
     """Base of the training loaders: the position, and how it moves.
 
-    The position is advanced *before* a batch is handed out, so that a checkpoint written while the batch is worked on
-    names the batch after it.
+    The position is advanced *before* a batch is handed out, so that a checkpoint written while the
+    batch is worked on names the batch after it.
+
+    Attributes:
+        epoch: Epoch of the next batch, 0 for the first.
+        batch: Number of the next batch within its epoch, on this process.
     """
 
-    def __init__(self, images: int, sharding: Sharding, seed: int, where: str) -> None:
-        """Start at the first batch of epoch 0 of a split of so many images, named `where` in errors."""
-        if sharding.steps(images) == 0:
-            raise DataError(
-                f"{where} has {images} training images, fewer than one batch of {sharding.batch_size}: "
-                "lower the batch size or bring more images"
-            )
-        self.images = images
+    def __init__(self, data: ImageData, sharding: Sharding, augment: Augment, seed: int) -> None:
+        """Start at the first batch of epoch 0 of the training split of `data`."""
+        self.data = data
         self.sharding = sharding
+        self.augment = augment
         self.seed = seed
         self.epoch = 0
         self.batch = 0
+        self._fill = torch.tensor(data.mean).mul(255.0).round()
+        if len(self) == 0:
+            raise DataError(
+                f"{data.name} has {len(data.train)} training images, too few for one batch of "
+                f"{sharding.batch_size} on {sharding.world_size} process(es): lower the batch size "
+                "or bring more images"
+            )
 
     def __len__(self) -> int:
         """Return the number of batches that this process gets in one epoch."""
-        return self.sharding.steps(self.images) * self.sharding.accumulate
+        return len(self.data.train) // self.sharding.batch_size * self.sharding.accumulate
 
     def __iter__(self) -> Iterator[Batch]:
-        """Yield the batches from the position to the end of its epoch."""
-        # A generator: the position is read when the first batch is asked for, not when the iterator is made.
+        """Yield the batches from the position to the end of its epoch.
+
+        Images are normalised, float32, shape (B, C, H, W); labels are int64, shape (B,).
+        """
+        # A generator: the position is read when the first batch is asked for, not before.
         epoch = self.epoch
-        for batch, content in self._batches(epoch, self.batch):
+        for batch, (images, labels) in enumerate(self._read(epoch, self.batch), start=self.batch):
             last = batch + 1 == len(self)
             self.epoch, self.batch = (epoch + 1, 0) if last else (epoch, batch + 1)
-            yield content
-
-    def seek(self, epoch: int, batch: int = 0) -> None:
-        """Continue at a batch of an epoch."""
-        self.epoch, self.batch = epoch, batch
+            step, part = divmod(batch, self.sharding.accumulate)
+            yield self._finish(images, epoch, step, part), labels
 
     def state_dict(self) -> dict[str, int]:
         """Return the position of the next batch."""
@@ -107,81 +121,296 @@ class TrainLoader:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue at the position of :meth:`state_dict`."""
-        self.seek(int(state["epoch"]), int(state["batch"]))
+        self.epoch, self.batch = int(state["epoch"]), int(state["batch"])
 
-    def step_indices(self, epoch: int, step: int) -> Tensor:
-        """Return the images of a whole optimizer step, int64, shape (batch_size,)."""
-        start = step * self.sharding.batch_size
-        return self._order(epoch)[start : start + self.sharding.batch_size]
-
-    def _order(self, epoch: int) -> Tensor:
-        return torch.randperm(self.images, generator=generator(self.seed, "order", epoch))
-
-    def _batches(self, epoch: int, start: int) -> Iterator[tuple[int, Batch]]:
+    def _read(self, epoch: int, start: int) -> Iterator[Batch]:
+        """Yield uint8 images and labels of this process from one batch to the epoch's end."""
         raise NotImplementedError
 
+    def _indices(self, epoch: int, step: int) -> Tensor:
+        """Return numbers that identify the images of a whole step, int64, shape (batch_size,)."""
+        first = step * self.sharding.batch_size
+        return self._order(epoch)[first : first + self.sharding.batch_size]
 
-class ArrayTrainLoader(TrainLoader):
-    """Batches of a split in memory, augmented as whole tensors: no image is decoded or touched alone."""
+    def _order(self, epoch: int) -> Tensor:
+        count = len(self.data.train)
+        if getattr(self, "_ordered", (-1,))[0] != epoch:
+            order = torch.randperm(count, generator=generator(self.seed, "order", epoch))
+            self._ordered = (epoch, order)
+        return self._ordered[1]
 
-    def __init__(self, data: ImageData, sharding: Sharding, *, augment: Augment, seed: int) -> None:
-        """Read the training split of `data`, which must be an :class:`ArraySplit`."""
-        if not isinstance(data.train, ArraySplit):
-            raise DataError(f"{data.name} is not held in memory; open it with memory=True")
-        super().__init__(len(data.train), sharding, seed, data.name)
-        self._data = data
-        self._split = data.train
-        self._augment = augment
-        self._fill = torch.tensor(data.mean).mul(255.0).round()
+    def _finish(self, images: Tensor, epoch: int, step: int, part: int) -> Tensor:
+        size = (int(images.shape[-2]), int(images.shape[-1]))
+        indices = self._indices(epoch, step)
+        draws = draw_batch(self.augment, indices, size, seed=self.seed, epoch=epoch, step=step)
+        mine = draws.rows(self.sharding.rows(part))
+        images = augment_batch(images, mine, cutout=self.augment.cutout, fill=self._fill)
+        return self.data.normalise(images)
 
-    def _batches(self, epoch: int, start: int) -> Iterator[tuple[int, Batch]]:
-        order = self._order(epoch)
+
+class _ArrayTrainLoader(TrainLoader):
+    """Batches of a split in memory: nothing is decoded, no image is touched alone."""
+
+    def __init__(
+        self, data: ImageData, split: ArraySplit, sharding: Sharding, augment: Augment, seed: int
+    ) -> None:
+        super().__init__(data, sharding, augment, seed)
+        self._split = split
+
+    def _read(self, epoch: int, start: int) -> Iterator[Batch]:
         for batch in range(start, len(self)):
             step, part = divmod(batch, self.sharding.accumulate)
-            first = step * self.sharding.batch_size
-            indices = order[first : first + self.sharding.batch_size]
-            yield batch, self._load(indices, epoch, step, self.sharding.rows(part))
+            mine = self._split.take(self._indices(epoch, step)[self.sharding.rows(part)])
+            yield mine.images, mine.labels
 
-    def _load(self, indices: Tensor, epoch: int, step: int, rows: tuple[int, int]) -> Batch:
-        _, height, width = self._data.image_shape
-        draws = draw_batch(
-            self._augment, indices, (height, width), seed=self.seed, epoch=epoch, step=step
-        ).rows(*rows)
-        mine = self._split.take(indices[slice(*rows)])
-        images = augment_batch(mine.images, draws, cutout=self._augment.cutout, fill=self._fill)
-        return self._data.normalise(images), mine.labels
+
+class _ImageTrainLoader(TrainLoader):
+    """Batches of images that are decoded, or augmented, one by one in worker processes."""
+
+    def __init__(
+        self,
+        data: ImageData,
+        split: ArraySplit | StoredSplit,
+        sharding: Sharding,
+        augment: Augment,
+        seed: int,
+        workers: int,
+    ) -> None:
+        super().__init__(data, sharding, augment, seed)
+        self._split = split
+        self._workers = workers
+
+    def _read(self, epoch: int, start: int) -> Iterator[Batch]:
+        batches = []
+        for batch in range(start, len(self)):
+            step, part = divmod(batch, self.sharding.accumulate)
+            batches.append(self._indices(epoch, step)[self.sharding.rows(part)].tolist())
+        images = _Images(
+            self._split, self.data.image_shape, augment=self.augment, seed=self.seed, epoch=epoch
+        )
+        yield from DataLoader(images, batch_sampler=batches, num_workers=self._workers)
+
+
+class _ShardTrainLoader(TrainLoader):
+    """Batches of streamed shards; the number of workers is part of what decides their order."""
+
+    def __init__(
+        self,
+        data: ImageData,
+        split: ShardSplit,
+        sharding: Sharding,
+        augment: Augment,
+        seed: int,
+        workers: int,
+    ) -> None:
+        self._split = split
+        self._workers = workers
+        if len(split.urls) < sharding.world_size:
+            raise DataError(
+                f"{data.name} has {len(split.urls)} shards for {sharding.world_size} processes, "
+                "which read one each at least: write more, smaller shards"
+            )
+        super().__init__(data, sharding, augment, seed)
+
+    def __len__(self) -> int:
+        """Return the number of batches that every process gets, whichever shards it draws."""
+        fewest = len(self._split.urls) // self.sharding.world_size
+        images = sum(sorted(self._split.counts)[:fewest])
+        steps = images // (self.sharding.batch_size // self.sharding.world_size)
+        return steps * self.sharding.accumulate
+
+    def state_dict(self) -> dict[str, int]:
+        """Return the position of the next batch, and what else its content depends on."""
+        world = {"workers": self._workers, "world_size": self.sharding.world_size}
+        return {**super().state_dict(), **world}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue at the position of :meth:`state_dict`."""
+        found = (state["workers"], state["world_size"])
+        if found != (self._workers, self.sharding.world_size) and state["batch"]:
+            raise DataError(
+                f"the run was stopped within an epoch with {found[0]} workers on {found[1]} "
+                f"process(es), and is resumed with {self._workers} on {self.sharding.world_size}: "
+                "the order of shards depends on both, use the same"
+            )
+        super().load_state_dict(state)
+
+    def _read(self, epoch: int, start: int) -> Iterator[Batch]:
+        part = self.sharding.part_size
+        stream = ShardStream(
+            self._split,
+            self.data.image_shape[1:],
+            rank=self.sharding.rank,
+            world_size=self.sharding.world_size,
+            seed=self.seed,
+            epoch=epoch,
+            augment=self.augment,
+            skip=start * part // CHUNK,
+        )
+        chunks = DataLoader(stream, batch_size=None, num_workers=self._workers)
+        for batch, content in zip(range(len(self)), _rebatch(chunks, part), strict=False):
+            if batch >= start:
+                yield content
+
+    def _indices(self, epoch: int, step: int) -> Tensor:
+        # A stream has no numbers: coins are tossed for places in the epoch.
+        del epoch
+        first = step * self.sharding.batch_size
+        return torch.arange(first, first + self.sharding.batch_size)
+
+
+def train_loader(
+    data: ImageData, sharding: Sharding, *, augment: Augment, seed: int, workers: int = 0
+) -> TrainLoader:
+    """Return the loader that fits how the training split of `data` is held.
+
+    Args:
+        data: Its training split is read.
+        sharding: This process's part of each step.
+        augment: What is done to the images.
+        seed: Decides order and augmentation.
+        workers: Processes that decode; not used where nothing is decoded.
+
+    Raises:
+        DataError: There are too few images or shards for one batch.
+    """
+    split = data.train
+    if isinstance(split, ShardSplit):
+        return _ShardTrainLoader(data, split, sharding, augment, seed, workers)
+    if isinstance(split, ArraySplit) and not augment.per_image:
+        return _ArrayTrainLoader(data, split, sharding, augment, seed)
+    return _ImageTrainLoader(data, split, sharding, augment, seed, workers)
 
 
 class EvalLoader:
-    """Every image of a split once, in order, in batches; with several processes each takes every n-th image.
+    """Every image of a split once, in batches; of several processes each reads its share.
 
-    The last batches may be short and processes may get one image less than others, so that nothing is read twice.
+    Batches can be short and processes may get one image or shard less than others, so that
+    nothing is read twice.
     """
 
-    def __init__(
-        self, data: ImageData, split: Split, batch_size: int, *, rank: int = 0, world_size: int = 1
-    ) -> None:
-        """Read `split` of `data`."""
+    def __init__(self, length: int, data: ImageData, batches: Iterable[Batch]) -> None:
+        """Normalise `length` uint8 batches of `data`."""
+        self._length = length
         self._data = data
-        self._split = split
-        self._batch_size = batch_size
-        self._indices = torch.arange(rank, len(split), world_size)
+        self._batches = batches
 
     def __len__(self) -> int:
-        """Return the number of batches."""
-        return -(-len(self._indices) // self._batch_size)
+        """Return the number of batches, at most."""
+        return self._length
 
     def __iter__(self) -> Iterator[Batch]:
-        """Yield normalised images and their labels."""
-        for indices in self._indices.split(self._batch_size):
-            part = _gather(self._split, indices)
-            yield self._data.normalise(part.images), part.labels
+        """Yield normalised images, float32 (B, C, H, W), and labels, int64 (B,)."""
+        for images, labels in self._batches:
+            yield self._data.normalise(images), labels
 
 
-def _gather(split: Split, indices: Tensor) -> ArraySplit:
+def eval_loader(
+    data: ImageData,
+    split: Split,
+    *,
+    batch_size: int,
+    rank: int = 0,
+    world_size: int = 1,
+    workers: int = 0,
+) -> EvalLoader:
+    """Return a loader of a split of `data`, in stored order.
+
+    Args:
+        data: Whose normalisation is used.
+        split: What is read.
+        batch_size: Images of one batch.
+        rank: This process.
+        world_size: Number of processes.
+        workers: Processes that decode; not used where nothing is decoded.
+    """
+    if isinstance(split, ShardSplit):
+        stream = ShardStream(split, data.image_shape[1:], rank=rank, world_size=world_size)
+        mine = sum(split.counts[shard] for shard in stream.shards())
+        chunks = DataLoader(stream, batch_size=None, num_workers=workers)
+        return EvalLoader(-(-mine // batch_size), data, _Rebatched(chunks, batch_size))
+    indices = torch.arange(rank, len(split), world_size)
+    groups = [group for group in torch.split(indices, batch_size) if len(group)]
     if isinstance(split, ArraySplit):
-        return split.take(indices)
-    positions = indices.tolist()
-    images = torch.stack([split.image(position) for position in positions])
-    labels = torch.tensor([split.label(position) for position in positions], dtype=torch.int64)
-    return ArraySplit(images, labels)
+        return EvalLoader(len(groups), data, _Gathered(split, groups))
+    sampler = [group.tolist() for group in groups]
+    images = _Images(split, data.image_shape)
+    return EvalLoader(
+        len(groups), data, DataLoader(images, batch_sampler=sampler, num_workers=workers)
+    )
+
+
+class _Images(Dataset[Any]):
+    """Single images by position, at one size; augmented when an epoch is given."""
+
+    def __init__(
+        self,
+        split: ArraySplit | StoredSplit,
+        shape: tuple[int, int, int],
+        *,
+        augment: Augment | None = None,
+        seed: int = 0,
+        epoch: int = 0,
+    ) -> None:
+        self._split = split
+        self._size = shape[1:]
+        self._augment = augment if augment is not None and augment.per_image else None
+        self._seed = seed
+        self._epoch = epoch
+
+    def __getitem__(self, position: int) -> tuple[Tensor, int]:
+        split = self._split
+        stored = split.images[position] if isinstance(split, ArraySplit) else split.read(position)
+        label = int(split.labels[position])
+        if self._augment is None:
+            return view(stored, self._size), label
+        image = augment_image(
+            stored,
+            self._size,
+            self._augment,
+            seed=self._seed,
+            epoch=self._epoch,
+            index=position,
+        )
+        return image, label
+
+
+@dataclass(frozen=True, eq=False)
+class _Gathered:
+    """Groups of images of a split in memory."""
+
+    split: ArraySplit
+    groups: list[Tensor]
+
+    def __iter__(self) -> Iterator[Batch]:
+        for group in self.groups:
+            part = self.split.take(group)
+            yield part.images, part.labels
+
+
+@dataclass(frozen=True, eq=False)
+class _Rebatched:
+    """Chunks of any length as batches of one."""
+
+    chunks: Iterable[Batch]
+    size: int
+
+    def __iter__(self) -> Iterator[Batch]:
+        return _rebatch(self.chunks, self.size)
+
+
+def _rebatch(chunks: Iterable[Batch], size: int) -> Iterator[Batch]:
+    """Yield the content of the chunks in batches of `size`, the last one shorter."""
+    held: list[Batch] = []
+    count = 0
+    for chunk in chunks:
+        held.append(chunk)
+        count += len(chunk[1])
+        while count >= size:
+            images, labels = (torch.cat(parts) for parts in zip(*held, strict=True))
+            yield images[:size], labels[:size]
+            held = [(images[size:], labels[size:])]
+            count -= size
+    if count:
+        images, labels = (torch.cat(parts) for parts in zip(*held, strict=True))
+        yield images, labels

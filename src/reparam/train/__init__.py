@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from reparam.train.recipe import Ema, Optimizer, Recipe, Schedule, load_recipe, recipe_names
-from reparam.train.result import EpochRecord, Progress, TrainResult
+from reparam.train.result import EpochRecord, Hardware, OnProgress, Progress, TrainResult
 from reparam.train.running import accuracy, train
 
 __all__ = [
     "Ema",
     "EpochRecord",
+    "Hardware",
+    "OnProgress",
     "Optimizer",
     "Progress",
     "Recipe",

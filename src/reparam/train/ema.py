@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from torch import Tensor, nn
 
 __all__ = ["WeightAverage"]
 
@@ -14,8 +18,8 @@ __all__ = ["WeightAverage"]
 class WeightAverage:
     """``average <- d * average + (1 - d) * weights``, over parameters and floating-point buffers.
 
-    The decay is ramped up as ``min(decay, (1 + n) / (10 + n))`` after n updates, so that the average of a short run is
-    not held back by the random start.
+    The decay is ramped up as ``min(decay, (1 + n) / (10 + n))`` after n updates, so that the
+    average of a short run is not held back by the random start.
     """
 
     def __init__(self, model: nn.Module, decay: float) -> None:
@@ -40,25 +44,27 @@ class WeightAverage:
                 self._average[name].copy_(tensor)
         torch._foreach_lerp_(averages, currents, share)
 
-    def state_dict(self) -> dict[str, object]:
+    def state_dict(self) -> dict[str, Any]:
         """Return the average and the number of updates."""
         return {"average": self._average, "updates": self._updates}
 
-    def load_state_dict(self, state: Mapping[str, object]) -> None:
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from :meth:`state_dict`."""
-        average, updates = state["average"], state["updates"]
-        assert isinstance(average, dict) and isinstance(updates, int)
         for name, tensor in self._average.items():
-            tensor.copy_(average[name])
-        self._updates = updates
+            tensor.copy_(state["average"][name])
+        self._updates = int(state["updates"])
 
     @property
     def weights(self) -> dict[str, Tensor]:
         """The average, by state-dict key."""
         return self._average
 
+    def to(self, device: torch.device) -> None:
+        """Move the average to a device."""
+        self._average = {name: tensor.to(device) for name, tensor in self._average.items()}
+
     @contextmanager
-    def applied(self, model: nn.Module) -> Iterator[None]:
+    def shown(self, model: nn.Module) -> Iterator[None]:
         """Give `model` the averaged weights within the block, and its own back after it."""
         own = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
         model.load_state_dict(self._average)

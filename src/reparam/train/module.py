@@ -1,115 +1,185 @@
-"""The Lightning module: one optimizer step, one evaluation, and the state that makes a run resumable."""
+"""The Lightning module: one step, one evaluation, and the state that makes a run resumable."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
-from contextlib import nullcontext
-from typing import Any
+from contextlib import AbstractContextManager, nullcontext
+from typing import TYPE_CHECKING, Any
 
 import lightning.pytorch as pl
 import torch
-from torch import Tensor, nn
 from torch.nn import functional
 
-from reparam.data import TrainLoader
+from reparam.data import Sharding, TrainLoader, eval_loader, train_loader
 from reparam.data._seeds import derive_seed
+from reparam.errors import CheckpointError, InputError
 from reparam.train.ema import WeightAverage
+from reparam.train.kernel_decay import KernelDecay
+from reparam.train.mixing import Mixing
 from reparam.train.optimizers import build_optimizer
-from reparam.train.recipe import Recipe
-from reparam.train.result import EpochRecord, OnProgress, Progress
+from reparam.train.result import EpochRecord, Progress
 
-__all__ = ["Training"]
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from reparam.data import EvalLoader, ImageData
+    from reparam.train.recipe import Recipe
+    from reparam.train.result import OnProgress
+
+__all__ = ["EVAL_BATCH", "Training"]
+
+EVAL_BATCH = 500
+"""Images of one batch in evaluation."""
 
 
 class Training(pl.LightningModule):
     """A model in training.
 
-    Nothing here depends on what was drawn before: the learning rate is a function of the step, and the global random
-    state (dropout, mixup) is seeded before every batch from its coordinates.
+    Nothing here depends on what was drawn before: the learning rate is a function of the step, and
+    the global random state (dropout, mixup) is seeded before every batch from its coordinates.
+
+    Args:
+        model: Trained in place.
+        data: What it is trained on.
+        recipe: How.
+        seed: Decides every random choice.
+        workers: Processes that decode images.
+        on_progress: Called on the first process after every batch and every epoch.
+
+    Attributes:
+        history: The records of the epochs so far.
     """
 
     def __init__(
         self,
         model: nn.Module,
+        data: ImageData,
         recipe: Recipe,
         *,
-        train_loader: TrainLoader,
-        validation_loader: Iterable[tuple[Tensor, Tensor]],
         seed: int,
+        workers: int,
         on_progress: OnProgress | None,
     ) -> None:
-        """Train `model` in place."""
+        """Start a run at its first step."""
         super().__init__()
         self.model = model
         self.recipe = recipe
         self.history: list[EpochRecord] = []
-        self.average = WeightAverage(model, recipe.ema.decay) if recipe.ema.decay else None
-        self._train_loader = train_loader
-        self._validation_loader = validation_loader
+        self._data = data
         self._seed = seed
+        self._workers = workers
         self._on_progress = on_progress
-        self._steps_per_epoch = len(train_loader) // recipe.accumulate
+        self._average = WeightAverage(model, recipe.ema.decay) if recipe.ema.decay else None
+        self._kernel_decay = (
+            KernelDecay(model, recipe.kernel_decay) if recipe.kernel_decay else None
+        )
+        self._mixing = Mixing(recipe.augment, data.num_classes)
+        self._loader: TrainLoader | None = None
+        self._shown: AbstractContextManager[None] = nullcontext()
         self._train_sum = torch.zeros(2, dtype=torch.float64)
         self._evaluation = torch.zeros(3, dtype=torch.float64)
         self._epoch_seconds = 0.0
         self._seconds_before = 0.0
-        self._started = time.perf_counter()
-        self._mark = self._started
+        self._started = self._mark = time.perf_counter()
 
     @property
     def seconds(self) -> float:
         """Wall time of the run so far, over all its parts."""
         return self._seconds_before + time.perf_counter() - self._started
 
+    @property
+    def has_started(self) -> bool:
+        """Whether a first batch was begun in this process."""
+        return self._mark != self._started
+
+    @property
+    def loader(self) -> TrainLoader:
+        """The training batches of this process."""
+        if self._loader is None:
+            trainer = self.trainer
+            sharding = Sharding(
+                self.recipe.batch_size,
+                trainer.global_rank,
+                trainer.world_size,
+                self.recipe.accumulate,
+            )
+            self._loader = train_loader(
+                self._data,
+                sharding,
+                augment=self.recipe.augment,
+                seed=self._seed,
+                workers=self._workers,
+            )
+        return self._loader
+
+    def shown_weights(self) -> dict[str, Tensor]:
+        """Return the weights that are evaluated: the average where there is one."""
+        return dict(self.model.state_dict()) if self._average is None else self._average.weights
+
     def train_dataloader(self) -> TrainLoader:
         """Return the training batches."""
-        return self._train_loader
+        return self.loader
 
-    def val_dataloader(self) -> Iterable[tuple[Tensor, Tensor]]:
+    def val_dataloader(self) -> EvalLoader:
         """Return the validation batches."""
-        return self._validation_loader
+        return eval_loader(
+            self._data,
+            self._data.validation,
+            batch_size=EVAL_BATCH,
+            rank=self.trainer.global_rank,
+            world_size=self.trainer.world_size,
+            workers=self._workers,
+        )
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """Return the recipe's optimizer; its learning rate is set before every step."""
-        return build_optimizer(self.model, self.recipe.optimizer)
+        decayed = frozenset() if self._kernel_decay is None else self._kernel_decay.parameters
+        return build_optimizer(self.model, self.recipe.optimizer, decayed)
 
-    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
-        """Seed the global random state and set the learning rate, both from the coordinates of the batch."""
+    def on_fit_start(self) -> None:
+        """Put the average of the weights where the weights are."""
+        if self._average is not None:
+            self._average.to(self.device)
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:  # noqa: ARG002 - a hook
+        """Seed the global random state and set the learning rate, both by the batch's place."""
         epoch = self.current_epoch
         torch.manual_seed(derive_seed(self._seed, "step", epoch, batch_idx, self.global_rank))
-        step = epoch * self._steps_per_epoch + batch_idx // self.recipe.accumulate
-        rate = self.recipe.optimizer.learning_rate * self._schedule(step)
-        for group in self.optimizers(use_pl_optimizer=False).param_groups:
+        rate = self.recipe.optimizer.learning_rate * self._schedule(epoch, batch_idx)
+        for group in self._optimizer().param_groups:
             group["lr"] = rate
         self._mark = time.perf_counter()
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         """Return the loss of one batch."""
-        images, labels = batch
+        images, targets = self._mixing(*batch)
         loss = functional.cross_entropy(
-            self.model(images), labels, label_smoothing=self.recipe.label_smoothing
+            self.model(images), targets, label_smoothing=self.recipe.label_smoothing
         )
-        self._train_sum += torch.tensor(
-            [loss.item() * len(images), len(images)], dtype=torch.float64
-        )
-        return loss
+        value = float(loss.detach())
+        if not torch.isfinite(torch.tensor(value)):
+            raise InputError(
+                f"the loss is {value} in epoch {self.current_epoch + 1}, batch {batch_idx + 1}: "
+                "the training diverged; lower the learning rate, or use bf16 in place of fp16"
+            )
+        self._train_sum += torch.tensor([value * len(images), len(images)], dtype=torch.float64)
+        return loss if self._kernel_decay is None else loss + self._kernel_decay(self.model)
 
-    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:  # noqa: ARG002
         """Update the average of the weights and report."""
         stepped = (batch_idx + 1) % self.recipe.accumulate == 0
-        if self.average is not None and stepped and self.global_step % self.recipe.ema.every == 0:
-            self.average.update(self.model)
+        if self._average is not None and stepped and self.global_step % self.recipe.ema.every == 0:
+            self._average.update(self.model)
         self._epoch_seconds += time.perf_counter() - self._mark
         self._report(batch_idx + 1, float(outputs["loss"]) * self.recipe.accumulate)
 
     def on_validation_epoch_start(self) -> None:
         """Forget the last evaluation and show the averaged weights, where there are any."""
         self._evaluation.zero_()
-        self._shown = nullcontext() if self.average is None else self.average.applied(self.model)
+        self._shown = nullcontext() if self._average is None else self._average.shown(self.model)
         self._shown.__enter__()
 
-    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:  # noqa: ARG002
         """Add up loss, correct answers and images."""
         images, labels = batch
         logits = self.model(images).float()
@@ -128,55 +198,80 @@ class Training(pl.LightningModule):
             train_loss=train_loss / train_images,
             validation_loss=loss / images,
             validation_accuracy=correct / images,
-            learning_rate=float(self.optimizers(use_pl_optimizer=False).param_groups[0]["lr"]),
+            learning_rate=float(self._optimizer().param_groups[0]["lr"]),
             train_seconds=self._epoch_seconds,
             seconds=self.seconds,
         )
         self.history.append(record)
         self._train_sum.zero_()
         self._epoch_seconds = 0.0
-        self._report(len(self._train_loader), record.train_loss, record)
+        self._report(len(self.loader), record.train_loss, record)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add what Lightning does not know: position, records, sums, and the average of the weights."""
+        """Add what Lightning does not know: position, records, sums, and the averaged weights."""
         checkpoint["reparam"] = {
-            "position": self._train_loader.state_dict(),
-            "history": [vars(record) for record in self.history],
-            "train_sum": self._train_sum,
+            "run": self._identity(),
+            "position": self.loader.state_dict(),
+            "history": [dict(vars(record)) for record in self.history],
+            "train_sum": self._summed(self._train_sum).clone(),
             "epoch_seconds": self._epoch_seconds,
             "seconds": self.seconds,
-            "average": None if self.average is None else self.average.state_dict(),
+            "average": None if self._average is None else self._average.state_dict(),
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Go on from :meth:`on_save_checkpoint`."""
         state = checkpoint["reparam"]
-        self._train_loader.load_state_dict(state["position"])
+        self._check_same_run(state["run"], checkpoint["state_dict"])
+        self.loader.load_state_dict(state["position"])
         self.history = [EpochRecord(**record) for record in state["history"]]
-        self._train_sum.copy_(state["train_sum"])
+        if self.global_rank == 0:  # the sum is that of all processes
+            self._train_sum.copy_(state["train_sum"])
         self._epoch_seconds = state["epoch_seconds"]
         self._seconds_before = state["seconds"]
-        if self.average is not None:
-            self.average.load_state_dict(state["average"])
+        if self._average is not None:
+            self._average.load_state_dict(state["average"])
 
-    def shown_weights(self) -> dict[str, Tensor]:
-        """Return the weights that are evaluated: the average where there is one, else the model's own."""
-        return dict(self.model.state_dict()) if self.average is None else self.average.weights
+    def _identity(self) -> dict[str, Any]:
+        """Return what must be the same for a run to go on as it would have."""
+        recipe = self.recipe.to_dict()
+        recipe["optimizer"]["betas"] = list(recipe["optimizer"]["betas"])
+        recipe["optimizer"]["no_decay"] = list(recipe["optimizer"]["no_decay"])
+        return {"recipe": recipe, "seed": self._seed, "data": self._data.fingerprint}
 
-    def _schedule(self, step: int) -> float:
+    def _check_same_run(self, found: dict[str, Any], weights: dict[str, Tensor]) -> None:
+        needed = self._identity()
+        different = [name for name in needed if found.get(name) != needed[name]]
+        mine = {name: tensor.shape for name, tensor in self.state_dict().items()}
+        if mine != {name: tensor.shape for name, tensor in weights.items()}:
+            different.append("model")
+        if different:
+            raise CheckpointError(
+                f"the resume checkpoint is of another run: its {', '.join(different)} differ(s); "
+                "resume with what the run was started with, or start a new run in another folder"
+            )
+
+    def _optimizer(self) -> torch.optim.Optimizer:
+        optimizer: torch.optim.Optimizer = self.trainer.optimizers[0]
+        return optimizer
+
+    def _schedule(self, epoch: int, batch: int) -> float:
         recipe = self.recipe
-        warmup = round(recipe.schedule.warmup_epochs * self._steps_per_epoch)
-        return recipe.schedule.factor(step, recipe.epochs * self._steps_per_epoch, warmup)
+        steps = len(self.loader) // recipe.accumulate
+        step = epoch * steps + batch // recipe.accumulate
+        warmup = round(recipe.schedule.warmup_epochs * steps)
+        return recipe.schedule.factor(step, recipe.epochs * steps, warmup)
 
     def _summed(self, counts: Tensor) -> Tensor:
         """Return counts added up over all processes."""
         if self.trainer.world_size == 1:
             return counts
-        total: Tensor = self.trainer.strategy.reduce(counts.to(self.device), reduce_op="sum").cpu()
-        return total
+        total: Tensor = self.trainer.strategy.reduce(
+            counts.to(self.device, copy=True), reduce_op="sum"
+        )
+        return total.cpu()
 
     def _report(self, step: int, loss: float, record: EpochRecord | None = None) -> None:
         if self._on_progress is not None and self.global_rank == 0:
-            steps = len(self._train_loader)
-            epochs = self.recipe.epochs
-            self._on_progress(Progress(self.current_epoch + 1, epochs, step, steps, loss, record))
+            epoch, epochs = self.current_epoch + 1, self.recipe.epochs
+            self._on_progress(Progress(epoch, epochs, step, len(self.loader), loss, record))

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 
 import torch
 from torch import nn
 
-from reparam.train.recipe import Optimizer
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from reparam.train.recipe import Optimizer
+    from collections.abc import Iterator
 
 __all__ = ["build_optimizer", "parameter_groups"]
 

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import math
 import tomllib
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TYPE_CHECKING
 
 from reparam.data import Augment
 from reparam.errors import InputError
 from reparam.train._fields import build
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 __all__ = ["Ema", "Optimizer", "Recipe", "Schedule", "load_recipe", "recipe_names"]
 
@@ -30,9 +32,10 @@ class Optimizer:
         nesterov: Nesterov's momentum, SGD only.
         betas: Of AdamW; ignored by SGD.
         weight_decay: Per step, added to the gradient (SGD) or taken off the weight (AdamW).
-        no_decay: What does not decay. ``"bias"``: every bias; ``"norm"``: every normalisation weight;
-            ``"conv_norm"``: the weight of a normalisation that directly follows a convolution, so that the
-            normalisation of an identity branch still decays (RepVGG, official training code).
+        no_decay: What does not decay. ``"bias"``: every bias; ``"norm"``: every normalisation
+            weight; ``"conv_norm"``: the weight of a normalisation that directly follows a
+            convolution, so that the normalisation of an identity branch still decays (RepVGG,
+            official training code).
     """
 
     kind: Literal["sgd", "adamw"] = "sgd"
@@ -100,8 +103,8 @@ class Recipe:
         label_smoothing: Share of the target spread evenly over all classes.
         precision: Arithmetic of the forward and backward pass (autocast); weights stay float32.
         gradient_clip: Largest norm of a step's gradient; 0 for no limit.
-        kernel_decay: RepVGG's L2 on the *equivalent* kernel of each multi-branch block, which then replaces weight
-            decay on that block's convolutions; 0 to decay them one by one.
+        kernel_decay: RepVGG's L2 on the *equivalent* kernel of each multi-branch block, which then
+            replaces weight decay on that block's convolutions; 0 to decay them one by one.
         optimizer: See :class:`Optimizer`.
         schedule: See :class:`Schedule`.
         augment: See :class:`reparam.data.Augment`.
@@ -147,7 +150,8 @@ class Recipe:
         """Build a recipe from nested plain values.
 
         Raises:
-            InputError: A key is unknown (the nearest known one is named), or a value is of the wrong kind or size.
+            InputError: A key is unknown (the nearest known one is named), or a value is of the
+                wrong kind or size.
         """
         recipe: Recipe = build(cls, values, where)
         return recipe

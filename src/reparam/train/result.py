@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
-from torch import nn
 
-from reparam.train.recipe import Recipe
 
-__all__ = ["EpochRecord", "OnProgress", "Progress", "TrainResult"]
+if TYPE_CHECKING:
+    from reparam.train.recipe import Recipe
+    from torch import nn
+    from pathlib import Path
+
+__all__ = ["EpochRecord", "Hardware", "OnProgress", "Progress", "TrainResult"]
 
 
 @dataclass(frozen=True)
@@ -24,7 +26,8 @@ class EpochRecord:
         validation_loss: Mean cross-entropy over the validation images, without smoothing.
         validation_accuracy: Share of the validation images classified correctly, 0 to 1.
         learning_rate: At the epoch's last step.
-        train_seconds: Wall time of the training steps since the run was started or resumed in this epoch.
+        train_seconds: Wall time of the training steps since the run was started or resumed in this
+            epoch.
         seconds: Wall time since the start of the run, over all resumed parts.
     """
 
@@ -58,7 +61,28 @@ class Progress:
     record: EpochRecord | None = None
 
 
-OnProgress = Callable[[Progress], None]
+OnProgress: TypeAlias = Callable[[Progress], None]
+
+
+@dataclass(frozen=True)
+class Hardware:
+    """What a run uses, in Lightning's words.
+
+    Under torchrun or SLURM every process gives the same values.
+
+    Attributes:
+        accelerator: ``"auto"``, ``"cpu"``, ``"cuda"`` or ``"mps"``.
+        devices: Processes on each machine, one device each.
+        nodes: Machines.
+        strategy: ``"auto"``: one process, or distributed data parallel where there are several.
+        sync_batchnorm: Batch statistics over all processes rather than each one's own.
+    """
+
+    accelerator: str = "auto"
+    devices: int | str = 1
+    nodes: int = 1
+    strategy: str = "auto"
+    sync_batchnorm: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,12 +90,13 @@ class TrainResult:
     """A finished run.
 
     Attributes:
-        model: The trained model in eval mode on the CPU; a copy, the model given to :func:`train` is as it was.
-            With an average of the weights (`recipe.ema`), it holds the average.
+        model: The trained model in eval mode on the CPU; a copy, the model given to :func:`train`
+            is as it was. With an average of the weights (`recipe.ema`), it holds the average.
         history: One record per epoch.
         validation_accuracy: Of `model`, which is that of the last epoch: nothing was chosen by it.
         test_accuracy: Of `model` on the test split, where the data has one.
-        best_epoch: The epoch with the highest validation accuracy, 1 for the first; the earliest of equals.
+        best_epoch: The epoch with the highest validation accuracy, 1 for the first; the earliest of
+            equals.
         best: Weights of that epoch, ``.safetensors``.
         last: Weights of `model`, ``.safetensors``.
         resume: The checkpoint from which the run could have gone on.

@@ -8,29 +8,42 @@ import logging
 import os
 import platform
 import warnings
-from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import lightning.pytorch as pl
 import torch
-from torch import nn
+from lightning.pytorch.accelerators import CPUAccelerator
 
 from reparam._files import write_text
-from reparam.data import ArrayTrainLoader, EvalLoader, ImageData, Sharding, Split
-from reparam.errors import InputError
-from reparam.train.checkpoints import RunFiles, SaveRun, load_weights, save_weights
-from reparam.train.module import Training
+from reparam.data import eval_loader
+from reparam.errors import CheckpointError, InputError
+from reparam.train.checkpoints import RunFiles, SaveRun, save_weights
+from reparam.train.logs import WriteLogs
+from reparam.train.module import EVAL_BATCH, Training
+from reparam.train.preflight import check_disk, check_hardware, check_model
 from reparam.train.recipe import Recipe, load_recipe
-from reparam.train.result import OnProgress, TrainResult
+from reparam.train.result import Hardware, OnProgress, TrainResult
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from torch import nn
+
+    from reparam.data import ImageData, Split
 
 __all__ = ["accuracy", "train"]
 
-_PRECISION = {"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}
+_PRECISIONS: dict[str, Literal["32-true", "bf16-mixed", "16-mixed"]] = {
+    "fp32": "32-true",
+    "bf16": "bf16-mixed",
+    "fp16": "16-mixed",
+}
 
 
-def train(
+def train(  # noqa: PLR0913 - one keyword for each independent choice
     model: nn.Module,
     data: ImageData,
     *,
@@ -41,9 +54,9 @@ def train(
     progress_bar: bool = False,
     resume: bool = False,
     save_every_steps: int | None = None,
-    accelerator: str = "auto",
-    devices: int | str = 1,
-    num_nodes: int = 1,
+    tensorboard: bool = False,
+    workers: int = 0,
+    hardware: Hardware | None = None,
 ) -> TrainResult:
     """Train a copy of a model.
 
@@ -52,61 +65,58 @@ def train(
         data: From :func:`reparam.data.open_data`.
         recipe: A recipe, the name of one that the package brings, or the path of a TOML file.
         out: Folder for checkpoints and records, made if need be.
-        seed: Decides every random choice of the run but the model's initial weights, which are the caller's.
-        on_progress: Called after every step and every epoch with a :class:`Progress`.
+        seed: Decides every random choice of the run; the model's initial weights are the caller's.
+        on_progress: Called with a :class:`Progress` after every batch and every epoch.
         progress_bar: Show Lightning's own progress bar.
         resume: Go on from the folder's resume checkpoint, where there is one.
-        save_every_steps: Also write the resume checkpoint every so many optimizer steps within an epoch.
-        accelerator: Lightning's name of the kind of device.
-        devices: Number of processes on this machine (with torchrun or SLURM: on each machine).
-        num_nodes: Number of machines.
+        save_every_steps: Write that checkpoint also every so many optimizer steps within an epoch.
+        tensorboard: Write TensorBoard events beside the CSV table.
+        workers: Processes that decode images, on each process of the run.
+        hardware: Devices, processes and machines; one device of the best kind when None.
 
     Returns:
-        The trained model and its records. The same seed, recipe, data and number of processes on the same machine
-        give the same weights, bit for bit, also when the run was killed and resumed.
+        The trained model and its records. The same model, seed, recipe, data and number of
+        processes on the same machine and number of threads give the same weights, bit for bit,
+        also when the run is killed and resumed.
 
     Raises:
-        InputError: The recipe, the model and the data do not fit together, or the disk is full.
+        InputError: Recipe, model, data and hardware do not fit together, the disk is full, or the
+            training diverged.
+        CheckpointError: `resume` finds the checkpoint of another run, or a broken one.
+
+    Example:
+        >>> import tempfile
+        >>> from torch import nn
+        >>> from reparam.data import open_data
+        >>> data = open_data("digits")
+        >>> model = nn.Sequential(nn.Flatten(), nn.Linear(3 * 8 * 8, 10))
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     result = train(
+        ...         model, data, recipe=load_recipe("digits").override(epochs=2), out=folder
+        ...     )
+        >>> result.accuracy > 0.5, len(result.history)
+        (True, 2)
     """
     chosen = load_recipe(recipe)
+    machine = hardware or Hardware()
     files = RunFiles(Path(out))
-    files.folder.mkdir(parents=True, exist_ok=True)
-    _check_model(model, data)
+    check_model(model, data)
+    _make_folder(files)
+    check_disk(model, chosen, files)
     with _quiet():
-        working = copy.deepcopy(model).train()
-        trainer = pl.Trainer(
-            accelerator=accelerator,
-            devices=devices,
-            num_nodes=num_nodes,
-            max_epochs=chosen.epochs,
-            accumulate_grad_batches=chosen.accumulate,
-            gradient_clip_val=chosen.gradient_clip or None,
-            precision=_PRECISION[chosen.precision],
-            callbacks=[SaveRun(files, save_every_steps)],
-            logger=False,
-            enable_progress_bar=progress_bar,
-            enable_model_summary=False,
-            num_sanity_val_steps=0,
-            use_distributed_sampler=False,
-            default_root_dir=files.folder,
-        )
-        sharding = Sharding(
-            chosen.batch_size, trainer.global_rank, trainer.world_size, chosen.accumulate
-        )
+        trainer = _trainer(chosen, files, machine, progress_bar, save_every_steps, tensorboard)
+        on_cpu = isinstance(trainer.accelerator, CPUAccelerator)
+        check_hardware(chosen, on_cpu=on_cpu, sync_batchnorm=machine.sync_batchnorm)
         training = Training(
-            working,
+            _working_copy(model),
+            data,
             chosen,
-            train_loader=ArrayTrainLoader(data, sharding, augment=chosen.augment, seed=seed),
-            validation_loader=EvalLoader(
-                data, data.validation, 500, rank=trainer.global_rank, world_size=trainer.world_size
-            ),
             seed=seed,
+            workers=workers,
             on_progress=on_progress,
         )
-        checkpoint = files.resume if resume and files.resume.exists() else None
-        with torch.random.fork_rng():
-            trainer.fit(training, ckpt_path=checkpoint, weights_only=True if checkpoint else None)
-    return _finish(training, data, files, seed)
+        _fit(trainer, training, files.resume if resume and files.resume.exists() else None)
+    return _conclude(training, data, files, seed)
 
 
 @torch.no_grad()
@@ -114,17 +124,83 @@ def accuracy(model: nn.Module, data: ImageData, split: Split) -> float:
     """Return the share of a split that a model in eval mode classifies correctly, 0 to 1."""
     correct = 0
     device = next(model.parameters()).device
-    for images, labels in EvalLoader(data, split, 500):
+    for images, labels in eval_loader(data, split, batch_size=EVAL_BATCH):
         correct += int((model(images.to(device)).argmax(dim=1).cpu() == labels).sum())
     return correct / len(split)
 
 
-def _finish(training: Training, data: ImageData, files: RunFiles, seed: int) -> TrainResult:
+def _working_copy(model: nn.Module) -> nn.Module:
+    """Return a copy in training mode with contiguous weights.
+
+    On the CPU, torch 2.14.1 crashes in the backward pass of a strided 1x1 convolution of three
+    channels in channels_last, which is the stem of RepVGG.
+    """
+    working = copy.deepcopy(model).to(memory_format=torch.contiguous_format)
+    working.train()
+    return working
+
+
+def _make_folder(files: RunFiles) -> None:
+    try:
+        files.folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(
+            f"the output folder {files.folder} cannot be made ({error.strerror}); choose another"
+        ) from error
+
+
+def _trainer(
+    recipe: Recipe,
+    files: RunFiles,
+    machine: Hardware,
+    progress_bar: bool,  # noqa: FBT001 - passed on
+    save_every_steps: int | None,
+    tensorboard: bool,  # noqa: FBT001 - passed on
+) -> pl.Trainer:
+    return pl.Trainer(
+        accelerator=machine.accelerator,
+        devices=machine.devices,
+        num_nodes=machine.nodes,
+        strategy=machine.strategy,
+        sync_batchnorm=machine.sync_batchnorm,
+        max_epochs=recipe.epochs,
+        accumulate_grad_batches=recipe.accumulate,
+        gradient_clip_val=recipe.gradient_clip or None,
+        precision=_PRECISIONS[recipe.precision],
+        callbacks=[
+            WriteLogs(files, tensorboard=tensorboard),
+            SaveRun(files, save_every_steps),
+        ],
+        logger=False,
+        enable_progress_bar=progress_bar,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+        use_distributed_sampler=False,
+        default_root_dir=files.folder,
+    )
+
+
+def _fit(trainer: pl.Trainer, training: Training, checkpoint: Path | None) -> None:
+    with torch.random.fork_rng():  # the caller's random state is left as it was
+        if checkpoint is None:
+            trainer.fit(training)
+            return
+        try:
+            trainer.fit(training, ckpt_path=checkpoint, weights_only=True)
+        except (EOFError, KeyError, RuntimeError) as error:
+            if isinstance(error, CheckpointError) or training.has_started:
+                raise
+            raise CheckpointError(
+                f"{checkpoint} cannot be resumed from ({error}); delete it to start anew"
+            ) from error
+
+
+def _conclude(training: Training, data: ImageData, files: RunFiles, seed: int) -> TrainResult:
+    weights = training.shown_weights()
     model = training.model.cpu()
-    model.load_state_dict(training.shown_weights())
+    model.load_state_dict(weights)
     model.zero_grad(set_to_none=True)
     model.eval()
-    save_weights(dict(model.state_dict()), files.last)
     accuracies = [record.validation_accuracy for record in training.history]
     result = TrainResult(
         model=model,
@@ -141,35 +217,17 @@ def _finish(training: Training, data: ImageData, files: RunFiles, seed: int) -> 
         data_fingerprint=data.fingerprint,
         environment=_environment(),
     )
-    write_text(files.result, json.dumps(result.to_dict(), indent=2) + "\n")
+    if training.global_rank == 0:
+        save_weights(model.state_dict(), files.last)
+        write_text(files.result, json.dumps(result.to_dict(), indent=2) + "\n")
     return result
 
 
-@torch.no_grad()
-def _check_model(model: nn.Module, data: ImageData) -> None:
-    """Find out before the first epoch whether the model takes these images and knows these classes."""
-    probe = copy.deepcopy(model).cpu().eval()
-    shape = (2, *data.image_shape)
-    try:
-        logits = probe(torch.zeros(shape))
-    except (RuntimeError, ValueError) as error:
-        raise InputError(
-            f"the model does not take images of shape {data.image_shape} as {data.name} has them "
-            f"({error}); choose another image size or another model"
-        ) from error
-    if not isinstance(logits, torch.Tensor) or logits.shape != (2, data.num_classes):
-        found = tuple(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__
-        raise InputError(
-            f"the model returns {found} for 2 images of {data.name}; needed (2, {data.num_classes}), one value for "
-            f"each class: build the model with num_classes={data.num_classes}"
-        )
-
-
 def _environment() -> dict[str, str | int]:
+    packages: dict[str, Any] = {name: version(name) for name in ("torch", "lightning")}
     return {
         "python": platform.python_version(),
-        "torch": torch.__version__,
-        "lightning": pl.__version__,
+        **packages,
         "machine": platform.machine(),
         "threads": torch.get_num_threads(),
         "cpus": os.cpu_count() or 1,
@@ -178,13 +236,18 @@ def _environment() -> dict[str, str | int]:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep Lightning's notices off the terminal; its warnings and errors stay."""
+    """Keep Lightning's notices off the terminal; warnings that a user can act on stay."""
     logger = logging.getLogger("lightning.pytorch")
     level = logger.level
     logger.setLevel(logging.WARNING)
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*does not have many workers.*")
-        warnings.filterwarnings("ignore", message=".*isinstance\\(treespec, LeafSpec\\).*")
+        for message in (
+            ".*does not have many workers.*",
+            r".*isinstance\(treespec, LeafSpec\).*",
+            ".*GPU available but not used.*",
+            ".*Checkpoint directory .* exists and is not empty.*",
+        ):
+            warnings.filterwarnings("ignore", message=message)
         try:
             yield
         finally:

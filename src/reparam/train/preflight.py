@@ -1,0 +1,82 @@
+"""What can be found wrong before the first step, in a second rather than after an epoch."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from typing import TYPE_CHECKING
+
+import torch
+
+from reparam.errors import InputError
+from reparam.train.checkpoints import check_room
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from reparam.data import ImageData
+    from reparam.train.checkpoints import RunFiles
+    from reparam.train.recipe import Recipe
+
+__all__ = ["check_disk", "check_hardware", "check_model"]
+
+
+@torch.no_grad()
+def check_model(model: nn.Module, data: ImageData) -> None:
+    """Check that a model takes the images and knows the classes of a data set.
+
+    Raises:
+        InputError: It does not, or has nothing to train.
+    """
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        raise InputError(
+            "the model has no trainable parameters; needed at least one with requires_grad=True"
+        )
+    probe = copy.deepcopy(model).cpu().eval()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            logits = probe(torch.zeros(2, *data.image_shape))
+    except (RuntimeError, ValueError, TypeError) as error:
+        raise InputError(
+            f"the model does not take images of shape {data.image_shape}, which {data.name} has "
+            f"({error}); choose another image size or another model"
+        ) from error
+    found = tuple(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__
+    if found != (2, data.num_classes):
+        raise InputError(
+            f"the model returns {found} for 2 images, and {data.name} has {data.num_classes} "
+            f"classes: needed (2, {data.num_classes}); build the model with "
+            f"num_classes={data.num_classes}"
+        )
+
+
+def check_disk(model: nn.Module, recipe: Recipe, files: RunFiles) -> None:
+    """Check that the disk has room for all the checkpoints of a run.
+
+    Raises:
+        InputError: It has not.
+    """
+    weights = sum(tensor.numel() * tensor.element_size() for tensor in model.state_dict().values())
+    states = {"sgd": 1, "adamw": 2}[recipe.optimizer.kind]
+    averages = 1 if recipe.ema.decay else 0
+    resume = (1 + states + averages) * weights
+    # best, last, and two resume checkpoints: the next is written before the last is replaced
+    check_room(files.resume, 2 * weights + 2 * resume)
+
+
+def check_hardware(recipe: Recipe, *, on_cpu: bool, sync_batchnorm: bool) -> None:
+    """Check that the device can do what the recipe asks for.
+
+    Raises:
+        InputError: It cannot.
+    """
+    if on_cpu and recipe.precision == "fp16":
+        raise InputError(
+            "precision 'fp16' needs a GPU, and this run is on the CPU: use 'bf16' or 'fp32'"
+        )
+    if on_cpu and sync_batchnorm:
+        raise InputError(
+            "sync_batchnorm needs GPUs (PyTorch has no SyncBN on the CPU), and this run is on the "
+            "CPU: leave it out"
+        )
