@@ -154,7 +154,7 @@ def test_a_pool_that_counts_its_padding_folds_into_a_dense_kernel() -> None:
     check(Lambda(lambda m, x: m.a(x) + m.b(x), conv(), nn.AvgPool2d(3, 1, 1)), convs=1)
 
 
-# ------------------------------------------------------------------------------- in-place operations
+# ------------------------------------------------------------------------------- in-place writes
 
 
 def test_an_in_place_activation_is_not_dead_code() -> None:
