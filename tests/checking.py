@@ -72,7 +72,7 @@ def _skeleton(tree: Any) -> Any:
 
 
 def _distance(left: torch.Tensor, right: torch.Tensor) -> float:
-    difference = (left.double() - right.double()).abs()
+    difference = (left.detach().double() - right.detach().double()).abs()
     return float(difference.max()) if difference.numel() else 0.0
 
 
