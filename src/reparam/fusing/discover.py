@@ -9,10 +9,11 @@ from typing import Any
 from torch import Tensor, nn
 
 from reparam.fusing.objections import Objections, common_call, owners_of
+from reparam.graph.faithful import Call, Outcome, Report, capture_calls, compare, guess_calls
 from reparam.graph.ir import Kind, Node
 from reparam.graph.lift import Lifted, lift
 from reparam.graph.skeleton import hooked_modules, shared_copy
-from reparam.graph.trace import Key, TraceFailure, is_builtin, join, trace
+from reparam.graph.trace import Key, Trace, TraceFailure, is_builtin, join, trace
 from reparam.planner import Candidate, select
 
 __all__ = ["Discovery", "Found", "Unfolded", "discover"]
@@ -27,6 +28,7 @@ class Found:
         region: The planner's candidate.
         block: Path of the smallest module that holds the operations to merge; its forward is
             rewritten, unless ``host`` is given.
+        reach: Path of the smallest module that holds all of the operations.
         host: For a region with a single layer that has numbers: the key of that layer, which is
             replaced where it stands, so that no forward has to change.
         core: The operations that one new layer replaces.
@@ -37,6 +39,7 @@ class Found:
     lifted: Lifted
     region: Candidate
     block: str
+    reach: str
     host: Key | None
     core: tuple[Node, ...]
     absorbed: tuple[Node, ...]
@@ -80,15 +83,26 @@ class Discovery:
 
 def discover(model: nn.Module, example_inputs: Any = None) -> Discovery:
     """Find the regions of an unwrapped model."""
-    del example_inputs
-    finder = _Finder(model)
+    finder = _Finder(model, None if example_inputs is None else as_call(example_inputs))
     finder.visit("", finder.skeleton)
     return finder.result
 
 
+def as_call(example_inputs: Any) -> Call:
+    """Read a tensor, a tuple of arguments or a dict of keyword arguments."""
+    if isinstance(example_inputs, dict):
+        return (), dict(example_inputs)
+    if isinstance(example_inputs, tuple):
+        return example_inputs, {}
+    return (example_inputs,), {}
+
+
 class _Finder:
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, example: Call | None) -> None:
         self.skeleton = shared_copy(model)
+        self._example = example
+        self._captured: dict[str, Call] | None = None
+        self._checked: dict[str, Report] = {}
         self.result = Discovery(model, self.skeleton)
         self._hooked = hooked_modules(model)
         self._owners = owners_of(self.skeleton)
@@ -106,12 +120,53 @@ class _Finder:
                 self._leave(path or "the model", type(module).__name__, f"its forward cannot be traced ({failure})")
             self._visit_children(path, module)
             return
-        self._plan(lift(traced))
+        report = self._compare(traced)
+        if report.outcome is Outcome.DIFFERENT:
+            self._leave(path or "the model", type(module).__name__, report.why)
+            self._visit_children(path, module)
+            return
+        ranks = report.ranks if self._example is not None else None
+        self._plan(lift(traced, ranks=ranks), report)
         for inner in traced.opaque:
             child = self.skeleton.get_submodule(inner)
             if _has_layers(child):
-                self._leave(inner, type(child).__name__, f"its forward cannot be traced ({traced.opaque[inner]})")
+                self._leave(
+                    inner, type(child).__name__, f"its forward cannot be traced ({traced.opaque[inner]})"
+                )
             self._visit_children(inner, child)
+
+    def _compare(self, traced: Trace) -> Report:
+        """Compare a trace with eager execution on the inputs that are known or can be made up."""
+        known = self._checked.get(traced.path)
+        if known is None:
+            known = compare(traced, self._calls(traced))
+            self._checked[traced.path] = known
+        return known
+
+    def _calls(self, traced: Trace) -> list[Call]:
+        if self._example is None:
+            return guess_calls(traced)
+        if not traced.path:
+            return [self._example]
+        if self._captured is None:
+            self._captured = capture_calls(self.skeleton, self._example)
+        call = self._captured.get(traced.path)
+        return guess_calls(traced) if call is None else [call]
+
+    def _is_believable(self, one: Found, report: Report) -> str | None:
+        """Where the whole trace could not be compared, compare the block of a region."""
+        if report.outcome is Outcome.EQUAL:
+            return None
+        path = one.reach
+        if path != one.lifted.trace.path:
+            try:
+                own = self._compare(trace(self.skeleton.get_submodule(path), path))
+            except TraceFailure as failure:
+                return f"its forward cannot be traced by itself ({failure})"
+            if own.outcome is Outcome.EQUAL:
+                return None
+            report = own
+        return f"its trace could not be compared with eager execution: {report.why}"
 
     def _visit_children(self, path: str, module: nn.Module) -> None:
         for name, child in module.named_children():
@@ -121,7 +176,7 @@ class _Finder:
             elif not is_builtin(child):
                 self.visit(inner, child)
 
-    def _plan(self, lifted: Lifted) -> None:
+    def _plan(self, lifted: Lifted, report: Report) -> None:
         objections = Objections(lifted, self._hooked, self._owners)
         selection = select(lifted.program, objections)
         seen: dict[frozenset[Key], int] = {}
@@ -138,6 +193,10 @@ class _Finder:
                     one.block, one.region.output.what,
                     f"its block is called {calls} times, and folds in {seen[one.keys]} of them only",
                 )  # fmt: skip
+                continue
+            doubt = self._is_believable(one, report)
+            if doubt is not None:
+                self._leave(one.reach or "the model", one.region.output.what, doubt)
                 continue
             kept.add(one.keys)
             self.result.regions.append(one)
@@ -163,7 +222,7 @@ def _describe(lifted: Lifted, region: Candidate) -> Found:
         origin = lifted.origin[layer]
         if origin.op == "call_module" and lifted.sources.get(layer):
             rest = tuple(n for n in nodes if n is not layer and n.kind is not Kind.ALIAS)
-            return Found(lifted, region, whole, Found.key_of(layer), (layer,), rest)
+            return Found(lifted, region, whole, whole, Found.key_of(layer), (layer,), rest)
     last = region.output
     absorbed: list[Node] = []
     while last.is_diagonal or last.kind is Kind.ALIAS:
@@ -171,7 +230,7 @@ def _describe(lifted: Lifted, region: Candidate) -> Found:
             absorbed.append(last)
         last = last.inputs[0]
     core = tuple(n for n in nodes if n.order <= last.order)
-    return Found(lifted, region, _block(lifted, list(core)), None, core, tuple(absorbed))
+    return Found(lifted, region, _block(lifted, list(core)), whole, None, core, tuple(absorbed))
 
 
 def _block(lifted: Lifted, nodes: list[Node]) -> str:

@@ -110,13 +110,15 @@ class Plan:
         return render(self.regions, self.refusals)
 
 
-def plan(model: nn.Module, example_inputs: Any = None) -> Plan:
+def plan(model: nn.Module, example_inputs: Any = None, *, probe: bool = False) -> Plan:
     """Read a model and say what folds in it; nothing is changed.
 
     Args:
         model: Any ``nn.Module`` in eval mode.
         example_inputs: A tensor, a tuple of arguments or a dict of keyword arguments. With it,
             traces are compared with eager execution on real shapes.
+        probe: Also identify affine modules that cannot be traced from their responses to impulses;
+            evidence rather than proof, and marked as such.
 
     Raises:
         TrainingModeError: The model has batch normalisation and is in training mode.
@@ -129,6 +131,8 @@ def plan(model: nn.Module, example_inputs: Any = None) -> Plan:
     ['3x3 conv + batch norm']
 
     """
+    if probe:
+        raise NotImplementedError
     inner = unwrap(model)
     _check_eval(inner)
     discovery = discover(inner, example_inputs)
@@ -139,7 +143,7 @@ def plan(model: nn.Module, example_inputs: Any = None) -> Plan:
     )
 
 
-def fuse(model: nn.Module, example_inputs: Any = None) -> nn.Module:
+def fuse(model: nn.Module, example_inputs: Any = None, *, probe: bool = False) -> nn.Module:
     """Fold everything in a model that folds exactly: ``plan(model).apply()``.
 
     >>> import torch
@@ -153,7 +157,7 @@ def fuse(model: nn.Module, example_inputs: Any = None) -> nn.Module:
     )
 
     """
-    return plan(model, example_inputs).apply()
+    return plan(model, example_inputs, probe=probe).apply()
 
 
 def _check_eval(model: nn.Module) -> None:

@@ -164,7 +164,7 @@ def _batch_norm(
 ) -> Node | None:  # fmt: skip
     source = _first(node)
     if axis is None:
-        rank = lifter.known(source).rank
+        rank = lifter.known(source).rank or _rank_from_readers(lifter, source)
         if rank is None:
             return lifter.opaque(
                 node,
@@ -545,6 +545,12 @@ def _channels(lifter: Lifter, source: fx.Node, node: fx.Node) -> int | None:
             groups = _bind(reader, ("i", "w", "b", "s", "p", "d", "groups"), (1,) * 7)[-1]
             return shape[1] * int(groups)
     return None
+
+
+def _rank_from_readers(lifter: Lifter, node: fx.Node) -> int | None:
+    """Number of dimensions of a value that a convolution reads, too."""
+    axis = _axis_from_readers(lifter, node)
+    return None if axis is None else 1 - axis
 
 
 def _axis_from_readers(lifter: Lifter, node: fx.Node) -> int | None:

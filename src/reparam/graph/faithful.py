@@ -1,0 +1,307 @@
+"""Compare a trace with eager execution, before anything is believed of it.
+
+``isinstance(x, Tensor)`` is false for a proxy, ``torch.rand`` without a proxy becomes a constant: a
+trace can be wrong without any error. So the module and its trace are both run on tensors without
+numbers (the ``meta`` device), and the sequences of operators that reach the dispatcher are compared;
+that costs no arithmetic. Where a module cannot run without numbers, both are run with random ones
+and their outputs are compared.
+"""
+
+from __future__ import annotations
+
+import copy
+import enum
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_flatten, tree_map
+
+from reparam.graph.skeleton import on_meta, shared_copy
+from reparam.graph.trace import Key, Trace, is_builtin
+
+__all__ = ["Call", "Outcome", "Report", "capture_calls", "compare", "guess_calls"]
+
+Call = tuple[tuple[Any, ...], dict[str, Any]]
+"""Positional and keyword arguments of one call."""
+
+_SIZES = (64, 224, 32, 256)
+"""Spatial sizes to try where no example is given."""
+_RTOL = 1e-4
+
+
+class Outcome(enum.Enum):
+    """What a comparison says."""
+
+    EQUAL = "equal"
+    DIFFERENT = "different"
+    UNKNOWN = "unknown"
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """The outcome of a comparison, why, and the number of dimensions of every value."""
+
+    outcome: Outcome
+    why: str = ""
+    ranks: dict[Key, int] = field(default_factory=dict)
+
+
+def compare(traced: Trace, calls: list[Call]) -> Report:
+    """Compare a trace with its module on the first of the calls that the module accepts."""
+    why = "no example of its inputs is known; pass example_inputs"
+    for call in calls:
+        report = _compare_once(traced, call)
+        if report.outcome is not Outcome.UNKNOWN:
+            return report
+        why = report.why
+    return Report(Outcome.UNKNOWN, why)
+
+
+def capture_calls(model: nn.Module, call: Call) -> dict[str, Call]:
+    """Run a model once and note the arguments of the first call of every module inside."""
+    for twin, arguments in _twins(model, call):
+        seen: dict[str, Call] = {}
+        handles = [
+            module.register_forward_pre_hook(_noting(seen, name), with_kwargs=True)
+            for name, module in twin.named_modules()
+            if not is_builtin(module)
+        ]
+        try:
+            with torch.no_grad():
+                twin(*arguments[0], **arguments[1])
+        except Exception:  # noqa: BLE001 (any error of the user's model: try the next twin)
+            continue
+        finally:
+            for handle in handles:
+                handle.remove()
+        return seen
+    return {}
+
+
+def guess_calls(traced: Trace) -> list[Call]:
+    """Make up arguments for a traced module from the layers that read its inputs."""
+    inputs = [n for n in traced.graph.nodes if n.op == "placeholder" and n.users]
+    guesses = []
+    for size in _SIZES:
+        shapes = [_guess_shape(traced, node, size) for node in inputs]
+        if any(shape is None for shape in shapes):
+            return []
+        arguments = {
+            str(node.target): torch.empty(shape, dtype=_dtype(traced.root), device="meta")
+            for node, shape in zip(inputs, shapes, strict=True)
+            if shape is not None
+        }
+        if all(name.isidentifier() for name in arguments):
+            guesses.append(((), arguments))
+        if all(len(shape or ()) <= 2 for shape in shapes):  # noqa: PLR2004 (no spatial size)
+            break
+    return guesses
+
+
+def _compare_once(traced: Trace, call: Call) -> Report:
+    try:
+        twin = on_meta(traced.root)
+        arguments = _to_meta(call)
+        with torch.no_grad(), _Recorder() as eager:
+            twin(*arguments[0], **arguments[1])
+    except Exception as error:  # noqa: BLE001 (a model may need numbers, or other inputs)
+        return _compare_numbers(traced, call, error)
+    watcher = _Watcher(twin, traced)
+    try:
+        with torch.no_grad(), _Recorder() as replayed:
+            watcher.call(arguments)
+    except Exception as error:  # noqa: BLE001 (the trace does not run: it is not faithful)
+        return Report(Outcome.DIFFERENT, f"its trace fails where the module runs ({error})")
+    if eager.operators == replayed.operators:
+        return Report(Outcome.EQUAL, ranks=watcher.ranks)
+    return _compare_numbers(traced, call, None, watcher.ranks)
+
+
+def _compare_numbers(
+    traced: Trace, call: Call, error: Exception | None, ranks: dict[Key, int] | None = None
+) -> Report:
+    """Compare outputs on random numbers, where comparing operators was not conclusive."""
+    twin = _safe_copy(traced.root)
+    arguments = _with_numbers(call)
+    watcher = _Watcher(twin, traced)
+    try:
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            expected = twin(*_clone(arguments)[0], **_clone(arguments)[1])
+            found = watcher.call(_clone(arguments))
+    except Exception as second:  # noqa: BLE001 (any error of the user's model)
+        return Report(
+            Outcome.UNKNOWN, f"it does not run on the inputs at hand ({_line(error or second)})"
+        )
+    if _close(expected, found):
+        return Report(Outcome.EQUAL, ranks=ranks or watcher.ranks)
+    return Report(Outcome.DIFFERENT, "its trace returns other values than the module itself")
+
+
+class _Recorder(TorchDispatchMode):
+    """Note every operator with the shapes it returns and its plain arguments."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.operators: list[tuple[str, Any, Any]] = []
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        result = func(*args, **(kwargs or {}))
+        flat, _ = tree_flatten(result)
+        shapes = tuple(tuple(t.shape) for t in flat if isinstance(t, Tensor))
+        plain, _ = tree_flatten((args, kwargs))
+        literals = tuple(repr(v) for v in plain if isinstance(v, int | float | bool))
+        self.operators.append((str(func), shapes, literals))
+        return result
+
+
+class _Watcher(fx.Interpreter):
+    """Run a trace on a twin of its module and note the number of dimensions of every value."""
+
+    def __init__(self, twin: nn.Module, traced: Trace) -> None:
+        super().__init__(twin, graph=traced.graph, garbage_collect_values=True)
+        self._traced = traced
+        self.ranks: dict[Key, int] = {}
+
+    def run_node(self, n: fx.Node) -> Any:
+        result = super().run_node(n)
+        if isinstance(result, Tensor):
+            self.ranks[self._traced.keys[n]] = result.dim()
+        return result
+
+    def call(self, arguments: Call) -> Any:
+        """Run with positional and keyword arguments, as the module is called."""
+        positional, named = list(arguments[0]), dict(arguments[1])
+        values = []
+        for node in self.graph.nodes:
+            if node.op != "placeholder":
+                continue
+            name = str(node.target)
+            if positional:
+                values.append(positional.pop(0))
+            elif name in named:
+                values.append(named.pop(name))
+            elif node.args:
+                values.append(node.args[0])
+            else:
+                # Not read by the trace: any value does.
+                values.append(None)
+        return self.run(*values)
+
+
+def _twins(model: nn.Module, call: Call) -> Iterator[tuple[nn.Module, Call]]:
+    yield on_meta(model), _to_meta(call)
+    yield _safe_copy(model), _with_numbers(call)
+
+
+def _safe_copy(model: nn.Module) -> nn.Module:
+    """A copy to run: parameters shared, buffers its own, since running may write them."""
+    twin = shared_copy(model)
+    for module in twin.modules():
+        for name, buffer in module._buffers.items():
+            if buffer is not None:
+                module._buffers[name] = buffer.clone()
+    return twin
+
+
+def _noting(seen: dict[str, Call], name: str) -> Any:
+    def hook(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        seen.setdefault(name, (args, kwargs))
+
+    return hook
+
+
+def _guess_shape(traced: Trace, node: fx.Node, size: int) -> tuple[int, ...] | None:
+    """Shape of an input, from the first layer that reads it (through what keeps the shape)."""
+    queue, seen = [node], {node}
+    while queue:
+        for reader in queue.pop(0).users:
+            found = _shape_for(traced, reader, size)
+            if found is not None:
+                return found
+            if reader not in seen:
+                seen.add(reader)
+                queue.append(reader)
+    return None
+
+
+def _shape_for(traced: Trace, reader: fx.Node, size: int) -> tuple[int, ...] | None:
+    module: Any = traced.module(reader) if reader.op == "call_module" else None
+    if isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d):
+        return (2, module.in_channels, *(size,) * (module.weight.dim() - 2))
+    if isinstance(module, nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d):
+        return (2, module.in_channels, *(size,) * (module.weight.dim() - 2))
+    if isinstance(module, nn.BatchNorm2d):
+        return (2, module.num_features, size, size)
+    if isinstance(module, nn.BatchNorm3d):
+        return (2, module.num_features, size, size, size)
+    if isinstance(module, nn.Linear):
+        return (2, module.in_features)
+    name = getattr(reader.target, "__name__", "")
+    if reader.op == "call_function" and name in {"conv1d", "conv2d", "conv3d"}:
+        return _shape_for_function(traced, reader, size)
+    return None
+
+
+def _shape_for_function(traced: Trace, reader: fx.Node, size: int) -> tuple[int, ...] | None:
+    """Shape for a functional convolution, whose weight may have to be computed."""
+    from reparam.graph.constants import Constants
+
+    constants = Constants(traced)
+    weight = reader.args[1] if len(reader.args) > 1 else reader.kwargs.get("weight")
+    if not isinstance(weight, fx.Node) or not constants.is_tensor(weight):
+        return None
+    shape = constants.shape(weight)
+    groups = reader.args[6] if len(reader.args) > 6 else reader.kwargs.get("groups", 1)  # noqa: PLR2004
+    if not isinstance(groups, int):
+        return None
+    return (2, shape[1] * groups, *(size,) * (len(shape) - 2))
+
+
+def _dtype(root: nn.Module) -> torch.dtype:
+    return next((p.dtype for p in root.parameters() if p.is_floating_point()), torch.float32)
+
+
+def _to_meta(call: Call) -> Call:
+    moved: Call = tree_map(lambda v: v.to("meta") if isinstance(v, Tensor) else v, call)
+    return moved
+
+
+def _with_numbers(call: Call) -> Call:
+    def real(value: Any) -> Any:
+        if not isinstance(value, Tensor):
+            return value
+        if value.device.type != "meta":
+            return value.clone()
+        if value.is_floating_point():
+            return torch.randn(value.shape, dtype=torch.float32).to(value.dtype)
+        return torch.zeros(value.shape, dtype=value.dtype)
+
+    made: Call = tree_map(real, call)
+    return made
+
+
+def _clone(call: Call) -> Call:
+    copied: Call = copy.deepcopy(call)
+    return copied
+
+
+def _close(expected: Any, found: Any) -> bool:
+    left, right = ([t for t in tree_flatten(v)[0] if isinstance(t, Tensor)] for v in (expected, found))
+    if [t.shape for t in left] != [t.shape for t in right] or not left:
+        return False
+    return all(
+        float((a.double() - b.double()).abs().max()) <= _RTOL * (float(a.double().abs().max()) + 1e-30)
+        for a, b in zip(left, right, strict=True)
+        if a.numel()
+    )
+
+
+def _line(error: Exception) -> str:
+    text = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {text[0][:120]}" if text else type(error).__name__
