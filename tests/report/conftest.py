@@ -34,9 +34,10 @@ def regions(number: int) -> tuple[RegionRecord, ...]:
     return tuple(
         RegionRecord(
             where=f"stages.{index // 4}.{index % 4}",
-            what="3 branches → conv 3×3",
-            before=CostRecord(2, 10_432 * (index + 1), 42_000_000 * (index + 1)),
-            after=CostRecord(1, 9_248 * (index + 1), 37_748_736 * (index + 1)),
+            what="3x3 conv + 1x1 conv + 3 batch norm + 2 sum",
+            into="3x3 conv 32->32, padding 1",
+            before=CostRecord(7, 10_432 * (index + 1), 10_340.0 * (index + 1)),
+            after=CostRecord(1, 9_248 * (index + 1), 9_216.0 * (index + 1)),
         )
         for index in range(number)
     )

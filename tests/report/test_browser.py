@@ -85,7 +85,7 @@ def test_a_phone_needs_no_sideways_scrolling(chromium: Any, page_file: Path) -> 
 
 def test_tables_sort_by_number_from_the_keyboard(chromium: Any, page_file: Path) -> None:
     page, _ = browser.opened(chromium, page_file, viewport=WIDE)
-    header = page.locator("#plan thead button", has_text="Parameters")
+    header = page.locator("#plan thead button", has_text="Stored numbers")
     header.focus()
     page.keyboard.press("Enter")
     page.keyboard.press("Enter")

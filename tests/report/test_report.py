@@ -16,7 +16,7 @@ from reparam.errors import InputError
 from reparam.report import load_results, page_html, render, to_json
 from reparam.report.charts import Bar, bar_chart
 from reparam.report.results import AgreementRecord, BlockRecord, BranchRecord, Results
-from reparam.report.story import accuracy_remarks, headline, latency_remarks
+from reparam.report.story import accuracy_remarks, headline, latency_remarks, memory_remarks
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -75,6 +75,12 @@ def test_remarks_name_the_engine_in_which_the_comparator_wins(results: Results) 
     assert "In eager the deploy form is 1.30× faster than ResNet of equal size." in remarks
     assert "In ONNX Runtime the deploy form is 1.14× slower than ResNet of equal size." in remarks
     assert accuracy_remarks(results)[0] == "Both forms get 356 of 360 images right."
+
+
+def test_memory_remarks_compare_with_the_deploy_form(results: Results) -> None:
+    remarks = memory_remarks(results, results.memory[0])
+    assert "Single path: 2.00× less than Multi-branch, train form." in remarks
+    assert "Single path: 1.50× less than Residual block." in remarks
 
 
 def test_page_is_self_contained_and_small(results: Results, tmp_path: Path) -> None:

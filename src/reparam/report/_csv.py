@@ -60,10 +60,9 @@ def _accuracy(results: Results) -> Iterator[_Row]:
 def _plan(results: Results) -> Iterator[_Row]:
     for region in results.plan.regions if results.plan else ():
         for form, cost in (("before", region.before), ("after", region.after)):
-            for quantity in ("convolutions", "parameters", "multiply_adds"):
-                value = getattr(cost, quantity)
-                if value is not None:
-                    yield "plan", form, region.where, quantity, value, "count"
+            yield "plan", form, region.where, "layers", cost.layers, "count"
+            yield "plan", form, region.where, "stored numbers", cost.stored, "count"
+            yield "plan", form, region.where, "multiply-adds", cost.multiply_adds, "per position"
     for refusal in results.plan.refusals if results.plan else ():
         yield "refusals", refusal.what, refusal.where, "reason", refusal.why, ""
 

@@ -187,10 +187,10 @@ def _memory(results: Results, memory: MemoryRecord) -> dict[str, Any]:
     panels = [_timeline(results, trace) for trace in memory.traces]
     return {
         "title": memory.title,
-        "conditions": f"Input {_shape(memory.input_shape)}, {kibibytes(memory.input_bytes)}. "
-        "Each column is one operator; its height is what is alive while it runs.",
+        "conditions": f"Input {_shape(memory.input_shape)}, {kibibytes(memory.input_bytes)}.",
         "chart": timelines(panels, unit="KiB alive", summary=memory.title),
         "note": memory.note,
+        "remarks": story.memory_remarks(results, memory),
         "traces": [
             {
                 "label": trace.label,
@@ -216,22 +216,23 @@ def _timeline(results: Results, trace: TraceRecord) -> Timeline:
 
 
 def _plan(plan: PlanRecord) -> dict[str, Any]:
-    before = sum(region.before.convolutions for region in plan.regions)
-    after = sum(region.after.convolutions for region in plan.regions)
-    left = len(plan.refusals)
+    before = sum(region.before.layers for region in plan.regions)
+    after = sum(region.after.layers for region in plan.regions)
+    folded = len(plan.regions)
     sentence = (
-        f"{_plural(len(plan.regions), 'region')} fold: {count(before)} convolutions become "
-        f"{count(after)}. {_plural(left, 'place')} {'was' if left == 1 else 'were'} left as found."
-        if left
-        else f"{_plural(len(plan.regions), 'region')} fold: {count(before)} convolutions become "
-        f"{count(after)}."
+        f"{_plural(folded, 'region')} {'folds' if folded == 1 else 'fold'}: "
+        f"{count(before)} operations become {count(after)}."
     )
+    left = len(plan.refusals)
+    if left:
+        sentence += f" {_plural(left, 'place')} {'was' if left == 1 else 'were'} left as found."
     return {
         "sentence": sentence,
         "regions": [
             {
                 "where": region.where,
                 "what": region.what,
+                "into": region.into,
                 "cells": _costs(region.before, region.after),
             }
             for region in plan.regions
@@ -241,17 +242,15 @@ def _plan(plan: PlanRecord) -> dict[str, Any]:
 
 
 def _costs(before: CostRecord, after: CostRecord) -> _Cells:
-    cells = []
-    for name in ("convolutions", "parameters", "multiply_adds"):
-        old, new = getattr(before, name), getattr(after, name)
-        known = old is not None and new is not None
-        cells.append(
-            {
-                "shown": f"{count(old)} → {count(new)}" if known else "–",
-                "sort": str(old) if known else "",
-            }
-        )
-    return cells
+    return [
+        _change(before.layers, after.layers),
+        _change(before.stored, after.stored),
+        _change(round(before.multiply_adds), round(after.multiply_adds)),
+    ]
+
+
+def _change(before: int, after: int) -> dict[str, str]:
+    return {"shown": f"{count(before)} → {count(after)}", "sort": str(before)}
 
 
 def _check(check: CheckRecord) -> dict[str, Any]:

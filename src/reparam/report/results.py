@@ -102,22 +102,26 @@ class AgreementRecord:
 
 @dataclass(frozen=True)
 class CostRecord:
-    """What a region costs; parameters are counts, multiply-adds are for one input."""
+    """What a region costs.
 
-    convolutions: int
-    parameters: int
-    multiply_adds: int | None = None
+    Layers are operations executed, `stored` counts weights, biases and running statistics, and
+    multiply-adds are for one position of the region's input.
+    """
+
+    layers: int
+    stored: int
+    multiply_adds: float
 
 
 @dataclass(frozen=True)
 class RegionRecord:
-    """A piece of the model that the plan folds."""
+    """A piece of the model that the plan folds, and the layer that it becomes."""
 
     where: str
     what: str
+    into: str
     before: CostRecord
     after: CostRecord
-    why: str = ""
 
 
 @dataclass(frozen=True)

@@ -32,6 +32,7 @@ __all__ = [
     "figures",
     "headline",
     "latency_remarks",
+    "memory_remarks",
     "speedup",
 ]
 
@@ -285,3 +286,21 @@ def _remark(engine: str, label: str, factor: float) -> str:
     number, words = _Comparison(factor, "faster than", "slower than", "as fast as").words()
     lead = f"In {engine} the deploy form is"
     return f"{lead} {number} {words} {label}.".replace("  ", " ")
+
+
+def memory_remarks(results: Results, memory: MemoryRecord) -> list[str]:
+    """The deploy form's peak beside each of the others, and in units of the input."""
+    mine = next((t for t in memory.traces if results.model(t.model).role == "deploy"), None)
+    if mine is None:
+        return []
+    maps = ", ".join(
+        f"{trace.label} {trace.peak_bytes / memory.input_bytes:.3g}×" for trace in memory.traces
+    )
+    remarks = [f"In units of the input, the peaks are: {maps}."]
+    for trace in memory.traces:
+        if trace is not mine:
+            factor = trace.peak_bytes / mine.peak_bytes
+            number, words = _Comparison(factor, "less than", "more than", "the same as").words()
+            lead = f"{mine.label}: {number} {words}".replace(":  ", ": ")
+            remarks.append(f"{lead} {trace.label}.")
+    return remarks

@@ -1,0 +1,146 @@
+"""``reparam fuse``: fold, compare, and write only what is equal."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from torch import nn
+
+import reparam
+from reparam.benchmarking import profile
+from reparam.cli.options import (
+    InputSizeOption,
+    JsonOption,
+    ModelArgument,
+    NumClassesOption,
+    ShapeOption,
+    WeightsOption,
+    inputs_from,
+)
+from reparam.cli.plan_command import plan_as_dict
+from reparam.cli.targets import Loaded, example_inputs, load_model
+from reparam.cli.terminal import Terminal
+from reparam.errors import InputError
+from reparam.exporting import ExportResult, formats
+
+__all__ = ["fuse"]
+
+OutOption = Annotated[
+    Path,
+    typer.Option(
+        "--out",
+        "-o",
+        metavar="OUT",
+        help=f"File to write; its suffix is the format: {', '.join(f.suffix for f in formats())}.",
+    ),
+]
+
+
+def fuse(
+    model: ModelArgument,
+    out: OutOption,
+    weights: WeightsOption = None,
+    shape: ShapeOption = None,
+    input_size: InputSizeOption = None,
+    num_classes: NumClassesOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Fold MODEL and write it to OUT, once it is shown to compute what MODEL computes."""
+    terminal = Terminal()
+    inputs = inputs_from(shape, input_size)
+    _check_destination(out)
+    loaded = load_model(model, weights, num_classes=num_classes)
+    sample = example_inputs(loaded.model, inputs)
+    with terminal.progress(f"Fusing {model}") as update, _fold_warnings_noted(terminal):
+        update(0, 4, "reading")
+        found = reparam.plan(loaded.model, sample)
+        update(1, 4, "folding")
+        fused = found.apply()
+        update(2, 4, "comparing")
+        verdict = reparam.verify(loaded.model, fused, sample)
+        verdict.raise_if_different()
+        update(3, 4, f"writing {out.name} and reading it back")
+        written = reparam.export(
+            fused, out, sample, reference=loaded.model, form="fused", source=model
+        )
+    before, after = _counts(loaded.model, sample), _counts(fused, sample)
+    if as_json:
+        terminal.json(
+            {
+                "model": model,
+                "before": before,
+                "after": after,
+                "verdict": {**asdict(verdict), "ok": verdict.ok},
+                "export": written.as_dict(),
+                "plan": plan_as_dict(found),
+            }
+        )
+        return
+    _summarise(terminal, loaded, found, verdict, written, (before, after))
+
+
+def _check_destination(out: Path) -> None:
+    """Refuse a path that cannot be written before minutes are spent on what goes there."""
+    known = [entry.suffix for entry in formats()]
+    if out.suffix.lower() not in known:
+        raise InputError(
+            f"the suffix {out.suffix!r} of {out} names no format; use one of: {', '.join(known)}"
+        )
+    if not out.parent.is_dir():
+        raise InputError(f"the folder {out.parent} of {out.name} does not exist; make it first")
+
+
+@contextmanager
+def _fold_warnings_noted(terminal: Terminal) -> Iterator[None]:
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("ignore")
+        warnings.simplefilter("always", reparam.FoldWarning)
+        yield
+    for warning in caught:
+        terminal.note(f"note: {warning.message}")
+
+
+def _counts(model: nn.Module, sample: object) -> dict[str, int]:
+    """What one inference executes and stores."""
+    measured = profile(model, sample)  # type: ignore[arg-type]
+    convolutions = measured.operators.get("convolution", 0)
+    norms = sum(number for name, number in measured.operators.items() if "batch_norm" in name)
+    return {
+        "convolutions": convolutions,
+        "batch_norms": norms,
+        "parameters": measured.parameters,
+        "multiply_adds": measured.multiply_adds,
+    }
+
+
+def _summarise(
+    terminal: Terminal,
+    loaded: Loaded,
+    found: reparam.Plan,
+    verdict: reparam.Verdict,
+    written: ExportResult,
+    counts: tuple[dict[str, int], dict[str, int]],
+) -> None:
+    before, after = counts
+    rows = [(name.replace("_", " "), f"{before[name]:,}", f"{after[name]:,}") for name in before]
+    terminal.table(f"Fused {loaded.origin}", ("", "before", "after"), rows)
+    if found.refusals:
+        left = len(found.refusals)
+        places = "place was" if left == 1 else "places were"
+        terminal.hint("Note:", f"{left} {places} left as found; reparam plan says why")
+    if loaded.report is None:
+        terminal.hint("Note:", "no --weights were given; MODEL was built with its own")
+    terminal.done(f"Fused model {verdict}")
+    terminal.done(f"Wrote {written}")
+    terminal.hint("Next:", _next(loaded, written.path))
+
+
+def _next(loaded: Loaded, path: Path) -> str:
+    given = "" if loaded.report is None else f" --weights {loaded.report.path}"
+    return f"reparam verify {loaded.name} {path}{given}"

@@ -1,0 +1,50 @@
+"""Arguments and options that several commands share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from reparam.cli.targets import Inputs, parse_shape
+
+__all__ = [
+    "InputSizeOption",
+    "JsonOption",
+    "ModelArgument",
+    "NumClassesOption",
+    "ShapeOption",
+    "WeightsOption",
+    "inputs_from",
+]
+
+_MODEL = "repvgg_a0, timm:NAME, torchvision:NAME, package.module:factory"
+
+ModelArgument = Annotated[str, typer.Argument(metavar="MODEL", help=f"{_MODEL}.")]
+WeightsOption = Annotated[
+    Path | None,
+    typer.Option("--weights", "-w", metavar="FILE", help="Checkpoint to load into MODEL."),
+]
+NumClassesOption = Annotated[
+    int | None,
+    typer.Option("--num-classes", metavar="N", min=1, help="Classes, if not MODEL's default."),
+]
+ShapeOption = Annotated[
+    str | None,
+    typer.Option("--shape", metavar="N,C,H,W", help="Shape of the example input, batch included."),
+]
+InputSizeOption = Annotated[
+    int | None,
+    typer.Option("--input-size", metavar="PIXELS", min=1, help="Side of a square example image."),
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for a program to read.")]
+
+
+def inputs_from(shape: str | None, input_size: int | None) -> Inputs:
+    """What the two options say about the input together.
+
+    Raises:
+        InputError: the shape is none.
+    """
+    return Inputs(shape=parse_shape(shape) if shape is not None else None, size=input_size)

@@ -1,0 +1,54 @@
+"""``reparam plan``: what would fold, what not, and why."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+
+import reparam
+from reparam.cli.options import (
+    InputSizeOption,
+    JsonOption,
+    ModelArgument,
+    NumClassesOption,
+    ShapeOption,
+    WeightsOption,
+    inputs_from,
+)
+from reparam.cli.targets import example_inputs, load_model
+from reparam.cli.terminal import Terminal
+
+__all__ = ["plan", "plan_as_dict"]
+
+
+def plan(
+    model: ModelArgument,
+    weights: WeightsOption = None,
+    shape: ShapeOption = None,
+    input_size: InputSizeOption = None,
+    num_classes: NumClassesOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Say what would fold in MODEL, what not, and why. Nothing is changed or written."""
+    terminal = Terminal()
+    inputs = inputs_from(shape, input_size)
+    loaded = load_model(model, weights, num_classes=num_classes)
+    with terminal.progress(f"Reading {model}"):
+        found = reparam.plan(loaded.model, example_inputs(loaded.model, inputs))
+    if as_json:
+        terminal.json({"model": model, **plan_as_dict(found)})
+        return
+    terminal.text(found)
+    terminal.text()
+    if found.regions:
+        file = Path(model.rpartition(":")[2]).name
+        given = "" if weights is None else f" --weights {weights}"
+        terminal.hint("Next:", f"reparam fuse {model}{given} -o {file}.onnx")
+
+
+def plan_as_dict(found: reparam.Plan) -> dict[str, object]:
+    """The regions and refusals of a plan as JSON can hold them."""
+    return {
+        "regions": [asdict(region) for region in found.regions],
+        "refusals": [asdict(refusal) for refusal in found.refusals],
+    }

@@ -1,0 +1,90 @@
+"""What a person sees: results on standard output, progress and errors on standard error."""
+
+from __future__ import annotations
+
+import json
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.padding import Padding
+from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.table import Table
+from rich.text import Text
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+__all__ = ["Terminal"]
+
+
+class Terminal:
+    """Writes to the two standard streams; plain text where they are no terminal."""
+
+    def __init__(self) -> None:
+        self._out = Console(highlight=False)
+        self._err = Console(stderr=True, highlight=False)
+
+    @property
+    def live(self) -> bool:
+        """Whether a progress bar can be drawn."""
+        return self._err.is_terminal
+
+    def text(self, value: object = "") -> None:
+        """A result, as it is: never wrapped, never read as markup."""
+        self._out.print(Text(str(value)), soft_wrap=True)
+
+    def done(self, value: str) -> None:
+        """What has been achieved."""
+        self._out.print(Text("✓ ", style="green") + Text(value), soft_wrap=True)
+
+    def hint(self, label: str, value: str) -> None:
+        """What can be done next."""
+        self._out.print(Text(f"{label} ", style="dim") + Text(value), soft_wrap=True)
+
+    def note(self, value: str) -> None:
+        """What a person may want to know, and a program reading the output must not see."""
+        self._err.print(Text(value, style="dim"), soft_wrap=True)
+
+    def error(self, value: str) -> None:
+        """What went wrong, and what to do."""
+        self._err.print(Text("reparam: ", style="bold red") + Text(value), soft_wrap=True)
+
+    def json(self, value: object) -> None:
+        """A result for a program."""
+        self._out.print(Text(json.dumps(value, indent=2, allow_nan=False)), soft_wrap=True)
+
+    def table(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+        """A table with its first column to the left and the others to the right."""
+        drawn = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
+        for index, column in enumerate(columns):
+            drawn.add_column(column, justify="left" if index == 0 else "right", no_wrap=index > 0)
+        for row in rows:
+            drawn.add_row(*(Text(cell) for cell in row))
+        if title:
+            self._out.print(Text(title, style="bold"))
+        self._out.print(Padding(drawn, (0, 0, 0, 2)))
+
+    @contextmanager
+    def progress(self, label: str) -> Iterator[Callable[[float, float, str], None]]:
+        """A bar that lives while the block runs, and leaves nothing behind.
+
+        Yields:
+            A function to call with what is done, what there is in all, and a short text.
+        """
+        columns: list[Any] = [
+            SpinnerColumn(),
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=24),
+            TextColumn("{task.fields[detail]}"),
+            TimeElapsedColumn(),
+        ]
+        with Progress(
+            *columns, console=self._err, transient=True, disable=not self.live
+        ) as progress:
+            task = progress.add_task(label, total=None, detail="")
+
+            def update(done: float, total: float, detail: str = "") -> None:
+                progress.update(task, completed=done, total=total, detail=detail)
+
+            yield update

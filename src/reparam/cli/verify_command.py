@@ -1,0 +1,116 @@
+"""``reparam verify``: do two models compute the same?"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+import reparam
+from reparam.cli.options import (
+    InputSizeOption,
+    JsonOption,
+    NumClassesOption,
+    ShapeOption,
+    WeightsOption,
+    inputs_from,
+)
+from reparam.cli.targets import Loaded, example_inputs, load_model
+from reparam.cli.terminal import Terminal
+from reparam.engines import Settings, engine_names, get_engine
+from reparam.errors import InputError
+
+__all__ = ["verify"]
+
+_WEIGHTS = (".safetensors", ".pth", ".pt", ".ckpt", ".bin")
+
+ReferenceArgument = Annotated[
+    str, typer.Argument(metavar="REFERENCE", help="The model as trained, given like any MODEL.")
+]
+CandidateArgument = Annotated[
+    str,
+    typer.Argument(
+        metavar="CANDIDATE",
+        help="An exported file, a file with the weights of the fused REFERENCE, or a MODEL.",
+    ),
+]
+CandidateWeightsOption = Annotated[
+    Path | None,
+    typer.Option("--candidate-weights", metavar="FILE", help="Checkpoint for CANDIDATE."),
+]
+
+
+def verify(
+    reference: ReferenceArgument,
+    candidate: CandidateArgument,
+    weights: WeightsOption = None,
+    candidate_weights: CandidateWeightsOption = None,
+    shape: ShapeOption = None,
+    input_size: InputSizeOption = None,
+    num_classes: NumClassesOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Compare CANDIDATE with REFERENCE on the same input; exit code 1 if they differ.
+
+    The tolerance is measured: a small multiple of the rounding error of REFERENCE itself.
+    """
+    terminal = Terminal()
+    loaded = load_model(reference, weights, num_classes=num_classes)
+    sample = example_inputs(loaded.model, inputs_from(shape, input_size))
+    with terminal.progress(f"Comparing {candidate} with {reference}"):
+        run = _runnable(loaded, candidate, candidate_weights, num_classes)
+        verdict = reparam.verify(loaded.model, run, sample)
+    if as_json:
+        terminal.json(
+            {
+                "reference": reference,
+                "candidate": candidate,
+                "shape": list(sample.shape),
+                **asdict(verdict),
+                "ok": verdict.ok,
+            }
+        )
+    elif verdict.ok:
+        terminal.done(f"{candidate} and {loaded.origin}: {verdict}")
+        size = "x".join(map(str, sample.shape))
+        terminal.hint("Compared on:", f"one random input of shape {size}")
+    verdict.raise_if_different()
+
+
+def _runnable(
+    reference: Loaded, candidate: str, weights: Path | None, num_classes: int | None
+) -> Callable[..., Any]:
+    """What CANDIDATE stands for, as something that can be called with the inputs."""
+    path = Path(candidate)
+    suffix = path.suffix.lower()
+    if ":" in candidate or not suffix:
+        return load_model(candidate, weights, num_classes=num_classes).model
+    if not path.is_file():
+        raise InputError(f"there is no file {candidate}; give an exported file or a MODEL")
+    if weights is not None:
+        raise InputError(
+            f"{candidate} is a file with its own weights; leave --candidate-weights out"
+        )
+    if suffix in _WEIGHTS:
+        fused = reparam.fuse(reference.model)
+        reparam.load_checkpoint(fused, path)
+        return fused
+    return _exported(path)
+
+
+def _exported(path: Path) -> Callable[..., Any]:
+    """The file in the first engine that reads files of its suffix."""
+    engines = [get_engine(name) for name in engine_names()]
+    for engine in engines:
+        if path.suffix.lower() in engine.suffixes:
+            engine.require()
+            runner = engine.load(path, Settings())
+            return lambda *inputs: runner.run(inputs)
+    known = sorted({suffix for engine in engines for suffix in engine.suffixes})
+    raise InputError(
+        f"no engine reads {path.suffix!r} files; "
+        f"suffixes that can be compared: {', '.join((*known, *_WEIGHTS))}"
+    )
