@@ -61,6 +61,7 @@ def measure(entry: Entry, *, timed: bool = False) -> dict[str, Any]:
     plan = reparam.plan(model, None if entry.parts else x)
     fused = plan.apply()
     seconds = time.perf_counter() - started
+    blocks = {r.where for r in plan.regions} & {name for name, _ in model.named_modules() if name}
     result: dict[str, Any] = {
         "model": entry.name,
         "image_px": entry.image_px,
@@ -71,7 +72,7 @@ def measure(entry: Entry, *, timed: bool = False) -> dict[str, Any]:
         "before": _cost(entry, model, x),
         "after": _cost(entry, fused, x),
         "float64": _errors(entry, model, fused, x),
-        "blocks": _block_errors(entry, model, fused, x),
+        "blocks": _block_errors(entry, model, fused, blocks, x),
         "float32": _single(entry, model, x),
     }
     other = _other_size(entry, model)
@@ -148,46 +149,38 @@ def _distance(left: Iterable[torch.Tensor], right: Iterable[torch.Tensor]) -> fl
 
 @torch.no_grad()
 def _block_errors(
-    entry: Entry, model: nn.Module, fused: nn.Module, x: torch.Tensor
+    entry: Entry, model: nn.Module, fused: nn.Module, names: set[str], x: torch.Tensor
 ) -> dict[str, float | str | int]:
     """Run each rewritten block on what its original got; return the worst difference."""
-    names = _rewritten(model, fused)
-    calls: list[tuple[str, Any, Any, Any]] = []
+    inputs: dict[str, list[Any]] = {name: [] for name in names}
+    outputs: dict[str, list[list[torch.Tensor]]] = {name: [] for name in names}
 
-    def remember(name: str) -> Any:
-        def hook(_module: nn.Module, args: Any, kwargs: Any, out: Any) -> None:
-            calls.append((name, *copy.deepcopy((args, kwargs)), [*tensors_of(out)]))
+    def before(name: str) -> Any:
+        # Copies are taken before the call, since it may write into what it reads.
+        return lambda _module, args, kwargs: inputs[name].append(copy.deepcopy((args, kwargs)))
 
-        return hook
+    def after(name: str) -> Any:
+        return lambda _module, _args, out: outputs[name].append(
+            [t.clone() for t in tensors_of(out)]
+        )
 
-    handles = [
-        model.get_submodule(n).register_forward_hook(remember(n), with_kwargs=True) for n in names
-    ]
+    handles = []
+    for name in names:
+        part = model.get_submodule(name)
+        handles.append(part.register_forward_pre_hook(before(name), with_kwargs=True))
+        handles.append(part.register_forward_hook(after(name)))
     try:
         entry.run(model, x.clone())
     finally:
         for handle in handles:
             handle.remove()
     worst, where = 0.0, ""
-    for name, args, kwargs, out in calls:
-        error = _distance(out, list(tensors_of(fused.get_submodule(name)(*args, **kwargs))))
-        if error > worst:
-            worst, where = error, name
+    for name in sorted(names):
+        for (args, kwargs), out in zip(inputs[name], outputs[name], strict=True):
+            error = _distance(out, list(tensors_of(fused.get_submodule(name)(*args, **kwargs))))
+            if error > worst:
+                worst, where = error, name
     return {"count": len(names), "worst": worst, "where": where}
-
-
-def _rewritten(model: nn.Module, fused: nn.Module) -> list[str]:
-    """Name the smallest modules whose contents changed and which are there in both."""
-    theirs = dict(fused.named_modules())
-    changed = [
-        name
-        for name, part in model.named_modules()
-        if name
-        and name in theirs
-        and any(True for _ in part.children())
-        and list(part.state_dict()) != list(theirs[name].state_dict())
-    ]
-    return [n for n in changed if not any(other.startswith(f"{n}.") for other in changed)]
 
 
 def _single(entry: Entry, model: nn.Module, x: torch.Tensor) -> dict[str, float]:
