@@ -58,14 +58,12 @@ def write_openvino(
 
     Raises:
         MissingExtraError: openvino is not installed.
-        ExportError: The model cannot be converted or written.
+        ExportError: The model cannot be converted.
+        RuntimeError: OpenVINO could not write the file.
     """
     openvino = _optional.require("openvino", extra="deploy", purpose=_PURPOSE)
     converted, axes = to_openvino(model, inputs, dynamic=dynamic)
     for key, value in (metadata or {}).items():
         converted.set_rt_info(value, [RT_INFO, key])
-    try:
-        openvino.save_model(converted, str(path), compress_to_fp16=False)
-    except Exception as error:
-        raise ExportError(f"OpenVINO could not write {path.name}: {error}") from error
+    openvino.save_model(converted, str(path), compress_to_fp16=False)
     return axes

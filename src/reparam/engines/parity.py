@@ -14,16 +14,17 @@ bits more than a direct one; the factor allows for that.
 from __future__ import annotations
 
 import copy
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from reparam.engines._inputs import flat_outputs
-from reparam.errors import VerificationError
+from reparam.errors import UnsupportedModelError, VerificationError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from torch import nn
 
@@ -96,6 +97,9 @@ class Reference:
     Args:
         model: The model everything is compared with, in eval mode. It is not changed.
         inputs: Its positional inputs.
+
+    Raises:
+        UnsupportedModelError: The model does not run in float64.
     """
 
     def __init__(self, model: nn.Module, inputs: Sequence[torch.Tensor]) -> None:
@@ -135,7 +139,14 @@ class Reference:
                 return flat_outputs(self._model(*self._inputs))
             model = copy.deepcopy(self._model).to(dtype)
             inputs = (x.to(dtype) if x.is_floating_point() else x for x in self._inputs)
-            return flat_outputs(model(*inputs))
+            try:
+                with _default_dtype(dtype):
+                    return flat_outputs(model(*inputs))
+            except RuntimeError as error:
+                raise UnsupportedModelError(
+                    f"{type(self._model).__name__} does not run in {dtype}, which is needed to "
+                    f"tell an error from rounding: {error}"
+                ) from error
 
     def _check_shapes(self, outputs: Sequence[torch.Tensor]) -> None:
         found = [tuple(y.shape) for y in outputs]
@@ -144,6 +155,17 @@ class Reference:
             raise VerificationError(
                 f"the outputs have the shapes {found}, and those of the reference are {needed}"
             )
+
+
+@contextmanager
+def _default_dtype(dtype: torch.dtype) -> Iterator[None]:
+    """Let the tensors that a model makes on the way be of the dtype it is run in."""
+    former = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(former)
 
 
 def _distance(outputs: Sequence[torch.Tensor], exact: Sequence[torch.Tensor]) -> float:

@@ -20,8 +20,10 @@ if TYPE_CHECKING:
 
     from torch import nn
 
-__all__ = ["Dynamic", "Program", "export_program", "quiet"]
+__all__ = ["Dynamic", "Program", "export_program", "other_shapes", "quiet"]
 
+_MORE_PIXELS = 16
+"""How much larger the maps are on which a variable size is tried."""
 _SPATIAL = ("depth", "height", "width")
 
 
@@ -129,7 +131,30 @@ def _trace(model: nn.Module, inputs: tuple[torch.Tensor, ...], attempt: _Attempt
         exported = torch.export.export(
             model, inputs, dynamic_shapes=shapes if attempt.what else None, strict=False
         )
-    return Program(exported, axes, inputs)
+        program = Program(exported, axes, inputs)
+        if attempt.what:
+            # A shape that cannot vary may be noticed only by a program that runs with another one.
+            exported.module()(*other_shapes(inputs, axes))
+    return program
+
+
+def other_shapes(
+    inputs: Sequence[torch.Tensor], axes: Sequence[dict[int, str]]
+) -> tuple[torch.Tensor, ...]:
+    """Return the inputs with one sample more, and larger maps where those may vary.
+
+    >>> other_shapes((torch.zeros(2, 3, 8, 8),), ({0: "batch", 3: "width"},))[0].shape
+    torch.Size([3, 3, 8, 24])
+    """
+    changed = []
+    for value, names in zip(with_batch(inputs, inputs[0].shape[0] + 1), axes, strict=True):
+        for position, name in names.items():
+            if name != "batch":
+                old = value.shape[position]
+                index = torch.arange(old + _MORE_PIXELS, device=value.device) % old
+                value = value.index_select(position, index)  # noqa: PLW2901 - one axis at a time
+        changed.append(value)
+    return tuple(changed)
 
 
 def _axes(value: torch.Tensor, what: str) -> dict[int, str]:

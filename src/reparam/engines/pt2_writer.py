@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from typing import TYPE_CHECKING
 
@@ -38,8 +39,11 @@ def write_pt2(
         ExportError: The model cannot be traced.
     """
     program = export_program(model, inputs, dynamic)
+    # To memory first: where the disk is full, PyTorch's own file writer ends the whole process.
+    content = io.BytesIO()
     with quiet():
         torch.export.save(
-            program.exported, path, extra_files={METADATA_FILE: json.dumps(dict(metadata or {}))}
+            program.exported, content, extra_files={METADATA_FILE: json.dumps(dict(metadata or {}))}
         )
+    path.write_bytes(content.getbuffer())
     return program.axes

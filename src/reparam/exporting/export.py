@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
+import shutil
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 from reparam._files import atomic_path
 from reparam.engines import UnsupportedCaseError, get_engine
-from reparam.engines._inputs import as_tuple, check_eval, with_batch
+from reparam.engines._inputs import as_tuple, check_eval
 from reparam.engines.parity import Parity, Reference
-from reparam.engines.program import Dynamic
+from reparam.engines.program import Dynamic, other_shapes
 from reparam.errors import ExportError, InputError, ReparamError
 from reparam.exporting.formats import Axes, Format, find_format
 from reparam.exporting.metadata import FORMS, describe_model
@@ -22,14 +21,12 @@ if TYPE_CHECKING:
     import os
     from collections.abc import Sequence
 
+    import torch
     from torch import nn
 
     from reparam.engines import Runner
 
 __all__ = ["ExportResult", "export"]
-
-_MORE_PIXELS = 16
-"""How much larger the maps are on which a variable size is tried."""
 
 
 @dataclass(frozen=True)
@@ -131,12 +128,28 @@ def export(  # noqa: PLR0913 - each is one decision of the user
             runner = _load_back(entry, temporary, model)
             parity = _check(reference or model, runner, inputs, axes, entry)
             size = sum(file.stat().st_size for file in temporary.parent.iterdir())
-    except (UnsupportedCaseError, ExportError):
+    except (ExportError, UnsupportedCaseError):
         raise
     except InputError as error:
         raise ExportError(str(error)) from error
+    except ReparamError:
+        raise
+    except Exception as error:
+        raise ExportError(
+            f"{target} could not be written as {entry.name}: {error}; "
+            f"nothing was kept{_lack_of_room(target, model)}"
+        ) from error
     seconds = time.perf_counter() - start
     return ExportResult(target, entry.name, entry.engine, parity, axes, metadata, size, seconds)
+
+
+def _lack_of_room(target: Path, model: nn.Module) -> str:
+    """Say so if the disk cannot hold the model: not every writer tells why it failed."""
+    needed = sum(p.numel() * p.element_size() for p in model.parameters())
+    free = shutil.disk_usage(target.parent).free
+    if free >= needed:
+        return ""
+    return f"; its disk has {free / 1e6:.1f} MB free, and the weights need {needed / 1e6:.1f} MB"
 
 
 def _load_back(entry: Format, path: Path, model: nn.Module) -> Runner:
@@ -163,7 +176,7 @@ def _check(
     """Compare on the inputs, and on other shapes where shapes may vary; return the first."""
     parity = _compare(reference, runner, inputs, entry, "")
     if any(axes):
-        others = _other_shapes(inputs, axes)
+        others = other_shapes(inputs, axes)
         shape = ", ".join(str(tuple(x.shape)) for x in others)
         _compare(reference, runner, others, entry, f" with inputs of shape {shape}")
     return parity
@@ -184,16 +197,3 @@ def _compare(
     except ReparamError as error:
         raise ExportError(f"{error}; nothing was kept") from error
     return parity
-
-
-def _other_shapes(inputs: tuple[torch.Tensor, ...], axes: Axes) -> tuple[torch.Tensor, ...]:
-    """Return inputs with one sample more, and larger maps where those may vary."""
-    larger = []
-    for value, names in zip(with_batch(inputs, inputs[0].shape[0] + 1), axes, strict=True):
-        for position, name in names.items():
-            if name != "batch":
-                old = value.shape[position]
-                index = torch.arange(old + _MORE_PIXELS, device=value.device) % old
-                value = value.index_select(position, index)  # noqa: PLW2901 - one axis at a time
-        larger.append(value)
-    return tuple(larger)

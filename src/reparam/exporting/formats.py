@@ -84,7 +84,7 @@ def _write_weights(
     )
     # Tied weights are written under each of their names: the format has no sharing.
     tensors = {k: v.detach().cpu().clone().contiguous() for k, v in model.state_dict().items()}
-    safetensors.save_file(tensors, str(path), metadata={"format": "pt", **metadata})
+    path.write_bytes(safetensors.save(tensors, metadata={"format": "pt", **metadata}))
     return tuple({} for _ in inputs)
 
 
