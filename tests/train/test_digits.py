@@ -1,4 +1,4 @@
-"""A small multi-branch net learns the digits, reproducibly and without touching what it was given."""
+"""A small multi-branch net learns the digits, reproducibly, and what was given is left alone."""
 
 from __future__ import annotations
 

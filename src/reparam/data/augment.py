@@ -1,4 +1,4 @@
-"""Augmentation: what may be done to a training image, and the part of it that works on whole batches."""
+"""Augmentation: what may be done to a training image, and the part that works on whole batches."""
 
 from __future__ import annotations
 

@@ -96,7 +96,14 @@ def open_data(
     fingerprint = content.fingerprint
     if validation is not None:
         fingerprint = f"{fingerprint}+{_read(str(validation), Path(root)).fingerprint}"
-    return _assemble(name, content.class_names, splits, image_size, in_memory, fingerprint)
+    return _assemble(
+        name,
+        content.class_names,
+        splits,
+        fingerprint,
+        image_size=image_size,
+        in_memory=in_memory,
+    )
 
 
 def _read(name: str, root: Path) -> FolderContent:
@@ -171,9 +178,10 @@ def _assemble(
     name: str,
     class_names: tuple[str, ...],
     stored: dict[str, StoredSplit],
+    fingerprint: str,
+    *,
     image_size: int | None,
     in_memory: bool | None,
-    fingerprint: str,
 ) -> ImageData:
     size = (image_size, image_size) if image_size else _common_size(stored["train"])
     count = sum(map(len, stored.values()))

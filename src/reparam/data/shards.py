@@ -10,7 +10,6 @@ import hashlib
 import json
 import random
 import tarfile
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
@@ -21,13 +20,15 @@ from torch.utils.data import IterableDataset, get_worker_info
 from reparam._optional import require
 from reparam.data._images import SUFFIXES, augment_image, decode, view
 from reparam.data._seeds import derive_seed
-from reparam.data.dataset import ShardSplit
 from reparam.errors import DataError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from torch import Tensor
 
     from reparam.data.augment import Augment
+    from reparam.data.dataset import ShardSplit
 
 __all__ = ["ShardIndex", "ShardStream", "index_shards", "is_shard_pattern", "read_shards"]
 
@@ -136,12 +137,13 @@ class ShardStream(IterableDataset[Any]):
     epoch: int = 0
     augment: Augment | None = None
     buffer: int = 2048
+    skip: int = 0
 
     def shards(self) -> list[int]:
         """Return the numbers of the shards that this process reads."""
         order = list(range(len(self.split.urls)))
         if self.seed is not None:
-            random.Random(derive_seed(self.seed, "shards", self.epoch)).shuffle(order)
+            _random(self.seed, "shards", self.epoch).shuffle(order)
         return order[self.rank :: self.world_size]
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
@@ -195,7 +197,7 @@ class ShardStream(IterableDataset[Any]):
         if self.seed is None:
             yield from samples
             return
-        draw = random.Random(derive_seed(self.seed, "buffer", self.epoch, self.rank, worker))
+        draw = _random(self.seed, "buffer", self.epoch, self.rank, worker)
         held: list[tuple[str, dict[str, bytes]]] = []
         for sample in samples:
             if len(held) < self.buffer:
@@ -219,6 +221,10 @@ class ShardStream(IterableDataset[Any]):
         return augment_image(
             image, self.size, self.augment, seed=self.seed, epoch=self.epoch, index=number
         )
+
+
+def _random(seed: int, *coordinates: int | str) -> random.Random:
+    return random.Random(derive_seed(seed, *coordinates))  # noqa: S311 - order, no secret
 
 
 def _expand(pattern: str) -> tuple[str, ...]:

@@ -5,10 +5,9 @@ from __future__ import annotations
 import difflib
 import hashlib
 import inspect
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -17,6 +16,9 @@ from reparam.data._images import from_pil
 from reparam.data.dataset import StoredSplit
 from reparam.data.folder import FolderContent
 from reparam.errors import DataError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 __all__ = ["DEFAULT_ROOT", "read_torchvision"]
 

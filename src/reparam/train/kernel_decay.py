@@ -48,7 +48,7 @@ class KernelDecay:
             layer.weight
             for name in self.blocks
             for layer in model.get_submodule(name).modules()
-            if isinstance(layer, _CONVOLUTIONS)
+            if isinstance(layer, _CONVOLUTIONS) and isinstance(layer.weight, nn.Parameter)
         )
 
     def __call__(self, model: nn.Module) -> Tensor:

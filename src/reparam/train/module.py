@@ -74,6 +74,7 @@ class Training(pl.LightningModule):
             KernelDecay(model, recipe.kernel_decay) if recipe.kernel_decay else None
         )
         self._mixing = Mixing(recipe.augment, data.num_classes)
+        self._steps_since_average = 0
         self._loader: TrainLoader | None = None
         self._shown: AbstractContextManager[None] = nullcontext()
         self._train_sum = torch.zeros(2, dtype=torch.float64)
@@ -141,7 +142,7 @@ class Training(pl.LightningModule):
         if self._average is not None:
             self._average.to(self.device)
 
-    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:  # noqa: ARG002 - a hook
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Seed the global random state and set the learning rate, both by the batch's place."""
         epoch = self.current_epoch
         torch.manual_seed(derive_seed(self._seed, "step", epoch, batch_idx, self.global_rank))
@@ -165,11 +166,18 @@ class Training(pl.LightningModule):
         self._train_sum += torch.tensor([value * len(images), len(images)], dtype=torch.float64)
         return loss if self._kernel_decay is None else loss + self._kernel_decay(self.model)
 
-    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:  # noqa: ARG002
-        """Update the average of the weights and report."""
-        stepped = (batch_idx + 1) % self.recipe.accumulate == 0
-        if self._average is not None and stepped and self.global_step % self.recipe.ema.every == 0:
-            self._average.update(self.model)
+    def optimizer_step(self, *arguments: Any, **options: Any) -> None:
+        """Take the step and move the average of the weights."""
+        super().optimizer_step(*arguments, **options)
+        # Here and not at the end of the batch: checkpoints are written before that hook is called.
+        if self._average is not None:
+            self._steps_since_average += 1
+            if self._steps_since_average == self.recipe.ema.every:
+                self._average.update(self.model)
+                self._steps_since_average = 0
+
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """Report."""
         self._epoch_seconds += time.perf_counter() - self._mark
         self._report(batch_idx + 1, float(outputs["loss"]) * self.recipe.accumulate)
 
@@ -179,7 +187,7 @@ class Training(pl.LightningModule):
         self._shown = nullcontext() if self._average is None else self._average.shown(self.model)
         self._shown.__enter__()
 
-    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:  # noqa: ARG002
+    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         """Add up loss, correct answers and images."""
         images, labels = batch
         logits = self.model(images).float()
@@ -217,6 +225,7 @@ class Training(pl.LightningModule):
             "epoch_seconds": self._epoch_seconds,
             "seconds": self.seconds,
             "average": None if self._average is None else self._average.state_dict(),
+            "steps_since_average": self._steps_since_average,
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -231,6 +240,7 @@ class Training(pl.LightningModule):
         self._seconds_before = state["seconds"]
         if self._average is not None:
             self._average.load_state_dict(state["average"])
+            self._steps_since_average = state["steps_since_average"]
 
     def _identity(self) -> dict[str, Any]:
         """Return what must be the same for a run to go on as it would have."""

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 
-from typing import TYPE_CHECKING
-
 if TYPE_CHECKING:
-    from reparam.train.recipe import Optimizer
     from collections.abc import Iterator
+
+    from reparam.train.recipe import Optimizer
 
 __all__ = ["build_optimizer", "parameter_groups"]
 
@@ -23,10 +23,15 @@ _CONVOLUTIONS = (
     nn.ConvTranspose3d,
 )
 _NORMS = (
-    nn.modules.batchnorm._BatchNorm,
+    nn.BatchNorm1d,
+    nn.BatchNorm2d,
+    nn.BatchNorm3d,
+    nn.SyncBatchNorm,
     nn.GroupNorm,
     nn.LayerNorm,
-    nn.modules.instancenorm._InstanceNorm,
+    nn.InstanceNorm1d,
+    nn.InstanceNorm2d,
+    nn.InstanceNorm3d,
 )
 
 
@@ -71,20 +76,20 @@ def _excluded(model: nn.Module, optimizer: Optimizer) -> Iterator[nn.Parameter]:
         for name, parameter in model.named_parameters():
             if name.rpartition(".")[2] == "bias":
                 yield parameter
-    for norm, after_convolution in _norms(model):
+    for weight, after_convolution in _norm_weights(model):
         if "norm" in optimizer.no_decay or (
             "conv_norm" in optimizer.no_decay and after_convolution
         ):
-            yield norm.weight
+            yield weight
 
 
-def _norms(model: nn.Module) -> Iterator[tuple[nn.Module, bool]]:
-    """Yield every normalisation with a weight, and whether its elder sibling is a convolution."""
-    if isinstance(model, _NORMS) and model.weight is not None:
-        yield model, False
+def _norm_weights(model: nn.Module) -> Iterator[tuple[nn.Parameter, bool]]:
+    """Yield the weight of every normalisation, and whether its elder sibling is a convolution."""
+    if isinstance(model, _NORMS) and isinstance(model.weight, nn.Parameter):
+        yield model.weight, False
     for parent in model.modules():
         elder: nn.Module | None = None
         for child in parent.children():
-            if isinstance(child, _NORMS) and child.weight is not None:
-                yield child, isinstance(elder, _CONVOLUTIONS)
+            if isinstance(child, _NORMS) and isinstance(child.weight, nn.Parameter):
+                yield child.weight, isinstance(elder, _CONVOLUTIONS)
             elder = child

@@ -1,14 +1,15 @@
-"""Recipes: everything that decides how a model is trained, as frozen records and small TOML files."""
+"""Recipes: all that decides how a model is trained, as frozen records and small TOML files."""
 
 from __future__ import annotations
 
 import math
-import tomllib
+import sys
 from dataclasses import asdict, dataclass, field
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal, TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Literal
 
+from reparam._optional import require
 from reparam.data import Augment
 from reparam.errors import InputError
 from reparam.train._fields import build
@@ -201,13 +202,16 @@ def load_recipe(recipe: Recipe | str | Path) -> Recipe:
 
 
 def _parse(text: str, where: str) -> Recipe:
+    # Python 3.10 has no parser of its own; tomli is the one that became tomllib.
+    module = "tomllib" if sys.version_info >= (3, 11) else "tomli"
+    toml = require(module, extra="train", purpose="Reading recipes")
     try:
-        values = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+        values = toml.loads(text)
+    except toml.TOMLDecodeError as error:
         raise InputError(f"{where} is not TOML: {error}") from error
     return Recipe.from_dict(values, where)
 
 
-def _require(condition: bool, name: str, value: object, needed: str) -> None:
+def _require(condition: object, name: str, value: object, needed: str) -> None:
     if not condition:
         raise InputError(f"{name} is {value!r}; it must be {needed}")

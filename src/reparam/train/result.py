@@ -6,12 +6,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-
-
 if TYPE_CHECKING:
-    from reparam.train.recipe import Recipe
-    from torch import nn
     from pathlib import Path
+
+    from torch import nn
+
+    from reparam.train.recipe import Recipe
 
 __all__ = ["EpochRecord", "Hardware", "OnProgress", "Progress", "TrainResult"]
 

@@ -11,6 +11,7 @@ import warnings
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import TYPE_CHECKING, Any, Literal
 
 import lightning.pytorch as pl
@@ -187,7 +188,7 @@ def _fit(trainer: pl.Trainer, training: Training, checkpoint: Path | None) -> No
             return
         try:
             trainer.fit(training, ckpt_path=checkpoint, weights_only=True)
-        except (EOFError, KeyError, RuntimeError) as error:
+        except (EOFError, KeyError, OSError, RuntimeError, UnpicklingError) as error:
             if isinstance(error, CheckpointError) or training.has_started:
                 raise
             raise CheckpointError(
