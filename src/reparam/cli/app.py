@@ -32,6 +32,7 @@ def _print_version(wanted: bool) -> None:  # noqa: FBT001 - typer calls it with 
 
 @app.callback()
 def _options(
+    *,
     version: Annotated[
         bool,
         typer.Option(

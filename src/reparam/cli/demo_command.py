@@ -37,7 +37,7 @@ class _Watcher:
         self._terminal.done(text)
 
 
-def demo(out: OutOption = Path("reparam-demo"), quick: QuickOption = False) -> None:
+def demo(*, out: OutOption = Path("reparam-demo"), quick: QuickOption = False) -> None:
     """Train a small multi-branch net, fold it, prove it equal, export it and measure it.
 
     It takes one to three minutes on two cores, needs no network, and leaves a folder with the

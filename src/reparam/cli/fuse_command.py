@@ -9,6 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
+import torch
 import typer
 from torch import nn
 
@@ -44,6 +45,7 @@ OutOption = Annotated[
 
 def fuse(
     model: ModelArgument,
+    *,
     out: OutOption,
     weights: WeightsOption = None,
     shape: ShapeOption = None,
@@ -56,7 +58,7 @@ def fuse(
     inputs = inputs_from(shape, input_size)
     _check_destination(out)
     loaded = load_model(model, weights, num_classes=num_classes)
-    sample = example_inputs(loaded.model, inputs)
+    sample = example_inputs(loaded, inputs)
     with terminal.progress(f"Fusing {model}") as update, _fold_warnings_noted(terminal):
         update(0, 4, "reading")
         found = reparam.plan(loaded.model, sample)
@@ -69,20 +71,29 @@ def fuse(
         written = reparam.export(
             fused, out, sample, reference=loaded.model, form="fused", source=model
         )
-    before, after = _counts(loaded.model, sample), _counts(fused, sample)
+    counts = (_counts(loaded.model, sample), _counts(fused, sample))
     if as_json:
         terminal.json(
             {
                 "model": model,
-                "before": before,
-                "after": after,
+                "before": counts[0],
+                "after": counts[1],
                 "verdict": {**asdict(verdict), "ok": verdict.ok},
                 "export": written.as_dict(),
                 "plan": plan_as_dict(found),
             }
         )
         return
-    _summarise(terminal, loaded, found, verdict, written, (before, after))
+    _tell_counts(terminal, loaded, counts)
+    _tell_notes(terminal, loaded, found)
+    terminal.done(
+        f"The fused model is equal: largest difference {verdict.max_abs:.1e}, "
+        f"where rounding explains {verdict.tolerance:.1e}"
+    )
+    _tell_export(terminal, written)
+    given = "" if weights is None else f" --weights {weights}"
+    command = f"reparam verify {model} {out} {inputs.as_options()}".rstrip() + given
+    terminal.hint("Next:", command)
 
 
 def _check_destination(out: Path) -> None:
@@ -106,41 +117,40 @@ def _fold_warnings_noted(terminal: Terminal) -> Iterator[None]:
         terminal.note(f"note: {warning.message}")
 
 
-def _counts(model: nn.Module, sample: object) -> dict[str, int]:
+def _counts(model: nn.Module, sample: torch.Tensor) -> dict[str, int]:
     """What one inference executes and stores."""
-    measured = profile(model, sample)  # type: ignore[arg-type]
-    convolutions = measured.operators.get("convolution", 0)
+    measured = profile(model, sample)
     norms = sum(number for name, number in measured.operators.items() if "batch_norm" in name)
     return {
-        "convolutions": convolutions,
+        "convolutions": measured.operators.get("convolution", 0),
         "batch_norms": norms,
         "parameters": measured.parameters,
         "multiply_adds": measured.multiply_adds,
     }
 
 
-def _summarise(
-    terminal: Terminal,
-    loaded: Loaded,
-    found: reparam.Plan,
-    verdict: reparam.Verdict,
-    written: ExportResult,
-    counts: tuple[dict[str, int], dict[str, int]],
+def _tell_counts(
+    terminal: Terminal, loaded: Loaded, counts: tuple[dict[str, int], dict[str, int]]
 ) -> None:
     before, after = counts
-    rows = [(name.replace("_", " "), f"{before[name]:,}", f"{after[name]:,}") for name in before]
+    names = {"batch_norms": "batch norms", "multiply_adds": "multiply-adds"}
+    rows = [(names.get(key, key), f"{before[key]:,}", f"{after[key]:,}") for key in before]
     terminal.table(f"Fused {loaded.origin}", ("", "before", "after"), rows)
-    if found.refusals:
-        left = len(found.refusals)
+
+
+def _tell_notes(terminal: Terminal, loaded: Loaded, found: reparam.Plan) -> None:
+    left = len(found.refusals)
+    if left:
         places = "place was" if left == 1 else "places were"
         terminal.hint("Note:", f"{left} {places} left as found; reparam plan says why")
     if loaded.report is None:
-        terminal.hint("Note:", "no --weights were given; MODEL was built with its own")
-    terminal.done(f"Fused model {verdict}")
-    terminal.done(f"Wrote {written}")
-    terminal.hint("Next:", _next(loaded, written.path))
+        terminal.hint("Note:", "no --weights were given; the model has those it was built with")
 
 
-def _next(loaded: Loaded, path: Path) -> str:
-    given = "" if loaded.report is None else f" --weights {loaded.report.path}"
-    return f"reparam verify {loaded.name} {path}{given}"
+def _tell_export(terminal: Terminal, written: ExportResult) -> None:
+    parity = written.parity
+    terminal.done(f"Wrote {written.path} ({written.format}, {written.size_bytes / 1e6:.1f} MB)")
+    terminal.done(
+        f"Read back in {written.engine}: largest difference {parity.max_abs:.1e}, "
+        f"where rounding explains {parity.tolerance:.1e}"
+    )

@@ -23,6 +23,7 @@ __all__ = ["plan", "plan_as_dict"]
 
 def plan(
     model: ModelArgument,
+    *,
     weights: WeightsOption = None,
     shape: ShapeOption = None,
     input_size: InputSizeOption = None,
@@ -34,7 +35,7 @@ def plan(
     inputs = inputs_from(shape, input_size)
     loaded = load_model(model, weights, num_classes=num_classes)
     with terminal.progress(f"Reading {model}"):
-        found = reparam.plan(loaded.model, example_inputs(loaded.model, inputs))
+        found = reparam.plan(loaded.model, example_inputs(loaded, inputs))
     if as_json:
         terminal.json({"model": model, **plan_as_dict(found)})
         return
@@ -42,8 +43,9 @@ def plan(
     terminal.text()
     if found.regions:
         file = Path(model.rpartition(":")[2]).name
-        given = "" if weights is None else f" --weights {weights}"
-        terminal.hint("Next:", f"reparam fuse {model}{given} -o {file}.onnx")
+        given = "" if weights is None else f"--weights {weights} "
+        command = f"reparam fuse {model} {given}{inputs.as_options()}-o {file}.onnx"
+        terminal.hint("Next:", command)
 
 
 def plan_as_dict(found: reparam.Plan) -> dict[str, object]:

@@ -31,6 +31,11 @@ class Inputs:
     shape: tuple[int, ...] | None = None
     size: int | None = None
 
+    def as_options(self) -> str:
+        """The same, as it is written on the command line; ends with a space if there is any."""
+        shape = "" if self.shape is None else f"--shape {','.join(map(str, self.shape))} "
+        return shape if self.size is None else f"{shape}--input-size {self.size} "
+
 
 @dataclass(frozen=True)
 class Loaded:
@@ -81,19 +86,36 @@ def parse_shape(text: str) -> tuple[int, ...]:
     return shape
 
 
-def example_inputs(model: nn.Module, inputs: Inputs) -> torch.Tensor:
+def example_inputs(loaded: Loaded, inputs: Inputs) -> torch.Tensor:
     """Random normal values of the shape that was asked for, or that the model says it takes.
 
     Without `inputs`, timm's own record of the model is asked, then the first convolution for its
     channels; images are 224 pixels wide unless somebody says otherwise.
 
     Raises:
-        InputError: nobody says, and the model does not begin with a 2-d convolution.
+        InputError: nobody says, and the model does not begin with a 2-d convolution; or the model
+            does not run on what was made.
     """
+    model = loaded.model
     generator = torch.Generator().manual_seed(_SEED)
     shape = inputs.shape or _image_shape(model, inputs.size)
     dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
-    return torch.randn(shape, generator=generator).to(dtype)
+    sample = torch.randn(shape, generator=generator).to(dtype)
+    _check_runs(loaded, sample)
+    return sample
+
+
+@torch.inference_mode()
+def _check_runs(loaded: Loaded, sample: torch.Tensor) -> None:
+    """Find out at once whether the model takes the input, and say so in the user's terms."""
+    try:
+        loaded.model(sample)
+    except (RuntimeError, ValueError, TypeError, IndexError, AssertionError) as error:
+        size = "x".join(str(length) for length in sample.shape)
+        raise InputError(
+            f"{loaded.name} does not run on an input of shape {size}: {error}; "
+            "give the shape that it takes with --shape N,C,H,W or --input-size PIXELS"
+        ) from error
 
 
 def _image_shape(model: nn.Module, size: int | None) -> Sequence[int]:

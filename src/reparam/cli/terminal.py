@@ -63,7 +63,7 @@ class Terminal:
             drawn.add_row(*(Text(cell) for cell in row))
         if title:
             self._out.print(Text(title, style="bold"))
-        self._out.print(Padding(drawn, (0, 0, 0, 2)))
+        self._out.print(Padding(drawn, (0, 0, 0, 2), expand=False))
 
     @contextmanager
     def progress(self, label: str) -> Iterator[Callable[[float, float, str], None]]:

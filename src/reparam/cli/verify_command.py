@@ -20,8 +20,9 @@ from reparam.cli.options import (
 )
 from reparam.cli.targets import Loaded, example_inputs, load_model
 from reparam.cli.terminal import Terminal
-from reparam.engines import Settings, engine_names, get_engine
+from reparam.engines import Settings, get_engine
 from reparam.errors import InputError
+from reparam.exporting import formats
 
 __all__ = ["verify"]
 
@@ -43,9 +44,10 @@ CandidateWeightsOption = Annotated[
 ]
 
 
-def verify(
+def verify(  # noqa: PLR0913 - one argument for each option
     reference: ReferenceArgument,
     candidate: CandidateArgument,
+    *,
     weights: WeightsOption = None,
     candidate_weights: CandidateWeightsOption = None,
     shape: ShapeOption = None,
@@ -59,7 +61,7 @@ def verify(
     """
     terminal = Terminal()
     loaded = load_model(reference, weights, num_classes=num_classes)
-    sample = example_inputs(loaded.model, inputs_from(shape, input_size))
+    sample = example_inputs(loaded, inputs_from(shape, input_size))
     with terminal.progress(f"Comparing {candidate} with {reference}"):
         run = _runnable(loaded, candidate, candidate_weights, num_classes)
         verdict = reparam.verify(loaded.model, run, sample)
@@ -74,9 +76,13 @@ def verify(
             }
         )
     elif verdict.ok:
-        terminal.done(f"{candidate} and {loaded.origin}: {verdict}")
         size = "x".join(map(str, sample.shape))
-        terminal.hint("Compared on:", f"one random input of shape {size}")
+        agreement = "" if verdict.agreement is None else f", top-1 {100 * verdict.agreement:.0f} %"
+        terminal.done(
+            f"{candidate} is equal to {loaded.origin}: largest difference {verdict.max_abs:.1e}, "
+            f"where rounding explains {verdict.tolerance:.1e}{agreement}"
+        )
+        terminal.hint("Compared on:", f"random inputs of shape {size}")
     verdict.raise_if_different()
 
 
@@ -102,15 +108,15 @@ def _runnable(
 
 
 def _exported(path: Path) -> Callable[..., Any]:
-    """The file in the first engine that reads files of its suffix."""
-    engines = [get_engine(name) for name in engine_names()]
-    for engine in engines:
-        if path.suffix.lower() in engine.suffixes:
-            engine.require()
-            runner = engine.load(path, Settings())
-            return lambda *inputs: runner.run(inputs)
-    known = sorted({suffix for engine in engines for suffix in engine.suffixes})
-    raise InputError(
-        f"no engine reads {path.suffix!r} files; "
-        f"suffixes that can be compared: {', '.join((*known, *_WEIGHTS))}"
-    )
+    """The file in the engine that reads files of its suffix."""
+    engines = {entry.suffix: entry.engine for entry in formats()}
+    name = engines.get(path.suffix.lower())
+    if name is None:
+        known = ", ".join(dict.fromkeys((*engines, *_WEIGHTS)))
+        raise InputError(
+            f"{path.name} has a suffix that cannot be compared; those that can: {known}"
+        )
+    engine = get_engine(name)
+    engine.require()
+    runner = engine.load(path, Settings())
+    return lambda *inputs: runner.run(inputs)

@@ -34,8 +34,8 @@ _EAGER_NOTE = (
     "storage was followed from the operator that made it to its release."
 )
 _HELD_NOTE = (
-    "The count of the RepVGG paper (section 3.1, figure 3): the same operators, what is held between "
-    "two of them when each tensor is released after its last use, as a graph engine does."
+    "The count of the RepVGG paper (section 3.1, figure 3): the same operators, and what is held "
+    "between two of them when each tensor is released after its last use, as a graph engine does."
 )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import datetime as dt
 import tempfile
 from collections.abc import Callable
@@ -19,7 +20,7 @@ from reparam._optional import require
 from reparam.cli.demo import measure, records
 from reparam.cli.demo.nets import build_repvgg, build_resnet
 from reparam.cli.demo.settings import Settings
-from reparam.data import ImageData, open_data
+from reparam.data import ArraySplit, ImageData, open_data
 from reparam.engines import Settings as EngineSettings
 from reparam.engines import get_engine
 from reparam.errors import InputError, VerificationError
@@ -103,13 +104,13 @@ def run(out: Path, settings: Settings, reporter: Reporter, *, command: str) -> O
     results, forms = _train_and_fold(data, settings, reporter)
     results = replace(results, command=command, files=_FILES)
     results = _prove(results, forms, reporter)
+    _stop_if_different(results, out)
     results = _export(results, forms, out, reporter)
     results = measure.measure(
         results, (forms.train, forms.deploy, forms.resnet), settings, reporter
     )
-    outcome = _write(results, out)
-    _raise_if_different(results)
-    return outcome
+    _stop_if_different(results, out)
+    return _write(results, out)
 
 
 def _make_folder(out: Path) -> None:
@@ -186,7 +187,7 @@ def _training(key: str, result: TrainResult) -> TrainingRecord:
 
 def _test_images(data: ImageData) -> tuple[Tensor, Tensor]:
     split = data.test
-    if split is None or not hasattr(split, "images"):
+    if not isinstance(split, ArraySplit):
         raise InputError(f"the data set {data.name!r} has no test images in memory")
     return data.normalise(split.images), split.labels
 
@@ -230,15 +231,9 @@ def _prove(results: Results, forms: _Forms, reporter: Reporter) -> Results:
 
 def _verify_in_float64(forms: _Forms) -> reparam.Verdict:
     """Fold and run in float64, so that what is left is the error of the algebra, not of float32."""
-    double = _copy_in_float64(forms.train)
+    double = copy.deepcopy(forms.train).double()
     images = forms.images[:32].double()
     return reparam.verify(double, reparam.fuse(double, images[:1]), images)
-
-
-def _copy_in_float64(model: nn.Module) -> nn.Module:
-    import copy
-
-    return copy.deepcopy(model).double()
 
 
 def _export(results: Results, forms: _Forms, out: Path, reporter: Reporter) -> Results:
@@ -280,11 +275,13 @@ def _write(results: Results, out: Path) -> Outcome:
     return Outcome(results, out, render(out / "results.json", out / "index.html"))
 
 
-def _raise_if_different(results: Results) -> None:
+def _stop_if_different(results: Results, out: Path) -> None:
+    """Show what failed on a page of what there is so far, and go no further."""
     bad: list[CheckRecord] = [check for check in results.checks if not check.ok]
     if bad:
+        page = _write(replace(results, files={}), out).page
         raise VerificationError(
             f"{len(bad)} of {len(results.checks)} checks failed, the first: {bad[0].what}, "
             f"{bad[0].candidate} against {bad[0].reference}: largest difference "
-            f"{bad[0].max_abs:.2e}, allowed {bad[0].tolerance}; the page shows them all"
+            f"{bad[0].max_abs:.2e}, allowed {bad[0].tolerance}; see {page}"
         )

@@ -1,0 +1,73 @@
+"""The command line, run inside the test's own process in an empty folder."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from reparam.cli import main
+
+TINY = """
+from torch import nn
+from reparam.models import RepVGG, RepVGGSpec
+
+def net():
+    spec = RepVGGSpec(depths=(2,), widths=(4,), stem_width=4, stem_stride=1, strides=1)
+    return RepVGG(spec, num_classes=3)
+
+def other():
+    return net()
+
+def plain():
+    return nn.Sequential(nn.Flatten(), nn.Linear(4, 2))
+
+def broken():
+    raise KeyError("a fault in the user's code")
+"""
+
+
+@dataclass(frozen=True)
+class Ran:
+    """What a command left."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.out)
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working folder with a module of small models in it."""
+    name = f"tiny_{abs(hash(tmp_path)):x}"
+    (tmp_path / f"{name}.py").write_text(TINY, encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.delenv("REPARAM_DEBUG", raising=False)
+    return tmp_path
+
+
+@pytest.fixture
+def tiny(folder: Path) -> str:
+    """The name of that module."""
+    return next(folder.glob("tiny_*.py")).stem
+
+
+@pytest.fixture
+def reparam_command(folder: Path, capsys: pytest.CaptureFixture[str]) -> Any:
+    """Runs a command line, returns what it left."""
+    del folder
+
+    def run(*arguments: str) -> Ran:
+        code = main(arguments)
+        captured = capsys.readouterr()
+        return Ran(code, captured.out, captured.err)
+
+    return run

@@ -1,0 +1,193 @@
+"""plan, fuse and verify, as a person and as a program use them."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import reparam
+from reparam import __version__
+from reparam.models import resolve
+
+pytest.importorskip("typer")
+pytest.importorskip("rich")
+
+
+def test_version(reparam_command) -> None:
+    ran = reparam_command("--version")
+    assert (ran.code, ran.out, ran.err) == (0, f"reparam {__version__}\n", "")
+
+
+def test_help_names_the_commands(reparam_command) -> None:
+    ran = reparam_command("--help")
+    assert ran.code == 0
+    for command in ("demo", "plan", "fuse", "verify"):
+        assert f"  {command} " in ran.out
+
+
+def test_plan_is_a_table_and_says_what_next(reparam_command, tiny: str) -> None:
+    ran = reparam_command("plan", f"{tiny}:net", "--input-size", "8")
+    assert ran.code == 0
+    assert "stages.0.1.branches" in ran.out
+    assert f"Next: reparam fuse {tiny}:net --input-size 8 -o net.onnx" in ran.out
+    assert ran.err == ""
+
+
+def test_plan_as_json_is_the_plan(reparam_command, tiny: str) -> None:
+    ran = reparam_command("plan", f"{tiny}:net", "--input-size", "8", "--json")
+    assert [region["where"] for region in ran.json["regions"]] == [
+        "stem.branches",
+        "stages.0.0.branches",
+        "stages.0.1.branches",
+    ]
+    assert ran.json["refusals"] == []
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".onnx", ".pt2"])
+def test_fused_file_is_written_and_verifies(reparam_command, tiny: str, suffix: str) -> None:
+    if suffix == ".onnx":
+        pytest.importorskip("onnxruntime")
+        pytest.importorskip("onnxscript")
+    out = f"net{suffix}"
+    fused = reparam_command("fuse", f"{tiny}:net", "-o", out, "--input-size", "8")
+    assert fused.code == 0, fused.err
+    assert Path(out).is_file()
+    assert f"Wrote {out}" in fused.out
+    assert f"Next: reparam verify {tiny}:net {out} --input-size 8" in fused.out
+    checked = reparam_command("verify", f"{tiny}:net", out, "--input-size", "8")
+    assert checked.code == 0, checked.err
+    assert f"{out} is equal to {tiny}:net" in checked.out
+
+
+def test_fuse_as_json_counts_what_is_left(reparam_command, tiny: str) -> None:
+    ran = reparam_command(
+        "fuse", f"{tiny}:net", "-o", "net.safetensors", "--input-size", "8", "--json"
+    )
+    assert ran.json["before"]["convolutions"] == 6
+    assert ran.json["before"]["batch_norms"] == 8
+    assert ran.json["after"]["convolutions"] == 3
+    assert ran.json["after"]["batch_norms"] == 0
+    assert ran.json["verdict"]["ok"] is True
+    assert ran.json["export"]["path"] == "net.safetensors"
+
+
+def test_weights_are_loaded(reparam_command, tiny: str, folder: Path) -> None:
+    torch.manual_seed(7)
+    model = resolve(f"{tiny}:net")
+    torch.save(model.state_dict(), folder / "trained.pth")
+    line = ("fuse", f"{tiny}:net", "-w", "trained.pth", "-o", "a.safetensors", "--input-size", "8")
+    assert reparam_command(*line).code == 0
+    plain = reparam_command("verify", f"{tiny}:net", "a.safetensors", "--input-size", "8")
+    trained = reparam_command(
+        "verify", f"{tiny}:net", "a.safetensors", "--input-size", "8", "-w", "trained.pth"
+    )
+    assert plain.code == 1
+    assert trained.code == 0, trained.err
+
+
+def test_different_models_fail_with_both_numbers(reparam_command, tiny: str, folder: Path) -> None:
+    torch.manual_seed(7)
+    torch.save(resolve(f"{tiny}:other").state_dict(), folder / "other.pth")
+    ran = reparam_command(
+        "verify", f"{tiny}:net", f"{tiny}:other", "--candidate-weights", "other.pth",
+        "--input-size", "8",
+    )  # fmt: skip
+    assert ran.code == 1
+    assert ran.out == ""
+    assert "the two models differ: largest difference" in ran.err
+
+
+def test_a_wrong_fold_is_not_written(
+    reparam_command, tiny: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    right = reparam.Plan.apply
+
+    def wrong(plan: reparam.Plan) -> torch.nn.Module:
+        fused = right(plan)
+        with torch.no_grad():
+            next(fused.parameters()).add_(1e-3)
+        return fused
+
+    monkeypatch.setattr(reparam.Plan, "apply", wrong)
+    ran = reparam_command("fuse", f"{tiny}:net", "-o", "net.safetensors", "--input-size", "8")
+    assert ran.code == 1
+    assert "differ" in ran.err
+    assert not Path("net.safetensors").exists()
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        (("plan", "repvgg_zz"), "there is no model 'repvgg_zz'"),
+        (("plan", "{tiny}:absent"), "defines no 'absent'"),
+        (("plan", "{tiny}:net", "--weights", "absent.pth"), "absent.pth"),
+        (("plan", "{tiny}:net", "--shape", "1,a"), "is not a shape"),
+        (("plan", "{tiny}:net", "--shape", "1,5,8,8"), "does not run on an input of shape 1x5x8x8"),
+        (("plan", "{tiny}:plain"), "give it with --shape"),
+        (("fuse", "{tiny}:net", "-o", "net.xyz"), "names no format; use one of: .safetensors"),
+        (("fuse", "{tiny}:net", "-o", "absent/net.onnx"), "does not exist; make it first"),
+        (("verify", "{tiny}:net", "absent.onnx", "--input-size", "8"), "there is no file absent"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else " ".join(value),
+)
+def test_bad_input_is_one_message_and_exit_code_2(
+    reparam_command, tiny: str, line: tuple[str, ...], message: str
+) -> None:
+    ran = reparam_command(*(part.format(tiny=tiny) for part in line))
+    assert ran.code == 2
+    assert ran.out == ""
+    assert message in ran.err
+    assert ran.err.startswith("reparam: ")
+    assert "Traceback" not in ran.err
+
+
+@pytest.mark.parametrize("line", [("nonsense",), ("plan",), ("fuse", "repvgg_a0")])
+def test_bad_usage_is_exit_code_2(reparam_command, line: tuple[str, ...]) -> None:
+    ran = reparam_command(*line)
+    assert ran.code == 2
+    assert "Usage:" in ran.err
+
+
+def test_a_fault_is_told_without_traceback_unless_asked(
+    reparam_command, tiny: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    line = ("plan", f"{tiny}:broken")
+    ran = reparam_command(*line)
+    assert ran.code == 70
+    assert "a fault in the user's code" in ran.err
+    assert "Traceback" not in ran.err
+    assert "Traceback" in reparam_command(*line, "--debug").err
+    monkeypatch.setenv("REPARAM_DEBUG", "1")
+    assert "Traceback" in reparam_command(*line).err
+
+
+def test_output_without_terminal_is_plain_and_narrow(reparam_command, tiny: str) -> None:
+    ran = reparam_command("fuse", f"{tiny}:net", "-o", "n.safetensors", "--input-size", "8")
+    assert "\x1b" not in ran.out + ran.err
+    assert ran.err == ""
+    table = [line for line in ran.out.splitlines() if line.startswith("  ")]
+    assert max(map(len, table)) <= 80
+
+
+def test_without_typer_the_message_says_how_to_get_it() -> None:
+    script = (
+        "import sys; sys.modules['typer'] = None\n"
+        "from reparam.cli import main\n"
+        "sys.exit(main(['--version']))"
+    )
+    source = Path(reparam.__file__).parents[1]
+    ran = subprocess.run(
+        [sys.executable, "-c", script],
+        capture_output=True,
+        text=True,
+        check=False,
+        env=os.environ | {"PYTHONPATH": str(source)},
+    )
+    assert ran.returncode == 2
+    assert "pip install 'reparam[cli]'" in ran.stderr
+    assert "Traceback" not in ran.stderr
