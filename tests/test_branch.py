@@ -243,6 +243,79 @@ def test_calibration_leaves_modes_and_hooks(net: Net) -> None:
     assert hooks == []
 
 
+# ------------------------------------------------------------------------------------ own norms
+
+
+def test_an_absorbed_norm_becomes_part_of_the_block(net: Net) -> None:
+    x = torch.randn(X, dtype=F64)
+    for kind in KINDS:
+        plan = plan_branching(net, kind, norms="absorb")
+        pairs = {region.where: region.norm for region in plan.regions}
+        assert pairs["stem.0"] == "stem.1"
+        # Used twice, and behind no norm.
+        assert pairs["shared"] is None
+        wide = plan.apply(calibrate=x)
+        assert type(wide.stem[1]) is nn.Identity
+        assert not wide.stem[1].training
+        assert difference(net, wide, x) <= EXACT
+        wide.stem.train()
+        assert difference(net, wide, x) <= 1e-9
+    assert plan_branching(net, "mobileone", norms="absorb").regions[2].norm == "norm"
+    assert "stem.0  3x3 conv 3->8, stride 2, padding 1 and stem.1: conv3x3" in str(
+        plan_branching(net, norms="absorb")
+    )
+
+
+class TwoReaders(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(4, 4, 3, padding=1), nn.BatchNorm2d(4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.conv(x)
+        return self.norm(y) + y
+
+
+class Untraceable(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Sequential(nn.Conv2d(4, 4, 3, padding=1), nn.BatchNorm2d(4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.body(x) if float(x.sum()) > -1e9 else x
+
+
+def _hooked() -> nn.Module:
+    model = nn.Sequential(nn.Conv2d(4, 4, 3), nn.BatchNorm2d(4))
+    model[0].register_forward_hook(lambda *_: None)
+    return model
+
+
+@pytest.mark.parametrize(
+    ("model", "absorbed"),
+    [
+        (nn.Sequential(nn.Conv2d(4, 4, 3), nn.BatchNorm2d(4)), True),
+        (nn.Sequential(nn.Conv2d(4, 4, 3), nn.SyncBatchNorm(4)), True),
+        (nn.Sequential(nn.Conv2d(4, 4, 3), nn.BatchNorm2d(4, affine=False)), True),
+        (Untraceable(), True),
+        (nn.Sequential(nn.Conv2d(4, 4, 3), nn.ReLU(), nn.BatchNorm2d(4)), False),
+        (nn.Sequential(nn.Conv2d(4, 4, 3), nn.BatchNorm2d(4, track_running_stats=False)), False),
+        (nn.Sequential(nn.Conv2d(4, 4, 3), nn.InstanceNorm2d(4)), False),
+        (TwoReaders(), False),
+        (_hooked(), False),
+    ],
+)
+def test_only_a_norm_that_alone_reads_the_output_is_absorbed(model, absorbed) -> None:
+    region = plan_branching(model, norms="absorb").regions[0]
+    assert (region.norm is not None) == absorbed
+    assert plan_branching(model).regions[0].norm is None
+
+
+def test_the_choice_about_norms_is_checked(net: Net) -> None:
+    with pytest.raises(InputError, match="needed 'keep' or 'absorb'"):
+        branch(net, norms="drop")
+
+
 # ------------------------------------------------------------------------------- the model around
 
 

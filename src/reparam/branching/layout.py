@@ -4,6 +4,9 @@ A branch beside a convolution may use any box of its taps. In each spatial dimen
 starts at tap ``t`` and has ``m`` taps, so that with padding ``(lo, hi)``, dilation ``d`` and kernel
 size ``k`` the branch needs the padding ``(lo - t d, hi - (k - t - m) d)`` to line up with its
 sibling. A negative number there is a crop, which is what a 1x1 needs beside an unpadded 3x3.
+
+Where a convolution pads with something else than zeros, all branches read one input that is padded
+so beforehand, and pad nothing themselves: then they add up to one kernel whatever the padding is.
 """
 
 from __future__ import annotations
@@ -24,8 +27,8 @@ _Named = tuple[str, nn.Module]
 _CONVS: tuple[type[_ConvNd], ...] = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 _AVERAGES: tuple[Callable[..., nn.Module], ...] = (nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d)
-_PADS: dict[str, tuple[type[nn.Module], ...]] = {
-    "zeros": (nn.ZeroPad1d, nn.ZeroPad2d, nn.ZeroPad3d),
+_ZERO_PADS: tuple[Callable[..., nn.Module], ...] = (nn.ZeroPad1d, nn.ZeroPad2d, nn.ZeroPad3d)
+_SHARED_PADS: dict[str, tuple[Callable[..., nn.Module], ...]] = {
     "reflect": (nn.ReflectionPad1d, nn.ReflectionPad2d, nn.ReflectionPad3d),
     "replicate": (nn.ReplicationPad1d, nn.ReplicationPad2d, nn.ReplicationPad3d),
     "circular": (nn.CircularPad1d, nn.CircularPad2d, nn.CircularPad3d),
@@ -54,8 +57,9 @@ class ConvLayout:
         kernel_size: Per dimension.
         stride: Per dimension.
         dilation: Per dimension.
-        pads: ``(low, high)`` per dimension: what is added to the input before and after.
-        padding_mode: ``"zeros"``, ``"reflect"``, ``"replicate"`` or ``"circular"``.
+        pads: ``(low, high)`` per dimension: zeros before and after the input of the branches.
+        padding_mode: ``"zeros"``, ``"reflect"``, ``"replicate"`` or ``"circular"``; other than
+            zeros, the branches read an input that :meth:`shared_pad` has padded.
 
     """
 
@@ -71,8 +75,10 @@ class ConvLayout:
         self.groups = conv.groups
         self.kernel_size = tuple(conv.kernel_size)
         self.stride, self.dilation = tuple(conv.stride), tuple(conv.dilation)
-        self.pads = _pads(conv)
         self.padding_mode = str(conv.padding_mode)
+        self._conv_pads = _pads(conv)
+        zeros = ((0, 0),) * self.dims
+        self.pads = self._conv_pads if self.padding_mode == "zeros" else zeros
         self._generator = generator
         self._device = torch.device(device) if device is not None else conv.weight.device
         self._dtype = conv.weight.dtype
@@ -94,6 +100,13 @@ class ConvLayout:
         return prefix + "x".join(str(k) for k in size or self.kernel_size)
 
     # ----------------------------------------------------------------------------- branches
+
+    def shared_pad(self) -> nn.Module | None:
+        """Make the padding that all branches share; None where they pad with zeros, or not."""
+        flat = _flat(self._conv_pads)
+        if self.padding_mode == "zeros" or not any(flat):
+            return None
+        return _SHARED_PADS[self.padding_mode][self.dims - 1](flat)
 
     def kernel(self) -> nn.Sequential:
         """Make another convolution of the same size, and its batch norm."""
@@ -130,8 +143,7 @@ class ConvLayout:
         start = tuple(self._central_tap(dim) for dim in range(self.dims))
         pads = self._window_pads(start, (1,) * self.dims)
         norm = self._norm(self.out_channels)
-        layers = self._pad_modules(pads)
-        return _sequence([*layers, ("bn", norm)]) if layers else norm
+        return _sequence([self._zero_pad(pads), ("bn", norm)]) if any(_flat(pads)) else norm
 
     def pointwise_then_kernel(self) -> nn.Sequential:
         """Make a 1x1 convolution, batch norm, the full kernel, batch norm (a branch of DBB).
@@ -190,17 +202,10 @@ class ConvLayout:
             return [], tuple(low for low, _ in pads)
         if pads == _same_pads(size, self.dilation) and set(self.stride) == {1}:
             return [], "same"
-        return self._pad_modules(pads), (0,) * self.dims
+        return [self._zero_pad(pads)], (0,) * self.dims
 
-    def _pad_modules(self, pads: Pads) -> list[_Named]:
-        grow = [max(p, 0) for pair in reversed(pads) for p in pair]
-        crop = [min(p, 0) for pair in reversed(pads) for p in pair]
-        layers: list[_Named] = []
-        if any(grow):
-            layers.append(("pad", _PADS[self.padding_mode][self.dims - 1](tuple(grow))))
-        if any(crop):
-            layers.append(("crop", _PADS["zeros"][self.dims - 1](tuple(crop))))
-        return layers
+    def _zero_pad(self, pads: Pads) -> _Named:
+        return "pad", _ZERO_PADS[self.dims - 1](_flat(pads))
 
     def _conv(
         self,
@@ -220,7 +225,6 @@ class ConvLayout:
             dilation=tuple(dilation),
             groups=self.groups,
             bias=False,
-            padding_mode=self.padding_mode if any(padding) else "zeros",
             device=self._device,
             dtype=self._dtype,
         )
@@ -247,6 +251,11 @@ class ConvLayout:
 
     def _norm(self, channels: int) -> nn.Module:
         return _NORMS[self.dims - 1](channels, device=self._device, dtype=self._dtype)
+
+
+def _flat(pads: Pads) -> tuple[int, ...]:
+    """Write the padding as PyTorch's modules take it: the last dimension first."""
+    return tuple(p for pair in reversed(pads) for p in pair)
 
 
 def _sequence(layers: Iterable[_Named]) -> nn.Sequential:

@@ -17,27 +17,24 @@ __all__ = [
     "conv_operator",
     "conv_operator_geometry",
     "layers",
+    "norm_operator",
     "norms",
     "operator_before",
 ]
 
 _AVERAGES = (nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d)
-# Every branch of a block reads the same padded input, so a reflecting pad only has to line up:
-# in the algebra its positions count, and the values there are the same for all of them.
-_PADS = (
-    nn.ZeroPad1d, nn.ZeroPad2d, nn.ZeroPad3d,
-    nn.ReflectionPad1d, nn.ReflectionPad2d, nn.ReflectionPad3d,
-    nn.ReplicationPad1d, nn.ReplicationPad2d, nn.ReplicationPad3d,
-    nn.CircularPad1d, nn.CircularPad2d, nn.CircularPad3d,
-)  # fmt: skip
+_PADS = (nn.ZeroPad1d, nn.ZeroPad2d, nn.ZeroPad3d)
 
 
 def conv_operator_geometry(conv: _ConvNd) -> Geometry:
-    """Read the shape of a convolution module, without its numbers."""
+    """Read the shape of a convolution module, without its numbers.
+
+    One that pads with something else than zeros is read as it acts on its padded input.
+    """
     return algebra.conv_geometry(
         (conv.out_channels, conv.in_channels // conv.groups, *conv.kernel_size),
         stride=conv.stride,
-        padding=conv.padding,
+        padding=conv.padding if conv.padding_mode == "zeros" else 0,
         dilation=conv.dilation,
         groups=conv.groups,
         bias=conv.bias is not None,
@@ -45,14 +42,22 @@ def conv_operator_geometry(conv: _ConvNd) -> Geometry:
 
 
 def conv_operator(conv: _ConvNd) -> AffineConv:
-    """Read a convolution module, in float64."""
-    return algebra.conv(
-        conv.weight,
-        conv.bias,
-        stride=conv.stride,
-        padding=conv.padding,
-        dilation=conv.dilation,
-        groups=conv.groups,
+    """Read a convolution module, in float64; see :func:`conv_operator_geometry`."""
+    return AffineConv(conv_operator_geometry(conv), conv.weight, conv.bias)
+
+
+def norm_operator(norm: _BatchNorm, dims: int) -> AffineConv:
+    """Read a batch norm with its running statistics, in float64.
+
+    Raises:
+        InputError: It keeps no running statistics.
+
+    """
+    if norm.running_mean is None or norm.running_var is None:
+        msg = f"{norm} keeps no running statistics; needed them to fold it"
+        raise InputError(msg)
+    return algebra.batch_norm(
+        norm.running_mean, norm.running_var, norm.weight, norm.bias, eps=norm.eps, dims=dims
     )
 
 
@@ -103,7 +108,7 @@ def _read(layer: nn.Module, channels: int, dims: int) -> AffineConv:
     if isinstance(layer, _ConvNd) and not isinstance(layer, _ConvTransposeNd):
         return conv_operator(layer)
     if isinstance(layer, _BatchNorm):
-        return _read_norm(layer, dims)
+        return norm_operator(layer, dims)
     if isinstance(layer, _AVERAGES) and not layer.ceil_mode and layer.count_include_pad:
         sizes = (layer.kernel_size, layer.stride, layer.padding)
         return algebra.average_pool(channels, *(algebra.per_dim(value, dims) for value in sizes))
@@ -116,12 +121,3 @@ def _read(layer: nn.Module, channels: int, dims: int) -> AffineConv:
         f"batch norms with running statistics, average pooling without ceil_mode, and padding"
     )
     raise InputError(msg)
-
-
-def _read_norm(norm: _BatchNorm, dims: int) -> AffineConv:
-    if norm.running_mean is None or norm.running_var is None:
-        msg = f"a branch holds {norm}, which keeps no running statistics; needed them to fold it"
-        raise InputError(msg)
-    return algebra.batch_norm(
-        norm.running_mean, norm.running_var, norm.weight, norm.bias, eps=norm.eps, dims=dims
-    )

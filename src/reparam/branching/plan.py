@@ -2,35 +2,27 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
-from reparam.branching.block import BranchSum
+from reparam.branching.apply import apply_branches, branches_of
+from reparam.branching.following import following_norms
 from reparam.branching.kinds import BranchKind, resolve_kind
 from reparam.branching.layout import ConvLayout
-from reparam.branching.operators import conv_operator, conv_operator_geometry
+from reparam.branching.operators import conv_operator_geometry
 from reparam.branching.select import Where, refusal, select, tied_weights
-from reparam.branching.settle import Batch, Site, settle
-from reparam.branching.settle import calibrate as calibrate_sites
-from reparam.errors import InputError, UnsupportedModelError
+from reparam.branching.settle import Batch
+from reparam.errors import InputError
+from reparam.graph.skeleton import unwrap
 
 __all__ = ["BranchPlan", "BranchRefusal", "BranchRegion", "branch", "plan_branching"]
 
-_HOOKS = (
-    "_forward_hooks",
-    "_forward_hooks_with_kwargs",
-    "_forward_hooks_always_called",
-    "_forward_pre_hooks",
-    "_forward_pre_hooks_with_kwargs",
-    "_backward_hooks",
-    "_backward_pre_hooks",
-    "_is_full_backward_hook",
-)
+Norms = Literal["keep", "absorb"]
 
 
 @dataclass(frozen=True)
@@ -40,6 +32,7 @@ class BranchRegion:
     Attributes:
         where: Name of the convolution in its model.
         what: The convolution in words.
+        norm: Name of the batch norm behind it that becomes part of the block, if one does.
         branches: Names of the branches, the main one first.
         parameters_before: Trainable numbers of the convolution.
         parameters_after: Trainable numbers of the branches.
@@ -48,6 +41,7 @@ class BranchRegion:
 
     where: str
     what: str
+    norm: str | None
     branches: tuple[str, ...]
     parameters_before: int
     parameters_after: int
@@ -90,37 +84,17 @@ class BranchPlan:
             InputError: There is nothing to branch; the reasons are in the message.
 
         """
-        batches = _batches(calibrate)
         if not self.regions:
             raise InputError(_nothing(self))
-        wide = _copy(self._model)
-        convs = dict(wide.named_modules())
-        sites = [
-            self._site(region.where, convs[region.where], generator) for region in self.regions
-        ]
-        wide = _replace(wide, {id(convs[site.where]): site.block for site in sites})
-        if batches:
-            calibrate_sites(wide, sites, batches)
-        return wide
-
-    def _site(self, where: str, conv: nn.Module, generator: torch.Generator | None) -> Site:
-        assert isinstance(conv, _ConvNd)  # noqa: S101 (for the type checker: the plan chose it)
-        layout = ConvLayout(conv, generator=generator)
-        branches = _branches(self.kind, layout)
-        assert not isinstance(branches, str)  # noqa: S101 (the plan asked already)
-        main = {layout.name("conv"): layout.kernel()}
-        block = BranchSum(main | branches, conv)
-        site = Site(where, block, conv_operator(conv))
-        settle(site)
-        _take_over(block, conv)
-        return site
+        chosen = {region.where: region.norm for region in self.regions}
+        return apply_branches(self._model, self.kind, chosen, generator=generator, inputs=calibrate)
 
     def __str__(self) -> str:
         """Lay the plan out as a table, the refusals and their reasons below."""
         lines = [f"{self.kind.name}: {len(self.regions)} convolutions become branches"]
         width = max((len(region.where) for region in self.regions), default=0)
         lines += [
-            f"  {r.where:<{width}}  {r.what}: {' + '.join(r.branches)} "
+            f"  {r.where:<{width}}  {r.what}{_and(r.norm)}: {' + '.join(r.branches)} "
             f"({r.parameters_before:,} -> {r.parameters_after:,} parameters)"
             for r in self.regions
         ]
@@ -131,7 +105,11 @@ class BranchPlan:
 
 
 def plan_branching(
-    model: nn.Module, kind: str | BranchKind = "repvgg", *, where: Where = None
+    model: nn.Module,
+    kind: str | BranchKind = "repvgg",
+    *,
+    where: Where = None,
+    norms: Norms = "keep",
 ) -> BranchPlan:
     """Say which convolutions would become which branches, and which would not and why.
 
@@ -146,7 +124,8 @@ def plan_branching(
       2  1x1 conv 8->8: a 1x1 kernel has no smaller one to stand beside it; RepVGG needs a kxk
     """
     kind = resolve_kind(kind)
-    model = _unwrap(model)
+    model = unwrap(model)
+    following = following_norms(model) if _absorbs(norms) else {}
     tied = tied_weights(model)
     regions: list[BranchRegion] = []
     refusals: list[BranchRefusal] = []
@@ -158,7 +137,10 @@ def plan_branching(
         else:
             after = sum(p.numel() for branch in found.values() for p in branch.parameters())
             before = sum(p.numel() for p in module.parameters())
-            regions.append(BranchRegion(name, what, tuple(found), before, after))
+            norm = following.get(name)
+            if norm is not None:
+                before += sum(p.numel() for p in model.get_submodule(norm).parameters())
+            regions.append(BranchRegion(name, what, norm, tuple(found), before, after))
     return BranchPlan(kind, tuple(regions), tuple(refusals), model)
 
 
@@ -167,6 +149,7 @@ def branch(
     kind: str | BranchKind = "repvgg",
     *,
     where: Where = None,
+    norms: Norms = "keep",
     generator: torch.Generator | None = None,
     calibrate: Tensor | Iterable[Batch] | None = None,
 ) -> nn.Module:
@@ -176,8 +159,7 @@ def branch(
 
     The extra branches are drawn as those of a new block are; the main one, of the given kernel
     size, is solved for so that the sum equals the given convolution. ``fuse`` of the result is the
-    given structure again. Only the convolution is replaced: a batch norm that follows it stays
-    where it is, with its statistics, which remain true because its input is the same.
+    given structure again.
 
     Args:
         model: A model with convolutions; it is not changed, and no storage is shared with it.
@@ -185,6 +167,12 @@ def branch(
             :class:`~reparam.branching.BranchKind`.
         where: Which convolutions: None for all that the kind fits, a name or glob pattern or
             several (a container's name means what is inside), or ``predicate(name, module)``.
+        norms: What becomes of a batch norm that alone reads a convolution's output. ``"keep"``
+            leaves it behind the block, with its statistics, which remain true because its input
+            is the same; it evens out what the new norms do in the first training steps.
+            ``"absorb"`` makes it part of the block and puts ``nn.Identity`` in its place: the
+            blocks of the papers, which have no norm behind the sum, and less work in training.
+            Calibrate these.
         generator: Source of the random weights; None takes PyTorch's global one.
         calibrate: Inputs to take the statistics of the new batch norms from: a tensor, or an
             iterable of batches (each a tensor, a tuple of arguments, or a mapping of keyword
@@ -216,7 +204,7 @@ def branch(
     True
 
     """
-    plan = plan_branching(model, kind, where=where)
+    plan = plan_branching(model, kind, where=where, norms=norms)
     return plan.apply(generator=generator, calibrate=calibrate)
 
 
@@ -232,21 +220,24 @@ def _look(
         return why
     assert isinstance(module, _ConvNd)  # noqa: S101 (for the type checker: not refused)
     layout = ConvLayout(module, device="meta")
-    found = _branches(kind, layout)
-    return found if isinstance(found, str) else {layout.name("conv"): layout.kernel()} | found
+    return branches_of(kind, layout)
 
 
-def _branches(kind: BranchKind, layout: ConvLayout) -> dict[str, nn.Module] | str:
-    found = kind.branches(layout)
-    if isinstance(found, str):
-        return found
-    present = {name: branch for name, branch in found.items() if branch is not None}
-    return present or f"none of the branches of {kind.name} fits it"
+def _and(norm: str | None) -> str:
+    return "" if norm is None else f" and {norm}"
+
+
+def _absorbs(norms: str) -> bool:
+    if norms not in ("keep", "absorb"):
+        msg = f"got norms={norms!r}; needed 'keep' or 'absorb'"
+        raise InputError(msg)
+    return norms == "absorb"
 
 
 def _describe(module: nn.Module) -> str:
     if isinstance(module, _ConvNd) and not module.transposed:
-        return str(conv_operator_geometry(module))
+        mode = "" if module.padding_mode == "zeros" else f", {module.padding_mode} padding"
+        return f"{conv_operator_geometry(module)}{mode}"
     return type(module).__name__
 
 
@@ -255,52 +246,3 @@ def _nothing(plan: BranchPlan) -> str:
     more = f"; and {len(plan.refusals) - 5} more" if len(plan.refusals) > 5 else ""
     found = f" ({reasons}{more})" if reasons else ": no convolution was chosen"
     return f"nothing to branch into {plan.kind.name}{found}"
-
-
-def _batches(inputs: Tensor | Iterable[Batch] | None) -> list[Batch]:
-    if inputs is None:
-        return []
-    batches: list[Batch] = [inputs] if isinstance(inputs, Tensor) else list(inputs)
-    if not batches:
-        msg = "calibrate is empty; needed at least one batch of inputs"
-        raise InputError(msg)
-    return batches
-
-
-def _unwrap(model: nn.Module) -> nn.Module:
-    if isinstance(model, torch.jit.ScriptModule):
-        msg = (
-            "the model is a ScriptModule, whose structure is fixed; pass the module it was made of"
-        )
-        raise UnsupportedModelError(msg)
-    if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
-        return _unwrap(model.module)
-    compiled = getattr(model, "_orig_mod", None)
-    return _unwrap(compiled) if isinstance(compiled, nn.Module) else model
-
-
-def _copy(model: nn.Module) -> nn.Module:
-    try:
-        return copy.deepcopy(model)
-    except Exception as error:
-        msg = f"the model, a {type(model).__name__}, cannot be copied: {error}"
-        raise UnsupportedModelError(msg) from error
-
-
-def _replace(model: nn.Module, blocks: Mapping[int, BranchSum]) -> nn.Module:
-    """Put the blocks in the places of the modules with these identities, wherever those occur."""
-    for parent in list(model.modules()):
-        for name, child in parent._modules.items():
-            if id(child) in blocks:
-                parent._modules[name] = blocks[id(child)]
-    return blocks.get(id(model), model)
-
-
-def _take_over(block: BranchSum, conv: _ConvNd) -> None:
-    """Give a block what the user had put on the convolution: mode, hooks, attributes, freezing."""
-    block.train(conv.training)
-    block.requires_grad_(conv.weight.requires_grad)
-    plain = vars(ConvLayout(conv, device="meta").kernel()[-2])
-    for name, value in vars(conv).items():
-        if name in _HOOKS or name not in plain:
-            block.__dict__[name] = value

@@ -1,0 +1,136 @@
+"""Write a new model in which chosen convolutions are blocks of branches."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Mapping
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.conv import _ConvNd
+
+from reparam.branching.block import BranchSum
+from reparam.branching.kinds import BranchKind
+from reparam.branching.layout import ConvLayout
+from reparam.branching.operators import conv_operator, norm_operator
+from reparam.branching.settle import Batch, Site, calibrate, settle
+from reparam.errors import InputError, UnsupportedModelError
+
+__all__ = ["apply_branches", "branches_of"]
+
+_HOOKS = (
+    "_forward_hooks",
+    "_forward_hooks_with_kwargs",
+    "_forward_hooks_always_called",
+    "_forward_pre_hooks",
+    "_forward_pre_hooks_with_kwargs",
+    "_backward_hooks",
+    "_backward_pre_hooks",
+    "_is_full_backward_hook",
+)
+
+
+def branches_of(kind: BranchKind, layout: ConvLayout) -> dict[str, nn.Module] | str:
+    """Make all branches of a block, the main one first, or say why there are none."""
+    found = kind.branches(layout)
+    if isinstance(found, str):
+        return found
+    present = {name: branch for name, branch in found.items() if branch is not None}
+    if not present:
+        return f"none of the branches of {kind.name} fits it"
+    return {layout.name("conv"): layout.kernel()} | present
+
+
+def apply_branches(
+    model: nn.Module,
+    kind: BranchKind,
+    chosen: Mapping[str, str | None],
+    *,
+    generator: torch.Generator | None = None,
+    inputs: Tensor | Iterable[Batch] | None = None,
+) -> nn.Module:
+    """Make the new model; ``model`` is only read.
+
+    Args:
+        model: The model.
+        kind: The kind of branching.
+        chosen: Names of the convolutions, each with the name of the batch norm that becomes part
+            of the block, or None.
+        generator: Source of the random weights.
+        inputs: Inputs to calibrate with, if any.
+
+    """
+    batches = _batches(inputs)
+    wide = _copy(model)
+    modules = dict(wide.named_modules())
+    sites: list[Site] = []
+    new: dict[int, nn.Module] = {}
+    for where, norm in chosen.items():
+        site = _site(where, modules[where], modules.get(norm or ""), kind, generator)
+        sites.append(site)
+        new[id(modules[where])] = site.block
+        if norm is not None:
+            new[id(modules[norm])] = nn.Identity().train(modules[norm].training)
+    wide = _replace(wide, new)
+    if batches:
+        calibrate(wide, sites, batches)
+    return wide
+
+
+def _site(
+    where: str,
+    conv: nn.Module,
+    norm: nn.Module | None,
+    kind: BranchKind,
+    generator: torch.Generator | None,
+) -> Site:
+    assert isinstance(conv, _ConvNd)  # noqa: S101 (for the type checker: the plan chose it)
+    layout = ConvLayout(conv, generator=generator)
+    branches = branches_of(kind, layout)
+    assert not isinstance(branches, str)  # noqa: S101 (the plan asked already)
+    given = conv_operator(conv)
+    if isinstance(norm, _BatchNorm):
+        given = norm_operator(norm, given.geometry.dims) @ given
+    block = BranchSum(branches, conv, layout.shared_pad())
+    site = Site(where, block, given)
+    settle(site)
+    _take_over(block, conv)
+    return site
+
+
+def _batches(inputs: Tensor | Iterable[Batch] | None) -> list[Batch]:
+    if inputs is None:
+        return []
+    batches: list[Batch] = [inputs] if isinstance(inputs, Tensor) else list(inputs)
+    if not batches:
+        msg = "calibrate is empty; needed at least one batch of inputs"
+        raise InputError(msg)
+    return batches
+
+
+def _copy(model: nn.Module) -> nn.Module:
+    try:
+        return copy.deepcopy(model)
+    except Exception as error:
+        msg = f"the model, a {type(model).__name__}, cannot be copied: {error}"
+        raise UnsupportedModelError(msg) from error
+
+
+def _replace(model: nn.Module, new: Mapping[int, nn.Module]) -> nn.Module:
+    """Put modules in the places of those with these identities, wherever those occur."""
+    for parent in list(model.modules()):
+        for name, child in parent._modules.items():
+            if id(child) in new:
+                parent._modules[name] = new[id(child)]
+    return new.get(id(model), model)
+
+
+def _take_over(block: BranchSum, conv: _ConvNd) -> None:
+    """Give a block what the user had put on the convolution: mode, hooks, attributes, freezing."""
+    block.train(conv.training)
+    block.requires_grad_(conv.weight.requires_grad)
+    plain = vars(ConvLayout(conv, device="meta").kernel()[-2])
+    for name, value in vars(conv).items():
+        if name in _HOOKS or name not in plain:
+            block.__dict__[name] = value

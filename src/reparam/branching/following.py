@@ -1,0 +1,65 @@
+"""Which batch norm belongs to which convolution: it alone reads that convolution's output."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+
+from torch import fx, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.conv import _ConvNd
+
+from reparam.graph.skeleton import hooked_modules, shared_copy
+from reparam.graph.trace import TraceFailure, join, trace
+
+__all__ = ["following_norms"]
+
+_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
+
+
+def following_norms(model: nn.Module) -> dict[str, str]:
+    """Find the batch norms that can be made part of the convolution before them.
+
+    A pair is a convolution and a batch norm with running statistics that run once each, the norm
+    right on the convolution's output, which nothing else reads; neither has hooks.
+
+    Returns:
+        Names of the norms by the name of the convolution. Empty where the model cannot be traced.
+
+    """
+    hooked = set(hooked_modules(model))
+    pairs = dict(_pairs(shared_copy(model), ""))
+    return {conv: norm for conv, norm in pairs.items() if conv not in hooked and norm not in hooked}
+
+
+def _pairs(module: nn.Module, path: str) -> Iterator[tuple[str, str]]:
+    try:
+        traced = trace(module, path)
+    except TraceFailure:
+        for name, child in module.named_children():
+            yield from _pairs(child, join(path, name))
+        return
+    calls = Counter(
+        id(traced.module(node)) for node in traced.graph.nodes if node.op == "call_module"
+    )
+    for node in traced.graph.nodes:
+        following = _only_reader(node)
+        if following is None:
+            continue
+        conv, norm = traced.module(node), traced.module(following)
+        once = calls[id(conv)] == calls[id(norm)] == 1
+        if isinstance(conv, _ConvNd) and _is_foldable(norm) and once:
+            yield join(path, str(node.target)), join(path, str(following.target))
+
+
+def _only_reader(node: fx.Node) -> fx.Node | None:
+    """Return the one module call that reads the output of a module call, and nothing else does."""
+    if node.op != "call_module" or len(node.users) != 1:
+        return None
+    reader = next(iter(node.users))
+    return reader if reader.op == "call_module" and reader.args == (node,) else None
+
+
+def _is_foldable(norm: nn.Module) -> bool:
+    plain = type(norm) in _NORMS and isinstance(norm, _BatchNorm)
+    return plain and norm.running_mean is not None and norm.running_var is not None
