@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from reparam.train.finishing import Deployment, finish
 from reparam.train.recipe import Ema, Optimizer, Recipe, Schedule, load_recipe, recipe_names
 from reparam.train.result import EpochRecord, Hardware, OnProgress, Progress, TrainResult
 from reparam.train.running import accuracy, train
 
 __all__ = [
+    "Deployment",
     "Ema",
     "EpochRecord",
     "Hardware",
@@ -17,6 +19,7 @@ __all__ = [
     "Schedule",
     "TrainResult",
     "accuracy",
+    "finish",
     "load_recipe",
     "recipe_names",
     "train",

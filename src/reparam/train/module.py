@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from reparam.data import EvalLoader, ImageData
     from reparam.train.recipe import Recipe
-    from reparam.train.result import OnProgress
+    from reparam.train.result import OnProgress, WrapOptimizer
 
 __all__ = ["EVAL_BATCH", "Training"]
 
@@ -45,6 +45,7 @@ class Training(pl.LightningModule):
         seed: Decides every random choice.
         workers: Processes that decode images.
         on_progress: Called on the first process after every batch and every epoch.
+        wrap_optimizer: Makes the optimizer to step with from the recipe's and the model.
 
     Attributes:
         history: The records of the epochs so far.
@@ -59,6 +60,7 @@ class Training(pl.LightningModule):
         seed: int,
         workers: int,
         on_progress: OnProgress | None,
+        wrap_optimizer: WrapOptimizer | None = None,
     ) -> None:
         """Start a run at its first step."""
         super().__init__()
@@ -69,6 +71,7 @@ class Training(pl.LightningModule):
         self._seed = seed
         self._workers = workers
         self._on_progress = on_progress
+        self._wrap_optimizer = wrap_optimizer
         self._average = WeightAverage(model, recipe.ema.decay) if recipe.ema.decay else None
         self._kernel_decay = (
             KernelDecay(model, recipe.kernel_decay) if recipe.kernel_decay else None
@@ -135,7 +138,10 @@ class Training(pl.LightningModule):
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """Return the recipe's optimizer; its learning rate is set before every step."""
         decayed = frozenset() if self._kernel_decay is None else self._kernel_decay.parameters
-        return build_optimizer(self.model, self.recipe.optimizer, decayed)
+        optimizer = build_optimizer(self.model, self.recipe.optimizer, decayed)
+        if self._wrap_optimizer is None:
+            return optimizer
+        return self._wrap_optimizer(optimizer, self.model)
 
     def on_fit_start(self) -> None:
         """Put the average of the weights where the weights are."""

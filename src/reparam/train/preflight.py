@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from reparam.data import ImageData
     from reparam.train.checkpoints import RunFiles
     from reparam.train.recipe import Recipe
+    from reparam.train.result import Hardware
 
 __all__ = ["check_disk", "check_hardware", "check_model"]
 
@@ -65,18 +66,26 @@ def check_disk(model: nn.Module, recipe: Recipe, files: RunFiles) -> None:
     check_room(files.resume, 2 * weights + 2 * resume)
 
 
-def check_hardware(recipe: Recipe, *, on_cpu: bool, sync_batchnorm: bool) -> None:
-    """Check that the device can do what the recipe asks for.
+def check_hardware(recipe: Recipe, hardware: Hardware) -> None:
+    """Check that the devices can do what is asked of them.
 
     Raises:
-        InputError: It cannot.
+        InputError: They cannot.
     """
-    if on_cpu and recipe.precision == "fp16":
+    if not _on_cpu(hardware):
+        return
+    if recipe.precision == "fp16":
         raise InputError(
             "precision 'fp16' needs a GPU, and this run is on the CPU: use 'bf16' or 'fp32'"
         )
-    if on_cpu and sync_batchnorm:
+    if hardware.sync_batchnorm:
         raise InputError(
             "sync_batchnorm needs GPUs (PyTorch has no SyncBN on the CPU), and this run is on the "
             "CPU: leave it out"
         )
+
+
+def _on_cpu(hardware: Hardware) -> bool:
+    if hardware.accelerator != "auto":
+        return hardware.accelerator == "cpu"
+    return not (torch.cuda.is_available() or torch.backends.mps.is_available())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import math
 import sys
 from dataclasses import asdict, dataclass, field
@@ -194,9 +195,12 @@ def load_recipe(recipe: Recipe | str | Path) -> Recipe:
         return _parse(entry.read_text(encoding="utf-8"), f"recipe {recipe!r}")
     path = Path(recipe)
     if not path.is_file():
-        known = ", ".join(recipe_names())
+        known = recipe_names()
+        close = difflib.get_close_matches(str(recipe), known, n=1)
+        hint = f" (did you mean {close[0]!r}?)" if close else ""
         raise InputError(
-            f"there is no recipe {str(recipe)!r}: give one of {known}, or the path of a TOML file"
+            f"there is no recipe {str(recipe)!r}{hint}: give one of {', '.join(known)}, or "
+            "the path of a TOML file"
         )
     return _parse(path.read_text(encoding="utf-8"), str(path))
 

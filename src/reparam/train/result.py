@@ -6,14 +6,15 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+import torch
+from torch import nn
+
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from torch import nn
-
     from reparam.train.recipe import Recipe
 
-__all__ = ["EpochRecord", "Hardware", "OnProgress", "Progress", "TrainResult"]
+__all__ = ["EpochRecord", "Hardware", "OnProgress", "Progress", "TrainResult", "WrapOptimizer"]
 
 
 @dataclass(frozen=True)
@@ -62,6 +63,7 @@ class Progress:
 
 
 OnProgress: TypeAlias = Callable[[Progress], None]
+WrapOptimizer: TypeAlias = Callable[[torch.optim.Optimizer, nn.Module], torch.optim.Optimizer]
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import lightning.pytorch as pl
 import torch
-from lightning.pytorch.accelerators import CPUAccelerator
 
 from reparam._files import write_text
 from reparam.data import eval_loader
@@ -26,7 +25,7 @@ from reparam.train.logs import WriteLogs
 from reparam.train.module import EVAL_BATCH, Training
 from reparam.train.preflight import check_disk, check_hardware, check_model
 from reparam.train.recipe import Recipe, load_recipe
-from reparam.train.result import Hardware, OnProgress, TrainResult
+from reparam.train.result import Hardware, OnProgress, TrainResult, WrapOptimizer
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -57,6 +56,7 @@ def train(  # noqa: PLR0913 - one keyword for each independent choice
     save_every_steps: int | None = None,
     tensorboard: bool = False,
     workers: int = 0,
+    wrap_optimizer: WrapOptimizer | None = None,
     hardware: Hardware | None = None,
 ) -> TrainResult:
     """Train a copy of a model.
@@ -73,6 +73,8 @@ def train(  # noqa: PLR0913 - one keyword for each independent choice
         save_every_steps: Write that checkpoint also every so many optimizer steps within an epoch.
         tensorboard: Write TensorBoard events beside the CSV table.
         workers: Processes that decode images, on each process of the run.
+        wrap_optimizer: Makes the optimizer to step with from the recipe's and the model in
+            training, for example ``lambda base, net: RepOptimizer(base, net, scales)``.
         hardware: Devices, processes and machines; one device of the best kind when None.
 
     Returns:
@@ -102,12 +104,11 @@ def train(  # noqa: PLR0913 - one keyword for each independent choice
     machine = hardware or Hardware()
     files = RunFiles(Path(out))
     check_model(model, data)
+    check_hardware(chosen, machine)
     _make_folder(files)
     check_disk(model, chosen, files)
     with _quiet():
         trainer = _trainer(chosen, files, machine, progress_bar, save_every_steps, tensorboard)
-        on_cpu = isinstance(trainer.accelerator, CPUAccelerator)
-        check_hardware(chosen, on_cpu=on_cpu, sync_batchnorm=machine.sync_batchnorm)
         training = Training(
             _working_copy(model),
             data,
@@ -115,6 +116,7 @@ def train(  # noqa: PLR0913 - one keyword for each independent choice
             seed=seed,
             workers=workers,
             on_progress=on_progress,
+            wrap_optimizer=wrap_optimizer,
         )
         _fit(trainer, training, files.resume if resume and files.resume.exists() else None)
     return _conclude(training, data, files, seed)

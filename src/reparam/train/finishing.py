@@ -1,0 +1,184 @@
+"""The end of a run: fuse, show that nothing changed, and write what gets deployed."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from reparam._files import write_text
+from reparam.data import eval_loader
+from reparam.errors import InputError, VerificationError
+from reparam.fusing import plan
+from reparam.train.checkpoints import save_weights
+from reparam.train.module import EVAL_BATCH
+from reparam.verifying import verify
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from torch import nn
+
+    from reparam.data import ImageData
+    from reparam.exporting import ExportResult
+    from reparam.train.result import TrainResult
+    from reparam.verifying import Verdict
+
+__all__ = ["Deployment", "finish"]
+
+_SAMPLE = 32
+"""Validation images on which outputs, not only classes, are compared."""
+
+
+@dataclass(frozen=True, eq=False)
+class Deployment:
+    """What a run becomes.
+
+    Attributes:
+        model: The fused model, in eval mode.
+        plan: What was folded and what was left, and why; printing it gives a table.
+        verdict: Comparison of the outputs before and after fusing.
+        images: Validation images on which the predicted classes were compared.
+        different: Of these, how many got another class; 0, or `finish` had raised, but for exact
+            ties within rounding.
+        accuracy: Of the fused model on the validation images, 0 to 1.
+        parameters_before: Numbers of parameters of the trained form.
+        parameters_after: Numbers of parameters of the deployed form.
+        weights: The fused weights, ``.safetensors``.
+        exports: What was exported.
+    """
+
+    model: nn.Module
+    plan: Any
+    verdict: Verdict
+    images: int
+    different: int
+    accuracy: float
+    parameters_before: int
+    parameters_after: int
+    weights: Path
+    exports: tuple[ExportResult, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the figures as plain values for JSON."""
+        return {
+            "regions_folded": len(self.plan.regions),
+            "refusals": [
+                {"where": refusal.where, "what": refusal.what, "why": refusal.why}
+                for refusal in self.plan.refusals
+            ],
+            "max_abs_difference": self.verdict.max_abs,
+            "tolerance": self.verdict.tolerance,
+            "images_compared": self.images,
+            "predictions_different": self.different,
+            "accuracy": self.accuracy,
+            "parameters_before": self.parameters_before,
+            "parameters_after": self.parameters_after,
+            "weights": self.weights.name,
+            "exports": [export.as_dict() for export in self.exports],
+        }
+
+    def __str__(self) -> str:
+        """Return a summary for a person."""
+        same = self.images - self.different
+        lines = [
+            f"{len(self.plan.regions)} regions folded, {len(self.plan.refusals)} left as they are",
+            str(self.verdict),
+            f"same class on {same} of {self.images} validation images",
+            f"accuracy {100 * self.accuracy:.2f} %",
+            f"parameters {self.parameters_before:,} -> {self.parameters_after:,}",
+            f"weights in {self.weights.name}",
+            *map(str, self.exports),
+        ]
+        return "\n".join(lines)
+
+
+@torch.no_grad()
+def finish(
+    result: TrainResult,
+    data: ImageData,
+    *,
+    out: str | Path,
+    exports: Sequence[str] = (),
+) -> Deployment:
+    """Fuse a trained model, compare it with what it was on the validation images, and write it.
+
+    Args:
+        result: From :func:`reparam.train.train`.
+        data: What it was trained on.
+        out: Existing folder for ``deploy.safetensors``, ``deploy.json`` and the exports.
+        exports: File names such as ``"deploy.onnx"``; the suffix picks the format.
+
+    Returns:
+        The fused model and the figures.
+
+    Raises:
+        VerificationError: An output differs by more than rounding, or an image got another class
+            although its two best classes were further apart than that.
+        InputError: The folder cannot be written.
+        ExportError: An export failed, or computes something else.
+    """
+    folder = Path(out)
+    if not folder.is_dir():
+        raise InputError(f"the output folder {folder} does not exist; make it, or choose another")
+    made = plan(result.model)
+    fused = made.apply()
+    images, _ = data.tensors(data.validation, limit=_SAMPLE)
+    verdict = verify(result.model, fused, images)
+    verdict.raise_if_different()
+    compared, different, correct = _compare(result.model, fused, data, verdict.tolerance)
+    weights = folder / "deploy.safetensors"
+    save_weights(fused.state_dict(), weights)
+    deployment = Deployment(
+        model=fused,
+        plan=made,
+        verdict=verdict,
+        images=compared,
+        different=different,
+        accuracy=correct / compared,
+        parameters_before=_parameters(result.model),
+        parameters_after=_parameters(fused),
+        weights=weights,
+        exports=_export(fused, result.model, folder, exports, images),
+    )
+    write_text(folder / "deploy.json", json.dumps(deployment.to_dict(), indent=2) + "\n")
+    return deployment
+
+
+def _compare(
+    trained: nn.Module, fused: nn.Module, data: ImageData, tolerance: float
+) -> tuple[int, int, int]:
+    """Return how many images were compared, got another class, and the right one when fused."""
+    compared = different = correct = 0
+    for images, labels in eval_loader(data, data.validation, batch_size=EVAL_BATCH):
+        before, after = trained(images), fused(images)
+        changed = before.argmax(dim=1) != after.argmax(dim=1)
+        best = before.topk(2, dim=1).values
+        clear = best[:, 0] - best[:, 1] > 2 * tolerance
+        if bool((changed & clear).any()):
+            count = int((changed & clear).sum())
+            raise VerificationError(
+                f"fusing changed the class of {count} of {len(labels)} validation images whose two "
+                f"best classes are further apart than rounding explains ({2 * tolerance:.2e})"
+            )
+        compared += len(labels)
+        different += int(changed.sum())
+        correct += int((after.argmax(dim=1) == labels).sum())
+    return compared, different, correct
+
+
+def _export(
+    fused: nn.Module, trained: nn.Module, folder: Path, names: Sequence[str], images: torch.Tensor
+) -> tuple[ExportResult, ...]:
+    if not names:
+        return ()
+    from reparam.exporting import export
+
+    return tuple(export(fused, folder / name, images[:4], reference=trained) for name in names)
+
+
+def _parameters(model: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in model.parameters())

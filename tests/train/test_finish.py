@@ -1,0 +1,167 @@
+"""A run ends with a fused model of the same predictions, and options of training do their work."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import nn
+
+from reparam import models
+from reparam.data import ImageData, open_data
+from reparam.errors import InputError, VerificationError
+from reparam.rep_optimizer import RepOptimizer, default_scales, initialize_
+from reparam.train import Hardware, TrainResult, checkpoints, finish, load_recipe, train
+
+SPEC = models.RepVGGSpec(depths=(1, 2), widths=(8, 16), stem_width=8, stem_stride=1, strides=(1, 2))
+CPU = Hardware(accelerator="cpu")
+
+
+@pytest.fixture(scope="module")
+def digits() -> ImageData:
+    return open_data("digits")
+
+
+@pytest.fixture(scope="module")
+def result(digits: ImageData, tmp_path_factory: pytest.TempPathFactory) -> TrainResult:
+    torch.manual_seed(0)
+    out = tmp_path_factory.mktemp("run")
+    recipe = load_recipe("digits").override(epochs=2)
+    return train(
+        models.RepVGG(SPEC, 10), digits, recipe=recipe, out=out, tensorboard=True, hardware=CPU
+    )
+
+
+def test_fused_verified_and_exported(
+    result: TrainResult, digits: ImageData, tmp_path: Path
+) -> None:
+    before = {name: tensor.clone() for name, tensor in result.model.state_dict().items()}
+    deployed = finish(result, digits, out=tmp_path, exports=["net.safetensors"])
+    assert (deployed.images, deployed.different) == (len(digits.validation), 0)
+    assert deployed.verdict.ok
+    assert deployed.accuracy == result.validation_accuracy
+    assert not any(isinstance(m, nn.BatchNorm2d) for m in deployed.model.modules())
+    assert deployed.parameters_after < deployed.parameters_before
+    assert load_file(deployed.weights).keys() == deployed.model.state_dict().keys()
+    assert [export.path.name for export in deployed.exports] == ["net.safetensors"]
+    record = json.loads((tmp_path / "deploy.json").read_text())
+    assert record["predictions_different"] == 0
+    assert "same class on 179 of 179 validation images" in str(deployed)
+    for name, tensor in result.model.state_dict().items():
+        assert torch.equal(tensor, before[name])
+
+
+def test_a_fusion_that_changes_classes_is_caught(
+    result: TrainResult, digits: ImageData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from reparam.fusing import Plan
+
+    apply = Plan.apply
+
+    def wrong(plan: Plan) -> nn.Module:
+        model = apply(plan)
+        with torch.no_grad():
+            next(model.parameters()).mul_(1.2)
+        return model
+
+    monkeypatch.setattr(Plan, "apply", wrong)
+    with pytest.raises(VerificationError):
+        finish(result, digits, out=tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_logs(result: TrainResult) -> None:
+    folder = result.last.parent
+    header, *rows = (folder / "epochs.csv").read_text().splitlines()
+    assert header.startswith("epoch,train_loss,validation_loss,validation_accuracy")
+    assert len(rows) == 2
+    assert list((folder / "tensorboard").glob("events.*"))
+    assert json.loads((folder / "result.json").read_text())["test_accuracy"] == result.accuracy
+
+
+def test_rep_optimizer_trains_a_plain_net(digits: ImageData, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    plain = models.RepVGG(
+        models.RepVGGSpec(
+            depths=(1, 2),
+            widths=(8, 16),
+            stem_width=8,
+            stem_stride=1,
+            strides=(1, 2),
+            branches=models.BRANCHES["neither"],
+        ),
+        10,
+    )
+    scales = default_scales(plain)
+    initialize_(plain, scales)
+    found = train(
+        plain,
+        digits,
+        recipe=load_recipe("digits").override(epochs=2),
+        out=tmp_path,
+        wrap_optimizer=lambda base, model: RepOptimizer(base, model, scales),
+        hardware=CPU,
+    )
+    assert found.history[1].train_loss < found.history[0].train_loss
+
+
+def test_kernel_decay_and_bf16_train(digits: ImageData, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    recipe = load_recipe("digits").override(epochs=1, kernel_decay=1e-4, precision="bf16")
+    found = train(models.RepVGG(SPEC, 10), digits, recipe=recipe, out=tmp_path, hardware=CPU)
+    assert found.history[0].train_loss < 2.4
+    assert all(p.dtype == torch.float32 for p in found.model.parameters())
+
+
+def linear() -> nn.Module:
+    return nn.Sequential(nn.Flatten(), nn.Linear(3 * 8 * 8, 10))
+
+
+@pytest.mark.parametrize(
+    ("recipe", "hardware", "message"),
+    [
+        ({"precision": "fp16"}, CPU, "'fp16' needs a GPU"),
+        ({}, Hardware(accelerator="cpu", sync_batchnorm=True), "sync_batchnorm needs GPUs"),
+        ({"batch_size": 2000}, CPU, "too few for one batch of 2000"),
+        ({"optimizer__learning_rate": 1e30}, CPU, "diverged; lower the learning rate"),
+    ],
+)
+def test_what_cannot_train_is_refused(
+    recipe: dict[str, object],
+    hardware: Hardware,
+    message: str,
+    digits: ImageData,
+    tmp_path: Path,
+) -> None:
+    with pytest.raises(InputError, match=message):
+        train(
+            linear(),
+            digits,
+            recipe=load_recipe("digits").override(**recipe),
+            out=tmp_path,
+            hardware=hardware,
+        )
+
+
+def test_full_disk_is_found_before_training(
+    digits: ImageData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usage = type(checkpoints.shutil.disk_usage(tmp_path))(1 << 40, 1 << 40, 5 << 20)
+    monkeypatch.setattr(checkpoints.shutil, "disk_usage", lambda _: usage)
+    with pytest.raises(InputError, match=r"has 5 MiB free, and writing resume\.ckpt needs"):
+        train(linear(), digits, recipe="digits", out=tmp_path)
+
+
+def test_output_folder_that_is_a_file(digits: ImageData, tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.touch()
+    with pytest.raises(InputError, match="file cannot be made"):
+        train(linear(), digits, recipe="digits", out=path)
+
+
+def test_nothing_to_train(digits: ImageData, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="no trainable parameters"):
+        train(linear().requires_grad_(False), digits, recipe="digits", out=tmp_path)
