@@ -70,9 +70,22 @@ def test_equal_speed_is_called_equal(results: Results) -> None:
     assert "the same speed" in sentence(same)
 
 
+def test_overlapping_quartiles_name_no_winner(results: Results) -> None:
+    group = results.latency[0]
+    noisy = {"train": (1.0, 5.0, 9.0), "deploy": (2.0, 3.0, 8.0)}
+    rows = tuple(
+        dataclasses.replace(row, samples_ms=noisy.get(row.model, row.samples_ms))
+        for row in group.rows
+    )
+    unsure = dataclasses.replace(results, latency=(dataclasses.replace(group, rows=rows),))
+    assert "no clear difference in speed" in sentence(unsure)
+    remark = latency_remarks(unsure, unsure.latency[0])[0]
+    assert remark.endswith("overlap: no clear difference in this run.")
+
+
 def test_remarks_name_the_engine_in_which_the_comparator_wins(results: Results) -> None:
     remarks = latency_remarks(results, results.latency[0])
-    assert "In eager the deploy form is 1.30× faster than ResNet of equal size." in remarks
+    assert "In eager PyTorch the deploy form is 1.30× faster than ResNet of equal size." in remarks
     assert "In ONNX Runtime the deploy form is 1.14× slower than ResNet of equal size." in remarks
     assert accuracy_remarks(results)[0] == "Both forms get 356 of 360 images right."
 

@@ -29,7 +29,9 @@ class _Watcher:
         self._terminal = terminal
 
     def step(self, title: str) -> AbstractContextManager[Callable[[float, float, str], None]]:
-        """Draw a bar while the step runs."""
+        """Draw a bar while the step runs; in a log, say that it begins."""
+        if not self._terminal.live:
+            self._terminal.note(f"{title} ...")
         return self._terminal.progress(title)
 
     def outcome(self, text: str) -> None:

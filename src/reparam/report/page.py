@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -91,6 +92,7 @@ def _context(results: Results) -> dict[str, Any]:
         "figures": story.figures(results),
         "data_line": _data_line(results),
         "diagram": block_diagram(results.block) if results.block else None,
+        "block_caption": _typeset(results.block.caption) if results.block else "",
         "accuracy": _accuracy(results) if results.accuracy else None,
         "latency": [_latency(results, group) for group in results.latency if group.rows],
         "memory": [_memory(results, memory) for memory in results.memory if memory.traces],
@@ -114,7 +116,9 @@ def _data_line(results: Results) -> str:
 
 
 def _accuracy(results: Results) -> dict[str, Any]:
-    bars = [_accuracy_bar(results, record) for record in results.accuracy]
+    order = [model.key for model in results.models]
+    listed = sorted(results.accuracy, key=lambda record: order.index(record.model))
+    bars = [_accuracy_bar(results, record) for record in listed]
     return {
         "chart": bar_chart(
             bars, unit="% correct", summary="Top-1 accuracy on the test images", maximum=100
@@ -158,7 +162,8 @@ def _training_line(results: Results) -> str:
 
 def _latency(results: Results, group: LatencyRecord) -> dict[str, Any]:
     bars = []
-    for row in group.rows:
+    engines = list(dict.fromkeys(row.engine for row in group.rows))
+    for row in sorted(group.rows, key=lambda row: engines.index(row.engine)):
         model, middle = results.model(row.model), quartiles(row.samples_ms)
         bars.append(
             Bar(
@@ -176,7 +181,7 @@ def _latency(results: Results, group: LatencyRecord) -> dict[str, Any]:
     return {
         "title": group.title,
         "conditions": f"Input {_shape(group.input_shape)}, {group.dtype}, "
-        f"{_plural(group.threads, 'thread')}, {calls} timed calls a row.",
+        f"{_plural(group.threads, 'thread')}, {_plural(calls, 'round')}.",
         "chart": bar_chart(bars, unit="ms a call", summary=f"Latency, {group.title}"),
         "remarks": story.latency_remarks(results, group),
         "note": group.note,
@@ -231,8 +236,8 @@ def _plan(plan: PlanRecord) -> dict[str, Any]:
         "regions": [
             {
                 "where": region.where,
-                "what": region.what,
-                "into": region.into,
+                "what": _typeset(region.what),
+                "into": _typeset(region.into),
                 "cells": _costs(region.before, region.after),
             }
             for region in plan.regions
@@ -284,6 +289,15 @@ def _model(model: ModelRecord) -> dict[str, Any]:
 
 def _shape(shape: tuple[int, ...]) -> str:
     return "×".join(str(length) for length in shape)
+
+
+def _typeset(words: str) -> str:
+    """Plain ASCII as the planner writes it, with the signs a reader expects.
+
+    >>> _typeset("3x3 conv 16->32, stride 2")
+    '3×3 conv 16 → 32, stride 2'
+    """
+    return re.sub(r"(?<=\d)x(?=\d)", "×", words).replace("->", " → ")
 
 
 def _plural(number: int, noun: str) -> str:

@@ -33,7 +33,6 @@ __all__ = [
     "headline",
     "latency_remarks",
     "memory_remarks",
-    "speedup",
 ]
 
 _SAME_SPEED = 0.03
@@ -67,10 +66,11 @@ class _Comparison:
     better: str
     worse: str
     equal: str
+    clear: bool = True
 
     def words(self) -> tuple[str, str]:
-        """The number, and what it means; the number is empty where both are equal."""
-        if abs(self.factor - 1) <= _SAME_SPEED:
+        """The number, and what it means; the number is empty where there is no difference."""
+        if abs(self.factor - 1) <= _SAME_SPEED or not self.clear:
             return "", self.equal
         if self.factor > 1:
             return ratio(self.factor), self.better
@@ -141,25 +141,33 @@ def _predictions(results: Results) -> list[Phrase]:
     ]
 
 
-def speedup(results: Results) -> float | None:
-    """Median of the train form over median of the deploy form, eager, in the first group."""
+def _forms_timed(results: Results) -> tuple[Quartiles, Quartiles] | None:
+    """Train and deploy form, eager, in the first group of timings."""
     train, deploy = results.by_role("train"), results.by_role("deploy")
     if not results.latency or train is None or deploy is None:
         return None
-    medians = _medians(results.latency[0])
-    before, after = medians.get((train.key, _EAGER)), medians.get((deploy.key, _EAGER))
-    return before.median / after.median if before and after else None
+    timed = _timed(results.latency[0])
+    before, after = timed.get((train.key, _EAGER)), timed.get((deploy.key, _EAGER))
+    return (before, after) if before and after else None
 
 
-def _medians(group: LatencyRecord) -> dict[tuple[str, str], Quartiles]:
+def _compared(before: Quartiles, after: Quartiles, words: tuple[str, str]) -> _Comparison:
+    """How much faster `after` is; undecided where the quartiles of the two overlap."""
+    better, worse = words
+    factor = before.median / after.median
+    clear = before.low > after.high or after.low > before.high
+    near = abs(factor - 1) <= _SAME_SPEED
+    equal = "the same speed" if near else "no clear difference in speed"
+    return _Comparison(factor, better, worse, equal, clear)
+
+
+def _timed(group: LatencyRecord) -> dict[tuple[str, str], Quartiles]:
     return {(row.model, row.engine): quartiles(row.samples_ms) for row in group.rows}
 
 
 def _speed(results: Results) -> list[Phrase]:
-    factor = speedup(results)
-    if factor is None:
-        return []
-    return _clause(_Comparison(factor, "faster", "slower", "the same speed"))
+    timed = _forms_timed(results)
+    return [] if timed is None else _clause(_compared(*timed, ("faster", "slower")))
 
 
 def _memory(results: Results) -> list[Phrase]:
@@ -211,16 +219,13 @@ def _agreement_figure(results: Results) -> Figure | None:
 
 
 def _speed_figure(results: Results) -> Figure | None:
-    factor = speedup(results)
-    if factor is None:
+    timed = _forms_timed(results)
+    if timed is None:
         return None
-    number, words = _Comparison(factor, "faster", "slower", "the same speed").words()
-    before, after = (
-        _medians(results.latency[0])[model.key, _EAGER].median
-        for model in (results.by_role("train"), results.by_role("deploy"))
-        if model is not None
-    )
-    return Figure(number or "1×", words, f"{milliseconds(before)} → {milliseconds(after)}")
+    before, after = timed
+    number, words = _compared(before, after, ("faster", "slower")).words()
+    change = f"{milliseconds(before.median)} → {milliseconds(after.median)}"
+    return Figure(number or "≈", words, change)
 
 
 def _memory_figure(results: Results) -> Figure | None:
@@ -268,24 +273,32 @@ def _against(label: str, lead: int, correct: int, total: int) -> str:
 
 def latency_remarks(results: Results, group: LatencyRecord) -> list[str]:
     """The comparisons a reader would make: the two forms, and the comparator, engine by engine."""
-    medians = _medians(group)
+    timed = _timed(group)
     roles = {results.model(row.model).role: results.model(row.model) for row in group.rows}
     remarks = []
     for engine in dict.fromkeys(row.engine for row in group.rows):
         for other in ("train", "comparator"):
             if "deploy" not in roles or other not in roles:
                 continue
-            mine = medians.get((roles["deploy"].key, engine))
-            its = medians.get((roles[other].key, engine))
+            mine = timed.get((roles["deploy"].key, engine))
+            its = timed.get((roles[other].key, engine))
             if mine is not None and its is not None:
-                remarks.append(_remark(engine, roles[other].label, its.median / mine.median))
+                remarks.append(_remark(engine, roles[other].label, its, mine))
     return remarks
 
 
-def _remark(engine: str, label: str, factor: float) -> str:
-    number, words = _Comparison(factor, "faster than", "slower than", "as fast as").words()
-    lead = f"In {engine} the deploy form is"
-    return f"{lead} {number} {words} {label}.".replace("  ", " ")
+def _remark(engine: str, label: str, its: Quartiles, mine: Quartiles) -> str:
+    where = "eager PyTorch" if engine == _EAGER else engine
+    comparison = _compared(its, mine, ("faster than", "slower than"))
+    number, words = comparison.words()
+    if number:
+        return f"In {where} the deploy form is {number} {words} {label}."
+    if words == "the same speed":
+        return f"In {where} the deploy form is as fast as {label}."
+    return (
+        f"In {where} the quartiles of the deploy form and of {label} overlap: "
+        "no clear difference in this run."
+    )
 
 
 def memory_remarks(results: Results, memory: MemoryRecord) -> list[str]:

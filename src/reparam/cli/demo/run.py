@@ -144,8 +144,9 @@ def _train_and_fold(
         f"Folded {len(plan.regions)} regions: {models[0].convolutions} convolutions and "
         f"{models[0].norms} batch norms became {models[1].convolutions} convolutions"
     )
+    title = "reparam demo: a RepVGG trained wide and deployed straight"
     return Results(
-        title="reparam demo: a RepVGG trained wide and deployed straight",
+        title=f"{title} ({settings.warning})" if settings.warning else title,
         created=f"{dt.datetime.now(dt.timezone.utc):%Y-%m-%d %H:%M} UTC",
         models=models,
         data=DataRecord(

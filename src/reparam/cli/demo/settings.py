@@ -21,6 +21,7 @@ class Settings:
         reference_size: Side of the images on which RepVGG-A0 and ResNet-18 are timed; 0 for not
             at all.
         seed: Decides the initial weights and the order of the images.
+        warning: What a reader of the results must know.
     """
 
     image_size: int
@@ -31,6 +32,7 @@ class Settings:
     rounds: int
     reference_size: int
     seed: int = 0
+    warning: str = ""
 
 
 FULL = Settings(
@@ -52,5 +54,6 @@ QUICK = Settings(
     batch=8,
     rounds=3,
     reference_size=0,
+    warning="quick run, on nets too small for their accuracy and speed to mean anything",
 )
 """Seconds: the same steps on nets too small for their accuracy and speed to say anything."""
