@@ -19,7 +19,7 @@ from reparam.algebra.builders import (
     scale,
     zero_pad,
 )
-from reparam.algebra.expression import Composition, Expression, Leaf, Rows, Sum, constant_scale, evaluate
+from reparam.algebra.expression import Composition, Expression, Leaf, Rows, Sum, channels, constant_scale, evaluate
 from reparam.algebra.geometry import Geometry, compose, parallel
 from reparam.algebra.lowering import LayerArguments, flat_pads, layer_arguments, lower
 
@@ -35,6 +35,7 @@ __all__ = [
     "average_pool",
     "average_pool_geometry",
     "batch_norm",
+    "channels",
     "compose",
     "constant_scale",
     "conv",

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor, nn
 
+from reparam.fusing.explain import explain
 from reparam.fusing.objections import Objections, common_call, owners_of
-from reparam.graph.faithful import Call, Outcome, Report, capture_calls, compare, guess_calls
+from reparam.graph.faithful import Outcome, Report, capture_calls, compare, guess_calls
 from reparam.graph.ir import Kind, Node
 from reparam.graph.lift import Lifted, lift
 from reparam.graph.skeleton import hooked_modules, shared_copy
-from reparam.graph.trace import Key, Trace, TraceFailure, is_builtin, join, trace
+from reparam.graph.trace import Arguments, Key, Trace, TraceFailure, is_builtin, join, trace
 from reparam.planner import Candidate, select
 
 __all__ = ["Discovery", "Found", "Unfolded", "discover"]
@@ -58,7 +58,7 @@ class Found:
     @property
     def like(self) -> Tensor:
         """A weight whose type and device the folded layer gets: the largest."""
-        tensors = [t for n in self.core for t in self.lifted.sources.get(n, ())]
+        tensors = [t for n in self.core for t in self.lifted.reads(n)]
         return max((t for t in tensors if t.is_floating_point()), key=lambda t: t.numel())
 
 
@@ -73,12 +73,22 @@ class Unfolded:
 
 @dataclass(eq=False)
 class Discovery:
-    """Everything found in a model."""
+    """Everything found in a model.
+
+    Attributes:
+        model: The user's model.
+        skeleton: The copy that was read.
+        regions: What folds.
+        unfolded: What does not.
+        calls: By path of a traced module, arguments that it ran with: to run the result with.
+
+    """
 
     model: nn.Module
     skeleton: nn.Module
     regions: list[Found] = field(default_factory=list)
     unfolded: list[Unfolded] = field(default_factory=list)
+    calls: dict[str, Arguments] = field(default_factory=dict)
 
 
 def discover(model: nn.Module, example_inputs: Any = None) -> Discovery:
@@ -88,7 +98,7 @@ def discover(model: nn.Module, example_inputs: Any = None) -> Discovery:
     return finder.result
 
 
-def as_call(example_inputs: Any) -> Call:
+def as_call(example_inputs: Any) -> Arguments:
     """Read a tensor, a tuple of arguments or a dict of keyword arguments."""
     if isinstance(example_inputs, dict):
         return (), dict(example_inputs)
@@ -98,10 +108,10 @@ def as_call(example_inputs: Any) -> Call:
 
 
 class _Finder:
-    def __init__(self, model: nn.Module, example: Call | None) -> None:
+    def __init__(self, model: nn.Module, example: Arguments | None) -> None:
         self.skeleton = shared_copy(model)
         self._example = example
-        self._captured: dict[str, Call] | None = None
+        self._captured: dict[str, Arguments] | None = None
         self._checked: dict[str, Report] = {}
         self.result = Discovery(model, self.skeleton)
         self._hooked = hooked_modules(model)
@@ -114,9 +124,9 @@ class _Finder:
             return
         self._visited.add(module)
         try:
-            traced = trace(module, path)
+            traced = trace(module, path, example=self._known_call(path))
         except TraceFailure as failure:
-            if _has_layers(module):
+            if _has_layers(module) or not path:
                 self._leave(path or "the model", type(module).__name__, f"its forward cannot be traced ({failure})")
             self._visit_children(path, module)
             return
@@ -141,17 +151,21 @@ class _Finder:
         if known is None:
             known = compare(traced, self._calls(traced))
             self._checked[traced.path] = known
+            if known.call is not None:
+                self.result.calls[traced.path] = known.call
         return known
 
-    def _calls(self, traced: Trace) -> list[Call]:
-        if self._example is None:
-            return guess_calls(traced)
-        if not traced.path:
-            return [self._example]
+    def _calls(self, traced: Trace) -> list[Arguments]:
+        call = self._known_call(traced.path)
+        return guess_calls(traced) if call is None else [call]
+
+    def _known_call(self, path: str) -> Arguments | None:
+        """The arguments of a module, where an example of the model's is given."""
+        if self._example is None or not path:
+            return self._example
         if self._captured is None:
             self._captured = capture_calls(self.skeleton, self._example)
-        call = self._captured.get(traced.path)
-        return guess_calls(traced) if call is None else [call]
+        return self._captured.get(path)
 
     def _is_believable(self, one: Found, report: Report) -> str | None:
         """Where the whole trace could not be compared, compare the block of a region."""
@@ -160,7 +174,8 @@ class _Finder:
         path = one.reach
         if path != one.lifted.trace.path:
             try:
-                own = self._compare(trace(self.skeleton.get_submodule(path), path))
+                block = self.skeleton.get_submodule(path)
+                own = self._compare(trace(block, path, example=self._known_call(path)))
             except TraceFailure as failure:
                 return f"its forward cannot be traced by itself ({failure})"
             if own.outcome is Outcome.EQUAL:
@@ -201,8 +216,10 @@ class _Finder:
             kept.add(one.keys)
             self.result.regions.append(one)
         folded = {key for one in self.result.regions for key in one.keys}
-        for node in _leftovers(lifted, folded):
-            for reason in _reasons(node, selection.reasons, selection.users):
+        for region, reason in selection.vetoed:
+            self._leave(region.output.where, region.output.what, reason)
+        for node in lifted.program.nodes:
+            for reason in explain(node, folded, selection):
                 self._leave(node.where, node.what, reason)
 
     def _leave(self, where: str, what: str, why: str) -> None:
@@ -219,8 +236,8 @@ def _describe(lifted: Lifted, region: Candidate) -> Found:
     whole = _block(lifted, nodes)
     if len(mixing) == 1 and not sums:
         layer = mixing[0]
-        origin = lifted.origin[layer]
-        if origin.op == "call_module" and lifted.sources.get(layer):
+        origin = lifted.node_of(layer)
+        if origin.op == "call_module" and lifted.reads(layer):
             rest = tuple(n for n in nodes if n is not layer and n.kind is not Kind.ALIAS)
             return Found(lifted, region, whole, whole, Found.key_of(layer), (layer,), rest)
     last = region.output
@@ -229,48 +246,15 @@ def _describe(lifted: Lifted, region: Candidate) -> Found:
         if last.is_diagonal:
             absorbed.append(last)
         last = last.inputs[0]
-    core = tuple(n for n in nodes if n.order <= last.order)
+    absorbed += [n for n in nodes if n.twin_of is not None and n not in absorbed]
+    core = tuple(n for n in nodes if n.order <= last.order and n.twin_of is None)
     return Found(lifted, region, _block(lifted, list(core)), whole, None, core, tuple(absorbed))
 
 
 def _block(lifted: Lifted, nodes: list[Node]) -> str:
     """Path of the smallest module that holds all of the operations."""
-    stacks = [lifted.trace.stacks[lifted.origin[n]] for n in nodes]
+    stacks = [lifted.trace.stacks[lifted.node_of(n)] for n in nodes]
     return common_call(stacks)[-1].path
-
-
-def _leftovers(lifted: Lifted, folded: set[Key]) -> Iterator[Node]:
-    """Operations that a reader would expect to be folded and that were not."""
-    for node in lifted.program.nodes:
-        if node.key in folded:
-            continue
-        fused_bn = node.is_diagonal and node.what == "batch norm"
-        if fused_bn or node.reason is not None:
-            yield node
-        elif node.kind is Kind.SUM and any(_is_layer(term) for term in node.inputs):
-            yield node
-
-
-def _is_layer(node: Node) -> bool:
-    return node.is_mixing and node.stored > 0
-
-
-def _reasons(
-    node: Node, given_up: dict[Node, list[str]], users: dict[Node, list[Node]]
-) -> list[str]:
-    if node.reason is not None:
-        return [node.reason]
-    known = given_up.get(node, [])
-    if node.kind is Kind.SUM:
-        return known
-    behind = [r for user in users.get(node, []) for r in given_up.get(user, [])]
-    if known or behind:
-        return (known or behind)[:1]
-    before = node.inputs[0]
-    return [
-        f"its input comes from {before.what} at {before.where}, not from a convolution or linear "
-        f"layer, and what follows cannot take it"
-    ]
 
 
 def _has_layers(module: nn.Module) -> bool:

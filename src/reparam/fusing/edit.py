@@ -11,9 +11,9 @@ from torch import fx, nn
 from reparam.algebra import LayerArguments, flat_pads
 from reparam.fusing.discover import Found
 from reparam.fusing.fold import FoldedLayer
-from reparam.graph.ir import Node
+from reparam.graph.hosted import rebuilt
 from reparam.graph.rewrite import Shell, build
-from reparam.graph.trace import Key, Trace, trace
+from reparam.graph.trace import Arguments, Key, Trace, is_parameter_only, trace
 
 __all__ = ["apply_regions", "make_layer"]
 
@@ -31,6 +31,8 @@ def apply_regions(
 
 def make_layer(folded: FoldedLayer) -> nn.Module:
     """Make the module of a folded layer."""
+    if folded.host is not None:
+        return rebuilt(folded.host, folded.weight, folded.bias)
     layer = _empty_layer(folded.arguments, folded.weight)
     layer.weight = nn.Parameter(folded.weight, requires_grad=True)
     if folded.bias is not None:
@@ -163,9 +165,7 @@ class _GraphEditor:
         node = self._by_key.get(key)
         if node is None or node not in self._graph.nodes:
             return
-        first = node.args[0] if node.args else node.kwargs["input"]
-        if not isinstance(first, fx.Node):
-            first = next(n for n in node.all_input_nodes if n.op != "get_attr")
+        first = next(n for n in node.all_input_nodes if not is_parameter_only(n))
         node.replace_all_uses_with(first)
         self._remove(node)
 
@@ -190,17 +190,21 @@ class _GraphEditor:
             self.dropped.add(str(node.target))
         for source in inputs:
             # Only parameter reads and what is computed from them: never an operation on the input.
-            if not source.users and _is_parameter_only(source):
+            if not source.users and is_parameter_only(source):
                 self._remove(source)
 
     def _source(self, found: Found) -> fx.Node:
         """Find, in this trace, the value that the region reads."""
-        wanted = found.lifted.origin[found.region.source]
+        source = found.region.source
+        # A moved operation on the source still stands between it and the core; it is erased later.
+        entries = [source, *(n for n in found.absorbed if source in n.inputs)]
         for node in found.core:
-            origin = found.lifted.origin[node]
-            if found.region.source in node.inputs and wanted in origin.all_input_nodes:
-                slot = origin.all_input_nodes.index(wanted)
-                return self._by_key[Found.key_of(node)].all_input_nodes[slot]
+            origin = found.lifted.node_of(node)
+            for entry in entries:
+                wanted = found.lifted.node_of(entry)
+                if entry in node.inputs and wanted in origin.all_input_nodes:
+                    slot = origin.all_input_nodes.index(wanted)
+                    return self._by_key[Found.key_of(node)].all_input_nodes[slot]
         msg = "a region does not read its own source"
         raise AssertionError(msg)
 
@@ -238,15 +242,6 @@ class _GraphEditor:
             number += 1
             candidate = f"{name}{number}"
         return candidate
-
-
-def _is_parameter_only(node: fx.Node) -> bool:
-    if node.op == "get_attr":
-        return True
-    inputs = node.all_input_nodes
-    return node.op in {"call_function", "call_method"} and bool(inputs) and all(
-        _is_parameter_only(n) for n in inputs
-    )
 
 
 def _between(outer: str, inner: str) -> list[str]:

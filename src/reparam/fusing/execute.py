@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -17,6 +17,7 @@ from torch.nn import functional as F  # noqa: N812 (the field's name for it)
 
 from reparam.graph.ir import Kind, Node
 from reparam.graph.lift import Lifted
+from reparam.graph.trace import is_builtin
 from reparam.planner import Candidate
 
 __all__ = ["run_region"]
@@ -25,36 +26,81 @@ SLICE = 1 << 18
 """Weights that are handled in float64 at a time: 2 MB, which stays in a core's cache."""
 
 
-def run_region(lifted: Lifted, region: Candidate, x: Tensor) -> tuple[Tensor, float]:
-    """Run the region on a float64 input.
+def run_region(
+    lifted: Lifted, region: Candidate, x: Tensor, *, done: Node | None = None
+) -> tuple[Tensor, float]:
+    """Run the region on a float64 input; ``done`` is a node whose value ``x`` is already.
 
     Returns:
         Its output, and the largest absolute value of any intermediate result, which is the scale
         that rounding errors are to be compared with.
 
     """
-    values: dict[fx.Node, Tensor] = {lifted.origin[region.source]: x}
+    values: dict[Node, Tensor] = {region.source: x}
+    if done is not None:
+        values[done] = x
     scale = float(x.abs().max())
-    ordered = sorted(region.nodes, key=lambda n: n.order)
-    for node in ordered:
-        origin = lifted.origin[node]
-        values[origin] = _run_node(lifted, node, origin, values)
-        scale = max(scale, float(values[origin].abs().max()))
-    return values[lifted.origin[region.output]], scale
+    for node in in_order(region.nodes, region.source):
+        if node is not done:
+            values[node] = _run_node(lifted, node, values)
+        scale = max(scale, float(values[node].abs().max()))
+    return values[region.output], scale
 
 
-def _run_node(
-    lifted: Lifted, node: Node, origin: fx.Node, values: dict[fx.Node, Tensor]
-) -> Tensor:
+def in_order(nodes: Iterable[Node], source: Node) -> list[Node]:
+    """Sort nodes so that each comes behind what it reads (moved ones keep their old order)."""
+    waiting = sorted(nodes, key=lambda n: n.order)
+    done, ordered = {source}, []
+    while waiting:
+        ready = next(n for n in waiting if all(v in done for v in n.inputs))
+        waiting.remove(ready)
+        done.add(ready)
+        ordered.append(ready)
+    return ordered
+
+
+def _run_node(lifted: Lifted, node: Node, values: dict[Node, Tensor]) -> Tensor:
     if node.kind is Kind.ALIAS:
-        return values[lifted.origin[node.inputs[0]]]
+        return values[node.inputs[0]]
+    if node.twin_of is not None:
+        return _run_moved(lifted, node, values[node.inputs[0]])
+    origin = lifted.node_of(node)
+    given = {lifted.node_of(v): values[v] for v in node.inputs}
+    return _run_origin(lifted, origin, given)
+
+
+def _run_moved(lifted: Lifted, node: Node, x: Tensor) -> Tensor:
+    """Run a per-channel operation on the axis, and among the channels, that it was written for."""
+    origin = lifted.node_of(node)
+    assert node.axis is not None  # noqa: S101 (moved nodes know their axes)
+    assert node.own_axis is not None  # noqa: S101 (moved nodes know their axes)
+    read = origin.args[0] if origin.args else origin.kwargs["input"]
+    if not isinstance(read, fx.Node) or lifted.constants.is_tensor(read):
+        read = next(n for n in origin.all_input_nodes if not lifted.constants.is_tensor(n))
+    moved = x.movedim(node.axis, -1)
+    lead = moved.shape[:-1]
+    flat = moved.reshape(-1, moved.shape[-1])
+    if node.part is not None:
+        start, stop, total = node.part
+        wide = flat.new_zeros(flat.shape[0], total)
+        wide[:, start:stop] = flat
+        flat = wide
+    # (rows, channels) with as many trailing axes as the operation expects behind its channels
+    shaped = flat.reshape(*flat.shape, *(1,) * (-1 - node.own_axis))
+    result = _run_origin(lifted, origin, {read: shaped}).reshape(flat.shape)
+    if node.part is not None:
+        result = result[:, node.part[0] : node.part[1]]
+    return result.reshape(*lead, -1).movedim(-1, node.axis)
+
+
+def _run_origin(lifted: Lifted, origin: fx.Node, given: dict[fx.Node, Tensor]) -> Tensor:
     if origin.op == "call_module":
-        return _run_module(lifted.trace.module(origin), values[lifted.origin[node.inputs[0]]])
+        first = origin.args[0] if origin.args else origin.kwargs["input"]
+        assert isinstance(first, fx.Node)  # noqa: S101 (lifted modules read one tensor)
+        return _run_module(lifted.trace.module(origin), given[first])
 
     def read(argument: fx.Node) -> Any:
-        if argument in values:
-            return values[argument]
-        return lifted.constants.value(argument)
+        return given[argument] if argument in given else lifted.constants.value(argument)
 
     args, kwargs = fx.map_arg((origin.args, origin.kwargs), read)
     if origin.op == "call_method":
@@ -71,7 +117,7 @@ def _run_module(module: Any, x: Tensor) -> Tensor:
         return by_slices(
             lambda w, b: F.linear(x, w, b), module.weight, module.bias, channel_axis=-1
         )
-    if isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d):
+    if is_plain_conv(module):
         function: Any = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}[module.weight.dim() - 2]
         return by_slices(
             lambda w, b: function(
@@ -81,11 +127,19 @@ def _run_module(module: Any, x: Tensor) -> Tensor:
             module.bias,
             sliceable=module.groups == 1,
         )
+    if isinstance(module, nn.modules.conv._ConvNd):
+        return copy.deepcopy(module).to(torch.float64)(x)  # type: ignore[no-any-return]
     if isinstance(module, nn.modules.batchnorm._BatchNorm):
         numbers = (module.running_mean, module.running_var, module.weight, module.bias)
         mean, var, weight, bias = (None if t is None else t.to(torch.float64) for t in numbers)
         return F.batch_norm(x, mean, var, weight, bias, eps=module.eps)
     return module(x)  # type: ignore[no-any-return]
+
+
+def is_plain_conv(module: nn.Module) -> bool:
+    """Whether a module is an ordinary convolution with zero padding."""
+    plain = isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d) and is_builtin(module)
+    return plain and module.padding_mode == "zeros"
 
 
 def by_slices(

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from reparam.algebra import (
     AffineConv,
@@ -17,6 +19,7 @@ from reparam.algebra import (
     lower,
 )
 from reparam.fusing.execute import SLICE, run_region
+from reparam.graph.hosted import rebuilt
 from reparam.graph.lift import Lifted
 from reparam.planner import Candidate
 
@@ -36,6 +39,8 @@ class FoldedLayer:
         bias: Its bias, or None.
         error: Largest difference from the region in float64, relative to the largest value that
             occurs in it, at the interior and at every border.
+        host: The layer to copy with this weight, one row per output channel, where the layer is not
+            an ordinary convolution.
 
     """
 
@@ -43,6 +48,7 @@ class FoldedLayer:
     weight: Tensor
     bias: Tensor | None
     error: float
+    host: nn.Module | None = None
 
     @property
     def agrees(self) -> bool:
@@ -62,6 +68,8 @@ def fold(lifted: Lifted, region: Candidate, like: Tensor) -> FoldedLayer:
     """
     expression = region.expression
     assert expression is not None  # noqa: S101 (regions are never the identity)
+    if region.source.virtual:
+        return _fold_hosted(lifted, region, like)
     arguments, full = layer_arguments(expression.geometry)
     sample = probe_input(region, like.device)
     reference, scale = run_region(lifted, region, sample)
@@ -79,6 +87,37 @@ def fold(lifted: Lifted, region: Candidate, like: Tensor) -> FoldedLayer:
         if bias is not None and shift is not None:
             bias[start:stop] = shift
     return FoldedLayer(arguments, _formatted(weight, like), bias, worst / scale if scale else worst)
+
+
+def _fold_hosted(lifted: Lifted, region: Candidate, like: Tensor) -> FoldedLayer:
+    """Fold scales into a layer that only it itself can run, and compare by running it."""
+    assert region.expression is not None  # noqa: S101 (regions are never the identity)
+    layer = next(n for n in region.nodes if region.source in n.inputs)
+    module: Any = lifted.trace.module(lifted.node_of(layer))
+    op = evaluate(region.expression)
+    arguments, _ = layer_arguments(op.geometry)
+    twin = copy.deepcopy(module).to(torch.float64)
+    sample = _sample_for(module, like.device)
+    values = twin(sample)
+    reference, scale = run_region(lifted, region, values, done=layer)
+    mine = rebuilt(twin, op.kernel, op.bias)(sample)
+    error = float((mine - reference).abs().max())
+    return FoldedLayer(
+        arguments, op.kernel.to(like.dtype), None if op.bias is None else op.bias.to(like.dtype),
+        error / scale if scale else error, module,
+    )  # fmt: skip
+
+
+def _sample_for(module: Any, device: torch.device) -> Tensor:
+    generator = torch.Generator().manual_seed(0)
+    spatial = [
+        step * (size - 1) + 4 + stride
+        for size, step, stride in zip(
+            module.kernel_size, module.dilation, module.stride, strict=True
+        )
+    ]
+    shape = (2, module.in_channels, *spatial)
+    return torch.randn(shape, dtype=torch.float64, generator=generator).to(device)
 
 
 def probe_input(region: Candidate, device: torch.device) -> Tensor:

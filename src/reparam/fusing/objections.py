@@ -6,7 +6,7 @@ from collections import defaultdict
 
 from torch import Tensor, fx, nn
 
-from reparam.graph.ir import Node
+from reparam.graph.ir import Kind, Node
 from reparam.graph.lift import Lifted
 from reparam.graph.trace import Call, Key
 from reparam.planner import Candidate
@@ -39,7 +39,9 @@ class Objections:
 
     def __call__(self, region: Candidate) -> str | None:
         """The reason not to fold a region, or None."""
-        nodes = [self._lifted.origin[n] for n in region.nodes]
+        if region.source.virtual and any(n.kind is Kind.SUM for n in region.nodes):
+            return f"{region.source.what} cannot be read by a new layer"
+        nodes = [self._lifted.node_of(n) for n in region.nodes if n.kind is not Kind.ALIAS]
         shared = common_call([self._full_stack(n) for n in nodes])
         return (
             self._hook(nodes, len(shared))
@@ -104,7 +106,7 @@ class Objections:
         keys = {n.key for n in region.nodes}
         held_by = {k.target if k.is_module else k.owner for k in keys if isinstance(k, Key)}
         for node in region.nodes:
-            for tensor in self._lifted.sources.get(node, ()):
+            for tensor in self._lifted.reads(node):
                 others = {path for path in self._owners.get(tensor, set()) if path not in held_by}
                 others = {p for p in others if not any(_inside(p, h) for h in held_by)}
                 if others:
@@ -116,7 +118,7 @@ class Objections:
     def _changed_in_place(self, region: Candidate) -> str | None:
         """Refuse where an in-place operation changes the source between or within the nodes."""
         origin = self._lifted.origin
-        inside = {origin[n] for n in region.nodes}
+        inside = {origin[n.twin_of or n] for n in region.nodes}
         orders = [n.order for n in region.nodes]
         base = _base(self._lifted, region.source)
         for order, node, target in self._lifted.mutations:
@@ -159,4 +161,4 @@ def _inside(path: str, holder: str) -> bool:
 def _base(lifted: Lifted, node: Node) -> fx.Node:
     from reparam.graph.effects import base_of
 
-    return base_of(lifted.origin[node])
+    return base_of(lifted.node_of(node))

@@ -46,7 +46,7 @@ def operator(block: nn.Module) -> AffineConv:
     root = nn.Sequential(inner)  # so that a single layer is traced as a call, too
     root.train(inner.training)
     try:
-        lifted = lift(trace(shared_copy(root)), training=True)
+        lifted = lift(trace(shared_copy(root)), training=True, vectors=True)
     except TraceFailure as failure:
         msg = f"{name} cannot be traced ({failure}); needed a block whose forward torch.fx can trace"
         raise InexactError(msg) from failure

@@ -9,9 +9,10 @@ from typing import Any
 
 from torch import nn
 
-from reparam.errors import TrainingModeError
+from reparam.errors import TrainingModeError, UnsupportedModelError
 from reparam.fusing.discover import Discovery, Found, discover
 from reparam.fusing.edit import apply_regions
+from reparam.fusing.compare import compare_runs
 from reparam.fusing.fold import FoldedLayer, fold
 from reparam.fusing.table import render
 from reparam.graph.ir import Kind, Node
@@ -86,6 +87,10 @@ class Plan:
         Each folded layer is compared with the operations it replaces in float64, at the interior
         and the borders. One that does not agree is not used.
 
+        Raises:
+            VerificationError: The new model computes something else than the old one; nothing is
+                returned. (This would be a defect of this package.)
+
         Warns:
             FoldWarning: A folded layer did not agree; its region was left as it is.
 
@@ -103,7 +108,10 @@ class Plan:
                 FoldWarning,
                 stacklevel=2,
             )
-        return apply_regions(discovery.model, discovery.skeleton, folded)
+        fused = apply_regions(discovery.model, discovery.skeleton, folded)
+        if folded:
+            compare_runs(discovery, fused)
+        return fused
 
     def __str__(self) -> str:
         """A table of at most 100 columns."""
@@ -161,13 +169,20 @@ def fuse(model: nn.Module, example_inputs: Any = None, *, probe: bool = False) -
 
 
 def _check_eval(model: nn.Module) -> None:
-    norms = (nn.modules.batchnorm._BatchNorm,)
-    if model.training and any(isinstance(m, norms) for m in model.modules()):
-        msg = (
-            f"{type(model).__name__} is in training mode, where batch normalisation uses the "
-            f"statistics of the batch; needed eval mode: call model.eval() first"
-        )
-        raise TrainingModeError(msg)
+    for name, module in model.named_modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.training:
+            msg = (
+                f"{name or type(model).__name__} is in training mode, where batch normalisation "
+                f"uses the statistics of the batch; needed eval mode: call model.eval() first"
+            )
+            raise TrainingModeError(msg)
+        for parameter in module._parameters.values():
+            if isinstance(parameter, nn.parameter.UninitializedParameter):
+                msg = (
+                    f"{name or type(model).__name__} is a lazy layer without weights yet; run the "
+                    f"model once on an example input first"
+                )
+                raise UnsupportedModelError(msg)
 
 
 def _region(found: Found) -> Region:
@@ -175,13 +190,20 @@ def _region(found: Found) -> Region:
     return Region(
         where=found.block or "the model",
         what=describe(found.region.nodes),
-        into=str(found.region.geometry),
+        into=_into(found),
         layers_before=before.layers,
         macs_before=before.macs,
         macs_after=after.macs,
         stored_before=before.stored,
         stored_after=after.stored,
     )
+
+
+def _into(found: Found) -> str:
+    """Name the layer that takes the place of a region."""
+    if found.region.source.virtual:
+        return next(n.what for n in found.region.nodes if found.region.source in n.inputs)
+    return str(found.region.geometry)
 
 
 def describe(nodes: frozenset[Node]) -> str:
@@ -195,6 +217,8 @@ def describe(nodes: frozenset[Node]) -> str:
 
 def _short(node: Node) -> str:
     if node.is_mixing and node.stored:
+        if node.inputs[0].virtual:
+            return node.what
         geometry = node.leaf.geometry if node.leaf else None
         size = "x".join(str(len(taps)) for taps in geometry.offsets) if geometry else ""
         return f"{size} conv" if size else "linear"

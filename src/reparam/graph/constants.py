@@ -53,6 +53,12 @@ class Constants:
             result = torch.as_tensor(result)
         return result
 
+    def operations(self, node: fx.Node) -> int:
+        """Number of operations that compute a constant at every call of the program."""
+        if node.op == "get_attr":
+            return 0
+        return 1 + sum(self.operations(source) for source in node.all_input_nodes)
+
     def sources(self, node: fx.Node) -> set[Tensor]:
         """The parameters and buffers that a constant is computed from."""
         if node.op == "get_attr":

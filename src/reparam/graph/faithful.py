@@ -12,7 +12,7 @@ from __future__ import annotations
 import copy
 import enum
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -21,12 +21,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_map
 
 from reparam.graph.skeleton import on_meta, shared_copy
-from reparam.graph.trace import Key, Trace, is_builtin
+from reparam.graph.trace import Arguments as Call
+from reparam.graph.trace import Key, Trace, bind_inputs, is_builtin
 
-__all__ = ["Call", "Outcome", "Report", "capture_calls", "compare", "guess_calls"]
-
-Call = tuple[tuple[Any, ...], dict[str, Any]]
-"""Positional and keyword arguments of one call."""
+__all__ = ["Outcome", "Report", "capture_calls", "compare", "guess_calls", "with_numbers"]
 
 _SIZES = (64, 224, 32, 256)
 """Spatial sizes to try where no example is given."""
@@ -43,11 +41,20 @@ class Outcome(enum.Enum):
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """The outcome of a comparison, why, and the number of dimensions of every value."""
+    """What a comparison says.
+
+    Attributes:
+        outcome: Whether the trace does what the module does.
+        why: The reason, where it does not or where that is not known.
+        ranks: Number of dimensions of every value of the trace.
+        call: The arguments of the run, where there was one.
+
+    """
 
     outcome: Outcome
     why: str = ""
     ranks: dict[Key, int] = field(default_factory=dict)
+    call: Call | None = None
 
 
 def compare(traced: Trace, calls: list[Call]) -> Report:
@@ -56,7 +63,7 @@ def compare(traced: Trace, calls: list[Call]) -> Report:
     for call in calls:
         report = _compare_once(traced, call)
         if report.outcome is not Outcome.UNKNOWN:
-            return report
+            return replace(report, call=call)
         why = report.why
     return Report(Outcome.UNKNOWN, why)
 
@@ -126,7 +133,7 @@ def _compare_numbers(
 ) -> Report:
     """Compare outputs on random numbers, where comparing operators was not conclusive."""
     twin = _safe_copy(traced.root)
-    arguments = _with_numbers(call)
+    arguments = with_numbers(call)
     watcher = _Watcher(twin, traced)
     try:
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
@@ -151,13 +158,27 @@ class _Recorder(TorchDispatchMode):
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
-        result = func(*args, **(kwargs or {}))
+        result = _batch_norm_shapes(func, args)
+        if result is None:
+            result = func(*args, **(kwargs or {}))
         flat, _ = tree_flatten(result)
         shapes = tuple(tuple(t.shape) for t in flat if isinstance(t, Tensor))
         plain, _ = tree_flatten((args, kwargs))
         literals = tuple(repr(v) for v in plain if isinstance(v, int | float | bool))
         self.operators.append((str(func), shapes, literals))
         return result
+
+
+def _batch_norm_shapes(func: Any, args: tuple[Any, ...]) -> tuple[Tensor, ...] | None:
+    """Shapes of a BN in eval mode without numbers; torch derives them by a slow decomposition."""
+    if "batch_norm" not in str(func) or not isinstance(args[0], Tensor) or not args[0].is_meta:
+        return None
+    if any(value is True for value in args):
+        return None
+    if len(func._schema.returns) != 3:  # noqa: PLR2004 (output and two statistics)
+        return None
+    x = args[0]
+    return torch.empty_like(x), x.new_empty(0), x.new_empty(0)
 
 
 class _Watcher(fx.Interpreter):
@@ -176,27 +197,12 @@ class _Watcher(fx.Interpreter):
 
     def call(self, arguments: Call) -> Any:
         """Run with positional and keyword arguments, as the module is called."""
-        positional, named = list(arguments[0]), dict(arguments[1])
-        values = []
-        for node in self.graph.nodes:
-            if node.op != "placeholder":
-                continue
-            name = str(node.target)
-            if positional:
-                values.append(positional.pop(0))
-            elif name in named:
-                values.append(named.pop(name))
-            elif node.args:
-                values.append(node.args[0])
-            else:
-                # Not read by the trace: any value does.
-                values.append(None)
-        return self.run(*values)
+        return self.run(*bind_inputs(self.graph, arguments).values())
 
 
 def _twins(model: nn.Module, call: Call) -> Iterator[tuple[nn.Module, Call]]:
     yield on_meta(model), _to_meta(call)
-    yield _safe_copy(model), _with_numbers(call)
+    yield _safe_copy(model), with_numbers(call)
 
 
 def _safe_copy(model: nn.Module) -> nn.Module:
@@ -272,7 +278,7 @@ def _to_meta(call: Call) -> Call:
     return moved
 
 
-def _with_numbers(call: Call) -> Call:
+def with_numbers(call: Call) -> Call:
     def real(value: Any) -> Any:
         if not isinstance(value, Tensor):
             return value

@@ -47,8 +47,14 @@ class Node:
         coefficients: One per input of a SUM.
         axis: Position of the channel axis of the value, counted from its end, or None if unknown.
         stored: Numbers the operation stores, such as weights and running statistics.
+        computed: Operations that compute its numbers from others at every call.
         reason: Why an operation that looks foldable is OPAQUE.
         shape_only: Whether it reads the shape of its inputs and not their contents.
+        own_axis: Channel axis where the operation stands, for one that the planner has moved.
+        part: First channel, last channel (exclusive) and number of channels of the operation, for
+            one that the planner has split to act on a part of the channels.
+        twin_of: The operation in the program, for a copy that the planner has made of it.
+        virtual: Whether the value exists in the planner's view only, so nothing new can read it.
 
     """
 
@@ -62,8 +68,13 @@ class Node:
     coefficients: tuple[float, ...] = ()
     axis: int | None = None
     stored: int = 0
+    computed: int = 0
     reason: str | None = None
     shape_only: bool = False
+    own_axis: int | None = None
+    part: tuple[int, int, int] | None = None
+    twin_of: Node | None = None
+    virtual: bool = False
 
     @property
     def is_diagonal(self) -> bool:

@@ -51,7 +51,14 @@ class Lifted:
     origin: dict[Node, fx.Node] = field(default_factory=dict)
     sources: dict[Node, set[Tensor]] = field(default_factory=dict)
     mutations: list[tuple[int, fx.Node, fx.Node]] = field(default_factory=list)
-    bases: dict[fx.Node, fx.Node] = field(default_factory=dict)
+
+    def node_of(self, node: Node) -> fx.Node:
+        """The traced node of a planner node, or of the one that it is a copy of."""
+        return self.origin[node.twin_of or node]
+
+    def reads(self, node: Node) -> set[Tensor]:
+        """The parameters and buffers that a planner node reads."""
+        return self.sources.get(node.twin_of or node, set())
 
 
 class Lifter:
@@ -61,11 +68,14 @@ class Lifter:
     :meth:`affine`, :meth:`sum`, :meth:`alias`, :meth:`layout` and :meth:`opaque`.
     """
 
-    def __init__(self, trace: Trace, *, ranks: dict[Key, int] | None, training: bool) -> None:
-        """Prepare to lift; ``training`` allows BN in training mode (its running statistics)."""
+    def __init__(
+        self, trace: Trace, *, ranks: dict[Key, int] | None, training: bool, vectors: bool
+    ) -> None:
+        """Prepare to lift; see :func:`lift` for the arguments."""
         self.trace = trace
         self.constants = Constants(trace)
         self.training = training
+        self.vectors = vectors
         self.nodes: dict[fx.Node, Node] = {}
         self.facts: dict[Node, Facts] = {}
         self.lifted = Lifted(trace, Program(), self.constants)
@@ -113,6 +123,19 @@ class Lifter:
         self.lifted.sources[lifted] = reads or set()
         return lifted
 
+    def hosted(
+        self, node: fx.Node, leaf: Leaf, what: str, axis: int, reads: set[Tensor]
+    ) -> Node:
+        """Make two nodes: what a layer reads from its input, and the layer as an operator on it."""
+        sources = tuple(self.nodes[s] for s in node.all_input_nodes if s in self.nodes)
+        read = self._node(Kind.OPAQUE, sources, node, f"the input of {what}")
+        read.virtual = True
+        lifted = self._node(Kind.AFFINE, (read,), node, what)
+        lifted.leaf, lifted.axis, lifted.stored = leaf, axis, leaf.geometry.parameters
+        self.facts[lifted] = Facts(1 - axis, leaf.geometry.out_channels)
+        self.lifted.sources[lifted] = reads
+        return lifted
+
     def sum(self, node: fx.Node, terms: list[fx.Node], coefficients: list[float]) -> Node:
         """Make a node that adds values."""
         lifted = self._node(Kind.SUM, tuple(self.nodes[t] for t in terms), node, "add")
@@ -139,6 +162,14 @@ class Lifter:
         lifted = self._node(Kind.LAYOUT, (before,), node, self.describe(node))
         lifted.axis = axis
         self.facts[lifted] = Facts(rank, self.facts_of(before).channels)
+        return lifted
+
+    def shaped_like(self, node: fx.Node, source: fx.Node, like: fx.Node) -> Node:
+        """Make two nodes: one that reads a shape, and one that reads the contents."""
+        reader = self._node(Kind.OPAQUE, (self.nodes[like],), node, "shape")
+        reader.shape_only = True
+        lifted = self._node(Kind.OPAQUE, (self.nodes[source],), node, self.describe(node))
+        self.facts[lifted] = Facts(self.facts_of(self.nodes[like]).rank)
         return lifted
 
     def concat(self, node: fx.Node, parts: list[fx.Node]) -> Node:
@@ -235,7 +266,11 @@ Rule = Callable[[Lifter, fx.Node], Node | None]
 
 
 def lift(
-    trace: Trace, *, ranks: dict[Key, int] | None = None, training: bool = False
+    trace: Trace,
+    *,
+    ranks: dict[Key, int] | None = None,
+    training: bool = False,
+    vectors: bool = False,
 ) -> Lifted:
     """Lift a trace.
 
@@ -243,11 +278,12 @@ def lift(
         trace: What was traced.
         ranks: Number of dimensions of values, by key, where a run with real inputs told them.
         training: Read the running statistics of BN layers in training mode too.
+        vectors: Take the outputs of linear layers for ``(N, C)`` where nothing says otherwise.
 
     """
     from reparam.graph.rules import rule_for
 
-    return Lifter(trace, ranks=ranks, training=training).run(rule_for)
+    return Lifter(trace, ranks=ranks, training=training, vectors=vectors).run(rule_for)
 
 
 def scalar(value: Any) -> float | None:

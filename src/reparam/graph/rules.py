@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import operator
 from collections.abc import Callable
 from typing import Any
@@ -13,6 +12,7 @@ from torch.nn import functional as F  # noqa: N812 (the field's name for it)
 
 from reparam import algebra
 from reparam.algebra import AffineConv, Geometry, Leaf, Rows
+from reparam.graph.hosted import hosted_geometry, is_hosted, weight_as_rows
 from reparam.graph.ir import Node
 from reparam.graph.lift import Lifter, Rule, scalar
 from reparam.graph.trace import is_builtin
@@ -25,7 +25,7 @@ def rule_for(lifter: Lifter, node: fx.Node) -> Rule | None:
     if node.op == "call_module":
         module = lifter.module(node)
         if not is_builtin(module):
-            return None
+            return _hosted_module if is_hosted(module) else None
         return next((rule for kinds, rule in _MODULES if isinstance(module, kinds)), None)
     if node.op == "call_function":
         return _FUNCTIONS.get(node.target)
@@ -44,13 +44,30 @@ def _conv_module(lifter: Lifter, node: fx.Node) -> Node | None:
         return lifter.opaque(node, "its weight is not initialised yet (a lazy layer)")
     reads = {t for t in (*module.parameters(), *module.buffers())}
     if module.padding_mode != "zeros" and any(_numbers(module.padding)):
-        return lifter.opaque(node, f"its padding mode is {module.padding_mode!r}, not zeros")
+        return _hosted_module(lifter, node)
     geometry = algebra.conv_geometry(
         module.weight.shape, stride=module.stride, padding=_padding(module.padding),
         dilation=module.dilation, groups=module.groups, bias=module.bias is not None,
     )  # fmt: skip
     leaf = Leaf(geometry, _weight_loader(geometry, _module_reader(module)))
     return _mixing(lifter, node, leaf, reads)
+
+
+def _hosted_module(lifter: Lifter, node: fx.Node) -> Node | None:
+    module: Any = lifter.module(node)
+    if nn.utils.parametrize.is_parametrized(module):
+        return None
+    reads = {*module.parameters(), *module.buffers()}
+    broken = _first_not_finite(reads)
+    if broken is not None:
+        return lifter.opaque(node, f"{type(module).__name__} has {broken}")
+    geometry = hosted_geometry(module)
+
+    def load(_rows: Rows | None) -> AffineConv:
+        return AffineConv(geometry, weight_as_rows(module, module.weight), module.bias)
+
+    axis = 1 - module.weight.dim()
+    return lifter.hosted(node, Leaf(geometry, load), type(module).__name__, axis, reads)
 
 
 def _linear_module(lifter: Lifter, node: fx.Node) -> Node | None:
@@ -92,14 +109,19 @@ def _linear_function(lifter: Lifter, node: fx.Node) -> Node | None:
 
 def _functional_mixing(
     lifter: Lifter, node: fx.Node, geometry: Geometry, weight: fx.Node, bias: fx.Node | None
-) -> Node:
+) -> Node | None:
     constants = lifter.constants
 
     def read() -> tuple[Tensor, Tensor | None]:
         return constants.value(weight), None if bias is None else constants.value(bias)
 
-    reads = constants.sources(weight) | (set() if bias is None else constants.sources(bias))
-    return _mixing(lifter, node, Leaf(geometry, _weight_loader(geometry, read)), reads)
+    given = [weight] if bias is None else [weight, bias]
+    reads = {t for value in given for t in constants.sources(value)}
+    lifted = _mixing(lifter, node, Leaf(geometry, _weight_loader(geometry, read)), reads)
+    if lifted is not None:
+        lifted.computed = sum(constants.operations(value) for value in given)
+        lifted.stored = max(lifted.stored, sum(t.numel() for t in reads))
+    return lifted
 
 
 def _mixing(lifter: Lifter, node: fx.Node, leaf: Leaf, reads: set[Tensor]) -> Node | None:
@@ -165,6 +187,8 @@ def _batch_norm(
     source = _first(node)
     if axis is None:
         rank = lifter.known(source).rank or _rank_from_readers(lifter, source)
+        if rank is None and lifter.vectors and lifter.nodes[source].axis in {None, -1}:
+            rank = 2
         if rank is None:
             return lifter.opaque(
                 node,
@@ -343,10 +367,14 @@ def _average_pool(
     channels = _channels(lifter, source, node)
     sizes, pads = algebra.per_dim(size, dims), algebra.per_dim(padding, dims)
     strides = sizes if stride is None or stride == [] else algebra.per_dim(stride, dims)
-    if channels is None or ceil_mode or divisor is not None:
+    if channels is None or divisor is not None:
         return lifter.opaque(node, keeps=True)
+    if ceil_mode:
+        why = "its last windows may be cut off, and divided by less (ceil_mode=True)"
+        return lifter.opaque(node, why, keeps=True)
     if not count_pads and any(pads):
-        return lifter.opaque(node, keeps=True)
+        why = "it pads and does not count its padding (count_include_pad=False)"
+        return lifter.opaque(node, why, keeps=True)
     geometry = algebra.average_pool_geometry(channels, sizes, strides, pads)
 
     def load(rows: Rows | None) -> AffineConv:
@@ -477,6 +505,14 @@ def _transpose(lifter: Lifter, node: fx.Node) -> Node | None:
     return lifter.layout(node, x, swap.get(channel, channel) - rank, rank)
 
 
+def _shape_of_another(lifter: Lifter, node: fx.Node) -> Node | None:
+    """``x.reshape_as(y)`` reads the contents of ``x`` and of ``y`` the shape alone."""
+    x, other = _bind(node, ("self", "other"), (None, None))
+    if not lifter.is_value(x) or not lifter.is_value(other):
+        return None
+    return lifter.shaped_like(node, x, other)
+
+
 # ------------------------------------------------------------------ reading arguments
 
 
@@ -568,12 +604,32 @@ def _axis_from_readers(lifter: Lifter, node: fx.Node) -> int | None:
 def _module_reader(module: Any) -> Callable[[], tuple[Tensor, Tensor | None]]:
     def read() -> tuple[Tensor, Tensor | None]:
         if nn.utils.parametrize.is_parametrized(module):
-            # Weight norm and the like: compute the weight in float64, on a copy.
-            module_64 = copy.deepcopy(module).to(torch.float64)
-            return module_64.weight, module_64.bias
+            return _parametrized(module, "weight"), _parametrized(module, "bias")
         return module.weight, module.bias
 
     return read
+
+
+def _parametrized(module: Any, name: str) -> Any:
+    """Compute a parametrized tensor (weight norm and the like) in float64, differentiably."""
+    if name not in module.parametrizations:
+        return getattr(module, name)
+    chain = module.parametrizations[name]
+    originals = (
+        [chain.original]
+        if chain.is_tensor
+        else [getattr(chain, f"original{k}") for k in range(chain.ntensors)]
+    )
+    value: Any = [t.to(torch.float64) for t in originals]
+    for step in chain:
+        numbers = {
+            n: t.to(torch.float64) if t.is_floating_point() else t
+            for n, t in (*step.named_parameters(), *step.named_buffers())
+        }
+        value = torch.func.functional_call(
+            step, numbers, tuple(value) if isinstance(value, list) else (value,)
+        )
+    return value
 
 
 def _weight_loader(
@@ -634,6 +690,7 @@ _MODULES: list[tuple[tuple[type[nn.Module], ...], Rule]] = [
         _zero_pad_module,
     ),
     ((nn.Flatten,), _flatten),
+    ((nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d), _hosted_module),
     (_ACTIVATIONS, _elementwise),
 ]  # fmt: skip
 
@@ -673,6 +730,8 @@ _METHODS: dict[str, Rule] = {
     **dict.fromkeys(("div", "div_", "divide", "true_divide"), _divide),
     **dict.fromkeys(("neg", "neg_", "negative"), _negate),
     **dict.fromkeys(("clone", "contiguous"), _pass),
+    "reshape_as": _shape_of_another,
+    "view_as": _shape_of_another,
     "flatten": _flatten,
     "permute": _permute,
     "transpose": _transpose,

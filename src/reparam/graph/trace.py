@@ -9,15 +9,22 @@ trace of one block.
 from __future__ import annotations
 
 import inspect
+import operator
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import fx, nn
+from torch import Tensor, fx, nn
+from torch.utils._pytree import tree_map
 
-__all__ = ["Call", "Key", "Trace", "TraceFailure", "trace"]
+from reparam.graph.skeleton import on_meta
+
+__all__ = ["Arguments", "Call", "Key", "Trace", "TraceFailure", "bind_inputs", "trace"]
+
+Arguments = tuple[tuple[Any, ...], dict[str, Any]]
+"""Positional and keyword arguments of one call."""
 
 _MAX_OPAQUE = 64
 """Modules left as opaque calls before a trace is given up."""
@@ -85,8 +92,17 @@ def trace(
     *,
     inline: Callable[[str], bool] = lambda _path: True,
     opaque: dict[str, str] | None = None,
+    example: Arguments | None = None,
 ) -> Trace:
     """Trace a module, inlining those of its children for which ``inline(path)`` holds.
+
+    Args:
+        root: What to trace.
+        path: Its path in the whole model.
+        inline: Says of a path whether that child's operations become part of the trace.
+        opaque: Paths known to be untraceable, with the reasons.
+        example: Arguments to run with, without numbers, where a program iterates over a value whose
+            length only a run can tell (``split`` by a size).
 
     Raises:
         TraceFailure: The forward of ``root`` itself cannot be traced; the message says why.
@@ -94,7 +110,7 @@ def trace(
     """
     known = dict(opaque or {})
     for _ in range(_MAX_OPAQUE):
-        tracer = _Tracer(path, inline, set(known))
+        tracer = _Tracer(path, inline, set(known), example)
         try:
             graph = tracer.trace(root, concrete_args=_defaults(root))
         except Exception as error:
@@ -118,12 +134,20 @@ def join(parent: str, name: str) -> str:
 class _Tracer(fx.Tracer):
     """Record module calls, keep buffers symbolic, and iterate what has a known length."""
 
-    def __init__(self, path: str, inline: Callable[[str], bool], opaque: set[str]) -> None:
+    def __init__(
+        self,
+        path: str,
+        inline: Callable[[str], bool],
+        opaque: set[str],
+        example: Arguments | None,
+    ) -> None:
         super().__init__()
+        self._example = example
         self.proxy_buffer_attributes = True
         self.keys: dict[fx.Node, Key] = {}
         self.stacks: dict[fx.Node, tuple[Call, ...]] = {}
         self.failed_in: str | None = None
+        self._names: dict[int, str] | None = None
         self._base = path
         self._inline = inline
         self._opaque = opaque
@@ -169,11 +193,153 @@ class _Tracer(fx.Tracer):
         self.stacks[node] = tuple(self._stack)
         return node
 
+    def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
+        """Read a parameter or buffer as a proxy; found by identity, not by a search of the tree."""
+        if isinstance(attr_val, Tensor):
+            name = self._tensor_names().get(id(attr_val))
+            if name is not None:
+                if name not in parameter_proxy_cache:
+                    parameter_proxy_cache[name] = self.create_proxy("get_attr", name, (), {})
+                return parameter_proxy_cache[name]
+        return attr_val
+
+    def _length_by_running(self, node: fx.Node) -> int | None:
+        """Run what is traced so far without numbers, and look how long a value is."""
+        if is_parameter_only(node):
+            arguments: Arguments = ((), {})
+        elif self._example is not None:
+            arguments = self._example
+        else:
+            return None
+        assert isinstance(self.root, nn.Module)  # noqa: S101 (only modules are traced here)
+        try:
+            value = _run_until(node, on_meta(self.root), arguments)
+            return len(value)
+        except Exception:  # noqa: BLE001 (any error of the user's code: the length is not known)
+            return None
+
+    def _tensor_names(self) -> dict[int, str]:
+        if self._names is None:
+            tensors = (*self.root.named_parameters(), *self.root.named_buffers())
+            self._names = {id(tensor): name for name, tensor in tensors}
+        return self._names
+
+    def proxy(self, node: fx.Node) -> fx.Proxy:
+        return _InPlaceProxy(node, self)
+
     def iter(self, obj: fx.Proxy) -> Iterator[Any]:
         length = _known_length(obj.node)
         if length is None:
+            length = self._length_by_running(obj.node)
+        if length is None:
             return super().iter(obj)
         return iter([obj[k] for k in range(length)])
+
+
+class _InPlaceProxy(fx.Proxy):
+    """Record ``a += b`` as what it is; a plain proxy records ``a = a + b``.
+
+    Every other name of ``a`` sees the change, which a residual branch may read.
+    """
+
+    def __iadd__(self, other: Any) -> Any:
+        return self._in_place(operator.iadd, other)
+
+    def __isub__(self, other: Any) -> Any:
+        return self._in_place(operator.isub, other)
+
+    def __imul__(self, other: Any) -> Any:
+        return self._in_place(operator.imul, other)
+
+    def __itruediv__(self, other: Any) -> Any:
+        return self._in_place(operator.itruediv, other)
+
+    def __getattr__(self, name: str) -> Any:
+        # Sizes of parameters are constants, so that code may branch on them.
+        if name in {"shape", "ndim"} and is_parameter_only(self.node):
+            value = self._on_meta()
+            if isinstance(value, Tensor):
+                return getattr(value, name)
+        return super().__getattr__(name)
+
+    def size(self, *dims: int) -> Any:
+        if is_parameter_only(self.node):
+            value = self._on_meta()
+            if isinstance(value, Tensor):
+                return value.size(*dims)
+        return self.tracer.create_proxy("call_method", "size", (self, *dims), {})
+
+    def __len__(self) -> int:
+        if is_parameter_only(self.node):
+            return len(self._on_meta())
+        return super().__len__()  # type: ignore[no-any-return]
+
+    def _on_meta(self) -> Any:
+        root = self.tracer.root
+        assert isinstance(root, nn.Module)  # noqa: S101 (only modules are traced here)
+        return _run_until(self.node, on_meta(root), ((), {}))
+
+    def _in_place(self, function: Callable[..., Any], other: Any) -> Any:
+        return self.tracer.create_proxy("call_function", function, (self, other), {})
+
+
+def is_parameter_only(node: fx.Node) -> bool:
+    """Whether a value is computed from parameters and buffers alone."""
+    if node.op == "get_attr":
+        return True
+    inputs = node.all_input_nodes
+    return (
+        node.op in {"call_function", "call_method"}
+        and bool(inputs)
+        and all(is_parameter_only(n) for n in inputs)
+    )
+
+
+def bind_inputs(graph: fx.Graph, arguments: Arguments) -> dict[fx.Node, Any]:
+    """Match the arguments of a call with the inputs of a trace; inputs not given are None."""
+    positional, named = list(arguments[0]), dict(arguments[1])
+    values: dict[fx.Node, Any] = {}
+    for node in graph.nodes:
+        if node.op == "placeholder":
+            default = node.args[0] if node.args else None
+            values[node] = (
+                positional.pop(0) if positional else named.pop(str(node.target), default)
+            )
+    return values
+
+
+def _run_until(node: fx.Node, twin: nn.Module, arguments: Arguments) -> Any:
+    """Compute the value of a node of an unfinished graph."""
+    meta = tree_map(lambda v: v.to("meta") if isinstance(v, Tensor) else v, arguments)
+    values = bind_inputs(node.graph, meta)
+    with torch.no_grad():
+        for step in _ancestors(node):
+            if step.op != "placeholder":
+                values[step] = _run_step(step, twin, values)
+    return values[node]
+
+
+def _ancestors(node: fx.Node) -> list[fx.Node]:
+    """A node and all that it is computed from, in program order."""
+    needed, waiting = {node}, [node]
+    while waiting:
+        for source in waiting.pop().all_input_nodes:
+            if source not in needed:
+                needed.add(source)
+                waiting.append(source)
+    return [n for n in node.graph.nodes if n in needed]
+
+
+def _run_step(step: fx.Node, twin: nn.Module, values: dict[fx.Node, Any]) -> Any:
+    if step.op == "get_attr":
+        return operator.attrgetter(str(step.target))(twin)
+    args, kwargs = fx.map_arg((step.args, step.kwargs), values.__getitem__)
+    if step.op == "call_module":
+        return twin.get_submodule(str(step.target))(*args, **kwargs)
+    if step.op == "call_method":
+        return getattr(args[0], str(step.target))(*args[1:], **kwargs)
+    target: Any = step.target
+    return target(*args, **kwargs)
 
 
 def is_builtin(module: nn.Module) -> bool:

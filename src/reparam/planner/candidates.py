@@ -17,7 +17,10 @@ from reparam.algebra import (
 from reparam.errors import InexactError
 from reparam.graph.ir import Kind, Node, Program
 
-__all__ = ["Candidate", "Candidates", "Cost"]
+__all__ = ["NO_COMMON_SOURCE", "Candidate", "Candidates", "Cost"]
+
+NO_COMMON_SOURCE = "its branches do not start from one common value"
+"""Why a sum does not fold; true of every residual connection around an activation."""
 
 _LONGEST = 256
 """Nodes in one region at the most: bounds the work on very long affine programs."""
@@ -99,6 +102,7 @@ class Candidates:
     users: dict[Node, list[Node]] = field(init=False)
     found: dict[Node, list[Candidate]] = field(init=False, default_factory=dict)
     given_up: dict[Node, list[str]] = field(init=False, default_factory=dict)
+    vetoed: list[tuple[Candidate, str]] = field(init=False, default_factory=list)
 
     def __post_init__(self) -> None:
         """Walk the program once, in order."""
@@ -231,18 +235,13 @@ class Candidates:
         return f"its input, {value.what} at {value.where}, is also read by {readers or 'others'}"
 
     def _explain_no_common_source(self, node: Node) -> None:
-        for term in node.inputs:
-            if term.kind is Kind.AFFINE and not self.is_closed(term, frozenset({node})):
-                self.give_up(
-                    node, f"one branch, {term.what} at {term.where}, is read elsewhere too"
-                )
-        self.give_up(node, "its branches do not start from one common value")
+        self.give_up(node, NO_COMMON_SOURCE)
 
 
 def _own_cost(node: Node) -> Cost:
     assert node.leaf is not None  # noqa: S101 (what AFFINE means; narrows the type)
     geometry = node.leaf.geometry
-    return Cost(geometry.weights, node.stored, 1).at_stride(geometry.stride)
+    return Cost(geometry.weights, node.stored, 1 + node.computed).at_stride(geometry.stride)
 
 
 def _or_identity(expression: Expression | None, like: Geometry) -> Expression:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
 
-from reparam.graph.ir import Kind, Node, Program
+from reparam.graph.ir import Node, Program
 from reparam.planner.candidates import Candidate, Candidates
+from reparam.planner.moves import Move, plan_moves
 
 __all__ = ["Selection", "Veto", "select"]
 
@@ -18,11 +19,21 @@ _Score = tuple[int, float]
 
 @dataclass(eq=False)
 class Selection:
-    """The regions to fold, in program order, and per node why a region was not possible."""
+    """The regions to fold, in program order, and why others were not possible.
+
+    Attributes:
+        regions: What folds.
+        reasons: Per node why a region that ends there was given up.
+        users: Per node what reads it.
+        vetoed: Regions that the algebra allows and the front end does not.
+
+    """
+
 
     regions: list[Candidate] = field(default_factory=list)
     reasons: dict[Node, list[str]] = field(default_factory=dict)
     users: dict[Node, list[Node]] = field(default_factory=dict)
+    vetoed: list[tuple[Candidate, str]] = field(default_factory=list)
 
     @property
     def folded(self) -> set[Node]:
@@ -39,24 +50,48 @@ def select(program: Program, veto: Veto) -> Selection:
     multiply-adds; the choice is exact wherever values are read once, by dynamic programming in
     program order.
     """
+    excluded: set[Hashable] = set()
+    while True:
+        moves = plan_moves(program, excluded)
+        selection = _select_once(program, veto)
+        failed = _not_folded(moves, selection.folded)
+        if not failed:
+            return selection
+        excluded |= {move.node.key for move in failed}
+        for move in reversed(moves):
+            move.undo()
+
+
+def _not_folded(moves: list[Move], folded: set[Node]) -> list[Move]:
+    """Moved operations of which a copy does not fold: those must stay where they stand."""
+    moved_on = {move.node: move for move in moves}
+
+    def is_gone(copy: Node) -> bool:
+        onward = moved_on.get(copy)
+        return copy in folded if onward is None else all(is_gone(c) for c in onward.copies)
+
+    return [move for move in moves if not all(is_gone(copy) for copy in move.copies)]
+
+
+def _select_once(program: Program, veto: Veto) -> Selection:
     candidates = Candidates(program)
-    chosen, score = _best(program, candidates, veto)
+    chosen = _best(program, candidates, veto)
     regions: list[Candidate] = []
     done: set[Node] = set()
-    del score
     for node in reversed(program.nodes):
         region = chosen.get(node)
         if node not in done and region is not None and not (region.nodes & done):
             regions.append(region)
             done |= region.nodes
     regions.reverse()
-    return Selection(regions, candidates.given_up, candidates.users)
+    kept = [c for c in candidates.vetoed if not c[0].nodes <= done]
+    return Selection(regions, candidates.given_up, candidates.users, kept)
 
 
 def _best(
     program: Program, candidates: Candidates, veto: Veto
-) -> tuple[dict[Node, Candidate], dict[Node, _Score]]:
-    """For every node the region to end there, if any, and the score of all up to it."""
+) -> dict[Node, Candidate]:
+    """For every node the region to end there, if any."""
     chosen: dict[Node, Candidate] = {}
     score: dict[Node, _Score] = {}
     for node in program.nodes:
@@ -74,7 +109,7 @@ def _best(
                 best = here
                 chosen[node] = candidate
         score[node] = best
-    return chosen, score
+    return chosen
 
 
 def _saving(candidate: Candidate) -> _Score:
@@ -97,14 +132,11 @@ def _pays(candidate: Candidate, candidates: Candidates, veto: Veto) -> bool:
         reason = (
             f"one layer would store more numbers: {after.stored:,} against {before.stored:,}"
         )
-    reason = reason or veto(candidate)
+    if reason is None:
+        reason = veto(candidate)
+        if reason is not None:
+            candidates.vetoed.append((candidate, reason))
     if reason is not None:
         candidates.give_up(candidate.output, reason)
     return reason is None
 
-
-def is_leftover(node: Node, folded: set[Node]) -> bool:
-    """Whether a node is an affine operation that a reader would expect to be folded."""
-    return node not in folded and (
-        node.is_diagonal or (node.kind is Kind.OPAQUE and node.reason is not None)
-    )

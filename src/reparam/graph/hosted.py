@@ -1,0 +1,58 @@
+"""Layers whose output channels can be rescaled although they are not convolutions with zero padding.
+
+A transposed convolution, one with reflected padding, or a subclass with its own forward (TF's dynamic
+padding) multiplies *something read from its input* by its weight. Whatever that is, a scale and
+shift behind it can go into weight and bias. To the planner such a layer is a pointwise operator of
+that something, which is a value that nothing else reads.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+from torch import Tensor, nn
+
+from reparam.algebra import Geometry
+
+__all__ = ["hosted_geometry", "is_hosted", "rebuilt", "weight_as_rows"]
+
+
+def is_hosted(module: nn.Module) -> bool:
+    """Whether a module is a convolution of any kind with a weight of its own."""
+    return isinstance(module, nn.modules.conv._ConvNd) and isinstance(module.weight, Tensor)
+
+
+def hosted_geometry(module: Any) -> Geometry:
+    """Describe the layer as a pointwise operator of what it reads from its input."""
+    width = module.weight.numel() // module.out_channels
+    return Geometry.pointwise(
+        width * module.groups, module.out_channels, dims=module.weight.dim() - 2,
+        groups=module.groups, bias=module.bias is not None,
+    )  # fmt: skip
+
+
+def weight_as_rows(module: Any, weight: Tensor) -> Tensor:
+    """Write a weight with one row per output channel: shape ``(O, I k / groups, 1, ...)``."""
+    if isinstance(module, nn.modules.conv._ConvTransposeNd):
+        # (I, O/g, k...) -> (g, I/g, O/g, k) -> (g, O/g, I/g, k)
+        grouped = weight.flatten(2).unflatten(0, (module.groups, -1)).transpose(1, 2)
+        rows = grouped.reshape(module.out_channels, -1)
+    else:
+        rows = weight.reshape(module.out_channels, -1)
+    return rows.reshape(*rows.shape, *(1,) * (weight.dim() - 2))
+
+
+def rebuilt(module: Any, rows: Tensor, bias: Tensor | None) -> nn.Module:
+    """Copy a layer with another weight, given as rows, and bias; everything else stays."""
+    if isinstance(module, nn.modules.conv._ConvTransposeNd):
+        shape = (module.groups, module.out_channels // module.groups, -1, *module.kernel_size)
+        weight = rows.reshape(shape).transpose(1, 2).flatten(0, 1)
+    else:
+        weight = rows.reshape(module.weight.shape)
+    twin: nn.Module = copy.copy(module)
+    for table in ("_parameters", "_buffers", "_modules"):
+        vars(twin)[table] = dict(vars(module)[table])
+    twin.register_parameter("weight", nn.Parameter(weight.contiguous()))
+    twin.register_parameter("bias", None if bias is None else nn.Parameter(bias))
+    return twin

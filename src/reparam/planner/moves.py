@@ -1,0 +1,189 @@
+"""Move per-channel operations to where a convolution can take them.
+
+A scale behind ``permute`` or ``flatten`` acts on the same channels before it; one behind ``cat`` acts
+on each part; one that several layers read can be handed to each of them. A moved operation keeps its
+key: where its region is folded, it becomes the identity where it stands in the program.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass
+
+from reparam.algebra import AffineConv, Geometry, Leaf, Rows, channels, compose
+from reparam.errors import InexactError
+from reparam.graph.ir import Kind, Node, Program
+
+__all__ = ["Move", "plan_moves"]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Move:
+    """One operation and the copies that took its place.
+
+    Attributes:
+        node: The operation; it passes its input on now.
+        copies: What does its work elsewhere; it is the identity only if all of them fold.
+        undo: Puts everything back.
+
+    """
+
+    node: Node
+    copies: tuple[Node, ...]
+    undo: Callable[[], None]
+
+
+def plan_moves(program: Program, excluded: set[Hashable]) -> list[Move]:
+    """Move what can be moved, but for operations whose key is in ``excluded``."""
+    mover = _Mover(program)
+    moves = []
+    waiting = deque(n for n in program.nodes if n.is_diagonal)
+    while waiting:
+        node = waiting.popleft()
+        if node.key in excluded:
+            continue
+        move = mover.before_layout(node) or mover.into_parts(node) or mover.into_readers(node)
+        if move is not None:
+            moves.append(move)
+            waiting.extend(move.copies)
+    return moves
+
+
+class _Mover:
+    def __init__(self, program: Program) -> None:
+        self._program = program
+        self._users = program.users()
+
+    def before_layout(self, node: Node) -> Move | None:
+        """Move an operation before the permutations and flattenings that it follows."""
+        chain = self._passing(node.inputs[0], {Kind.LAYOUT, Kind.ALIAS})
+        if not any(n.kind is Kind.LAYOUT for n in chain) or node.axis != chain[0].axis:
+            return None
+        first = chain[-1]
+        before = first.inputs[0]
+        if before.kind not in {Kind.AFFINE, Kind.SUM, Kind.CONCAT} or before.axis is None:
+            return None
+        if not self._is_read_once(before):
+            return None
+        return self._install(node, [(first, before, _copy(node, before, before.axis))])
+
+    def into_parts(self, node: Node) -> Move | None:
+        """Split an operation behind ``cat`` into one for each part."""
+        chain = self._passing(node.inputs[0], {Kind.CONCAT, Kind.ALIAS})
+        if not chain or chain[-1].kind is not Kind.CONCAT or node.leaf is None:
+            return None
+        joined = chain[-1]
+        if node.axis != joined.axis:
+            return None
+        places = []
+        start, total = 0, node.leaf.geometry.out_channels
+        for value in joined.inputs:
+            size = _channels_of(value)
+            if size is None or not self._is_read_once(value) or joined.inputs.count(value) > 1:
+                return None
+            if value.kind not in {Kind.AFFINE, Kind.SUM, Kind.CONCAT}:
+                return None
+            copy = _copy(node, value, value.axis)
+            copy.leaf = _slice(node.leaf, start, start + size)
+            first = node.part[0] if node.part else 0
+            copy.part = (first + start, first + start + size, node.part[2] if node.part else total)
+            copy.stored = node.stored * size // total
+            places.append((joined, value, copy))
+            start += size
+        return self._install(node, places) if start == total else None
+
+    def into_readers(self, node: Node) -> Move | None:
+        """Hand an operation that several layers read to each of them."""
+        readers = self._users.get(node, [])
+        if node in self._program.pinned or len(readers) < 2 or not all(r.is_mixing and r.stored for r in readers):  # noqa: PLR2004
+            return None
+        if self._is_read_once(node.inputs[0]) and node.inputs[0].is_mixing:
+            return None  # the layer before can take it whole
+        if not all(_takes(reader, node) for reader in readers):
+            return None
+        places = []
+        for reader in readers:
+            copy = _copy(node, node.inputs[0], node.axis)
+            copy.stored = node.stored // len(readers)
+            places.append((reader, node, copy))
+        return self._install(node, places)
+
+    def _is_read_once(self, value: Node) -> bool:
+        readers = [user for user in self._users[value] if not user.shape_only]
+        return value not in self._program.pinned and len(readers) == 1
+
+    def _passing(self, value: Node, kinds: set[Kind]) -> list[Node]:
+        """The nodes of these kinds from ``value`` upwards that nothing else reads."""
+        chain: list[Node] = []
+        while value.kind in kinds and self._is_read_once(value):
+            chain.append(value)
+            if value.kind is Kind.CONCAT:
+                break
+            value = value.inputs[0]
+        return chain
+
+    def _install(self, node: Node, places: list[tuple[Node, Node, Node]]) -> Move:
+        """Put copies between readers and what they read; the original passes its input on."""
+        program = self._program
+        copies = tuple(copy for _, _, copy in places)
+        inputs = {reader: reader.inputs for reader, _, _ in places}
+        for reader, value, copy in places:
+            reader.inputs = tuple(copy if v is value else v for v in reader.inputs)
+            program.nodes.insert(program.nodes.index(copy.inputs[0]) + 1, copy)
+        leaf = node.leaf
+        node.kind, node.leaf = Kind.ALIAS, None
+        self._users = program.users()
+
+        def undo() -> None:
+            node.kind, node.leaf = Kind.AFFINE, leaf
+            for reader, before in inputs.items():
+                reader.inputs = before
+            program.nodes[:] = [n for n in program.nodes if n not in copies]
+
+        return Move(node, copies, undo)
+
+
+def _takes(reader: Node, node: Node) -> bool:
+    """Whether a layer can take an operation on its input exactly."""
+    if reader.leaf is None or node.leaf is None or reader.axis != node.axis:
+        return False
+    geometry = reader.leaf.geometry
+    try:
+        compose(geometry, node.leaf.geometry.in_dims(geometry.dims))
+    except InexactError:
+        return False
+    return True
+
+
+def _channels_of(value: Node) -> int | None:
+    while value.leaf is None:
+        if value.kind is Kind.SUM:
+            sizes = {_channels_of(term) for term in value.inputs} - {None}
+            return sizes.pop() if len(sizes) == 1 else None
+        if value.kind is Kind.CONCAT:
+            parts = [_channels_of(v) for v in value.inputs]
+            return None if None in parts else sum(p for p in parts if p is not None)
+        if value.kind is not Kind.ALIAS:
+            return None
+        value = value.inputs[0]
+    return value.leaf.geometry.out_channels
+
+
+def _copy(node: Node, source: Node, axis: int | None) -> Node:
+    return Node(
+        Kind.AFFINE, (source,), node.key, node.order, node.what, node.where, leaf=node.leaf,
+        axis=axis, stored=node.stored, own_axis=node.own_axis or node.axis, part=node.part,
+        twin_of=node.twin_of or node,
+    )  # fmt: skip
+
+
+def _slice(leaf: Leaf, start: int, stop: int) -> Leaf:
+    size = stop - start
+    geometry = Geometry.pointwise(size, size, dims=0, groups=size, bias=leaf.geometry.bias)
+
+    def load(rows: Rows | None) -> AffineConv:
+        op = channels(leaf.load(None), (start, stop))
+        return op if rows is None else op.rows(*rows)
+
+    return Leaf(geometry, load)
