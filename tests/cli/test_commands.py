@@ -13,6 +13,7 @@ import torch
 import reparam
 from reparam import __version__
 from reparam.models import resolve
+from reparam.report import Results, to_json
 
 pytest.importorskip("typer")
 pytest.importorskip("rich")
@@ -26,7 +27,7 @@ def test_version(reparam_command) -> None:
 def test_help_names_the_commands(reparam_command) -> None:
     ran = reparam_command("--help")
     assert ran.code == 0
-    for command in ("demo", "plan", "fuse", "verify"):
+    for command in ("demo", "plan", "fuse", "verify", "report"):
         assert f"  {command} " in ran.out
 
 
@@ -146,6 +147,16 @@ def test_bad_input_is_one_message_and_exit_code_2(
     assert "Traceback" not in ran.err
 
 
+def test_report_draws_stored_results(reparam_command, folder: Path) -> None:
+    pytest.importorskip("jinja2")
+    stored = to_json(Results(title="Stored", created="", models=()))
+    (folder / "results.json").write_text(stored, encoding="utf-8")
+    ran = reparam_command("report", "results.json")
+    assert ran.code == 0, ran.err
+    assert "Stored" in (folder / "results.html").read_text(encoding="utf-8")
+    assert reparam_command("report", "absent.json").code == 2
+
+
 @pytest.mark.parametrize("line", [("nonsense",), ("plan",), ("fuse", "repvgg_a0")])
 def test_bad_usage_is_exit_code_2(reparam_command, line: tuple[str, ...]) -> None:
     ran = reparam_command(*line)
@@ -172,6 +183,28 @@ def test_output_without_terminal_is_plain_and_narrow(reparam_command, tiny: str)
     assert ran.err == ""
     table = [line for line in ran.out.splitlines() if line.startswith("  ")]
     assert max(map(len, table)) <= 80
+
+
+def test_a_terminal_without_unicode_is_served(tiny: str, folder: Path) -> None:
+    source = Path(reparam.__file__).parents[1]
+    ran = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "reparam",
+            "verify",
+            f"{tiny}:net",
+            f"{tiny}:net",
+            "--input-size",
+            "8",
+        ],
+        capture_output=True,
+        cwd=folder,
+        check=False,
+        env=os.environ | {"PYTHONPATH": str(source), "PYTHONIOENCODING": "ascii"},
+    )
+    assert ran.returncode == 0, ran.stderr
+    assert ran.stdout.startswith(b"+ ")
 
 
 def test_without_typer_the_message_says_how_to_get_it() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import sys
 from typing import TYPE_CHECKING
 
@@ -26,6 +27,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         0 when all went well; 1 when models differ or an export fails; 2 when the input cannot be
         used; 70 for a fault of this package.
     """
+    _never_fail_to_print()
     try:
         for package in _NEEDED:
             require(package, extra="cli", purpose="The command line")
@@ -35,3 +37,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from reparam.cli.app import run
 
     return run(sys.argv[1:] if arguments is None else list(arguments))
+
+
+def _never_fail_to_print() -> None:
+    """Let signs that the terminal's encoding lacks become question marks instead of errors."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.padding import Padding
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 if TYPE_CHECKING:
@@ -24,6 +24,7 @@ class Terminal:
     def __init__(self) -> None:
         self._out = Console(highlight=False)
         self._err = Console(stderr=True, highlight=False)
+        self._mark = "✓" if self._out.encoding.startswith("utf") else "+"
 
     @property
     def live(self) -> bool:
@@ -36,7 +37,7 @@ class Terminal:
 
     def done(self, value: str) -> None:
         """What has been achieved."""
-        self._out.print(Text("✓ ", style="green") + Text(value), soft_wrap=True)
+        self._out.print(Text(f"{self._mark} ", style="green") + Text(value), soft_wrap=True)
 
     def hint(self, label: str, value: str) -> None:
         """What can be done next."""
@@ -72,11 +73,12 @@ class Terminal:
         Yields:
             A function to call with what is done, what there is in all, and a short text.
         """
+        narrow = Column(no_wrap=True, overflow="ellipsis")
         columns: list[Any] = [
             SpinnerColumn(),
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=24),
-            TextColumn("{task.fields[detail]}"),
+            TextColumn("{task.description}", table_column=narrow),
+            BarColumn(bar_width=16),
+            TextColumn("{task.fields[detail]}", table_column=narrow),
             TimeElapsedColumn(),
         ]
         with Progress(
