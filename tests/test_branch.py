@@ -316,6 +316,30 @@ def test_the_choice_about_norms_is_checked(net: Net) -> None:
         branch(net, norms="drop")
 
 
+@pytest.mark.parametrize("how", ["keep", "absorb"])
+def test_a_fresh_block_has_the_given_kernel_and_new_norms(net: Net, how) -> None:
+    net.stem[1].momentum = 0.25
+    wide = branch(net, "dbb", norms=how, init="fresh")
+    block = wide.stem[0]
+    main = block.branches["conv3x3"]
+    assert torch.equal(main.conv.weight, net.stem[0].weight)
+    assert torch.equal(main.bn.running_mean, torch.zeros(8, dtype=F64))
+    last = [branch[-1].weight for branch in block.branches.values()]
+    own = net.stem[1].weight if how == "absorb" else torch.ones(8, dtype=F64)
+    assert all(torch.equal(weight, own) for weight in last)
+    if how == "absorb":
+        assert torch.equal(main.bn.bias, net.stem[1].bias)
+        assert (main.bn.momentum, main.bn.eps) == (0.25, 1e-3)
+    assert torch.equal(wide.shared.branches["conv3x3"].bn.bias, net.shared.bias)
+
+
+def test_the_choice_of_beginning_is_checked(net: Net) -> None:
+    with pytest.raises(InputError, match="needed 'same' or 'fresh'"):
+        branch(net, init="zero")
+    with pytest.raises(InputError, match="drop one"):
+        branch(net, init="fresh", calibrate=torch.randn(X, dtype=F64))
+
+
 # ------------------------------------------------------------------------------- the model around
 
 

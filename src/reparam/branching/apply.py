@@ -13,8 +13,8 @@ from torch.nn.modules.conv import _ConvNd
 from reparam.branching.block import BranchSum
 from reparam.branching.kinds import BranchKind
 from reparam.branching.layout import ConvLayout
-from reparam.branching.operators import conv_operator, norm_operator
-from reparam.branching.settle import Batch, Site, calibrate, settle
+from reparam.branching.operators import conv_operator, norm_operator, norms
+from reparam.branching.settle import Batch, Site, calibrate, settle, start_fresh
 from reparam.errors import InputError, UnsupportedModelError
 
 __all__ = ["apply_branches", "branches_of"]
@@ -47,6 +47,7 @@ def apply_branches(
     kind: BranchKind,
     chosen: Mapping[str, str | None],
     *,
+    fresh: bool = False,
     generator: torch.Generator | None = None,
     inputs: Tensor | Iterable[Batch] | None = None,
 ) -> nn.Module:
@@ -57,6 +58,7 @@ def apply_branches(
         kind: The kind of branching.
         chosen: Names of the convolutions, each with the name of the batch norm that becomes part
             of the block, or None.
+        fresh: Whether the blocks are new ones, to be trained from scratch.
         generator: Source of the random weights.
         inputs: Inputs to calibrate with, if any.
 
@@ -67,7 +69,8 @@ def apply_branches(
     sites: list[Site] = []
     new: dict[int, nn.Module] = {}
     for where, norm in chosen.items():
-        site = _site(where, modules[where], modules.get(norm or ""), kind, generator)
+        own = None if norm is None else modules[norm]
+        site = _site(where, modules[where], own, kind, generator, fresh=fresh)
         sites.append(site)
         new[id(modules[where])] = site.block
         if norm is not None:
@@ -84,17 +87,24 @@ def _site(
     norm: nn.Module | None,
     kind: BranchKind,
     generator: torch.Generator | None,
+    *,
+    fresh: bool,
 ) -> Site:
     assert isinstance(conv, _ConvNd)  # noqa: S101 (for the type checker: the plan chose it)
     layout = ConvLayout(conv, generator=generator)
     branches = branches_of(kind, layout)
     assert not isinstance(branches, str)  # noqa: S101 (the plan asked already)
-    given = conv_operator(conv)
-    if isinstance(norm, _BatchNorm):
-        given = norm_operator(norm, given.geometry.dims) @ given
     block = BranchSum(branches, conv, layout.shared_pad())
+    given, own = conv_operator(conv), norm if isinstance(norm, _BatchNorm) else None
+    if own is not None:
+        given = norm_operator(own, given.geometry.dims) @ given
+        for new in (n for branch in branches.values() for n in norms(branch)):
+            new.eps, new.momentum = own.eps, own.momentum
     site = Site(where, block, given)
-    settle(site)
+    if fresh:
+        start_fresh(site, conv, own)
+    else:
+        settle(site)
     _take_over(block, conv)
     return site
 

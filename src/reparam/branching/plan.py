@@ -23,6 +23,7 @@ from reparam.graph.skeleton import unwrap
 __all__ = ["BranchPlan", "BranchRefusal", "BranchRegion", "branch", "plan_branching"]
 
 Norms = Literal["keep", "absorb"]
+Init = Literal["same", "fresh"]
 
 
 @dataclass(frozen=True)
@@ -75,6 +76,7 @@ class BranchPlan:
     def apply(
         self,
         *,
+        init: Init = "same",
         generator: torch.Generator | None = None,
         calibrate: Tensor | Iterable[Batch] | None = None,
     ) -> nn.Module:
@@ -84,10 +86,21 @@ class BranchPlan:
             InputError: There is nothing to branch; the reasons are in the message.
 
         """
+        _check_choice("init", init, ("same", "fresh"))
+        if init == "fresh" and calibrate is not None:
+            msg = "got calibrate with init='fresh', which begins with new batch norms; drop one"
+            raise InputError(msg)
         if not self.regions:
             raise InputError(_nothing(self))
         chosen = {region.where: region.norm for region in self.regions}
-        return apply_branches(self._model, self.kind, chosen, generator=generator, inputs=calibrate)
+        return apply_branches(
+            self._model,
+            self.kind,
+            chosen,
+            fresh=init == "fresh",
+            generator=generator,
+            inputs=calibrate,
+        )
 
     def __str__(self) -> str:
         """Lay the plan out as a table, the refusals and their reasons below."""
@@ -125,7 +138,8 @@ def plan_branching(
     """
     kind = resolve_kind(kind)
     model = unwrap(model)
-    following = following_norms(model) if _absorbs(norms) else {}
+    _check_choice("norms", norms, ("keep", "absorb"))
+    following = following_norms(model) if norms == "absorb" else {}
     tied = tied_weights(model)
     regions: list[BranchRegion] = []
     refusals: list[BranchRefusal] = []
@@ -150,6 +164,7 @@ def branch(
     *,
     where: Where = None,
     norms: Norms = "keep",
+    init: Init = "same",
     generator: torch.Generator | None = None,
     calibrate: Tensor | Iterable[Batch] | None = None,
 ) -> nn.Module:
@@ -173,6 +188,10 @@ def branch(
             ``"absorb"`` makes it part of the block and puts ``nn.Identity`` in its place: the
             blocks of the papers, which have no norm behind the sum, and less work in training.
             Calibrate these.
+        init: ``"same"`` keeps the function. ``"fresh"`` does not: it makes the blocks as they are
+            when training from scratch begins, with the model's own initialisation as the main
+            kernels. A model that was never trained has norms that have seen no data, and keeping
+            what it computes in eval mode is no good beginning.
         generator: Source of the random weights; None takes PyTorch's global one.
         calibrate: Inputs to take the statistics of the new batch norms from: a tensor, or an
             iterable of batches (each a tensor, a tuple of arguments, or a mapping of keyword
@@ -205,7 +224,7 @@ def branch(
 
     """
     plan = plan_branching(model, kind, where=where, norms=norms)
-    return plan.apply(generator=generator, calibrate=calibrate)
+    return plan.apply(init=init, generator=generator, calibrate=calibrate)
 
 
 # ---------------------------------------------------------------------------------- internals
@@ -227,11 +246,10 @@ def _and(norm: str | None) -> str:
     return "" if norm is None else f" and {norm}"
 
 
-def _absorbs(norms: str) -> bool:
-    if norms not in ("keep", "absorb"):
-        msg = f"got norms={norms!r}; needed 'keep' or 'absorb'"
+def _check_choice(name: str, value: str, known: tuple[str, ...]) -> None:
+    if value not in known:
+        msg = f"got {name}={value!r}; needed {' or '.join(map(repr, known))}"
         raise InputError(msg)
-    return norms == "absorb"
 
 
 def _describe(module: nn.Module) -> str:

@@ -28,13 +28,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.conv import _ConvNd
 
 from reparam.algebra import AffineConv
 from reparam.branching.block import BranchSum
 from reparam.branching.operators import branch_operator, norms, operator_before
 from reparam.errors import InputError
 
-__all__ = ["Site", "calibrate", "settle"]
+__all__ = ["Site", "calibrate", "settle", "start_fresh"]
 
 Batch = Tensor | Sequence[Any] | Mapping[str, Any]
 
@@ -95,6 +96,27 @@ def settle(site: Site) -> None:
     _, norm = site.main
     _set_statistics(norm, torch.zeros_like(_energy(needed)), _energy(needed))
     _solve(site, needed)
+
+
+@torch.no_grad()
+def start_fresh(site: Site, conv: _ConvNd, norm: _BatchNorm | None) -> None:
+    """Leave a block as it is when training from scratch begins.
+
+    The main branch has the given kernel, which the model's own initialisation drew. Every norm is
+    new, but for what the model's initialisation had set on an absorbed one (a gain of zero at the
+    end of a residual branch, say), which the last norm of every branch gets.
+    """
+    main, first = site.main
+    assert isinstance(main.weight, Tensor)  # noqa: S101 (for the type checker)
+    main.weight.copy_(conv.weight)
+    if norm is None:
+        if conv.bias is not None:
+            first.bias.copy_(conv.bias)
+    elif norm.affine:
+        for branch in site.block.branches.values():
+            for last in norms(branch)[-1:]:
+                last.weight.copy_(norm.weight)
+        first.bias.copy_(norm.bias)
 
 
 def _needed(site: Site) -> AffineConv:
