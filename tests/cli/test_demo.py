@@ -67,6 +67,18 @@ def test_the_comparator_is_of_about_equal_size() -> None:
     assert sizes[1] == pytest.approx(sizes[0], rel=0.05)
 
 
+def test_missing_packages_are_told_at_once(
+    reparam_command, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    absent = ("lightning", "jinja2")
+    monkeypatch.setattr("reparam.cli.demo_command.available", lambda package: package not in absent)
+    ran = reparam_command("demo", "--quick", "--out", "never")
+    assert ran.code == 2
+    assert "lightning, jinja2" in ran.err
+    assert "pip install 'reparam[all]'" in ran.err
+    assert not (folder / "never").exists()
+
+
 def test_a_folder_that_cannot_be_made_is_bad_input(reparam_command, folder: Path) -> None:
     (folder / "file").write_text("in the way", encoding="utf-8")
     ran = reparam_command("demo", "--quick", "--out", "file/below")

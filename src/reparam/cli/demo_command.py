@@ -10,9 +10,22 @@ from typing import Annotated
 
 import typer
 
+from reparam._optional import available
 from reparam.cli.terminal import Terminal
+from reparam.errors import MissingExtraError
 
 __all__ = ["demo"]
+
+_NEEDED = (
+    "sklearn",
+    "lightning",
+    "torchvision",
+    "onnx",
+    "onnxscript",
+    "onnxruntime",
+    "safetensors",
+    "jinja2",
+)
 
 OutOption = Annotated[
     Path, typer.Option("--out", "-o", metavar="FOLDER", help="Folder for what the demo leaves.")
@@ -45,6 +58,7 @@ def demo(*, out: OutOption = Path("reparam-demo"), quick: QuickOption = False) -
     It takes one to three minutes on two cores, needs no network, and leaves a folder with the
     model, the numbers, and a page to look at.
     """
+    _check_packages()
     from reparam.cli.demo import FULL, QUICK, caption, run, table
 
     terminal = Terminal()
@@ -57,3 +71,14 @@ def demo(*, out: OutOption = Path("reparam-demo"), quick: QuickOption = False) -
     terminal.text()
     terminal.done(f"Done in {time.perf_counter() - start:.0f} s")
     terminal.hint("Page:", str(outcome.page.resolve()))
+
+
+def _check_packages() -> None:
+    """Say all that is missing at once, before anything is trained.
+
+    Raises:
+        MissingExtraError: a package that some step needs is not installed.
+    """
+    missing = [package for package in _NEEDED if not available(package)]
+    if missing:
+        raise MissingExtraError(", ".join(missing), "all", "The demo")

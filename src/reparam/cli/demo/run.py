@@ -16,7 +16,6 @@ from torch import Tensor, nn
 
 import reparam
 from reparam import _files
-from reparam._optional import require
 from reparam.cli.demo import measure, records
 from reparam.cli.demo.nets import build_repvgg, build_resnet
 from reparam.cli.demo.settings import Settings
@@ -38,17 +37,6 @@ from reparam.train import Progress, TrainResult, load_recipe, train
 __all__ = ["Outcome", "Reporter", "run"]
 
 Update = Callable[[float, float, str], None]
-
-_NEEDED = (
-    ("sklearn", "train"),
-    ("lightning", "train"),
-    ("torchvision", "train"),
-    ("onnx", "deploy"),
-    ("onnxscript", "deploy"),
-    ("onnxruntime", "deploy"),
-    ("safetensors", "deploy"),
-    ("jinja2", "report"),
-)
 
 TRAIN, DEPLOY, RESNET = "train", "deploy", "resnet"
 _FILES = {
@@ -93,12 +81,9 @@ def run(out: Path, settings: Settings, reporter: Reporter, *, command: str) -> O
     """Tell the whole story and leave it in the folder `out`.
 
     Raises:
-        MissingExtraError: a package that the story needs is not installed; nothing has happened.
         InputError: `out` cannot be written.
         VerificationError: the forms disagree; the page is written and shows where.
     """
-    for package, extra in _NEEDED:
-        require(package, extra=extra, purpose="The demo")
     _make_folder(out)
     data = open_data("digits", image_size=settings.image_size)
     results, forms = _train_and_fold(data, settings, reporter)
