@@ -61,7 +61,7 @@ def measure(entry: Entry, *, timed: bool = False) -> dict[str, Any]:
     plan = reparam.plan(model, None if entry.parts else x)
     fused = plan.apply()
     seconds = time.perf_counter() - started
-    blocks = {r.where for r in plan.regions} & {name for name, _ in model.named_modules() if name}
+    blocks = {_enclosing(r.where, model, fused) for r in plan.regions} - {""}
     result: dict[str, Any] = {
         "model": entry.name,
         "image_px": entry.image_px,
@@ -145,6 +145,20 @@ def _distance(left: Iterable[torch.Tensor], right: Iterable[torch.Tensor]) -> fl
             scale = float(a.double().abs().max()) or 1.0
             worst = max(worst, float((a.double() - b.double()).abs().max()) / scale)
     return worst
+
+
+def _enclosing(path: str, model: nn.Module, fused: nn.Module) -> str:
+    """Name the nearest module around ``path`` that is a block in both models, or the root."""
+    originals, fuseds = dict(model.named_modules()), dict(fused.named_modules())
+    if path not in originals:
+        return ""
+    # A single layer may have taken over what stands outside it, and a container has no forward.
+    while path and (
+        not any(True for _ in originals[path].children())
+        or type(fuseds.get(path, nn.Module())) is nn.Module
+    ):
+        path = path.rpartition(".")[0]
+    return path
 
 
 @torch.no_grad()
