@@ -144,7 +144,7 @@ def test_batches_and_threads_reach_the_model():
 def test_functions_run_without_gradients():
     modes = set()
     benchmark(
-        {"f": lambda x: modes.add(torch.is_inference_mode_enabled())}, torch.zeros(1), rounds=1
+        {"f": lambda _: modes.add(torch.is_inference_mode_enabled())}, torch.zeros(1), rounds=1
     )
     assert modes == {True}
 

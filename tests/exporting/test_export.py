@@ -240,7 +240,7 @@ def test_full_disk_is_an_error_and_leaves_nothing(suffix, small_disk):
     assert not list(small_disk.iterdir())
 
 
-def test_training_mode_is_an_error(fused, net, tmp_path):
+def test_training_mode_is_an_error(fused, tmp_path):
     with pytest.raises(TrainingModeError, match="eval mode"):
         export(network().train(), tmp_path / "net.onnx", real_inputs())
     with pytest.raises(TrainingModeError, match="reference"):

@@ -159,9 +159,12 @@ class Engine(ABC):
 _BUILT_IN = {
     "eager": "reparam.engines.pytorch",
     "compile": "reparam.engines.pytorch",
-    "aoti": "reparam.engines.pytorch",
+    "aoti": "reparam.engines.aoti",
     "onnxruntime": "reparam.engines.ort",
     "openvino": "reparam.engines.ov",
+    "executorch": "reparam.engines.executorch",
+    "ncnn": "reparam.engines.ncnn",
+    "tensorrt": "reparam.engines.tensorrt",
 }
 _ENGINES: dict[str, Engine] = {}
 _EngineType = TypeVar("_EngineType", bound=type[Engine])

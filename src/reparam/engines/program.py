@@ -71,7 +71,11 @@ class Program:
 
 
 def export_program(
-    model: nn.Module, inputs: Sequence[torch.Tensor], dynamic: Dynamic = Dynamic.AUTO
+    model: nn.Module,
+    inputs: Sequence[torch.Tensor],
+    dynamic: Dynamic = Dynamic.AUTO,
+    *,
+    bounded: bool = False,
 ) -> Program:
     """Trace a module with :func:`torch.export.export`.
 
@@ -79,6 +83,8 @@ def export_program(
         model: A module in eval mode.
         inputs: Its positional inputs; dimension 0 is the batch, dimensions after 1 are sizes.
         dynamic: What may vary.
+        bounded: Whether what varies has an upper bound, for engines that plan memory ahead: a batch
+            of at least 16 and twice the example's, sizes twice the example's.
 
     Raises:
         ExportError: The model cannot be traced, or not with what may vary.
@@ -86,7 +92,7 @@ def export_program(
     failure: Exception | None = None
     for attempt in _ATTEMPTS[dynamic]:
         try:
-            return _trace(model, tuple(inputs), attempt)
+            return _trace(model, tuple(inputs), attempt, bounded=bounded)
         except Exception as error:  # noqa: BLE001 - torch.export raises errors of many kinds
             failure = error
     wanted = "" if dynamic is Dynamic.NONE else f" with a variable {_ATTEMPTS[dynamic][-1].what}"
@@ -116,7 +122,9 @@ _ATTEMPTS = {
 }
 
 
-def _trace(model: nn.Module, inputs: tuple[torch.Tensor, ...], attempt: _Attempt) -> Program:
+def _trace(
+    model: nn.Module, inputs: tuple[torch.Tensor, ...], attempt: _Attempt, *, bounded: bool
+) -> Program:
     if attempt.what:
         # A batch of one would be taken for a constant.
         inputs = with_batch(inputs, max(2, inputs[0].shape[0]))
@@ -124,8 +132,7 @@ def _trace(model: nn.Module, inputs: tuple[torch.Tensor, ...], attempt: _Attempt
     dims: dict[str, Any] = {}
     for value, each in zip(inputs, axes, strict=True):
         for position, name in each.items():
-            least = 1 if name == "batch" else max(2, int(value.shape[position] * attempt.smallest))
-            dims.setdefault(name, Dim(name, min=least))
+            dims.setdefault(name, _dim(name, value.shape[position], attempt, bounded=bounded))
     shapes: Any = tuple({i: dims[name] for i, name in each.items()} for each in axes)
     with torch.no_grad(), quiet():
         exported = torch.export.export(
@@ -136,6 +143,13 @@ def _trace(model: nn.Module, inputs: tuple[torch.Tensor, ...], attempt: _Attempt
             # A shape that cannot vary may be noticed only by a program that runs with another one.
             exported.module()(*other_shapes(inputs, axes))
     return program
+
+
+def _dim(name: str, size: int, attempt: _Attempt, *, bounded: bool) -> Dim:
+    """Return a variable dimension, with the bounds that tracing or the engine needs."""
+    least = 1 if name == "batch" else max(2, int(size * attempt.smallest))
+    most = max(2 * size, 16 if name == "batch" else size + _MORE_PIXELS)
+    return Dim(name, min=least, max=most) if bounded else Dim(name, min=least)
 
 
 def other_shapes(

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import copy
+import zipfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 
 from reparam.engines._inputs import flat_outputs
-from reparam.engines.base import Engine, Runner, Settings, register
+from reparam.engines.base import Engine, Runner, Settings, UnsupportedCaseError, register
 from reparam.errors import ExportError
 
 if TYPE_CHECKING:
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 
     from torch import nn
 
-__all__ = ["CompileEngine", "EagerEngine", "TorchRunner"]
+__all__ = ["CompileEngine", "EagerEngine", "TorchRunner", "in_precision", "is_package"]
 
 
 class TorchRunner(Runner):
@@ -35,20 +36,27 @@ class TorchRunner(Runner):
 
     def bind(self, inputs: Sequence[torch.Tensor]) -> Callable[[], object]:
         """Return ``call(*inputs)`` under :func:`torch.inference_mode`."""
-        call, arguments = self._call, self._cast(inputs)
+        call, arguments = self._call, self.cast(inputs)
 
         def once() -> object:
             with torch.inference_mode():
                 return call(*arguments)
 
-        return once
+        def finished() -> object:
+            output = once()
+            torch.cuda.synchronize()
+            return output
+
+        # A GPU works on after the call returns; only when it is done is there a result.
+        return finished if any(x.is_cuda for x in arguments) else once
 
     def run(self, inputs: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         """Run the model and return its outputs."""
         self.activate()
         return flat_outputs(self.bind(inputs)())
 
-    def _cast(self, inputs: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
+    def cast(self, inputs: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
+        """Return the inputs in the precision the model runs in."""
         if self._dtype is None:
             return tuple(inputs)
         return tuple(x.to(self._dtype) if x.is_floating_point() else x for x in inputs)
@@ -83,6 +91,10 @@ class EagerEngine(Engine):
         """Load an exported program (``.pt2``)."""
         if path.suffix not in self.suffixes:
             return super().load(path, settings)
+        if is_package(path):
+            raise UnsupportedCaseError(
+                f"{path.name} holds machine code, which the engine 'aoti' runs"
+            )
         self.check(settings)
         return TorchRunner(in_precision(load_program(path).module(), settings.precision), settings)
 
@@ -111,6 +123,15 @@ class CompileEngine(Engine):
         except Exception as error:
             raise ExportError(f"torch.compile could not compile the model: {error}") from error
         return runner
+
+
+def is_package(path: Path) -> bool:
+    """Say whether a ``.pt2`` file holds machine code, and not a program for PyTorch to run."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return any("data/aotinductor/" in name for name in archive.namelist())
+    except (OSError, zipfile.BadZipFile):
+        return False
 
 
 def load_program(path: Path) -> torch.export.ExportedProgram:

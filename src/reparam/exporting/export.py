@@ -15,7 +15,7 @@ from reparam.engines.parity import Parity, Reference
 from reparam.engines.program import Dynamic, other_shapes
 from reparam.errors import ExportError, InputError, ReparamError
 from reparam.exporting.formats import Axes, Format, find_format
-from reparam.exporting.metadata import FORMS, describe_model
+from reparam.exporting.metadata import FORMS, describe_model, write_sidecar
 
 if TYPE_CHECKING:
     import os
@@ -85,7 +85,10 @@ def export(  # noqa: PLR0913 - each is one decision of the user
     Args:
         model: The model to write, in eval mode. It is not changed.
         path: The file. ``.safetensors`` holds the weights alone; ``.pt2`` is an exported PyTorch
-            program; ``.onnx`` is ONNX; ``.xml`` is OpenVINO (with a ``.bin`` beside it).
+            program (``backend="aoti"``: machine code for this processor); ``.onnx`` is ONNX;
+            ``.xml`` is OpenVINO (with a ``.bin`` beside it); ``.pte`` is ExecuTorch with XNNPACK;
+            ``.param`` is ncnn (with a ``.bin``); ``.engine`` is TensorRT for this GPU. The last
+            three hold no metadata, which then stands in ``<file>.json`` beside them.
         example_inputs: A tensor or tuple of tensors, dimension 0 the batch. Real inputs make the
             comparison mean something.
         reference: What the file is compared with, in eval mode: the model that was trained.
@@ -125,6 +128,8 @@ def export(  # noqa: PLR0913 - each is one decision of the user
     try:
         with atomic_path(target) as temporary:
             axes = entry.write(model, inputs, temporary, dynamic=shapes, metadata=metadata)
+            if entry.sidecar:
+                write_sidecar(temporary, metadata)
             runner = _load_back(entry, temporary, model)
             parity = _check(reference or model, runner, inputs, axes, entry)
             size = sum(file.stat().st_size for file in temporary.parent.iterdir())

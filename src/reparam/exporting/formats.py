@@ -12,10 +12,14 @@ import torch
 
 from reparam import _optional
 from reparam.engines import Settings, get_engine
+from reparam.engines.aoti import write_aoti
+from reparam.engines.executorch import write_executorch
+from reparam.engines.ncnn import write_ncnn
 from reparam.engines.onnx_writer import write_onnx
 from reparam.engines.ov_writer import write_openvino
 from reparam.engines.pt2_writer import write_pt2
 from reparam.engines.pytorch import TorchRunner
+from reparam.engines.tensorrt import write_tensorrt
 from reparam.errors import InputError
 
 if TYPE_CHECKING:
@@ -43,6 +47,7 @@ class Format:
             variable dimensions of each input.
         backend: The ``backend`` argument that picks it among formats of the same suffix.
         companion: Suffix of a second file it writes beside the main one, if any.
+        sidecar: Whether its metadata stands in a JSON file beside it, for it holds none itself.
     """
 
     name: str
@@ -51,6 +56,7 @@ class Format:
     write: Callable[..., Axes]
     backend: str | None = None
     companion: str | None = None
+    sidecar: bool = False
 
     def load(self, path: Path, model: nn.Module) -> Runner:
         """Read a written file back, as its user will.
@@ -106,6 +112,10 @@ _FORMATS = (
     Format("torch.export", ".pt2", "eager", write_pt2),
     Format("ONNX", ".onnx", "onnxruntime", write_onnx),
     Format("OpenVINO IR", ".xml", "openvino", write_openvino, companion=".bin"),
+    Format("AOTInductor", ".pt2", "aoti", write_aoti, backend="aoti"),
+    Format("ExecuTorch", ".pte", "executorch", write_executorch, sidecar=True),
+    Format("ncnn", ".param", "ncnn", write_ncnn, companion=".bin", sidecar=True),
+    Format("TensorRT", ".engine", "tensorrt", write_tensorrt, sidecar=True),
 )
 
 

@@ -9,18 +9,21 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from reparam import _optional
+from reparam.engines.aoti import package_metadata
 from reparam.engines.ov_writer import RT_INFO
 from reparam.engines.pt2_writer import METADATA_FILE
+from reparam.engines.pytorch import is_package
 from reparam.errors import InputError
 
 if TYPE_CHECKING:
     import os
+    from collections.abc import Mapping
 
     from torch import nn
 
     from reparam.exporting.formats import Format
 
-__all__ = ["FORMS", "describe_model", "read_metadata"]
+__all__ = ["FORMS", "describe_model", "read_metadata", "write_sidecar"]
 
 FORMS = ("train", "fused")
 _PREFIX = "reparam."
@@ -28,6 +31,9 @@ _PACKAGES = {
     "ONNX": ("onnx", "onnxscript"),
     "OpenVINO IR": ("openvino",),
     "safetensors": ("safetensors",),
+    "ExecuTorch": ("executorch",),
+    "ncnn": ("ncnn", "pnnx"),
+    "TensorRT": ("tensorrt",),
 }
 
 
@@ -67,6 +73,7 @@ def read_metadata(path: str | os.PathLike[str]) -> dict[str, Any]:
         ".pt2": _read_pt2,
         ".safetensors": _read_safetensors,
         ".xml": _read_openvino,
+        **dict.fromkeys((".engine", ".param", ".pte"), _read_sidecar),
     }
     if file.suffix.lower() not in readers:
         known = ", ".join(readers)
@@ -84,6 +91,23 @@ def read_metadata(path: str | os.PathLike[str]) -> dict[str, Any]:
     return content
 
 
+def write_sidecar(file: Path, metadata: Mapping[str, str]) -> None:
+    """Write metadata beside a file of a format that holds none."""
+    _sidecar(file).write_text(json.dumps(dict(metadata), indent=1) + "\n", encoding="utf-8")
+
+
+def _sidecar(file: Path) -> Path:
+    return file.with_name(file.name + ".json")
+
+
+def _read_sidecar(file: Path) -> dict[str, str]:
+    beside = _sidecar(file)
+    if not beside.is_file():
+        return {}
+    content: dict[str, str] = json.loads(beside.read_text(encoding="utf-8"))
+    return content
+
+
 def _read_onnx(file: Path) -> dict[str, str]:
     onnx = _optional.require("onnx", extra="deploy", purpose="reading ONNX")
     model = onnx.load(str(file), load_external_data=False)
@@ -97,6 +121,8 @@ def _read_safetensors(file: Path) -> dict[str, str]:
 
 
 def _read_pt2(file: Path) -> dict[str, str]:
+    if is_package(file):
+        return package_metadata(file)
     with zipfile.ZipFile(file) as archive:
         for name in archive.namelist():
             if name.endswith(METADATA_FILE):
