@@ -123,5 +123,5 @@ def test_text_contrast_is_at_least_wcag_aa(chromium: Any, page_file: Path) -> No
 def test_prints_in_light_colours_with_the_tools_hidden(chromium: Any, page_file: Path) -> None:
     page, _ = browser.opened(chromium, page_file, viewport=WIDE, color_scheme="dark")
     page.emulate_media(media="print")
-    assert page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(252, 251, 248)"
+    assert page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
     assert not page.locator("nav").is_visible()
