@@ -95,7 +95,7 @@ class _Author:
 
     def __post_init__(self) -> None:
         self.module = _Block().double().eval()
-        shared = {"self": self.module, "torch": torch, "F": F}
+        shared = {"self": self.module, "torch": torch, "F": F, "k": 2}
         self.runs = [
             {**shared, "x": torch.randn(s, generator=torch.Generator().manual_seed(9)).double()}
             for s in self.shapes
@@ -180,7 +180,7 @@ class _Author:
         result = ", ".join(dict.fromkeys([self.names[-1], *extra]))
         body = "\n        ".join([*self.lines, f"return {result}"])
         title = f"Block{self.depth}"
-        source = f"class {title}(_Block):\n    def forward(self, x):\n        {body}\n"
+        source = f"class {title}(_Block):\n    def forward(self, x, k=2):\n        {body}\n"
         # linecache lets tracebacks and torch's source readers see the generated text.
         path = f"<network {next(_files)}>"
         linecache.cache[path] = (len(source), None, source.splitlines(keepends=True), path)
@@ -322,7 +322,9 @@ def _scalar(a: _Author, v: str) -> None:
 
 
 def _shape_scalar(a: _Author, v: str) -> None:
-    a.assign(f"{v} / {v}.shape[-1]")
+    """Compute with numbers that a trace may or may not know: a size, an argument."""
+    form = ["{0} / {0}.shape[-1]", "{0} * (k + 1)", "{0} + k * k"]
+    a.assign(a.draw(st.sampled_from(form)).format(v))
 
 
 def _per_channel(a: _Author, v: str) -> None:
@@ -493,7 +495,7 @@ def _nested(a: _Author, v: str) -> None:
         name = f"m{len(a.module._modules)}"
         a.module.add_module(name, part)
         a.inner.append(f"# self.{name}\n{source}")
-        a.assign(f"self.{name}({v})")
+        a.assign(f"self.{name}({v}{a.draw(st.sampled_from(['', ', 2', ', k=2']))})")
 
 
 _KINDS: list[tuple[str, Callable[[_Author, str], None]]] = [

@@ -312,6 +312,23 @@ def test_a_branch_on_the_numbers_of_a_parameter() -> None:
 
 
 @pytest.mark.parametrize("example", [True, False])
+def test_a_number_that_only_some_traces_know(*, example: bool) -> None:
+    """``k + 1`` is an operation where ``k`` is unknown, and none where the caller's 3 is seen."""
+
+    class Block(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = conv(), conv(k=1)
+
+        def forward(self, x: torch.Tensor, k: int) -> torch.Tensor:
+            left, right = self.a(x), self.b(x)
+            factor = k + 1
+            return torch.relu(left + right) * factor
+
+    check(Lambda(lambda m, x: m.a(x, 3), Block()), convs=1, example=example)
+
+
+@pytest.mark.parametrize("example", [True, False])
 def test_random_numbers_stay_random(*, example: bool) -> None:
     def forward(m: nn.Module, x: torch.Tensor) -> torch.Tensor:
         return m.b(m.a(x)) + torch.rand(4, 1, 1, dtype=torch.float64)
