@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from reparam.report.numbers import (
-    Quartiles,
     count,
     error,
     kibibytes,
@@ -22,6 +21,7 @@ if TYPE_CHECKING:
         LatencyRecord,
         MemoryRecord,
         Results,
+        TimingRecord,
         TraceRecord,
     )
 
@@ -37,6 +37,9 @@ __all__ = [
 
 _SAME_SPEED = 0.03
 """Ratios of medians nearer to one than this are called equal."""
+
+_CLEAR = 0.75
+"""A winner is named where it won this share of the rounds."""
 
 _EAGER = "eager"
 
@@ -141,7 +144,7 @@ def _predictions(results: Results) -> list[Phrase]:
     ]
 
 
-def _forms_timed(results: Results) -> tuple[Quartiles, Quartiles] | None:
+def _forms_timed(results: Results) -> tuple[TimingRecord, TimingRecord] | None:
     """Train and deploy form, eager, in the first group of timings."""
     train, deploy = results.by_role("train"), results.by_role("deploy")
     if not results.latency or train is None or deploy is None:
@@ -151,18 +154,26 @@ def _forms_timed(results: Results) -> tuple[Quartiles, Quartiles] | None:
     return (before, after) if before and after else None
 
 
-def _compared(before: Quartiles, after: Quartiles, words: tuple[str, str]) -> _Comparison:
-    """How much faster `after` is; undecided where the quartiles of the two overlap."""
+def _timed(group: LatencyRecord) -> dict[tuple[str, str], TimingRecord]:
+    return {(row.model, row.engine): row for row in group.rows}
+
+
+def _median(row: TimingRecord) -> float:
+    return quartiles(row.samples_ms).median
+
+
+def _compared(before: TimingRecord, after: TimingRecord, words: tuple[str, str]) -> _Comparison:
+    """How much faster `after` is: the median of the ratios round by round.
+
+    What slows the machine down for a while slows both in the same rounds, so the ratio says more
+    than the two medians. It is undecided unless most rounds agree.
+    """
     better, worse = words
-    factor = before.median / after.median
-    clear = before.low > after.high or after.low > before.high
-    near = abs(factor - 1) <= _SAME_SPEED
-    equal = "the same speed" if near else "no clear difference in speed"
-    return _Comparison(factor, better, worse, equal, clear)
-
-
-def _timed(group: LatencyRecord) -> dict[tuple[str, str], Quartiles]:
-    return {(row.model, row.engine): quartiles(row.samples_ms) for row in group.rows}
+    ratios = [b / a for b, a in zip(before.samples_ms, after.samples_ms, strict=False)]
+    factor = quartiles(ratios).median
+    won = sum((each > 1) == (factor > 1) for each in ratios) / len(ratios)
+    equal = "the same speed" if abs(factor - 1) <= _SAME_SPEED else "no clear difference in speed"
+    return _Comparison(factor, better, worse, equal, clear=won >= _CLEAR)
 
 
 def _speed(results: Results) -> list[Phrase]:
@@ -224,7 +235,7 @@ def _speed_figure(results: Results) -> Figure | None:
         return None
     before, after = timed
     number, words = _compared(before, after, ("faster", "slower")).words()
-    change = f"{milliseconds(before.median)} → {milliseconds(after.median)}"
+    change = f"{milliseconds(_median(before))} → {milliseconds(_median(after))}"
     return Figure(number or "≈", words, change)
 
 
@@ -287,7 +298,7 @@ def latency_remarks(results: Results, group: LatencyRecord) -> list[str]:
     return remarks
 
 
-def _remark(engine: str, label: str, its: Quartiles, mine: Quartiles) -> str:
+def _remark(engine: str, label: str, its: TimingRecord, mine: TimingRecord) -> str:
     where = "eager PyTorch" if engine == _EAGER else engine
     comparison = _compared(its, mine, ("faster than", "slower than"))
     number, words = comparison.words()
@@ -295,10 +306,7 @@ def _remark(engine: str, label: str, its: Quartiles, mine: Quartiles) -> str:
         return f"In {where} the deploy form is {number} {words} {label}."
     if words == "the same speed":
         return f"In {where} the deploy form is as fast as {label}."
-    return (
-        f"In {where} the quartiles of the deploy form and of {label} overlap: "
-        "no clear difference in this run."
-    )
+    return f"In {where} neither the deploy form nor {label} is clearly faster in this run."
 
 
 def memory_remarks(results: Results, memory: MemoryRecord) -> list[str]:

@@ -94,7 +94,11 @@ def _time_reference_nets(results: Results, settings: Settings, reporter: Reporte
     title = f"RepVGG-A0 and ResNet-18, one image of {side} pixels a call"
     result = _timed(nets, image, settings, reporter, title)
     group = records.latency_record(
-        title, result, {key: key for key in nets}, torch.get_num_threads(), f"{_UNTRAINED}."
+        title,
+        result,
+        {key: key for key in nets},
+        torch.get_num_threads(),
+        "The weights are untrained: this is about speed only.",
     )
     labels = ("RepVGG-A0, train form", "RepVGG-A0, deploy form", "ResNet-18")
     roles = ("train", "deploy", "comparator")
