@@ -2,6 +2,13 @@
 
 from __future__ import annotations
 
+from reparam.benchmarking.choosing import (
+    ParityRow,
+    Pick,
+    installed_engines,
+    parity_table,
+    pick,
+)
 from reparam.benchmarking.memory import MemoryTrace, peak_activation_memory
 from reparam.benchmarking.profiling import Profile, profile
 from reparam.benchmarking.results import BenchmarkResult, Case, Measurement, Ratio, Skipped
@@ -12,10 +19,15 @@ __all__ = [
     "Case",
     "Measurement",
     "MemoryTrace",
+    "ParityRow",
+    "Pick",
     "Profile",
     "Ratio",
     "Skipped",
     "benchmark",
+    "installed_engines",
+    "parity_table",
     "peak_activation_memory",
+    "pick",
     "profile",
 ]

@@ -8,6 +8,7 @@ up by name with :func:`get_engine`; a new one is a subclass of :class:`Engine` p
 from __future__ import annotations
 
 from reparam.engines.base import (
+    PRECISIONS,
     Engine,
     Runner,
     Settings,
@@ -18,6 +19,7 @@ from reparam.engines.base import (
 )
 
 __all__ = [
+    "PRECISIONS",
     "Engine",
     "Runner",
     "Settings",

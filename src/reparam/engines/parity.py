@@ -1,20 +1,15 @@
-r"""Does an engine compute what the reference model computes? Judged against rounding, not a guess.
+"""Does an engine compute what the reference model computes? Judged against rounding, not a guess.
 
-The exact answer is taken from the reference in float64. Two distances from it are measured on the
-same inputs: that of the candidate, and that of the reference itself when PyTorch runs it in the
-candidate's precision (the *noise control*). The candidate passes when
-
-.. math:: \max|y_c - y_{64}| \le f \cdot \max|y_{32} - y_{64}| + \epsilon \cdot \max|y_{64}|
-
-where epsilon is the rounding unit of the precision and the factor *f* is :data:`FACTORS`. A
-candidate sums in another order, and in float32 it may use a Winograd convolution, which loses a few
-bits more than a direct one; the factor allows for that.
+The candidate is compared with the reference as PyTorch runs it. Single precision is judged as
+:func:`reparam.verify` judges: by the reference's own rounding error (the *noise control*). For
+bfloat16 the control is the reference itself run in bfloat16. What is allowed is :data:`FACTORS`
+times the control: a candidate sums in another order, and in float32 it may use a Winograd
+convolution, which loses a few bits more than a direct one.
 """
 
 from __future__ import annotations
 
 import copy
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -22,9 +17,10 @@ import torch
 
 from reparam.engines._inputs import flat_outputs
 from reparam.errors import UnsupportedModelError, VerificationError
+from reparam.verifying import largest_difference, noise_control
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Sequence
 
     from torch import nn
 
@@ -37,21 +33,18 @@ Over RepVGG-A0, MobileOne-S0, FastViT-T8 and ResNet-18, train and deploy form, i
 OpenVINO, the ratio reached 3.5 in float32 and 1.0 in bfloat16.
 """
 
-_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
-
 
 @dataclass(frozen=True)
 class Parity:
     """How far a candidate is from the exact answer, and how far rounding alone is.
 
     Attributes:
-        max_abs: Largest absolute difference between candidate and float64 reference.
+        max_abs: Largest absolute difference between candidate and reference.
         max_rel: ``max_abs`` over the largest absolute value of the reference.
-        noise: Largest absolute difference between the reference run in the candidate's precision
-            and in float64.
+        noise: Rounding error of the reference itself in the candidate's precision.
         tolerance: The largest ``max_abs`` that passes.
         top1_agreement: Share of samples whose largest output is at the same place in candidate and
-            reference (in the reference's own precision); ``None`` where the output is not
+            reference; ``None`` where the output is not
             (samples, classes).
         samples: Number of samples compared.
         ok: Whether ``max_abs`` is at most ``tolerance``.
@@ -97,86 +90,63 @@ class Reference:
     Args:
         model: The model everything is compared with, in eval mode. It is not changed.
         inputs: Its positional inputs.
-
-    Raises:
-        UnsupportedModelError: The model does not run in float64.
     """
 
     def __init__(self, model: nn.Module, inputs: Sequence[torch.Tensor]) -> None:
         self._model = model
         self._inputs = tuple(inputs)
-        self._exact = self._answers(torch.float64)
-        self._own = {torch.float32: self._answers(None)}
+        with torch.no_grad():
+            self._outputs = flat_outputs(model(*self._inputs))
+        self._noise: dict[str, float] = {}
 
     def compare(self, outputs: Sequence[torch.Tensor], precision: str = "fp32") -> Parity:
         """Judge the flattened outputs of a candidate that ran in ``precision``.
 
         Raises:
             VerificationError: The outputs differ in number or shape from the reference's.
+            UnsupportedModelError: The reference does not run in bfloat16.
         """
         self._check_shapes(outputs)
-        dtype = _DTYPES[precision]
-        if dtype not in self._own:
-            self._own[dtype] = self._answers(dtype)
-        scale = max((_largest(y) for y in self._exact), default=0.0)
-        error = _distance(outputs, self._exact)
-        noise = _distance(self._own[dtype], self._exact)
-        tolerance = FACTORS[precision] * noise + torch.finfo(dtype).eps * scale
+        if precision not in self._noise:
+            self._noise[precision] = self._measure_noise(precision)
+        noise, error = self._noise[precision], largest_difference(self._outputs, list(outputs))
+        scale = max((float(y.abs().max()) for y in self._outputs if y.numel()), default=0.0)
+        tolerance = FACTORS[precision] * noise
         return Parity(
             max_abs=error,
             max_rel=error / scale if scale else error,
             noise=noise,
             tolerance=tolerance,
-            top1_agreement=_top1_agreement(outputs, self._own[torch.float32]),
+            top1_agreement=_top1_agreement(outputs, self._outputs),
             samples=self._inputs[0].shape[0] if self._inputs[0].dim() else 1,
             # A candidate that is not finite compares false, and so fails.
             ok=bool(error <= tolerance),
         )
 
-    def _answers(self, dtype: torch.dtype | None) -> list[torch.Tensor]:
+    def _measure_noise(self, precision: str) -> float:
         with torch.no_grad():
-            if dtype is None:
-                return flat_outputs(self._model(*self._inputs))
-            model = copy.deepcopy(self._model).to(dtype)
-            inputs = (x.to(dtype) if x.is_floating_point() else x for x in self._inputs)
-            try:
-                with _default_dtype(dtype):
-                    return flat_outputs(model(*inputs))
-            except RuntimeError as error:
-                raise UnsupportedModelError(
-                    f"{type(self._model).__name__} does not run in {dtype}, which is needed to "
-                    f"tell an error from rounding: {error}"
-                ) from error
+            if precision == "fp32":
+                return noise_control(self._model, self._inputs, self._outputs)
+            return largest_difference(self._outputs, self._in_bfloat16())
+
+    def _in_bfloat16(self) -> list[torch.Tensor]:
+        dtype = torch.bfloat16
+        inputs = (x.to(dtype) if x.is_floating_point() else x for x in self._inputs)
+        try:
+            return flat_outputs(copy.deepcopy(self._model).to(dtype)(*inputs))
+        except RuntimeError as error:
+            raise UnsupportedModelError(
+                f"{type(self._model).__name__} does not run in bfloat16, which is needed to tell "
+                f"an error from the rounding of bfloat16: {error}"
+            ) from error
 
     def _check_shapes(self, outputs: Sequence[torch.Tensor]) -> None:
         found = [tuple(y.shape) for y in outputs]
-        needed = [tuple(y.shape) for y in self._exact]
+        needed = [tuple(y.shape) for y in self._outputs]
         if found != needed:
             raise VerificationError(
                 f"the outputs have the shapes {found}, and those of the reference are {needed}"
             )
-
-
-@contextmanager
-def _default_dtype(dtype: torch.dtype) -> Iterator[None]:
-    """Let the tensors that a model makes on the way be of the dtype it is run in."""
-    former = torch.get_default_dtype()
-    torch.set_default_dtype(dtype)
-    try:
-        yield
-    finally:
-        torch.set_default_dtype(former)
-
-
-def _distance(outputs: Sequence[torch.Tensor], exact: Sequence[torch.Tensor]) -> float:
-    pairs = zip(outputs, exact, strict=True)
-    differences = [_largest(y.to(torch.float64) - z.to(torch.float64)) for y, z in pairs]
-    # max() would skip a NaN, depending on the order.
-    return float(torch.tensor(differences, dtype=torch.float64).max()) if differences else 0.0
-
-
-def _largest(value: torch.Tensor) -> float:
-    return float(value.abs().max()) if value.numel() else 0.0
 
 
 def _top1_agreement(
