@@ -36,6 +36,9 @@ from counting import count, stored_numbers, tensors_of
 NOISE = 1e-16
 """Relative noise of the control, about half an ulp of float64."""
 
+BLOCK_TOLERANCE = 1e-11
+"""Float64 rounding of one block, whatever its depth, stays far below."""
+
 
 class _Part(nn.Module):
     """What an entry compares, as a module, so that it can be counted."""
@@ -161,11 +164,34 @@ def _enclosing(path: str, model: nn.Module, fused: nn.Module) -> str:
     return path
 
 
-@torch.no_grad()
 def _block_errors(
     entry: Entry, model: nn.Module, fused: nn.Module, names: set[str], x: torch.Tensor
 ) -> dict[str, float | str | int]:
-    """Run each rewritten block on what its original got; return the worst difference."""
+    """Run each rewritten block on what its original got; return the worst difference.
+
+    A layer may take over a norm that stands outside its block. The block that computes the same
+    then is one further out, so a block that differs is replaced by the one around it.
+    """
+    count, worst, where, widened = len(names), 0.0, "", 0
+    while names:
+        errors = _errors_of(entry, model, fused, names, x)
+        fine = {name: error for name, error in errors.items() if error <= BLOCK_TOLERANCE}
+        for name, error in fine.items():
+            if error > worst:
+                worst, where = error, name
+        outer = {_enclosing(n.rpartition(".")[0], model, fused) for n in names - set(fine)}
+        widened += len(names - set(fine))
+        if "" in outer:  # nothing around it agrees, short of the model itself
+            where, worst = max(errors.items(), key=lambda item: item[1])
+            break
+        names = outer
+    return {"count": count, "worst": worst, "where": where, "widened": widened}
+
+
+@torch.no_grad()
+def _errors_of(
+    entry: Entry, model: nn.Module, fused: nn.Module, names: set[str], x: torch.Tensor
+) -> dict[str, float]:
     inputs: dict[str, list[Any]] = {name: [] for name in names}
     outputs: dict[str, list[list[torch.Tensor]]] = {name: [] for name in names}
 
@@ -188,13 +214,12 @@ def _block_errors(
     finally:
         for handle in handles:
             handle.remove()
-    worst, where = 0.0, ""
-    for name in sorted(names):
+    errors = dict.fromkeys(names, 0.0)
+    for name in names:
         for (args, kwargs), out in zip(inputs[name], outputs[name], strict=True):
-            error = _distance(out, list(tensors_of(fused.get_submodule(name)(*args, **kwargs))))
-            if error > worst:
-                worst, where = error, name
-    return {"count": len(names), "worst": worst, "where": where}
+            actual = list(tensors_of(fused.get_submodule(name)(*args, **kwargs)))
+            errors[name] = max(errors[name], _distance(out, actual))
+    return errors
 
 
 def _single(entry: Entry, model: nn.Module, x: torch.Tensor) -> dict[str, float]:
@@ -254,7 +279,7 @@ def _is_right(result: dict[str, Any]) -> bool:
     )
     single = result["float32"]
     cost = all(result["after"][k] <= result["before"][k] for k in ("convs", "norms", "macs"))
-    blocks = result["blocks"]["worst"] <= 1e-11
+    blocks = result["blocks"]["worst"] <= BLOCK_TOLERANCE
     return close and blocks and cost and single["fused"] <= 1e-6 + 4 * single["unfused"]
 
 
