@@ -262,7 +262,6 @@ def _everyday() -> list[ZooCase]:
             "conv-transpose-bn-grouped",
             partial(TransposedBranch, 8, 12, groups=2, bias=False),
             affine=False,
-            pending="grouped transposed convolutions",
         ),
         _case(
             "reflect-conv-bn",

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from reparam.errors import VerificationError
 from reparam.fusing.discover import Discovery
 from reparam.graph.faithful import with_numbers
+from reparam.graph.skeleton import runnable_copy
 from reparam.graph.trace import Arguments
 from reparam.verifying import largest_difference, tensors, verify
 
@@ -31,10 +32,11 @@ def compare_runs(discovery: Discovery, fused: nn.Module) -> None:
 
     """
     for path, call in discovery.calls.items():
-        old = discovery.model.get_submodule(path)
-        new = _find(fused, path)
-        if new is None or _covered(path, discovery.calls):
+        successor = _find(fused, path)
+        if successor is None or _covered(path, discovery.calls):
             continue
+        old = runnable_copy(discovery.model.get_submodule(path))
+        new = runnable_copy(successor)
         arguments = _on_device(with_numbers(call), old)
         expected, found = (list(tensors(_run(m, arguments))) for m in (old, new))
         if not _roughly_equal(expected, found) and not _equal_up_to_noise(old, new, arguments):
@@ -52,15 +54,11 @@ def _covered(path: str, calls: dict[str, Arguments]) -> bool:
 
 
 def _run(model: nn.Module, arguments: Arguments) -> Any:
-    """Run a copy's worth of arguments, random operations with the same seed."""
-    buffers = [(b, b.clone()) for b in model.buffers()]
+    """Run on a copy of the arguments, random operations with the same seed."""
+    positional, named = with_numbers(arguments)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        result = model(*with_numbers(arguments)[0], **with_numbers(arguments)[1])
-    for buffer, before in buffers:
-        if not torch.equal(buffer, before):
-            buffer.copy_(before)
-    return result
+        return model(*positional, **named)
 
 
 def _roughly_equal(expected: list[Tensor], found: list[Tensor]) -> bool:

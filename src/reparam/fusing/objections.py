@@ -39,7 +39,8 @@ class Objections:
 
     def __call__(self, region: Candidate) -> str | None:
         """The reason not to fold a region, or None."""
-        if region.source.virtual and any(n.kind is Kind.SUM for n in region.nodes):
+        layers = [n for n in region.nodes if n.is_mixing or n.kind is Kind.SUM]
+        if region.source.virtual and len(layers) > 1:
             return f"{region.source.what} cannot be read by a new layer"
         nodes = [self._lifted.node_of(n) for n in region.nodes if n.kind is not Kind.ALIAS]
         shared = common_call([self._full_stack(n) for n in nodes])

@@ -20,7 +20,7 @@ from torch import Tensor, fx, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_map
 
-from reparam.graph.skeleton import on_meta, shared_copy
+from reparam.graph.skeleton import on_meta, runnable_copy
 from reparam.graph.trace import Arguments as Call
 from reparam.graph.trace import Key, Trace, bind_inputs, is_builtin
 
@@ -132,7 +132,7 @@ def _compare_numbers(
     traced: Trace, call: Call, error: Exception | None, ranks: dict[Key, int] | None = None
 ) -> Report:
     """Compare outputs on random numbers, where comparing operators was not conclusive."""
-    twin = _safe_copy(traced.root)
+    twin = runnable_copy(traced.root)
     arguments = with_numbers(call)
     watcher = _Watcher(twin, traced)
     try:
@@ -202,17 +202,7 @@ class _Watcher(fx.Interpreter):
 
 def _twins(model: nn.Module, call: Call) -> Iterator[tuple[nn.Module, Call]]:
     yield on_meta(model), _to_meta(call)
-    yield _safe_copy(model), with_numbers(call)
-
-
-def _safe_copy(model: nn.Module) -> nn.Module:
-    """A copy to run: parameters shared, buffers its own, since running may write them."""
-    twin = shared_copy(model)
-    for module in twin.modules():
-        for name, buffer in module._buffers.items():
-            if buffer is not None:
-                module._buffers[name] = buffer.clone()
-    return twin
+    yield runnable_copy(model), with_numbers(call)
 
 
 def _noting(seen: dict[str, Call], name: str) -> Any:

@@ -32,7 +32,7 @@ class Kind(enum.Enum):
     """Anything else."""
 
 
-@dataclass(eq=False, slots=True)
+@dataclass(eq=False, slots=True, repr=False)
 class Node:
     """One operation and the value it returns.
 
@@ -75,6 +75,10 @@ class Node:
     part: tuple[int, int, int] | None = None
     twin_of: Node | None = None
     virtual: bool = False
+
+    def __repr__(self) -> str:
+        """Name the operation, without all that it is computed from."""
+        return f"<{self.what} at {self.where}>"
 
     @property
     def is_diagonal(self) -> bool:

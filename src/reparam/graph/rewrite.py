@@ -74,7 +74,7 @@ class Shell:
                 container = self._container(name, child, memo)
                 if container is not None:
                     self.module._modules[name] = container
-            elif name not in self.dropped:
+            elif name not in self.dropped and not self._is_folded_away(name, child):
                 self.module._modules[name] = copy.deepcopy(child, memo)
         for name, layer in self.layers.items():
             if name not in self.module._modules and "." not in name:
@@ -105,6 +105,14 @@ class Shell:
                 container._modules[last] = layer
         empty = not (container._modules or container._parameters or container._buffers)
         return None if empty else container
+
+    def _is_folded_away(self, path: str, child: nn.Module | None) -> bool:
+        """Whether a child served only to hold numbers that are folded now."""
+        if child is None or self._is_read(path):
+            return False
+        tensors = (*child.named_parameters(), *child.named_buffers())
+        held = [name for name, _ in tensors if not name.endswith("num_batches_tracked")]
+        return bool(held) and all(f"{path}.{name}" in self.dropped for name in held)
 
     def _is_read(self, path: str) -> bool:
         targets = {

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from reparam.errors import UnsupportedModelError
 
-__all__ = ["hooked_modules", "on_meta", "shared_copy", "tensors_of", "unwrap"]
+__all__ = ["hooked_modules", "on_meta", "runnable_copy", "shared_copy", "tensors_of", "unwrap"]
 
 _HOOKS = (
     "_forward_hooks",
@@ -67,6 +67,16 @@ def shared_copy(model: nn.Module) -> nn.Module:
     Tracing may leave traces in a module's attributes; they stay in this copy.
     """
     return _copy(model, {id(tensor): tensor for tensor in tensors_of(model)})
+
+
+def runnable_copy(model: nn.Module) -> nn.Module:
+    """A copy to run: parameters shared, buffers its own, since running may write them."""
+    twin = shared_copy(model)
+    for module in twin.modules():
+        for name, buffer in module._buffers.items():
+            if buffer is not None:
+                module._buffers[name] = buffer.clone()
+    return twin
 
 
 def on_meta(model: nn.Module) -> nn.Module:

@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch.utils._pytree import tree_map
+from torch.utils._pytree import tree_flatten, tree_map
 
 from reparam.graph.skeleton import on_meta
 
@@ -36,7 +36,8 @@ class Key:
 
     Attributes:
         owner: Path of the module whose forward holds the operation; for a module call its parent.
-        target: What is called: a module's path, a function, a method or an attribute.
+        target: What is called: a module's path, or a function, method or attribute together with
+            the parameters and literals that it reads.
         count: Which of the calls of ``target`` in one call of ``owner``.
         is_module: Whether a module is called.
 
@@ -186,12 +187,30 @@ class _Tracer(fx.Tracer):
         node = super().create_node(kind, target, *args, **kwargs)
         owner = self._stack[-1]
         is_module = kind == "call_module"
-        named = join(self._base, str(target)) if is_module else f"{kind}:{_name(target)}"
+        named = (
+            join(self._base, str(target)) if is_module else self._signature(kind, target, node)
+        )
         count = self._targets[owner, named]
         self._targets[owner, named] += 1
         self.keys[node] = Key(owner.path, named, count, is_module)
         self.stacks[node] = tuple(self._stack)
         return node
+
+    def _signature(self, kind: str, target: Any, node: fx.Node) -> str:
+        """Tell operations of one kind apart by the parameters and literals that they read.
+
+        Whether a size is a number or a traced value can differ from trace to trace; the literals
+        keep arithmetic on sizes from being counted among the operations on tensors.
+        """
+        values, _ = tree_flatten((node.args, node.kwargs))
+        reads = []
+        for value in values:
+            if isinstance(value, fx.Node):
+                known = value.op == "get_attr"
+                reads.append(join(self._base, str(value.target)) if known else "*")
+            else:
+                reads.append(repr(value))
+        return f"{kind}:{_name(target)}({', '.join(reads)})"
 
     def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
         """Read a parameter or buffer as a proxy; found by identity, not by a search of the tree."""
