@@ -68,7 +68,7 @@ def test_pick_is_the_fastest_that_agrees_and_writes_its_format(net, tmp_path):
 
 def test_nothing_is_picked_that_disagrees(net, wrong):
     with pytest.raises(
-        InputError, match="no engine runs the model and agrees.*eager fp32: differs"
+        InputError, match=r"no engine runs the model and agrees.*eager fp32: differs"
     ):
         pick(wrong, real_inputs(), reference=net, engines=("eager", "openvino"), rounds=1)
 

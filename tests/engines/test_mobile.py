@@ -79,7 +79,7 @@ def test_ncnn_says_that_it_has_no_batch(net, tmp_path):
     with pytest.raises(ExportError, match="no batch dimension"):
         export(net, tmp_path / "net.ncnn.param", real_inputs(), dynamic="batch")
     runner = get_engine("ncnn").prepare(net, (real_inputs(),), Settings(threads=1), tmp_path)
-    with pytest.raises(UnsupportedCaseError, match="one sample at a time, and the batch is 4"):
+    with pytest.raises(UnsupportedCaseError, match=r"one sample at a time"):
         runner.bind((real_inputs(),))
 
 
