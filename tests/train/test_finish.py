@@ -14,7 +14,7 @@ from reparam import models
 from reparam.data import ImageData, open_data
 from reparam.errors import InputError, VerificationError
 from reparam.rep_optimizer import RepOptimizer, default_scales, initialize_
-from reparam.train import Hardware, TrainResult, checkpoints, finish, load_recipe, train
+from reparam.train import Hardware, TrainResult, accuracy, checkpoints, finish, load_recipe, train
 
 SPEC = models.RepVGGSpec(depths=(1, 2), widths=(8, 16), stem_width=8, stem_stride=1, strides=(1, 2))
 CPU = Hardware(accelerator="cpu")
@@ -114,6 +114,8 @@ def test_kernel_decay_and_bf16_train(digits: ImageData, tmp_path: Path) -> None:
     found = train(models.RepVGG(SPEC, 10), digits, recipe=recipe, out=tmp_path, hardware=CPU)
     assert found.history[0].train_loss < 2.4
     assert all(p.dtype == torch.float32 for p in found.model.parameters())
+    # The result is that of the float32 model, not of bf16 arithmetic.
+    assert found.validation_accuracy == accuracy(found.model, digits, digits.validation)
 
 
 def linear() -> nn.Module:

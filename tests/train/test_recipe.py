@@ -36,7 +36,7 @@ def test_the_papers_recipe() -> None:
     optimizer = recipe.optimizer
     assert (optimizer.kind, optimizer.learning_rate, optimizer.momentum) == ("sgd", 0.1, 0.9)
     assert (optimizer.weight_decay, optimizer.nesterov) == (1e-4, False)
-    assert recipe.schedule == Schedule("cosine", warmup_epochs=0.0, final_share=0.0)
+    assert recipe.schedule == Schedule("cosine", warmup_share=0.0, final_share=0.0)
 
 
 def test_a_file_of_the_user(tmp_path: Path) -> None:
@@ -67,7 +67,7 @@ def test_a_file_of_the_user(tmp_path: Path) -> None:
         ("epochs = true", "epochs is True; it must be of type int"),
         ("epochs = 0", r"mine\.toml: epochs is 0; it must be at least 1"),
         ("label_smoothing = 1.0", "label_smoothing is 1.0"),
-        ("[schedule]\nwarmup_epochs = 11", r"warmup_epochs is 11.0; it must be in \[0, 10\]"),
+        ("[schedule]\nwarmup_share = 1.0", r"warmup_share is 1.0; it must be in \[0, 1\)"),
         ("epochs = ", "is not TOML"),
     ],
 )

@@ -274,9 +274,8 @@ class Training(pl.LightningModule):
     def _schedule(self, epoch: int, batch: int) -> float:
         recipe = self.recipe
         steps = len(self.loader) // recipe.accumulate
-        step = epoch * steps + batch // recipe.accumulate
-        warmup = round(recipe.schedule.warmup_epochs * steps)
-        return recipe.schedule.factor(step, recipe.epochs * steps, warmup)
+        step, total = epoch * steps + batch // recipe.accumulate, recipe.epochs * steps
+        return recipe.schedule.factor(step, total, round(recipe.schedule.warmup_share * total))
 
     def _summed(self, counts: Tensor) -> Tensor:
         """Return counts added up over all processes."""

@@ -55,12 +55,12 @@ class Schedule:
 
     Attributes:
         kind: Shape after the warm-up.
-        warmup_epochs: Length of the warm-up from nothing; may be a fraction.
+        warmup_share: Length of the warm-up from nothing, as a share of the run.
         final_share: The last learning rate as a share of the highest.
     """
 
     kind: Literal["cosine", "linear"] = "cosine"
-    warmup_epochs: float = 0.0
+    warmup_share: float = 0.0
     final_share: float = 0.0
 
     def factor(self, step: int, steps: int, warmup_steps: int) -> float:
@@ -138,10 +138,8 @@ class Recipe:
         _require(rate > 0, "optimizer.learning_rate", rate, "above 0")
         _require(0 <= self.ema.decay < 1, "ema.decay", self.ema.decay, "in [0, 1)")
         _require(self.ema.every >= 1, "ema.every", self.ema.every, "at least 1")
-        warmup = self.schedule.warmup_epochs
-        _require(
-            0 <= warmup <= self.epochs, "schedule.warmup_epochs", warmup, f"in [0, {self.epochs}]"
-        )
+        share = self.schedule.warmup_share
+        _require(0 <= share < 1, "schedule.warmup_share", share, "in [0, 1)")
 
     def to_dict(self) -> dict[str, Any]:
         """Return the recipe as nested plain values, which :meth:`from_dict` reads."""

@@ -25,7 +25,8 @@ class EpochRecord:
         epoch: 1 for the first.
         train_loss: Mean over the epoch's images, with augmentation and label smoothing.
         validation_loss: Mean cross-entropy over the validation images, without smoothing.
-        validation_accuracy: Share of the validation images classified correctly, 0 to 1.
+        validation_accuracy: Share of the validation images classified correctly, 0 to 1, in the
+            precision of the run.
         learning_rate: At the epoch's last step.
         train_seconds: Wall time of the training steps since the run was started or resumed in this
             epoch.
@@ -95,7 +96,7 @@ class TrainResult:
         model: The trained model in eval mode on the CPU; a copy, the model given to :func:`train`
             is as it was. With an average of the weights (`recipe.ema`), it holds the average.
         history: One record per epoch.
-        validation_accuracy: Of `model`, which is that of the last epoch: nothing was chosen by it.
+        validation_accuracy: Of `model` in float32. It holds the last weights: nothing was chosen.
         test_accuracy: Of `model` on the test split, where the data has one.
         best_epoch: The epoch with the highest validation accuracy, 1 for the first; the earliest of
             equals.

@@ -208,7 +208,7 @@ def _conclude(training: Training, data: ImageData, files: RunFiles, seed: int) -
     result = TrainResult(
         model=model,
         history=tuple(training.history),
-        validation_accuracy=accuracies[-1],
+        validation_accuracy=_last_accuracy(training, model, data),
         test_accuracy=None if data.test is None else accuracy(model, data, data.test),
         best_epoch=accuracies.index(max(accuracies)) + 1,
         best=files.best,
@@ -224,6 +224,13 @@ def _conclude(training: Training, data: ImageData, files: RunFiles, seed: int) -
         save_weights(model.state_dict(), files.last)
         write_text(files.result, json.dumps(result.to_dict(), indent=2) + "\n")
     return result
+
+
+def _last_accuracy(training: Training, model: nn.Module, data: ImageData) -> float:
+    """Return the accuracy of the final weights in float32, whatever the run's precision was."""
+    if training.recipe.precision == "fp32":
+        return training.history[-1].validation_accuracy
+    return accuracy(model, data, data.validation)
 
 
 def _environment() -> dict[str, str | int]:
