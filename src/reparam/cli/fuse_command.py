@@ -32,13 +32,15 @@ from reparam.exporting import ExportResult, formats
 
 __all__ = ["fuse"]
 
+_SUFFIXES = tuple(dict.fromkeys(entry.suffix for entry in formats()))
+
 OutOption = Annotated[
     Path,
     typer.Option(
         "--out",
         "-o",
         metavar="OUT",
-        help=f"File to write; its suffix is the format: {', '.join(f.suffix for f in formats())}.",
+        help=f"File to write; its suffix is the format: {', '.join(_SUFFIXES)}.",
     ),
 ]
 
@@ -98,11 +100,9 @@ def fuse(
 
 def _check_destination(out: Path) -> None:
     """Refuse a path that cannot be written before minutes are spent on what goes there."""
-    known = [entry.suffix for entry in formats()]
-    if out.suffix.lower() not in known:
-        raise InputError(
-            f"the suffix {out.suffix!r} of {out} names no format; use one of: {', '.join(known)}"
-        )
+    if out.suffix.lower() not in _SUFFIXES:
+        known = ", ".join(_SUFFIXES)
+        raise InputError(f"the suffix {out.suffix!r} of {out} names no format; use one of: {known}")
     if not out.parent.is_dir():
         raise InputError(f"the folder {out.parent} of {out.name} does not exist; make it first")
 

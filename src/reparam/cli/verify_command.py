@@ -20,7 +20,7 @@ from reparam.cli.options import (
 )
 from reparam.cli.targets import Loaded, example_inputs, load_model
 from reparam.cli.terminal import Terminal
-from reparam.engines import Settings, get_engine
+from reparam.engines import Settings, UnsupportedCaseError, get_engine
 from reparam.errors import InputError
 from reparam.exporting import formats
 
@@ -108,15 +108,21 @@ def _runnable(
 
 
 def _exported(path: Path) -> Callable[..., Any]:
-    """The file in the engine that reads files of its suffix."""
-    engines = {entry.suffix: entry.engine for entry in formats()}
-    name = engines.get(path.suffix.lower())
-    if name is None:
-        known = ", ".join(dict.fromkeys((*engines, *_WEIGHTS)))
+    """The file in the first engine of its suffix that can read it."""
+    entries = [entry for entry in formats() if entry.suffix == path.suffix.lower()]
+    if not entries:
+        known = ", ".join(dict.fromkeys((*(entry.suffix for entry in formats()), *_WEIGHTS)))
         raise InputError(
             f"{path.name} has a suffix that cannot be compared; those that can: {known}"
         )
-    engine = get_engine(name)
-    engine.require()
-    runner = engine.load(path, Settings())
-    return lambda *inputs: runner.run(inputs)
+    objections = []
+    for name in dict.fromkeys(entry.engine for entry in entries):
+        engine = get_engine(name)
+        engine.require()
+        try:
+            runner = engine.load(path, Settings())
+        except UnsupportedCaseError as objection:
+            objections.append(str(objection))
+        else:
+            return lambda *inputs: runner.run(inputs)
+    raise InputError(f"no engine reads {path.name}: {'; '.join(objections)}")
