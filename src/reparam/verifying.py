@@ -186,7 +186,7 @@ class _RoundingNoise(TorchFunctionMode):
         noisy = isinstance(result, Tensor) and result.is_floating_point()
         if not noisy or name not in _ARITHMETIC:
             return result
-        with torch._C.DisableTorchFunction():
+        with torch._C.DisableTorchFunction():  # noqa: SLF001 (no public name)
             noise = torch.rand(result.shape, generator=self._generator, dtype=torch.float64)
             factor = 1 + torch.finfo(result.dtype).eps * (2 * noise - 1)
             return (result.double() * factor.to(result.device)).to(result.dtype)
@@ -222,7 +222,7 @@ def _check_same(expected: list[Tensor], found: list[Tensor]) -> None:
 
 
 def _agreement(expected: list[Tensor], found: list[Tensor]) -> float | None:
-    if not expected or expected[0].dim() != 2 or expected[0].shape[1] < 2:  # noqa: PLR2004
+    if not expected or expected[0].dim() != 2 or expected[0].shape[1] < 2:
         return None
     left, right = expected[0].argmax(1).cpu(), found[0].argmax(1).cpu()
     return float((left == right).double().mean())

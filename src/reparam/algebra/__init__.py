@@ -19,7 +19,16 @@ from reparam.algebra.builders import (
     scale,
     zero_pad,
 )
-from reparam.algebra.expression import Composition, Expression, Leaf, Rows, Sum, channels, constant_scale, evaluate
+from reparam.algebra.expression import (
+    Composition,
+    Expression,
+    Leaf,
+    Rows,
+    Sum,
+    channels,
+    constant_scale,
+    evaluate,
+)
 from reparam.algebra.geometry import Geometry, compose, parallel
 from reparam.algebra.lowering import LayerArguments, flat_pads, layer_arguments, lower
 

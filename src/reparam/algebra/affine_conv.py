@@ -79,7 +79,9 @@ class AffineConv:
             return NotImplemented
         geometry = parallel(self.geometry, other.geometry)
         # The operand that already has the result's layout is the base, so only one is embedded.
-        base, extra = (self, other) if other._fits(geometry) <= self._fits(geometry) else (other, self)
+        base, extra = (
+            (self, other) if other._fits(geometry) <= self._fits(geometry) else (other, self)
+        )
         kernel = base.regroup(geometry.groups)._embed(geometry)
         addend = extra.regroup(geometry.groups)
         where = _positions(geometry, addend.geometry)
@@ -136,7 +138,9 @@ class AffineConv:
         out_size = geometry.output_size(size)
         reach = [
             (max(0, -taps[0]), max(0, step * (m - 1) + taps[-1] - (n - 1)))
-            for taps, step, n, m in zip(geometry.offsets, geometry.stride, size, out_size, strict=True)
+            for taps, step, n, m in zip(
+                geometry.offsets, geometry.stride, size, out_size, strict=True
+            )
         ]
         flat = [pad for pair in reversed(reach) for pad in pair]
         padded = torch.nn.functional.pad(x.to(self.kernel.dtype), flat)
@@ -241,7 +245,10 @@ class AffineConv:
             geometry = parallel(self.geometry, other.geometry)
         except InexactError:
             return False
-        left, right = (op.regroup(geometry.groups)._embed(geometry) for op in (self, other))
+        left, right = (
+            op.regroup(geometry.groups)._embed(geometry)  # noqa: SLF001 (this very class)
+            for op in (self, other)
+        )
         return _close(left, right, rtol, atol) and _close(
             self._bias_or_zero(), other._bias_or_zero(), rtol, atol
         )
@@ -268,7 +275,7 @@ class AffineConv:
     def _compose_kernels(self, inner: AffineConv, geometry: Geometry) -> Tensor:
         """Convolve the two kernels: sum over the middle channels, taps landing on new offsets."""
         groups = geometry.groups
-        # (g, O/g, M/g, T_outer) and (g, M/g, I/g * T_inner)
+        # Groups first, then rows, then the middle channels, then taps.
         far = _flat_taps(self.regroup(groups).kernel).unflatten(0, (groups, -1))
         near = _flat_taps(inner.regroup(groups).kernel).unflatten(0, (groups, -1))
         width, taps = near.shape[2], near.shape[3]
@@ -285,7 +292,8 @@ class AffineConv:
         """Apply the kernel to a constant input of one value per channel."""
         groups = self.geometry.groups
         blocks = _flat_taps(self.kernel).sum(2).unflatten(0, (groups, -1))
-        return torch.einsum("goi,gi->go", blocks, channels.view(groups, -1)).flatten()
+        total: Tensor = torch.einsum("goi,gi->go", blocks, channels.view(groups, -1))
+        return total.flatten()
 
 
 def _flat_taps(kernel: Tensor) -> Tensor:

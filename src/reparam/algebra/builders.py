@@ -160,9 +160,7 @@ def average_pool_geometry(
     channels: int, kernel: Sequence[int], stride: Sequence[int], padding: Sequence[int]
 ) -> Geometry:
     """Describe average pooling that counts its padding as zeros: a depthwise convolution."""
-    return conv_geometry(
-        (channels, 1, *kernel), stride=stride, padding=padding, groups=channels
-    )
+    return conv_geometry((channels, 1, *kernel), stride=stride, padding=padding, groups=channels)
 
 
 def average_pool(
@@ -171,9 +169,7 @@ def average_pool(
     """Make the operator of average pooling: every tap is one over the number of taps."""
     geometry = average_pool_geometry(channels, kernel, stride, padding)
     value = 1.0 / geometry.taps
-    return AffineConv(
-        geometry, torch.full(geometry.kernel_shape, value, dtype=torch.float64)
-    )
+    return AffineConv(geometry, torch.full(geometry.kernel_shape, value, dtype=torch.float64))
 
 
 def pad_geometry(channels: int, pads: Sequence[tuple[int, int]]) -> Geometry:

@@ -16,7 +16,16 @@ from reparam.algebra.affine_conv import AffineConv
 from reparam.algebra.builders import scale
 from reparam.algebra.geometry import Geometry, compose, parallel
 
-__all__ = ["Composition", "Expression", "Leaf", "Rows", "Sum", "channels", "constant_scale", "evaluate"]
+__all__ = [
+    "Composition",
+    "Expression",
+    "Leaf",
+    "Rows",
+    "Sum",
+    "channels",
+    "constant_scale",
+    "evaluate",
+]
 
 Rows = tuple[int, int]
 """A half-open range of output channels."""

@@ -154,9 +154,7 @@ class Geometry:
         if not self.is_pointwise:
             msg = f"{self} acts on {self.dims} spatial dimensions, not on {dims}"
             raise InexactError(msg)
-        return replace(
-            self, offsets=((0,),) * dims, stride=(1,) * dims, extent=(-1,) * dims
-        )
+        return replace(self, offsets=((0,),) * dims, stride=(1,) * dims, extent=(-1,) * dims)
 
     def __str__(self) -> str:
         """Describe the operator in the field's terms, such as ``3x3 conv 64->128, stride 2``."""
@@ -170,7 +168,9 @@ class Geometry:
         if any(pair != (0, 0) for pair in self.padding()):
             parts.append(f"padding {_per_dim(self.padding())}")
         if self.groups != 1:
-            parts.append("depthwise" if self.groups == self.in_channels else f"{self.groups} groups")
+            parts.append(
+                "depthwise" if self.groups == self.in_channels else f"{self.groups} groups"
+            )
         return ", ".join(parts)
 
 
@@ -250,9 +250,7 @@ def compose(outer: Geometry, inner: Geometry) -> Geometry:
         stride=tuple(a * b for a, b in zip(outer.stride, inner.stride, strict=True)),
         extent=tuple(
             e_inner + step * (1 + e_outer)
-            for e_outer, e_inner, step in zip(
-                outer.extent, inner.extent, inner.stride, strict=True
-            )
+            for e_outer, e_inner, step in zip(outer.extent, inner.extent, inner.stride, strict=True)
         ),
         bias=outer.bias or inner.bias,
     )

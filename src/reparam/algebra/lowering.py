@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from dataclasses import dataclass
 
 from torch import Tensor
-from torch.nn import functional as F  # noqa: N812 (the field's name for it)
+from torch.nn import functional as F
 
 from reparam.algebra.affine_conv import AffineConv
 from reparam.algebra.geometry import Geometry
@@ -54,9 +55,7 @@ class LayerArguments:
         if self.pre_pad is not None:
             x = F.pad(x, flat_pads(self.pre_pad))
         function = (F.conv1d, F.conv2d, F.conv3d)[self.dims - 1]
-        return function(
-            x, weight, bias, self.stride, self.padding, self.dilation, self.groups
-        )
+        return function(x, weight, bias, self.stride, self.padding, self.dilation, self.groups)
 
 
 def layer_arguments(geometry: Geometry) -> tuple[LayerArguments, Geometry]:
@@ -68,9 +67,11 @@ def layer_arguments(geometry: Geometry) -> tuple[LayerArguments, Geometry]:
         reach the first position that the layer must read.
 
     """
-    grids, dilations = zip(
-        *(_grid(geometry, dim) for dim in range(geometry.dims)), strict=True
-    ) if geometry.dims else ((), ())
+    grids, dilations = (
+        zip(*(_grid(geometry, dim) for dim in range(geometry.dims)), strict=True)
+        if geometry.dims
+        else ((), ())
+    )
     full = Geometry(
         geometry.in_channels,
         geometry.out_channels,
@@ -127,7 +128,7 @@ def _grid(geometry: Geometry, dim: int) -> tuple[tuple[int, ...], int]:
     if high < -1 - geometry.extent[dim]:
         taps.add(-1 - geometry.extent[dim])
     ordered = sorted(taps)
-    gaps = [b - a for a, b in zip(ordered, ordered[1:], strict=False)]
+    gaps = [b - a for a, b in itertools.pairwise(ordered)]
     step = math.gcd(*gaps) or 1
     return tuple(range(ordered[0], ordered[-1] + 1, step)), step
 
@@ -138,9 +139,7 @@ def _layer_padding(
     pads = geometry.padding()
     if all(low == high for low, high in pads):
         return tuple(low for low, _ in pads), None
-    spans = [
-        step * (len(taps) - 1) for taps, step in zip(geometry.offsets, dilation, strict=True)
-    ]
+    spans = [step * (len(taps) - 1) for taps, step in zip(geometry.offsets, dilation, strict=True)]
     same = tuple((span // 2, span - span // 2) for span in spans)
     if pads == same and all(step == 1 for step in geometry.stride):
         return "same", None

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map
 
 from reparam.errors import VerificationError
 from reparam.fusing.discover import Discovery
@@ -83,7 +84,7 @@ def _on_device(arguments: Arguments, model: nn.Module) -> Arguments:
     parameter = next(model.parameters(), None)
     if parameter is None:
         return arguments
-    moved: Arguments = torch.utils._pytree.tree_map(
+    moved: Arguments = tree_map(
         lambda v: v.to(parameter.device) if isinstance(v, Tensor) else v, arguments
     )
     return moved

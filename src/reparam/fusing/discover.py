@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,6 +12,7 @@ from reparam.fusing.explain import explain
 from reparam.fusing.objections import Objections, common_call, owners_of
 from reparam.graph.faithful import Outcome, Report, capture_calls, compare, guess_calls
 from reparam.graph.ir import Kind, Node
+from reparam.graph.kinds import AnyConv
 from reparam.graph.lift import Lifted, lift
 from reparam.graph.skeleton import hooked_modules, shared_copy
 from reparam.graph.trace import Arguments, Key, Trace, TraceFailure, is_builtin, join, trace
@@ -127,7 +129,11 @@ class _Finder:
             traced = trace(module, path, example=self._known_call(path))
         except TraceFailure as failure:
             if _has_layers(module) or not path:
-                self._leave(path or "the model", type(module).__name__, f"its forward cannot be traced ({failure})")
+                self._leave(
+                    path or "the model",
+                    type(module).__name__,
+                    f"its forward cannot be traced ({failure})",
+                )
             self._visit_children(path, module)
             return
         report = self._compare(traced)
@@ -141,7 +147,9 @@ class _Finder:
             child = self.skeleton.get_submodule(inner)
             if _has_layers(child):
                 self._leave(
-                    inner, type(child).__name__, f"its forward cannot be traced ({traced.opaque[inner]})"
+                    inner,
+                    type(child).__name__,
+                    f"its forward cannot be traced ({traced.opaque[inner]})",
                 )
             self._visit_children(inner, child)
 
@@ -206,7 +214,7 @@ class _Finder:
             if seen[one.keys] < calls:
                 self._leave(
                     one.block, one.region.output.what,
-                    f"its block is called {calls} times, and folds in {seen[one.keys]} of them only",
+                    f"its block is called {calls} times and folds in {seen[one.keys]} of them only",
                 )  # fmt: skip
                 continue
             doubt = self._is_believable(one, report)
@@ -215,7 +223,7 @@ class _Finder:
                 continue
             kept.add(one.keys)
             self.result.regions.append(one)
-        folded = {key for one in self.result.regions for key in one.keys}
+        folded: set[Hashable] = {key for one in self.result.regions for key in one.keys}
         for region, reason in selection.vetoed:
             self._leave(region.output.where, region.output.what, reason)
         for node in lifted.program.nodes:
@@ -258,6 +266,5 @@ def _block(lifted: Lifted, nodes: list[Node]) -> str:
 
 
 def _has_layers(module: nn.Module) -> bool:
-    kinds = (nn.modules.conv._ConvNd, nn.Linear)
+    kinds = (AnyConv, nn.Linear)
     return any(isinstance(m, kinds) for m in module.modules())
-

@@ -13,7 +13,7 @@ from reparam.fusing.discover import Found
 from reparam.fusing.fold import FoldedLayer
 from reparam.graph.hosted import rebuilt
 from reparam.graph.rewrite import Shell, build
-from reparam.graph.trace import Arguments, Key, Trace, is_parameter_only, trace
+from reparam.graph.trace import Key, Trace, is_parameter_only, trace
 
 __all__ = ["apply_regions", "make_layer"]
 
@@ -41,7 +41,7 @@ def make_layer(folded: FoldedLayer) -> nn.Module:
     if folded.arguments.pre_pad is None:
         return layer
     pads: tuple[type[nn.Module], ...] = (nn.ZeroPad1d, nn.ZeroPad2d, nn.ZeroPad3d)
-    pad = pads[folded.arguments.dims - 1](tuple(flat_pads(folded.arguments.pre_pad)))  # type: ignore[call-arg]
+    pad = pads[folded.arguments.dims - 1](tuple(flat_pads(folded.arguments.pre_pad)))
     return nn.Sequential(pad, layer).eval()
 
 
@@ -171,7 +171,7 @@ class _GraphEditor:
 
     def drop_identities(self, layers: dict[str, nn.Module]) -> None:
         """Erase calls of modules of inlined children that became the identity."""
-        for key, node in list(self._by_key.items()):
+        for key in list(self._by_key):
             inner = key.is_module and key.owner != self._trace.path
             if inner and isinstance(layers.get(key.target), nn.Identity):
                 self.erase(key)
@@ -225,11 +225,15 @@ class _GraphEditor:
 
     def _consumed(self, path: str, keys: set[Key]) -> bool:
         """Whether everything that runs inside a module is part of the region."""
+        below = f"{path}."
         inside = [
             key
             for node, key in self._trace.keys.items()
-            if any(call.path == path for call in self._trace.stacks[node])
-            and node.op not in {"get_attr", "placeholder", "output"}
+            if node.op not in {"get_attr", "placeholder", "output"}
+            and (
+                f"{key.owner}.".startswith(below)
+                or (key.is_module and f"{key.target}.".startswith(below))
+            )
         ]
         return all(key in keys for key in inside)
 

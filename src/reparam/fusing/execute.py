@@ -1,7 +1,7 @@
 """Run the operations of a region in float64 with torch's own functions: the reference of a fold.
 
-Nothing here uses the algebra, so that an error there cannot hide. Weights are moved to float64 where
-they are used, a slice at a time, and never kept.
+Nothing here uses the algebra, so that an error there cannot hide. Weights are moved to float64
+where they are used, a slice at a time, and never kept.
 """
 
 from __future__ import annotations
@@ -13,9 +13,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch.nn import functional as F  # noqa: N812 (the field's name for it)
+from torch.nn import functional as F
 
 from reparam.graph.ir import Kind, Node
+from reparam.graph.kinds import AnyBatchNorm, AnyConv
 from reparam.graph.lift import Lifted
 from reparam.graph.trace import is_builtin
 from reparam.planner import Candidate
@@ -127,9 +128,9 @@ def _run_module(module: Any, x: Tensor) -> Tensor:
             module.bias,
             sliceable=module.groups == 1,
         )
-    if isinstance(module, nn.modules.conv._ConvNd):
+    if isinstance(module, AnyConv):
         return copy.deepcopy(module).to(torch.float64)(x)  # type: ignore[no-any-return]
-    if isinstance(module, nn.modules.batchnorm._BatchNorm):
+    if isinstance(module, AnyBatchNorm):
         numbers = (module.running_mean, module.running_var, module.weight, module.bias)
         mean, var, weight, bias = (None if t is None else t.to(torch.float64) for t in numbers)
         return F.batch_norm(x, mean, var, weight, bias, eps=module.eps)

@@ -10,7 +10,9 @@ from reparam.planner import NO_COMMON_SOURCE, Selection
 __all__ = ["explain"]
 
 
-def explain(node: Node, folded: set[Hashable], selection: Selection) -> list[str]:
+def explain(  # noqa: PLR0911 (one return per kind of node reads best)
+    node: Node, folded: set[Hashable], selection: Selection
+) -> list[str]:
     """Reasons why a node that a reader would expect to be folded is still there; often none."""
     if node.virtual or node.twin_of is not None:
         return []

@@ -75,7 +75,9 @@ def fold(lifted: Lifted, region: Candidate, like: Tensor) -> FoldedLayer:
     reference, scale = run_region(lifted, region, sample)
     flat = region.axis == -1
     weight = torch.empty(full.kernel_shape, dtype=like.dtype, device=like.device)
-    bias = torch.empty(full.out_channels, dtype=like.dtype, device=like.device) if full.bias else None
+    bias = (
+        torch.empty(full.out_channels, dtype=like.dtype, device=like.device) if full.bias else None
+    )
     worst = 0.0
     for rows in _row_slices(full):
         arguments_part, kernel, shift = _lower_rows(expression, full, rows)

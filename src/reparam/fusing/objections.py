@@ -96,9 +96,7 @@ class Objections:
     def _called_again(self, nodes: list[fx.Node], shared: Stack) -> str | None:
         for node in nodes:
             for call in self._full_stack(node)[len(shared) :]:
-                times = sum(
-                    1 for s in self._module_calls[call.path] if s[: len(shared)] == shared
-                )
+                times = sum(1 for s in self._module_calls[call.path] if s[: len(shared)] == shared)
                 if times > 1:
                     return f"{call.path} is called {times} times (a shared module)"
         return None
@@ -111,7 +109,7 @@ class Objections:
                 others = {path for path in self._owners.get(tensor, set()) if path not in held_by}
                 others = {p for p in others if not any(_inside(p, h) for h in held_by)}
                 if others:
-                    return f"its weight is tied to that of {sorted(others)[0]}"
+                    return f"its weight is tied to that of {min(others)}"
                 if not self._readers[tensor] <= keys:
                     return "its weight is also used elsewhere"
         return None

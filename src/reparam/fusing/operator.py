@@ -48,7 +48,9 @@ def operator(block: nn.Module) -> AffineConv:
     try:
         lifted = lift(trace(shared_copy(root)), training=True, vectors=True)
     except TraceFailure as failure:
-        msg = f"{name} cannot be traced ({failure}); needed a block whose forward torch.fx can trace"
+        msg = (
+            f"{name} cannot be traced ({failure}); needed a block whose forward torch.fx can trace"
+        )
         raise InexactError(msg) from failure
     graph = lifted.trace.graph
     inputs = [n for n in lifted.program.nodes if lifted.origin[n].op == "placeholder"]
@@ -65,6 +67,6 @@ def operator(block: nn.Module) -> AffineConv:
     opaque = [n for n in lifted.program.nodes if n.kind.name == "OPAQUE" and n not in inputs]
     reasons = [r for n in lifted.program.nodes for r in found.given_up.get(n, [])]
     reasons += [f"{n.what} at {n.where}: {n.reason or 'is not affine'}" for n in opaque]
-    msg = f"{name} is not one convolution of its input: {'; '.join(reasons) or 'nothing affine in it'}"
+    why = "; ".join(reasons) or "nothing in it is affine"
+    msg = f"{name} is not one convolution of its input: {why}"
     raise InexactError(msg)
-

@@ -10,12 +10,13 @@ from typing import Any
 from torch import nn
 
 from reparam.errors import TrainingModeError, UnsupportedModelError
+from reparam.fusing.compare import compare_runs
 from reparam.fusing.discover import Discovery, Found, discover
 from reparam.fusing.edit import apply_regions
-from reparam.fusing.compare import compare_runs
 from reparam.fusing.fold import FoldedLayer, fold
 from reparam.fusing.table import render
 from reparam.graph.ir import Kind, Node
+from reparam.graph.kinds import AnyBatchNorm
 from reparam.graph.skeleton import unwrap
 
 __all__ = ["FoldWarning", "Plan", "Refusal", "Region", "fuse", "plan"]
@@ -170,7 +171,7 @@ def fuse(model: nn.Module, example_inputs: Any = None, *, probe: bool = False) -
 
 def _check_eval(model: nn.Module) -> None:
     for name, module in model.named_modules():
-        if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.training:
+        if isinstance(module, AnyBatchNorm) and module.training:
             msg = (
                 f"{name or type(model).__name__} is in training mode, where batch normalisation "
                 f"uses the statistics of the batch; needed eval mode: call model.eval() first"
@@ -209,9 +210,7 @@ def _into(found: Found) -> str:
 def describe(nodes: frozenset[Node]) -> str:
     """Name the operations of a region, equal ones counted, layers first."""
     ordered = sorted(nodes, key=lambda n: (not n.is_mixing, n.order))
-    names = Counter(
-        _short(n) for n in ordered if n.kind is Kind.SUM or n.leaf is not None
-    )
+    names = Counter(_short(n) for n in ordered if n.kind is Kind.SUM or n.leaf is not None)
     return " + ".join(name if times == 1 else f"{times} {name}" for name, times in names.items())
 
 
@@ -223,4 +222,3 @@ def _short(node: Node) -> str:
         size = "x".join(str(len(taps)) for taps in geometry.offsets) if geometry else ""
         return f"{size} conv" if size else "linear"
     return node.what
-

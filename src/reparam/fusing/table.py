@@ -45,9 +45,7 @@ def render(regions: Sequence[_Region], refusals: Sequence[_Refusal]) -> str:
     """Write the regions, the refusals grouped by reason, and a summary line."""
     lines: list[str] = []
     if regions:
-        rows = [
-            (r.where, r.what, r.into, f"{r.layers_before} -> 1", _change(r)) for r in regions
-        ]
+        rows = [(r.where, r.what, r.into, f"{r.layers_before} -> 1", _change(r)) for r in regions]
         lines += _columns(("where", "what", "into", "layers", "mult-adds"), rows)
         lines.append("")
     if refusals:

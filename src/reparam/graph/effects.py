@@ -68,7 +68,7 @@ def mutated_argument(
 def is_random(node: fx.Node) -> bool:
     """Whether an operation draws random numbers."""
     name = str(getattr(node.target, "__name__", node.target))
-    return name.startswith(_RANDOM) or name.endswith(("_like",)) and "rand" in name
+    return name.startswith(_RANDOM) or (name.endswith(("_like",)) and "rand" in name)
 
 
 def metadata_read(node: fx.Node) -> str | None:
@@ -84,7 +84,16 @@ def metadata_read(node: fx.Node) -> str | None:
         name = str(node.target)
     else:
         return None
-    if name in {"ndim", "dim", "dtype", "device", "is_cuda", "requires_grad", "layout", "ndimension"}:
+    if name in {
+        "ndim",
+        "dim",
+        "dtype",
+        "device",
+        "is_cuda",
+        "requires_grad",
+        "layout",
+        "ndimension",
+    }:
         return "kind"
     return "shape" if name in {"shape", "size", "numel"} else None
 

@@ -2,9 +2,9 @@
 
 ``isinstance(x, Tensor)`` is false for a proxy, ``torch.rand`` without a proxy becomes a constant: a
 trace can be wrong without any error. So the module and its trace are both run on tensors without
-numbers (the ``meta`` device), and the sequences of operators that reach the dispatcher are compared;
-that costs no arithmetic. Where a module cannot run without numbers, both are run with random ones
-and their outputs are compared.
+numbers (the ``meta`` device), and the sequences of operators that reach the dispatcher are
+compared; that costs no arithmetic. Where a module cannot run without numbers, both are run with
+random ones and their outputs are compared.
 """
 
 from __future__ import annotations
@@ -20,6 +20,9 @@ from torch import Tensor, fx, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_map
 
+from reparam.graph.arguments import CONVOLUTIONS, bind
+from reparam.graph.constants import Constants
+from reparam.graph.kinds import AnyConv
 from reparam.graph.skeleton import on_meta, runnable_copy
 from reparam.graph.trace import Arguments as Call
 from reparam.graph.trace import Key, Trace, bind_inputs, is_builtin
@@ -80,7 +83,7 @@ def capture_calls(model: nn.Module, call: Call) -> dict[str, Call]:
         try:
             with torch.no_grad():
                 twin(*arguments[0], **arguments[1])
-        except Exception:  # noqa: BLE001 (any error of the user's model: try the next twin)
+        except Exception:  # noqa: BLE001, S112 (any error of the user's model: the next twin)
             continue
         finally:
             for handle in handles:
@@ -104,7 +107,7 @@ def guess_calls(traced: Trace) -> list[Call]:
         }
         if all(name.isidentifier() for name in arguments):
             guesses.append(((), arguments))
-        if all(len(shape or ()) <= 2 for shape in shapes):  # noqa: PLR2004 (no spatial size)
+        if all(len(shape or ()) <= 2 for shape in shapes):
             break
     return guesses
 
@@ -152,7 +155,7 @@ class _Recorder(TorchDispatchMode):
     """Note every operator with the shapes it returns and its plain arguments."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.operators: list[tuple[str, Any, Any]] = []
 
     def __torch_dispatch__(
@@ -175,7 +178,8 @@ def _batch_norm_shapes(func: Any, args: tuple[Any, ...]) -> tuple[Tensor, ...] |
         return None
     if any(value is True for value in args):
         return None
-    if len(func._schema.returns) != 3:  # noqa: PLR2004 (output and two statistics)
+    schema = func._schema  # noqa: SLF001 (the only way to see what an operator returns)
+    if len(schema.returns) != 3:
         return None
     x = args[0]
     return torch.empty_like(x), x.new_empty(0), x.new_empty(0)
@@ -227,33 +231,30 @@ def _guess_shape(traced: Trace, node: fx.Node, size: int) -> tuple[int, ...] | N
 
 
 def _shape_for(traced: Trace, reader: fx.Node, size: int) -> tuple[int, ...] | None:
-    module: Any = traced.module(reader) if reader.op == "call_module" else None
-    if isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d):
-        return (2, module.in_channels, *(size,) * (module.weight.dim() - 2))
-    if isinstance(module, nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d):
-        return (2, module.in_channels, *(size,) * (module.weight.dim() - 2))
-    if isinstance(module, nn.BatchNorm2d):
-        return (2, module.num_features, size, size)
-    if isinstance(module, nn.BatchNorm3d):
-        return (2, module.num_features, size, size, size)
-    if isinstance(module, nn.Linear):
-        return (2, module.in_features)
-    name = getattr(reader.target, "__name__", "")
-    if reader.op == "call_function" and name in {"conv1d", "conv2d", "conv3d"}:
+    if reader.op == "call_module":
+        return _shape_for_module(traced.module(reader), size)
+    if reader.op == "call_function" and reader.target in CONVOLUTIONS:
         return _shape_for_function(traced, reader, size)
     return None
 
 
+def _shape_for_module(module: Any, size: int) -> tuple[int, ...] | None:
+    if isinstance(module, AnyConv):
+        return (2, module.in_channels, *(size,) * (module.weight.dim() - 2))
+    dims = {nn.BatchNorm2d: 2, nn.BatchNorm3d: 3}.get(type(module))
+    if dims is not None:
+        return (2, module.num_features, *(size,) * dims)
+    return (2, module.in_features) if isinstance(module, nn.Linear) else None
+
+
 def _shape_for_function(traced: Trace, reader: fx.Node, size: int) -> tuple[int, ...] | None:
     """Shape for a functional convolution, whose weight may have to be computed."""
-    from reparam.graph.constants import Constants
-
     constants = Constants(traced)
-    weight = reader.args[1] if len(reader.args) > 1 else reader.kwargs.get("weight")
+    names = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
+    _, weight, *_, groups = bind(reader, names, (None, None, None, 1, 0, 1, 1))
     if not isinstance(weight, fx.Node) or not constants.is_tensor(weight):
         return None
     shape = constants.shape(weight)
-    groups = reader.args[6] if len(reader.args) > 6 else reader.kwargs.get("groups", 1)  # noqa: PLR2004
     if not isinstance(groups, int):
         return None
     return (2, shape[1] * groups, *(size,) * (len(shape) - 2))
@@ -269,6 +270,8 @@ def _to_meta(call: Call) -> Call:
 
 
 def with_numbers(call: Call) -> Call:
+    """Copy arguments, with random numbers where they have none."""
+
     def real(value: Any) -> Any:
         if not isinstance(value, Tensor):
             return value
@@ -288,11 +291,14 @@ def _clone(call: Call) -> Call:
 
 
 def _close(expected: Any, found: Any) -> bool:
-    left, right = ([t for t in tree_flatten(v)[0] if isinstance(t, Tensor)] for v in (expected, found))
+    left, right = (
+        [t for t in tree_flatten(v)[0] if isinstance(t, Tensor)] for v in (expected, found)
+    )
     if [t.shape for t in left] != [t.shape for t in right] or not left:
         return False
     return all(
-        float((a.double() - b.double()).abs().max()) <= _RTOL * (float(a.double().abs().max()) + 1e-30)
+        float((a.double() - b.double()).abs().max())
+        <= _RTOL * (float(a.double().abs().max()) + 1e-30)
         for a, b in zip(left, right, strict=True)
         if a.numel()
     )

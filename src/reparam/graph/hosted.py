@@ -1,9 +1,9 @@
-"""Layers whose output channels can be rescaled although they are not convolutions with zero padding.
+"""Layers whose output channels can be rescaled although they are no ordinary convolutions.
 
-A transposed convolution, one with reflected padding, or a subclass with its own forward (TF's dynamic
-padding) multiplies *something read from its input* by its weight. Whatever that is, a scale and
-shift behind it can go into weight and bias. To the planner such a layer is a pointwise operator of
-that something, which is a value that nothing else reads.
+A transposed convolution, one with reflected padding, or a subclass with its own forward (TF's
+dynamic padding) multiplies *something read from its input* by its weight. Whatever that is, a scale
+and shift behind it can go into weight and bias. To the planner such a layer is a pointwise operator
+of that something, which is a value that nothing else reads.
 """
 
 from __future__ import annotations
@@ -14,13 +14,14 @@ from typing import Any
 from torch import Tensor, nn
 
 from reparam.algebra import Geometry
+from reparam.graph.kinds import AnyConv, AnyTransposedConv
 
 __all__ = ["hosted_geometry", "is_hosted", "rebuilt", "weight_as_rows"]
 
 
 def is_hosted(module: nn.Module) -> bool:
     """Whether a module is a convolution of any kind with a weight of its own."""
-    return isinstance(module, nn.modules.conv._ConvNd) and isinstance(module.weight, Tensor)
+    return isinstance(module, AnyConv) and isinstance(module.weight, Tensor)
 
 
 def hosted_geometry(module: Any) -> Geometry:
@@ -34,18 +35,19 @@ def hosted_geometry(module: Any) -> Geometry:
 
 def weight_as_rows(module: Any, weight: Tensor) -> Tensor:
     """Write a weight with one row per output channel: shape ``(O, I k / groups, 1, ...)``."""
-    if isinstance(module, nn.modules.conv._ConvTransposeNd):
+    if isinstance(module, AnyTransposedConv):
         # (I, O/g, k...) -> (g, I/g, O/g, k) -> (g, O/g, I/g, k)
         grouped = weight.flatten(2).unflatten(0, (module.groups, -1)).transpose(1, 2)
         rows = grouped.reshape(module.out_channels, -1)
     else:
         rows = weight.reshape(module.out_channels, -1)
-    return rows.reshape(*rows.shape, *(1,) * (weight.dim() - 2))
+    shaped: Tensor = rows.reshape(*rows.shape, *(1,) * (weight.dim() - 2))
+    return shaped
 
 
 def rebuilt(module: Any, rows: Tensor, bias: Tensor | None) -> nn.Module:
     """Copy a layer with another weight, given as rows, and bias; everything else stays."""
-    if isinstance(module, nn.modules.conv._ConvTransposeNd):
+    if isinstance(module, AnyTransposedConv):
         shape = (module.groups, module.out_channels // module.groups, -1, *module.kernel_size)
         weight = rows.reshape(shape).transpose(1, 2).flatten(0, 1)
     else:

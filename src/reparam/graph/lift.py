@@ -110,7 +110,7 @@ class Lifter:
 
     # ---------------------------------------------------------------- what rules make
 
-    def affine(
+    def affine(  # noqa: PLR0913 (what a rule knows of an operator)
         self, node: fx.Node, source: fx.Node, leaf: Leaf, what: str, *, axis: int | None,
         stored: int, rank: int | None = None, reads: set[Tensor] | None = None,
     ) -> Node:  # fmt: skip
@@ -123,9 +123,7 @@ class Lifter:
         self.lifted.sources[lifted] = reads or set()
         return lifted
 
-    def hosted(
-        self, node: fx.Node, leaf: Leaf, what: str, axis: int, reads: set[Tensor]
-    ) -> Node:
+    def hosted(self, node: fx.Node, leaf: Leaf, what: str, axis: int, reads: set[Tensor]) -> Node:
         """Make two nodes: what a layer reads from its input, and the layer as an operator on it."""
         sources = tuple(self.nodes[s] for s in node.all_input_nodes if s in self.nodes)
         read = self._node(Kind.OPAQUE, sources, node, f"the input of {what}")
@@ -237,9 +235,7 @@ class Lifter:
     # ---------------------------------------------------------------- internals
 
     def _node(self, kind: Kind, inputs: tuple[Node, ...], node: fx.Node, what: str) -> Node:
-        lifted = Node(
-            kind, inputs, self.trace.keys[node], self._order, what, self.where(node)
-        )
+        lifted = Node(kind, inputs, self.trace.keys[node], self._order, what, self.where(node))
         self.lifted.program.nodes.append(lifted)
         self.lifted.origin[lifted] = node
         return lifted

@@ -17,10 +17,14 @@ from typing import Any
 
 from torch import fx, nn
 
+from reparam.graph.kinds import AnyNorm
+
 __all__ = ["Shell", "build", "rewritten_base"]
 
 _FILES = itertools.count()
-_KEEPS_NOTHING = (nn.modules.batchnorm._NormBase,)  # noqa: SLF001 (no public base)
+_TABLES = ("_modules", "_parameters", "_buffers")
+_GONE = object()
+_KEEPS_NOTHING = (AnyNorm,)
 
 
 class Shell:
@@ -50,37 +54,50 @@ class Shell:
         self.layers = layers
         self.dropped = dropped
         self.inlined = inlined
+        only = _only_layer(graph, layers)
+        if only is not None and not _has_hooks(original):
+            self.module: nn.Module = with_attributes(only, original)
+            self._is_layer = True
+            return
+        self._is_layer = False
         source, bindings = _generate(graph)
         base = rewritten_base(type(original))
-        kind = _fused_class(nn.Module if issubclass(base, _KEEPS_NOTHING) else base, source, bindings)
-        self.module: nn.Module = kind.__new__(kind)
+        kind = _fused_class(
+            nn.Module if issubclass(base, _KEEPS_NOTHING) else base, source, bindings
+        )
+        self.module = kind.__new__(kind)
 
     def fill(self, memo: dict[int, Any]) -> None:
         """Copy what the new module keeps; ``memo`` maps replaced modules to their successors."""
-        state = dict(vars(self.original))
-        own = ("_modules", "_parameters", "_buffers")
-        kept = {name: copy.deepcopy(value, memo) for name, value in state.items() if name not in own}
-        vars(self.module).update(kept)
-        for table in own:
-            vars(self.module)[table] = {}
+        if self._is_layer:
+            return
+        kept = {
+            name: copy.deepcopy(value, memo)
+            for name, value in vars(self.original).items()
+            if name not in _TABLES
+        }
+        vars(self.module).update(kept, **{table: {} for table in _TABLES})
         for table in ("_parameters", "_buffers"):
-            for name, value in state[table].items():
+            for name, value in vars(self.original)[table].items():
                 if name not in self.dropped:
                     vars(self.module)[table][name] = copy.deepcopy(value, memo)
-        for name, child in state["_modules"].items():
-            if name in self.layers:
-                self.module._modules[name] = self.layers[name]
-            elif name in self.inlined:
-                container = self._container(name, child, memo)
-                if container is not None:
-                    self.module._modules[name] = container
-            elif name not in self.dropped and not self._is_folded_away(name, child):
-                self.module._modules[name] = copy.deepcopy(child, memo)
-        for name, layer in self.layers.items():
-            if name not in self.module._modules and "." not in name:
-                self.module._modules[name] = layer
+        for name, child in self.original._modules.items():
+            successor = self._successor(name, child, memo)
+            if successor is not _GONE:
+                self.module._modules[name] = successor
+        self._add_new_layers("", self.module)
 
-    def _container(self, path: str, child: nn.Module, memo: dict[int, Any]) -> nn.Module | None:
+    def _successor(self, path: str, child: nn.Module | None, memo: dict[int, Any]) -> Any:
+        """What a child of the rewritten module becomes."""
+        if path in self.layers:
+            return self.layers[path]
+        if path in self.inlined and child is not None:
+            return self._container(path, child, memo)
+        if path in self.dropped or self._is_folded_away(path, child):
+            return _GONE
+        return copy.deepcopy(child, memo)
+
+    def _container(self, path: str, child: nn.Module, memo: dict[int, Any]) -> Any:
         """Keep of an inlined child what the new forward still calls or reads."""
         container = nn.Module()
         container.training = False
@@ -90,21 +107,20 @@ class Shell:
                     vars(container)[table][name] = copy.deepcopy(value, memo)
         for name, grandchild in child._modules.items():
             inner = f"{path}.{name}"
-            kept: nn.Module | None = None
-            if inner in self.layers:
-                kept = self.layers[inner]
-            elif inner in self.inlined and grandchild is not None:
-                kept = self._container(inner, grandchild, memo)
-            elif self._is_read(inner):
-                kept = copy.deepcopy(grandchild, memo)
-            if kept is not None:
-                container._modules[name] = kept
+            if inner in self.layers or inner in self.inlined or self._is_read(inner):
+                successor = self._successor(inner, grandchild, memo)
+                if successor is not _GONE:
+                    container._modules[name] = successor
+        self._add_new_layers(path, container)
+        empty = not (container._modules or container._parameters or container._buffers)
+        return _GONE if empty else container
+
+    def _add_new_layers(self, path: str, module: nn.Module) -> None:
+        """Add layers under names that the original did not have."""
         for name, layer in self.layers.items():
             parent, _, last = name.rpartition(".")
             if parent == path:
-                container._modules[last] = layer
-        empty = not (container._modules or container._parameters or container._buffers)
-        return None if empty else container
+                module._modules.setdefault(last, layer)
 
     def _is_folded_away(self, path: str, child: nn.Module | None) -> bool:
         """Whether a child served only to hold numbers that are folded now."""
@@ -115,10 +131,33 @@ class Shell:
         return bool(held) and all(f"{path}.{name}" in self.dropped for name in held)
 
     def _is_read(self, path: str) -> bool:
-        targets = {
-            str(n.target) for n in self.graph.nodes if n.op in {"call_module", "get_attr"}
-        }
+        targets = {str(n.target) for n in self.graph.nodes if n.op in {"call_module", "get_attr"}}
         return any(t == path or t.startswith(f"{path}.") for t in targets)
+
+
+def with_attributes(layer: nn.Module, original: nn.Module) -> nn.Module:
+    """Give a layer the plain attributes of the block it replaces, such as YOLO's ``f``."""
+    for name, value in vars(original).items():
+        plain = isinstance(value, int | float | str | tuple | list | type(None))
+        if plain and not name.startswith("_") and not hasattr(layer, name):
+            setattr(layer, name, copy.copy(value))
+    return layer
+
+
+def _only_layer(graph: fx.Graph, layers: dict[str, nn.Module]) -> nn.Module | None:
+    """The new layer, where a forward does nothing but call it."""
+    inputs = [n for n in graph.nodes if n.op == "placeholder"]
+    calls = [n for n in graph.nodes if n.op not in {"placeholder", "output"}]
+    if len(inputs) != 1 or len(calls) != 1 or calls[0].op != "call_module":
+        return None
+    output = next(n for n in graph.nodes if n.op == "output")
+    if output.args != (calls[0],) or calls[0].args != (inputs[0],):
+        return None
+    return layers.get(str(calls[0].target))
+
+
+def _has_hooks(module: nn.Module) -> bool:
+    return any(vars(module).get(name) for name in ("_forward_hooks", "_forward_pre_hooks"))
 
 
 def build(model: nn.Module, layers: dict[nn.Module, nn.Module], shells: list[Shell]) -> nn.Module:
@@ -157,9 +196,7 @@ def _generate(graph: fx.Graph) -> tuple[str, dict[str, Any]]:
     return code.src, bindings
 
 
-def _fused_class(
-    base: type[nn.Module], source: str, bindings: dict[str, Any]
-) -> type[nn.Module]:
+def _fused_class(base: type[nn.Module], source: str, bindings: dict[str, Any]) -> type[nn.Module]:
     """Derive a class that differs from ``base`` in its forward alone."""
     names = {
         name: importlib.import_module(value) if kind == "module" else value

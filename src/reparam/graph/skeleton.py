@@ -45,8 +45,8 @@ def unwrap(model: nn.Module) -> nn.Module:
     while True:
         if isinstance(inner, nn.DataParallel | nn.parallel.DistributedDataParallel):
             inner = inner.module
-        elif hasattr(inner, "_orig_mod") and isinstance(inner._orig_mod, nn.Module):
-            inner = inner._orig_mod
+        elif isinstance(getattr(inner, "_orig_mod", None), nn.Module):
+            inner = inner.get_submodule("_orig_mod")  # torch.compile's wrapper
         else:
             return inner if inner is model else unwrap(inner)
 
@@ -85,9 +85,7 @@ def on_meta(model: nn.Module) -> nn.Module:
     for tensor in tensors_of(model):
         empty = torch.empty_like(tensor, device="meta", requires_grad=False)
         memo[id(tensor)] = (
-            nn.Parameter(empty, requires_grad=False)
-            if isinstance(tensor, nn.Parameter)
-            else empty
+            nn.Parameter(empty, requires_grad=False) if isinstance(tensor, nn.Parameter) else empty
         )
     twin = _copy(model, memo)
     for module in twin.modules():

@@ -122,7 +122,7 @@ def trace(
                 raise TraceFailure(reason) from error
             known[culprit] = reason
             continue
-        return Trace(root, path, graph, tracer.keys, tracer.stacks, known)
+        return Trace(root, path, graph, tracer.names, tracer.stacks, known)
     msg = f"more than {_MAX_OPAQUE} modules inside cannot be traced"
     raise TraceFailure(msg)
 
@@ -145,10 +145,10 @@ class _Tracer(fx.Tracer):
         super().__init__()
         self._example = example
         self.proxy_buffer_attributes = True
-        self.keys: dict[fx.Node, Key] = {}
+        self.names: dict[fx.Node, Key] = {}
         self.stacks: dict[fx.Node, tuple[Call, ...]] = {}
         self.failed_in: str | None = None
-        self._names: dict[int, str] | None = None
+        self._tensors: dict[int, str] | None = None
         self._base = path
         self._inline = inline
         self._opaque = opaque
@@ -187,12 +187,10 @@ class _Tracer(fx.Tracer):
         node = super().create_node(kind, target, *args, **kwargs)
         owner = self._stack[-1]
         is_module = kind == "call_module"
-        named = (
-            join(self._base, str(target)) if is_module else self._signature(kind, target, node)
-        )
+        named = join(self._base, str(target)) if is_module else self._signature(kind, target, node)
         count = self._targets[owner, named]
         self._targets[owner, named] += 1
-        self.keys[node] = Key(owner.path, named, count, is_module)
+        self.names[node] = Key(owner.path, named, count, is_module)
         self.stacks[node] = tuple(self._stack)
         return node
 
@@ -212,7 +210,12 @@ class _Tracer(fx.Tracer):
                 reads.append(repr(value))
         return f"{kind}:{_name(target)}({', '.join(reads)})"
 
-    def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
+    def getattr(
+        self,
+        attr: str,  # noqa: ARG002 (the base class calls it so)
+        attr_val: Any,
+        parameter_proxy_cache: dict[str, Any],
+    ) -> Any:
         """Read a parameter or buffer as a proxy; found by identity, not by a search of the tree."""
         if isinstance(attr_val, Tensor):
             name = self._tensor_names().get(id(attr_val))
@@ -238,10 +241,10 @@ class _Tracer(fx.Tracer):
             return None
 
     def _tensor_names(self) -> dict[int, str]:
-        if self._names is None:
+        if self._tensors is None:
             tensors = (*self.root.named_parameters(), *self.root.named_buffers())
-            self._names = {id(tensor): name for name, tensor in tensors}
-        return self._names
+            self._tensors = {id(tensor): name for name, tensor in tensors}
+        return self._tensors
 
     def proxy(self, node: fx.Node) -> fx.Proxy:
         return _InPlaceProxy(node, self)
@@ -252,7 +255,8 @@ class _Tracer(fx.Tracer):
             length = self._length_by_running(obj.node)
         if length is None:
             return super().iter(obj)
-        return iter([obj[k] for k in range(length)])
+        proxy: Any = obj
+        return iter([proxy[k] for k in range(length)])
 
 
 class _InPlaceProxy(fx.Proxy):
@@ -291,10 +295,10 @@ class _InPlaceProxy(fx.Proxy):
     def __len__(self) -> int:
         if is_parameter_only(self.node):
             return len(self._on_meta())
-        return super().__len__()  # type: ignore[no-any-return]
+        return super().__len__()
 
     def _on_meta(self) -> Any:
-        root = self.tracer.root
+        root = getattr(self.tracer, "root", None)
         assert isinstance(root, nn.Module)  # noqa: S101 (only modules are traced here)
         return _run_until(self.node, on_meta(root), ((), {}))
 
@@ -321,9 +325,7 @@ def bind_inputs(graph: fx.Graph, arguments: Arguments) -> dict[fx.Node, Any]:
     for node in graph.nodes:
         if node.op == "placeholder":
             default = node.args[0] if node.args else None
-            values[node] = (
-                positional.pop(0) if positional else named.pop(str(node.target), default)
-            )
+            values[node] = positional.pop(0) if positional else named.pop(str(node.target), default)
     return values
 
 
@@ -364,7 +366,9 @@ def _run_step(step: fx.Node, twin: nn.Module, values: dict[fx.Node, Any]) -> Any
 def is_builtin(module: nn.Module) -> bool:
     """Whether a module is one of PyTorch's own with its forward unchanged (not a container)."""
     kind = type(module)
-    if isinstance(module, nn.Sequential) or kind.__module__.startswith("torch.nn.modules.container"):
+    if isinstance(module, nn.Sequential) or kind.__module__.startswith(
+        "torch.nn.modules.container"
+    ):
         return False
     defined_in = getattr(kind.forward, "__module__", "")
     own = kind.__module__.startswith(("torch.nn", "torch.ao.nn"))

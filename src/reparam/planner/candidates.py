@@ -140,9 +140,7 @@ class Candidates:
 
     def _affine(self, node: Node) -> list[Candidate]:
         assert node.leaf is not None  # noqa: S101 (what AFFINE means; narrows the type)
-        return [
-            Candidate(node, node.inputs[0], node.leaf, frozenset({node}), _own_cost(node))
-        ]
+        return [Candidate(node, node.inputs[0], node.leaf, frozenset({node}), _own_cost(node))]
 
     def _alias(self, node: Node) -> list[Candidate]:
         return [Candidate(node, node.inputs[0], None, frozenset({node}), Cost())]
@@ -208,7 +206,9 @@ class Candidates:
                 stride: tuple[int, ...] = () if inner.expression is None else inner.geometry.stride
             else:
                 if _differ(candidate.axis, inner.axis):
-                    self.give_up(candidate.output, "its channels are on another axis than its input's")
+                    self.give_up(
+                        candidate.output, "its channels are on another axis than its input's"
+                    )
                     continue
                 try:
                     expression = Composition.of(outer, inner.expression)

@@ -1,8 +1,8 @@
 """Move per-channel operations to where a convolution can take them.
 
-A scale behind ``permute`` or ``flatten`` acts on the same channels before it; one behind ``cat`` acts
-on each part; one that several layers read can be handed to each of them. A moved operation keeps its
-key: where its region is folded, it becomes the identity where it stands in the program.
+A scale behind ``permute`` or ``flatten`` acts on the same channels before it; one behind ``cat``
+acts on each part; one that several layers read can be handed to each of them. A moved operation
+keeps its key: where its region is folded, it becomes the identity where it stands.
 """
 
 from __future__ import annotations
@@ -96,7 +96,11 @@ class _Mover:
     def into_readers(self, node: Node) -> Move | None:
         """Hand an operation that several layers read to each of them."""
         readers = self._users.get(node, [])
-        if node in self._program.pinned or len(readers) < 2 or not all(r.is_mixing and r.stored for r in readers):  # noqa: PLR2004
+        if (
+            node in self._program.pinned
+            or len(readers) < 2
+            or not all(r.is_mixing and r.stored for r in readers)
+        ):
             return None
         if self._is_read_once(node.inputs[0]) and node.inputs[0].is_mixing:
             return None  # the layer before can take it whole

@@ -1,7 +1,8 @@
-"""Choose among the candidate regions: the fewest layers, never at a higher cost."""
+"""Choose among the candidate regions: the least work, then the fewest layers."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
 
@@ -14,7 +15,8 @@ __all__ = ["Selection", "Veto", "select"]
 Veto = Callable[[Candidate], str | None]
 """A front end's objection to a region (a hook, a shared module), or None."""
 
-_Score = tuple[int, float]
+_Score = tuple[float, int]
+"""Multiply-adds saved per position of the value, then layers removed."""
 
 
 @dataclass(eq=False)
@@ -29,7 +31,6 @@ class Selection:
 
     """
 
-
     regions: list[Candidate] = field(default_factory=list)
     reasons: dict[Node, list[str]] = field(default_factory=dict)
     users: dict[Node, list[Node]] = field(default_factory=dict)
@@ -42,13 +43,13 @@ class Selection:
 
 
 def select(program: Program, veto: Veto) -> Selection:
-    """Cover the program with disjoint regions that remove the most layers.
+    """Cover the program with disjoint regions that save the most.
 
     A region pays when it holds a convolution or linear layer, removes a layer, and costs neither
     more multiply-adds nor more stored numbers than before. Among the ways to cut a program into
-    such regions the one with the fewest layers is taken, then the one that saves the most
-    multiply-adds; the choice is exact wherever values are read once, by dynamic programming in
-    program order.
+    such regions the one that saves the most multiply-adds is taken, then the one with the fewest
+    layers: a wide bottleneck is not merged where its folded halves are cheaper. The choice is exact
+    wherever values are read once, by dynamic programming in program order.
     """
     excluded: set[Hashable] = set()
     while True:
@@ -88,23 +89,24 @@ def _select_once(program: Program, veto: Veto) -> Selection:
     return Selection(regions, candidates.given_up, candidates.users, kept)
 
 
-def _best(
-    program: Program, candidates: Candidates, veto: Veto
-) -> dict[Node, Candidate]:
+def _best(program: Program, candidates: Candidates, veto: Veto) -> dict[Node, Candidate]:
     """For every node the region to end there, if any."""
     chosen: dict[Node, Candidate] = {}
     score: dict[Node, _Score] = {}
     for node in program.nodes:
         # Scores of operands that others read too count where those are decided, not here.
         own = [score[v] for v in dict.fromkeys(node.inputs) if len(candidates.users[v]) == 1]
-        best: _Score = (sum(s[0] for s in own), sum(s[1] for s in own))
+        step = 1 if node.leaf is None else math.prod(node.leaf.geometry.stride)
+        best: _Score = (step * sum(s[0] for s in own), sum(s[1] for s in own))
         for candidate in candidates.found[node]:
             if candidate.expression is None or not _pays(candidate, candidates, veto):
                 continue
+            step = math.prod(candidate.geometry.stride)
             here = _saving(candidate)
             if candidates.is_closed(candidate.source, candidate.nodes):
                 rest = score[candidate.source]
                 here = (here[0] + rest[0], here[1] + rest[1])
+            here = (step * here[0], here[1])
             if here > best:
                 best = here
                 chosen[node] = candidate
@@ -114,7 +116,7 @@ def _best(
 
 def _saving(candidate: Candidate) -> _Score:
     before, after = candidate.cost, candidate.cost_after
-    return before.layers - after.layers, before.macs - after.macs
+    return before.macs - after.macs, before.layers - after.layers
 
 
 def _pays(candidate: Candidate, candidates: Candidates, veto: Veto) -> bool:
@@ -129,9 +131,7 @@ def _pays(candidate: Candidate, candidates: Candidates, veto: Veto) -> bool:
             f"{before.macs:,.0f} per input position"
         )
     elif after.stored > before.stored:
-        reason = (
-            f"one layer would store more numbers: {after.stored:,} against {before.stored:,}"
-        )
+        reason = f"one layer would store more numbers: {after.stored:,} against {before.stored:,}"
     if reason is None:
         reason = veto(candidate)
         if reason is not None:
@@ -139,4 +139,3 @@ def _pays(candidate: Candidate, candidates: Candidates, veto: Veto) -> bool:
     if reason is not None:
         candidates.give_up(candidate.output, reason)
     return reason is None
-

@@ -1,0 +1,232 @@
+"""Rules for operations that hold numbers: convolutions, linear layers, batch normalisation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from reparam import algebra
+from reparam.algebra import AffineConv, Geometry, Leaf, Rows
+from reparam.graph.arguments import bind, first, is_literal, rank_from_readers
+from reparam.graph.hosted import hosted_geometry, weight_as_rows
+from reparam.graph.ir import Node
+from reparam.graph.kinds import AnyBatchNorm
+from reparam.graph.lift import Lifter
+from reparam.graph.weights import (
+    constant_weight,
+    first_not_finite,
+    module_reader,
+    weight_loader,
+)
+
+__all__ = [
+    "batch_norm_function",
+    "batch_norm_module",
+    "conv_function",
+    "conv_module",
+    "hosted_module",
+    "linear_function",
+    "linear_module",
+]
+
+
+def conv_module(lifter: Lifter, node: fx.Node) -> Node | None:
+    """``nn.ConvNd`` with zero padding; other padding modes are hosted."""
+    module = lifter.module(node)
+    assert isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d)  # noqa: S101 (the rule's key)
+    if isinstance(module.weight, nn.parameter.UninitializedParameter):
+        return lifter.opaque(node, "its weight is not initialised yet (a lazy layer)")
+    reads = {*module.parameters(), *module.buffers()}
+    if module.padding_mode != "zeros" and any(_numbers(module.padding)):
+        return hosted_module(lifter, node)
+    geometry = algebra.conv_geometry(
+        module.weight.shape, stride=module.stride, padding=_padding(module.padding),
+        dilation=module.dilation, groups=module.groups, bias=module.bias is not None,
+    )  # fmt: skip
+    leaf = Leaf(geometry, weight_loader(geometry, module_reader(module)))
+    return _mixing(lifter, node, leaf, reads)
+
+
+def hosted_module(lifter: Lifter, node: fx.Node) -> Node | None:
+    """A convolution that only its own forward can run; see :mod:`reparam.graph.hosted`."""
+    module: Any = lifter.module(node)
+    if nn.utils.parametrize.is_parametrized(module):
+        return None
+    reads = {*module.parameters(), *module.buffers()}
+    broken = first_not_finite(reads)
+    if broken is not None:
+        return lifter.opaque(node, f"{type(module).__name__} has {broken}")
+    geometry = hosted_geometry(module)
+
+    def load(_rows: Rows | None) -> AffineConv:
+        return AffineConv(geometry, weight_as_rows(module, module.weight), module.bias)
+
+    axis = 1 - module.weight.dim()
+    return lifter.hosted(node, Leaf(geometry, load), type(module).__name__, axis, reads)
+
+
+def linear_module(lifter: Lifter, node: fx.Node) -> Node | None:
+    """``nn.Linear``: a convolution without spatial dimensions."""
+    module = lifter.module(node)
+    assert isinstance(module, nn.Linear)  # noqa: S101 (the rule's key)
+    if isinstance(module.weight, nn.parameter.UninitializedParameter):
+        return lifter.opaque(node, "its weight is not initialised yet (a lazy layer)")
+    geometry = algebra.conv_geometry(module.weight.shape, bias=module.bias is not None)
+    leaf = Leaf(geometry, weight_loader(geometry, module_reader(module)))
+    return _mixing(lifter, node, leaf, {*module.parameters(), *module.buffers()})
+
+
+def conv_function(lifter: Lifter, node: fx.Node) -> Node | None:
+    """``F.convNd`` with a weight that is constant, computed or not."""
+    x, weight, bias, stride, padding, dilation, groups = bind(
+        node, ("input", "weight", "bias", "stride", "padding", "dilation", "groups"),
+        (None, None, None, 1, 0, 1, 1),
+    )  # fmt: skip
+    if not constant_weight(lifter, x, weight, bias) or not all(
+        is_literal(v) for v in (stride, padding, dilation, groups)
+    ):
+        return None
+    geometry = algebra.conv_geometry(
+        lifter.constants.shape(weight), stride=stride, padding=_padding(padding),
+        dilation=dilation, groups=groups, bias=bias is not None,
+    )  # fmt: skip
+    return _functional_mixing(lifter, node, geometry, weight, bias)
+
+
+def linear_function(lifter: Lifter, node: fx.Node) -> Node | None:
+    """``F.linear`` with a constant weight."""
+    x, weight, bias = bind(node, ("input", "weight", "bias"), (None, None, None))
+    if not constant_weight(lifter, x, weight, bias):
+        return None
+    shape = lifter.constants.shape(weight)
+    if len(shape) != 2:
+        return None
+    geometry = algebra.conv_geometry(shape, bias=bias is not None)
+    return _functional_mixing(lifter, node, geometry, weight, bias)
+
+
+def _functional_mixing(
+    lifter: Lifter, node: fx.Node, geometry: Geometry, weight: fx.Node, bias: fx.Node | None
+) -> Node | None:
+    constants = lifter.constants
+
+    def read() -> tuple[Tensor, Tensor | None]:
+        return constants.value(weight), None if bias is None else constants.value(bias)
+
+    given = [weight] if bias is None else [weight, bias]
+    reads = {t for value in given for t in constants.sources(value)}
+    lifted = _mixing(lifter, node, Leaf(geometry, weight_loader(geometry, read)), reads)
+    if lifted is not None:
+        lifted.computed = sum(constants.operations(value) for value in given)
+        lifted.stored = max(lifted.stored, sum(t.numel() for t in reads))
+    return lifted
+
+
+def _mixing(lifter: Lifter, node: fx.Node, leaf: Leaf, reads: set[Tensor]) -> Node | None:
+    if any(not t.is_floating_point() for t in reads if t.dim() > 0):
+        return lifter.opaque(node, "its numbers are not real floating point")
+    source = first(node)
+    dims = leaf.geometry.dims
+    what = str(leaf.geometry)
+    broken = first_not_finite(reads)
+    if broken is not None:
+        return lifter.opaque(node, f"{what} has {broken}")
+    return lifter.affine(
+        node, source, leaf, what, axis=-(dims + 1), rank=dims + 2 if dims else None,
+        stored=leaf.geometry.parameters, reads=reads,
+    )  # fmt: skip
+
+
+def batch_norm_module(lifter: Lifter, node: fx.Node) -> Node | None:
+    """``nn.BatchNormNd`` and ``nn.SyncBatchNorm`` with running statistics."""
+    module = lifter.module(node)
+    assert isinstance(module, AnyBatchNorm)  # noqa: S101 (the rule's key)
+    if module.running_mean is None or module.running_var is None:
+        return lifter.opaque(
+            node, "its batch norm keeps no running statistics, so it depends on the batch"
+        )
+    if module.training and not lifter.training:
+        return lifter.opaque(node, "its batch norm is in training mode; call eval() first")
+    fixed = {nn.BatchNorm1d: None, nn.BatchNorm2d: -3, nn.BatchNorm3d: -4}
+    axis = next((a for kind, a in fixed.items() if isinstance(module, kind)), None)
+
+    def read() -> tuple[Tensor | None, ...]:
+        return module.running_mean, module.running_var, module.weight, module.bias
+
+    return _batch_norm(lifter, node, read, module.eps, module.num_features, axis)
+
+
+def batch_norm_function(lifter: Lifter, node: fx.Node) -> Node | None:
+    """``F.batch_norm`` with constant statistics."""
+    x, mean, var, weight, bias, training, _, eps = bind(
+        node,
+        ("input", "running_mean", "running_var", "weight", "bias", "training", "momentum", "eps"),
+        (None, None, None, None, None, False, 0.1, 1e-5),
+    )
+    constants = lifter.constants
+    if training is not False and not lifter.training:
+        return lifter.opaque(node, "its batch norm is in training mode; call eval() first")
+    if not all(constants.is_tensor(t) for t in (mean, var)) or not lifter.is_value(x):
+        return lifter.opaque(
+            node, "its batch norm keeps no running statistics, so it depends on the batch"
+        )
+    if any(t not in constants for t in (weight, bias)) or not isinstance(eps, float | int):
+        return None
+
+    def read() -> tuple[Tensor | None, ...]:
+        values = (mean, var, weight, bias)
+        return tuple(None if t is None else constants.value(t) for t in values)
+
+    return _batch_norm(lifter, node, read, float(eps), constants.shape(mean)[0], None)
+
+
+def _batch_norm(
+    lifter: Lifter, node: fx.Node, read: Callable[[], tuple[Tensor | None, ...]], eps: float,
+    channels: int, axis: int | None,
+) -> Node | None:  # fmt: skip
+    source = first(node)
+    if axis is None:
+        rank = lifter.known(source).rank or rank_from_readers(lifter, source)
+        if rank is None and lifter.vectors and lifter.nodes[source].axis in {None, -1}:
+            rank = 2
+        if rank is None:
+            return lifter.opaque(
+                node,
+                "the number of dimensions of its input is not known here, so its channel axis is "
+                "not; pass example_inputs",
+            )
+        axis = 1 - rank
+
+    def load(rows: Rows | None) -> AffineConv:
+        mean, var, weight, bias = read()
+        assert mean is not None  # noqa: S101 (checked by the rules above)
+        assert var is not None  # noqa: S101 (checked by the rules above)
+        op = algebra.batch_norm(mean, var, weight, bias, eps=eps)
+        return op if rows is None else op.rows(*rows)
+
+    values = [t for t in read() if t is not None]
+    if not all(bool(torch.isfinite(t).all()) for t in values):
+        return lifter.opaque(node, "its batch norm has numbers that are not finite")
+    load(None)  # a variance that gives no scale raises here, with its value in the message
+    geometry = Geometry.pointwise(channels, channels, dims=0, groups=channels, bias=True)
+    return lifter.affine(
+        node, source, Leaf(geometry, load), "batch norm", axis=axis, rank=1 - axis if axis < -2 else None,
+
+        stored=sum(t.numel() for t in values),
+    )  # fmt: skip
+
+
+def _padding(value: Any) -> Any:
+    """Normalise a layer's padding argument for the algebra."""
+    if isinstance(value, str | int):
+        return value
+    return tuple(int(v) for v in value)
+
+
+def _numbers(padding: Any) -> tuple[int, ...]:
+    if isinstance(padding, str):
+        return (1,) if padding == "same" else (0,)
+    return (padding,) if isinstance(padding, int) else tuple(padding)

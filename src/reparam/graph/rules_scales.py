@@ -1,0 +1,134 @@
+"""Rules for sums, and for scales and shifts by constants."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from reparam import algebra
+from reparam.algebra import AffineConv, Geometry, Leaf, Rows
+from reparam.graph.arguments import bind, first
+from reparam.graph.ir import Node
+from reparam.graph.lift import Lifter, scalar
+
+__all__ = ["add", "divide", "multiply", "negate", "reverse_subtract", "subtract"]
+
+
+def add(lifter: Lifter, node: fx.Node) -> Node | None:
+    """``a + b``: a sum of values, or a shift by a constant."""
+    return _plus(lifter, node, 1.0)
+
+
+def subtract(lifter: Lifter, node: fx.Node) -> Node | None:
+    """``a - b``."""
+    return _plus(lifter, node, -1.0)
+
+
+def _plus(lifter: Lifter, node: fx.Node, sign: float) -> Node | None:
+    left, right, alpha = bind(node, ("input", "other", "alpha"), (None, None, 1))
+    factor = scalar(alpha)
+    if factor is None:
+        return None
+    factor *= sign
+    if lifter.is_value(left) and lifter.is_value(right):
+        return lifter.sum(node, [left, right], [1.0, factor])
+    if lifter.is_value(left):
+        return _affine_map(lifter, node, left, shift=right, shift_times=factor)
+    if lifter.is_value(right):
+        return _affine_map(lifter, node, right, times=factor, shift=left)
+    return None
+
+
+def reverse_subtract(lifter: Lifter, node: fx.Node) -> Node | None:
+    """``torch.rsub(a, b)``, which is ``b - a``."""
+    left, right, alpha = bind(node, ("input", "other", "alpha"), (None, None, 1))
+    factor = scalar(alpha)
+    if factor is None or not lifter.is_value(left):
+        return None
+    if lifter.is_value(right):
+        return lifter.sum(node, [right, left], [1.0, -factor])
+    return _affine_map(lifter, node, left, times=-factor, shift=right)
+
+
+def multiply(lifter: Lifter, node: fx.Node) -> Node | None:
+    """``a * b`` where one of them is constant."""
+    left, right = bind(node, ("input", "other"), (None, None))
+    if lifter.is_value(left) == lifter.is_value(right):
+        return None
+    x, factor = (left, right) if lifter.is_value(left) else (right, left)
+    return _affine_map(lifter, node, x, factor=factor)
+
+
+def divide(lifter: Lifter, node: fx.Node) -> Node | None:
+    """``a / b`` where ``b`` is constant."""
+    left, right, mode = bind(node, ("input", "other", "rounding_mode"), (None, None, None))
+    if mode is not None or not lifter.is_value(left) or lifter.is_value(right):
+        return None
+    return _affine_map(lifter, node, left, factor=right, invert=True)
+
+
+def negate(lifter: Lifter, node: fx.Node) -> Node | None:
+    """``-a``."""
+    return _affine_map(lifter, node, first(node), times=-1.0)
+
+
+def _affine_map(  # noqa: PLR0913 (the parts of one affine map)
+    lifter: Lifter, node: fx.Node, x: Any, *, factor: Any = None, shift: Any = None,
+    times: float = 1.0, shift_times: float = 1.0, invert: bool = False,
+) -> Node | None:  # fmt: skip
+    """Lift ``times * factor * x + shift_times * shift`` with constant factor and shift."""
+    if times == 1.0 and _changes_nothing(factor, shift):
+        return lifter.alias(node, x)
+    channels, axis = lifter.known(x).channels, lifter.nodes[x].axis
+    tensors = [t for t in (factor, shift) if lifter.constants.is_tensor(t)]
+    if channels is None or axis is None:
+        return lifter.opaque(node)
+    for tensor in tensors:
+        if not _is_per_channel(lifter.constants.shape(tensor), channels, axis):
+            return lifter.opaque(node)
+    if any(scalar(v) is None for v in (factor, shift) if v is not None and v not in tensors):
+        return lifter.opaque(node)
+
+    def per_channel(value: Any, default: float) -> Tensor:
+        if lifter.constants.is_tensor(value):
+            tensor = lifter.constants.value(value).to(torch.float64)
+        else:
+            tensor = torch.tensor(default if value is None else float(value), dtype=torch.float64)
+        return tensor.reshape(-1).expand(channels)
+
+    def load(rows: Rows | None) -> AffineConv:
+        scale = per_channel(factor, 1.0)
+        scale = times * (1 / scale if invert else scale)
+        moved = None if shift is None else shift_times * per_channel(shift, 0.0)
+        op = algebra.scale(scale, moved)
+        return op if rows is None else op.rows(*rows)
+
+    numbers = [load(None).kernel, load(None).bias]
+    if any(t is not None and not bool(torch.isfinite(t).all()) for t in numbers):
+        return lifter.opaque(node, "its constant is not finite")
+    geometry = Geometry.pointwise(
+        channels, channels, dims=0, groups=channels, bias=shift is not None
+    )
+    reads = {t for tensor in tensors for t in lifter.constants.sources(tensor)}
+    return lifter.affine(
+        node, x, Leaf(geometry, load), "scale" if shift is None else "shift", axis=axis,
+        stored=sum(t.numel() for t in reads), reads=reads,
+    )  # fmt: skip
+
+
+def _changes_nothing(factor: Any, shift: Any) -> bool:
+    nothing_times = factor is None or scalar(factor) == 1.0
+    return nothing_times and (shift is None or scalar(shift) == 0.0)
+
+
+def _is_per_channel(shape: tuple[int, ...], channels: int, axis: int) -> bool:
+    """Whether a constant of this shape acts on each channel by itself and broadcasts nothing."""
+    if all(size == 1 for size in shape):
+        return len(shape) <= 1 - axis
+    if len(shape) < -axis or shape[axis] != channels:
+        return False
+    lead = shape[:axis]
+    rest = shape[axis + 1 :] if axis != -1 else ()
+    return all(size == 1 for size in rest) and all(size == 1 for size in lead) and len(lead) <= 1

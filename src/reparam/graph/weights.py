@@ -1,0 +1,93 @@
+"""Read the weights of layers: as they are, computed by a parametrization, a few rows at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from reparam.algebra import AffineConv, Geometry, Rows
+from reparam.graph.lift import Lifter
+
+__all__ = ["constant_weight", "first_not_finite", "module_reader", "weight_loader"]
+
+
+def constant_weight(lifter: Lifter, x: Any, weight: Any, bias: Any) -> bool:
+    """Whether an operation reads a value, a constant weight and a constant bias or none."""
+    constants = lifter.constants
+    return (
+        lifter.is_value(x)
+        and constants.is_tensor(weight)
+        and (bias is None or constants.is_tensor(bias))
+    )
+
+
+def module_reader(module: Any) -> Callable[[], tuple[Tensor, Tensor | None]]:
+    """Read weight and bias of a layer, parametrized ones in float64."""
+
+    def read() -> tuple[Tensor, Tensor | None]:
+        if nn.utils.parametrize.is_parametrized(module):
+            return _parametrized(module, "weight"), _parametrized(module, "bias")
+        return module.weight, module.bias
+
+    return read
+
+
+def _parametrized(module: Any, name: str) -> Any:
+    """Compute a parametrized tensor (weight norm and the like) in float64, differentiably."""
+    if name not in module.parametrizations:
+        return getattr(module, name)
+    chain = module.parametrizations[name]
+    originals = (
+        [chain.original]
+        if chain.is_tensor
+        else [getattr(chain, f"original{k}") for k in range(chain.ntensors)]
+    )
+    value: Any = [t.to(torch.float64) for t in originals]
+    for step in chain:
+        numbers = {
+            n: t.to(torch.float64) if t.is_floating_point() else t
+            for n, t in (*step.named_parameters(), *step.named_buffers())
+        }
+        value = torch.func.functional_call(
+            step, numbers, tuple(value) if isinstance(value, list) else (value,)
+        )
+    return value
+
+
+def weight_loader(
+    geometry: Geometry, read: Callable[[], tuple[Tensor, Tensor | None]]
+) -> Callable[[Rows | None], AffineConv]:
+    """Load an operator from weight and bias, or only some rows of it."""
+
+    def load(rows: Rows | None) -> AffineConv:
+        weight, bias = read()
+        if rows is None:
+            return AffineConv(geometry, weight, bias)
+        if geometry.groups > 1:
+            return AffineConv(geometry, weight, bias).rows(*rows)
+        part = slice(*rows)
+        return AffineConv(
+            Geometry(
+                geometry.in_channels, rows[1] - rows[0], 1, geometry.offsets, geometry.stride,
+                geometry.extent, geometry.bias,
+            ),
+            weight[part],
+            None if bias is None else bias[part],
+        )  # fmt: skip
+
+    return load
+
+
+def first_not_finite(tensors: set[Tensor]) -> str | None:
+    """Find numbers that are not finite; a sum is enough, it is not finite then either."""
+    for tensor in tensors:
+        if tensor.is_floating_point() and tensor.device.type != "meta":
+            total = tensor.detach().sum(
+                dtype=torch.float32 if tensor.dtype != torch.float64 else None
+            )
+            if not bool(torch.isfinite(total)) and not bool(torch.isfinite(tensor).all()):
+                return "weights that are not finite"
+    return None
