@@ -17,8 +17,9 @@ if TYPE_CHECKING:
     from reparam.branching import branch
     from reparam.checkpoints import load_checkpoint
     from reparam.errors import ReparamError, TrainingModeError
-    from reparam.exporting import export
-    from reparam.fusing import FoldWarning, Plan, Refusal, Region, fuse, operator, plan
+    from reparam.exporting.export import export
+    from reparam.fusing.operator import operator
+    from reparam.fusing.plan import FoldWarning, Plan, Refusal, Region, fuse, plan
     from reparam.rep_optimizer import RepOptimizer
     from reparam.verifying import Verdict, verify
 

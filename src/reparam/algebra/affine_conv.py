@@ -286,7 +286,8 @@ class AffineConv:
             product = torch.bmm(far[..., tap], near).unflatten(2, (width, taps))
             index = torch.tensor(targets, device=kernel.device)
             kernel.index_add_(3, index, product)
-        return kernel.reshape(geometry.kernel_shape)
+        shaped: Tensor = kernel.reshape(geometry.kernel_shape)
+        return shaped
 
     def _sum_taps_with(self, channels: Tensor) -> Tensor:
         """Apply the kernel to a constant input of one value per channel."""

@@ -213,8 +213,8 @@ def _batch_norm(
     load(None)  # a variance that gives no scale raises here, with its value in the message
     geometry = Geometry.pointwise(channels, channels, dims=0, groups=channels, bias=True)
     return lifter.affine(
-        node, source, Leaf(geometry, load), "batch norm", axis=axis, rank=1 - axis if axis < -2 else None,
-
+        node, source, Leaf(geometry, load), "batch norm", axis=axis,
+        rank=1 - axis if axis < -2 else None,
         stored=sum(t.numel() for t in values),
     )  # fmt: skip
 
