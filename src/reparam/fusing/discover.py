@@ -2,66 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from reparam.fusing.explain import explain
-from reparam.fusing.objections import Objections, common_call, owners_of
+from reparam.fusing.found import Found, describe
+from reparam.fusing.objections import Objections, owners_of
+from reparam.fusing.place import inlined_for, locate
 from reparam.graph.faithful import Outcome, Report, capture_calls, compare, guess_calls
-from reparam.graph.ir import Kind, Node
 from reparam.graph.kinds import AnyConv
 from reparam.graph.lift import Lifted, lift
 from reparam.graph.skeleton import hooked_modules, shared_copy
 from reparam.graph.trace import Arguments, Key, Trace, TraceFailure, is_builtin, join, trace
-from reparam.planner import Candidate, select
+from reparam.planner import select
 
 __all__ = ["Discovery", "Found", "Unfolded", "discover"]
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Found:
-    """One region of a model and how the model is edited for it.
-
-    Attributes:
-        lifted: The program it was found in.
-        region: The planner's candidate.
-        block: Path of the smallest module that holds the operations to merge; its forward is
-            rewritten, unless ``host`` is given.
-        reach: Path of the smallest module that holds all of the operations.
-        host: For a region with a single layer that has numbers: the key of that layer, which is
-            replaced where it stands, so that no forward has to change.
-        core: The operations that one new layer replaces.
-        absorbed: Operations before or behind them that become the identity where they stand.
-
-    """
-
-    lifted: Lifted
-    region: Candidate
-    block: str
-    reach: str
-    host: Key | None
-    core: tuple[Node, ...]
-    absorbed: tuple[Node, ...]
-
-    @property
-    def keys(self) -> frozenset[Key]:
-        """The static names of all operations."""
-        return frozenset(self.key_of(node) for node in self.region.nodes)
-
-    @staticmethod
-    def key_of(node: Node) -> Key:
-        """The trace's name of a node."""
-        assert isinstance(node.key, Key)  # noqa: S101 (this front end's keys)
-        return node.key
-
-    @property
-    def like(self) -> Tensor:
-        """A weight whose type and device the folded layer gets: the largest."""
-        tensors = [t for n in self.core for t in self.lifted.reads(n)]
-        return max((t for t in tensors if t.is_floating_point()), key=lambda t: t.numel())
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +41,8 @@ class Discovery:
         regions: What folds.
         unfolded: What does not.
         calls: By path of a traced module, arguments that it ran with: to run the result with.
+        traces: Traces of blocks to rewrite, by path and inlined children, for one use each.
+        known_call: By path of any module, its arguments in a run of the example, if one is given.
 
     """
 
@@ -91,6 +51,8 @@ class Discovery:
     regions: list[Found] = field(default_factory=list)
     unfolded: list[Unfolded] = field(default_factory=list)
     calls: dict[str, Arguments] = field(default_factory=dict)
+    known_call: Callable[[str], Arguments | None] = lambda _path: None
+    traces: dict[tuple[str, frozenset[str]], Trace] = field(default_factory=dict)
 
 
 def discover(model: nn.Module, example_inputs: Any = None) -> Discovery:
@@ -115,7 +77,7 @@ class _Finder:
         self._example = example
         self._captured: dict[str, Arguments] | None = None
         self._checked: dict[str, Report] = {}
-        self.result = Discovery(model, self.skeleton)
+        self.result = Discovery(model, self.skeleton, known_call=self._known_call)
         self._hooked = hooked_modules(model)
         self._owners = owners_of(self.skeleton)
         self._visited: set[nn.Module] = set()
@@ -203,7 +165,7 @@ class _Finder:
         objections = Objections(lifted, self._hooked, self._owners)
         selection = select(lifted.program, objections)
         seen: dict[frozenset[Key], int] = {}
-        found = [_describe(lifted, region) for region in selection.regions]
+        found = [describe(lifted, region) for region in selection.regions]
         for one in found:
             seen[one.keys] = seen.get(one.keys, 0) + 1
         kept: set[frozenset[Key]] = set()
@@ -217,7 +179,7 @@ class _Finder:
                     f"its block is called {calls} times and folds in {seen[one.keys]} of them only",
                 )  # fmt: skip
                 continue
-            doubt = self._is_believable(one, report)
+            doubt = self._is_believable(one, report) or self._cannot_place(one)
             if doubt is not None:
                 self._leave(one.reach or "the model", one.region.output.what, doubt)
                 continue
@@ -230,39 +192,26 @@ class _Finder:
             for reason in explain(node, folded, selection):
                 self._leave(node.where, node.what, reason)
 
+    def _cannot_place(self, one: Found) -> str | None:
+        """Where a forward is to be rewritten, trace that block and find the region in it."""
+        if one.host is not None or one.block == one.lifted.trace.path:
+            return None
+        inlined = inlined_for(one)
+        module = self.skeleton.get_submodule(one.block)
+        try:
+            traced = trace(
+                module, one.block, inline=inlined.__contains__, example=self._known_call(one.block)
+            )
+            locate(one, traced)
+        except (TraceFailure, LookupError) as error:
+            return f"{one.block} cannot be rewritten by itself: {error}"
+        self.result.traces[one.block, frozenset(inlined)] = traced
+        return None
+
     def _leave(self, where: str, what: str, why: str) -> None:
         entry = Unfolded(where, what, why)
         if entry not in self.result.unfolded:
             self.result.unfolded.append(entry)
-
-
-def _describe(lifted: Lifted, region: Candidate) -> Found:
-    """Decide how the model is edited for a region."""
-    mixing = [n for n in region.nodes if n.is_mixing]
-    sums = [n for n in region.nodes if n.kind is Kind.SUM]
-    nodes = sorted(region.nodes, key=lambda n: n.order)
-    whole = _block(lifted, nodes)
-    if len(mixing) == 1 and not sums:
-        layer = mixing[0]
-        origin = lifted.node_of(layer)
-        if origin.op == "call_module" and lifted.reads(layer):
-            rest = tuple(n for n in nodes if n is not layer and n.kind is not Kind.ALIAS)
-            return Found(lifted, region, whole, whole, Found.key_of(layer), (layer,), rest)
-    last = region.output
-    absorbed: list[Node] = []
-    while last.is_diagonal or last.kind is Kind.ALIAS:
-        if last.is_diagonal:
-            absorbed.append(last)
-        last = last.inputs[0]
-    absorbed += [n for n in nodes if n.twin_of is not None and n not in absorbed]
-    core = tuple(n for n in nodes if n.order <= last.order and n.twin_of is None)
-    return Found(lifted, region, _block(lifted, list(core)), whole, None, core, tuple(absorbed))
-
-
-def _block(lifted: Lifted, nodes: list[Node]) -> str:
-    """Path of the smallest module that holds all of the operations."""
-    stacks = [lifted.trace.stacks[lifted.node_of(n)] for n in nodes]
-    return common_call(stacks)[-1].path
 
 
 def _has_layers(module: nn.Module) -> bool:

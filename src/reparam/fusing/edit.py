@@ -9,24 +9,38 @@ import torch
 from torch import fx, nn
 
 from reparam.algebra import LayerArguments, flat_pads
-from reparam.fusing.discover import Found
+from reparam.fusing.discover import Discovery
 from reparam.fusing.fold import FoldedLayer
+from reparam.fusing.found import Found
+from reparam.fusing.place import inlined_for, locate
 from reparam.graph.hosted import rebuilt
 from reparam.graph.rewrite import Shell, build
-from reparam.graph.trace import Key, Trace, is_parameter_only, trace
+from reparam.graph.trace import Key, Trace, TraceFailure, is_parameter_only, trace
 
-__all__ = ["apply_regions", "make_layer"]
+__all__ = ["CannotPlaceError", "apply_regions", "make_layer"]
 
 
-def apply_regions(
-    model: nn.Module, skeleton: nn.Module, folded: list[tuple[Found, FoldedLayer]]
-) -> nn.Module:
-    """Make the new model; ``model`` is only read."""
-    edits = _Edits(skeleton)
+class CannotPlaceError(Exception):
+    """A block cannot be rewritten for the regions in it (internal; its regions are left)."""
+
+    def __init__(self, block: str, why: str) -> None:
+        """Name the block."""
+        super().__init__(why)
+        self.block = block
+
+
+def apply_regions(discovery: Discovery, folded: list[tuple[Found, FoldedLayer]]) -> nn.Module:
+    """Make the new model; the old one is only read.
+
+    Raises:
+        CannotPlaceError: The forward of a block cannot be rewritten.
+
+    """
+    edits = _Edits(discovery)
     for found, layer in folded:
         edits.add(found, layer)
-    layers, shells = edits.finish(model)
-    return build(model, layers, shells)
+    layers, shells = edits.finish()
+    return build(discovery.model, layers, shells)
 
 
 def make_layer(folded: FoldedLayer) -> nn.Module:
@@ -71,8 +85,11 @@ class _Block:
 
 
 class _Edits:
-    def __init__(self, skeleton: nn.Module) -> None:
-        self._skeleton = skeleton
+    def __init__(self, discovery: Discovery) -> None:
+        self._model = discovery.model
+        self._skeleton = discovery.skeleton
+        self._known_call = discovery.known_call
+        self._traces = discovery.traces
         self._layers: dict[str, nn.Module] = {}
         self._blocks: dict[str, _Block] = defaultdict(_Block)
 
@@ -83,8 +100,7 @@ class _Edits:
         else:
             block = self._blocks[found.block]
             block.merges.append((found, layer))
-            for node in found.core:
-                block.inlined |= set(_between(found.block, Found.key_of(node).owner))
+            block.inlined |= inlined_for(found)
         for node in found.absorbed:
             key = Found.key_of(node)
             if key.is_module:
@@ -92,13 +108,16 @@ class _Edits:
             else:
                 self._blocks[key.owner].erased.add(key)
 
-    def finish(self, model: nn.Module) -> tuple[dict[nn.Module, nn.Module], list[Shell]]:
+    def finish(self) -> tuple[dict[nn.Module, nn.Module], list[Shell]]:
         """Merge nested edits, edit the graphs, and say what is replaced by what."""
         self._merge_nested()
         shells = []
         for path, block in self._blocks.items():
-            shells.append(self._shell(model, path, block))
-        layers = {model.get_submodule(path): new for path, new in self._layers.items()}
+            try:
+                shells.append(self._shell(path, block))
+            except (TraceFailure, LookupError, RuntimeError) as error:
+                raise CannotPlaceError(path, str(error).partition("\n")[0]) from error
+        layers = {self._model.get_submodule(path): new for path, new in self._layers.items()}
         return layers, shells
 
     def _merge_nested(self) -> None:
@@ -116,16 +135,18 @@ class _Edits:
                     target.inlined |= inner.inlined
                     changed = True
 
-    def _shell(self, model: nn.Module, path: str, block: _Block) -> Shell:
+    def _shell(self, path: str, block: _Block) -> Shell:
         root = self._skeleton.get_submodule(path)
-        traced = trace(root, path, inline=block.inlined.__contains__)
+        traced = self._traces.pop((path, frozenset(block.inlined)), None) or trace(
+            root, path, inline=block.inlined.__contains__, example=self._known_call(path)
+        )
         editor = _GraphEditor(traced)
         for found, layer in block.merges:
             editor.merge(found, make_layer(layer))
         for key in block.erased:
             editor.erase(key)
         editor.drop_identities(self._layers)
-        original = model.get_submodule(path)
+        original = self._model.get_submodule(path)
         relative = {p: _relative(path, p) for p in block.inlined}
         return Shell(
             original,
@@ -150,7 +171,7 @@ class _GraphEditor:
         """Put one layer in the place of the core operations of a region."""
         name = self._name(found)
         source = self._source(found)
-        core = [self._by_key[Found.key_of(n)] for n in sorted(found.core, key=lambda n: n.order)]
+        core = list(locate(found, self._trace).values())
         # At the first of them: readers of shapes in between then read the new layer's.
         with self._graph.inserting_before(core[0]):
             new = self._graph.call_module(name, (source,))
@@ -206,7 +227,7 @@ class _GraphEditor:
                     slot = origin.all_input_nodes.index(wanted)
                     return self._by_key[Found.key_of(node)].all_input_nodes[slot]
         msg = "a region does not read its own source"
-        raise AssertionError(msg)
+        raise LookupError(msg)
 
     def _name(self, found: Found) -> str:
         """Name the new layer after the largest layer it replaces."""
@@ -246,16 +267,6 @@ class _GraphEditor:
             number += 1
             candidate = f"{name}{number}"
         return candidate
-
-
-def _between(outer: str, inner: str) -> list[str]:
-    """Paths of the modules from below ``outer`` down to ``inner``."""
-    paths = []
-    path = inner
-    while path != outer:
-        paths.append(path)
-        path = path.rpartition(".")[0]
-    return paths
 
 
 def _relative(base: str, path: str) -> str:

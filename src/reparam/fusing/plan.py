@@ -11,9 +11,10 @@ from torch import nn
 
 from reparam.errors import TrainingModeError, UnsupportedModelError
 from reparam.fusing.compare import compare_runs
-from reparam.fusing.discover import Discovery, Found, discover
-from reparam.fusing.edit import apply_regions
+from reparam.fusing.discover import Discovery, discover
+from reparam.fusing.edit import CannotPlaceError, apply_regions
 from reparam.fusing.fold import FoldedLayer, fold
+from reparam.fusing.found import Found
 from reparam.fusing.table import render
 from reparam.graph.ir import Kind, Node
 from reparam.graph.kinds import AnyBatchNorm
@@ -109,7 +110,7 @@ class Plan:
                 FoldWarning,
                 stacklevel=2,
             )
-        fused = apply_regions(discovery.model, discovery.skeleton, folded)
+        fused = _place(discovery, folded)
         if folded:
             compare_runs(discovery, fused)
         return fused
@@ -117,6 +118,28 @@ class Plan:
     def __str__(self) -> str:
         """A table of at most 100 columns."""
         return render(self.regions, self.refusals)
+
+
+def _place(discovery: Discovery, folded: list[tuple[Found, FoldedLayer]]) -> nn.Module:
+    """Make the new model, without the blocks whose forward cannot be rewritten."""
+    while True:
+        try:
+            return apply_regions(discovery, folded)
+        except CannotPlaceError as error:
+            kept = [pair for pair in folded if not _is_within(pair[0].block, error.block)]
+            if len(kept) == len(folded):
+                raise
+            folded[:] = kept
+            warnings.warn(
+                f"{error.block or 'the model'} is left as it is: its forward cannot be rewritten "
+                f"({error})",
+                FoldWarning,
+                stacklevel=3,
+            )
+
+
+def _is_within(path: str, block: str) -> bool:
+    return block in {"", path} or path.startswith(f"{block}.")
 
 
 def plan(model: nn.Module, example_inputs: Any = None, *, probe: bool = False) -> Plan:

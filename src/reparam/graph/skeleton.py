@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from types import BuiltinFunctionType, FunctionType, ModuleType
 from typing import Any
 
 import torch
@@ -66,33 +68,17 @@ def shared_copy(model: nn.Module) -> nn.Module:
 
     Tracing may leave traces in a module's attributes; they stay in this copy.
     """
-    return _copy(model, {id(tensor): tensor for tensor in tensors_of(model)})
+    return _Copier(lambda tensor: tensor).copy(model)
 
 
 def runnable_copy(model: nn.Module) -> nn.Module:
     """A copy to run: parameters shared, buffers its own, since running may write them."""
-    twin = shared_copy(model)
-    for module in twin.modules():
-        for name, buffer in module._buffers.items():
-            if buffer is not None:
-                module._buffers[name] = buffer.clone()
-    return twin
+    return _Copier(lambda t: t if isinstance(t, nn.Parameter) else t.clone()).copy(model)
 
 
 def on_meta(model: nn.Module) -> nn.Module:
     """Copy the module tree with tensors that have shapes but no numbers, to run it for free."""
-    memo: dict[int, Any] = {}
-    for tensor in tensors_of(model):
-        empty = torch.empty_like(tensor, device="meta", requires_grad=False)
-        memo[id(tensor)] = (
-            nn.Parameter(empty, requires_grad=False) if isinstance(tensor, nn.Parameter) else empty
-        )
-    twin = _copy(model, memo)
-    for module in twin.modules():
-        for name, value in vars(module).items():
-            if isinstance(value, Tensor):
-                vars(module)[name] = value.to("meta")
-    return twin
+    return _Copier(_without_numbers).copy(model)
 
 
 def hooked_modules(model: nn.Module) -> dict[str, str]:
@@ -110,17 +96,71 @@ def hooked_modules(model: nn.Module) -> dict[str, str]:
     }
 
 
-def _copy(model: nn.Module, memo: dict[int, Any]) -> nn.Module:
-    try:
-        twin = copy.deepcopy(model, memo)
-    except (TypeError, RuntimeError, AttributeError) as error:
-        msg = (
-            f"{type(model).__name__} cannot be copied, and a copy is read so that the model itself "
-            f"is never touched: {error}"
-        )
-        raise UnsupportedModelError(msg) from error
-    for module in twin.modules():
-        for attribute in _HOOKS:
-            if vars(module).get(attribute):
-                vars(module)[attribute] = type(vars(module)[attribute])()
-    return twin
+def _without_numbers(tensor: Tensor) -> Tensor:
+    empty = torch.empty_like(tensor, device="meta", requires_grad=False)
+    if isinstance(tensor, nn.Parameter):
+        return nn.Parameter(empty, requires_grad=False)
+    return empty
+
+
+class _Copier:
+    """Copy a module tree fast: modules and containers anew, tensors as a function says.
+
+    ``copy.deepcopy`` walks every attribute of every module and costs more than a fold.
+    """
+
+    def __init__(self, tensor: Callable[[Tensor], Tensor]) -> None:
+        self._tensor = tensor
+        self._memo: dict[int, Any] = {}
+        self._kept: list[Any] = []
+
+    def copy(self, model: nn.Module) -> nn.Module:
+        try:
+            twin: nn.Module = self._value(model)
+        except (TypeError, RuntimeError, AttributeError) as error:
+            msg = (
+                f"{type(model).__name__} cannot be copied, and a copy is read so that the model "
+                f"itself is never touched: {error}"
+            )
+            raise UnsupportedModelError(msg) from error
+        return twin
+
+    def _value(self, value: Any) -> Any:
+        if type(value) in _ATOMS:
+            return value
+        known = self._memo.get(id(value))
+        if known is not None:
+            return known
+        made: Any
+        if isinstance(value, nn.Module):
+            return self._module(value)
+        if isinstance(value, Tensor):
+            made = self._tensor(value)
+        elif type(value) in {dict, OrderedDict}:
+            made = type(value)((k, self._value(v)) for k, v in value.items())
+        elif type(value) in {list, set, tuple}:
+            made = type(value)(self._value(v) for v in value)
+        else:
+            made = copy.deepcopy(value, self._memo)
+        return self._remember(value, made)
+
+    def _module(self, module: nn.Module) -> nn.Module:
+        twin: nn.Module = self._remember(module, type(module).__new__(type(module)))
+        state = vars(twin)
+        for name, value in vars(module).items():
+            if type(value) in _ATOMS:
+                state[name] = value
+            else:
+                state[name] = type(value)() if name in _HOOKS else self._value(value)
+        return twin
+
+    def _remember(self, value: Any, made: Any) -> Any:
+        self._memo[id(value)] = made
+        self._kept.append(value)  # so that no other object gets its id meanwhile
+        return made
+
+
+_ATOMS = frozenset({
+    int, float, complex, str, bytes, bool, type, type(None), torch.dtype, torch.device, torch.Size,
+    FunctionType, BuiltinFunctionType, ModuleType,
+})  # fmt: skip

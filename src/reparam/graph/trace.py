@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_flatten, tree_map
 
-from reparam.graph.skeleton import on_meta
+from reparam.graph.skeleton import on_meta, shared_copy
 
 __all__ = ["Arguments", "Call", "Key", "Trace", "TraceFailure", "bind_inputs", "trace"]
 
@@ -112,8 +112,10 @@ def trace(
     known = dict(opaque or {})
     for _ in range(_MAX_OPAQUE):
         tracer = _Tracer(path, inline, set(known), example)
+        # A fresh copy each time: forwards may keep what they compute, proxies then, in attributes.
+        twin = shared_copy(root)
         try:
-            graph = tracer.trace(root, concrete_args=_defaults(root))
+            graph = tracer.trace(twin, concrete_args=_defaults(twin))
         except Exception as error:
             # Any exception of the user's forward on proxies only says: not traceable.
             culprit = tracer.failed_in
@@ -122,7 +124,7 @@ def trace(
                 raise TraceFailure(reason) from error
             known[culprit] = reason
             continue
-        return Trace(root, path, graph, tracer.names, tracer.stacks, known)
+        return Trace(twin, path, graph, tracer.names, tracer.stacks, known)
     msg = f"more than {_MAX_OPAQUE} modules inside cannot be traced"
     raise TraceFailure(msg)
 

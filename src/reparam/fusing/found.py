@@ -1,0 +1,87 @@
+"""One region of a model, and how the model is edited for it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from reparam.fusing.objections import common_call
+from reparam.graph.ir import Kind, Node
+from reparam.graph.lift import Lifted
+from reparam.graph.trace import Key
+from reparam.planner import Candidate
+
+__all__ = ["Found", "describe"]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Found:
+    """One region of a model and how the model is edited for it.
+
+    Attributes:
+        lifted: The program it was found in.
+        region: The planner's candidate.
+        block: Path of the smallest module that holds the operations to merge; its forward is
+            rewritten, unless ``host`` is given.
+        reach: Path of the smallest module that holds all of the operations.
+        host: For a region with a single layer that has numbers: the key of that layer, which is
+            replaced where it stands, so that no forward has to change.
+        core: The operations that one new layer replaces.
+        absorbed: Operations before or behind them that become the identity where they stand.
+
+    """
+
+    lifted: Lifted
+    region: Candidate
+    block: str
+    reach: str
+    host: Key | None
+    core: tuple[Node, ...]
+    absorbed: tuple[Node, ...]
+
+    @property
+    def keys(self) -> frozenset[Key]:
+        """The static names of all operations."""
+        return frozenset(self.key_of(node) for node in self.region.nodes)
+
+    @staticmethod
+    def key_of(node: Node) -> Key:
+        """The trace's name of a node."""
+        assert isinstance(node.key, Key)  # noqa: S101 (this front end's keys)
+        return node.key
+
+    @property
+    def like(self) -> Tensor:
+        """A weight whose type and device the folded layer gets: the largest."""
+        tensors = [t for n in self.core for t in self.lifted.reads(n)]
+        return max((t for t in tensors if t.is_floating_point()), key=lambda t: t.numel())
+
+
+def describe(lifted: Lifted, region: Candidate) -> Found:
+    """Decide how the model is edited for a region."""
+    mixing = [n for n in region.nodes if n.is_mixing]
+    sums = [n for n in region.nodes if n.kind is Kind.SUM]
+    nodes = sorted(region.nodes, key=lambda n: n.order)
+    whole = _block(lifted, nodes)
+    if len(mixing) == 1 and not sums:
+        layer = mixing[0]
+        origin = lifted.node_of(layer)
+        if origin.op == "call_module" and lifted.reads(layer):
+            rest = tuple(n for n in nodes if n is not layer and n.kind is not Kind.ALIAS)
+            return Found(lifted, region, whole, whole, Found.key_of(layer), (layer,), rest)
+    last = region.output
+    absorbed: list[Node] = []
+    while last.is_diagonal or last.kind is Kind.ALIAS:
+        if last.is_diagonal:
+            absorbed.append(last)
+        last = last.inputs[0]
+    absorbed += [n for n in nodes if n.twin_of is not None and n not in absorbed]
+    core = tuple(n for n in nodes if n.order <= last.order and n.twin_of is None)
+    return Found(lifted, region, _block(lifted, list(core)), whole, None, core, tuple(absorbed))
+
+
+def _block(lifted: Lifted, nodes: list[Node]) -> str:
+    """Path of the smallest module that holds all of the operations."""
+    stacks = [lifted.trace.stacks[lifted.node_of(n)] for n in nodes]
+    return common_call(stacks)[-1].path
