@@ -134,11 +134,11 @@ def _diverse() -> list[ZooCase]:
         _case("acnet-stride2", partial(AsymmetricBlock, 8, 12, stride=2)),
         _case("acnet-5x5-grouped", partial(AsymmetricBlock, 8, 8, kernel=5, groups=2)),
         _case("acnet-dilated", partial(AsymmetricBlock, 8, 8, dilation=2)),
-        _case("acnet-cropped", partial(AsymmetricBlock, 8, 8, padding=0), pending="slices"),
+        _case("acnet-cropped", partial(AsymmetricBlock, 8, 8, padding=0)),
     ]
     for between in ("scale", "pad_then_norm", "border"):
         probe = between == "border"
-        pending = "probing" if probe else ""
+        pending = ""
         for suffix, cout, options in (
             ("", 8, {}),
             ("-stride2", 12, {"stride": 2}),
@@ -200,7 +200,6 @@ def _superres() -> list[ZooCase]:
             "ecbsr-written-border",
             partial(EdgeOrientedBlock, 8, 8, border="written"),
             probe=True,
-            pending="probing",
         ),
     ]
 

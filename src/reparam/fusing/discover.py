@@ -6,13 +6,22 @@ from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
+from reparam.algebra import AffineConv
 from reparam.fusing.explain import explain
 from reparam.fusing.found import Found, describe
 from reparam.fusing.objections import Objections, owners_of
 from reparam.fusing.place import inlined_for, locate
-from reparam.graph.faithful import Outcome, Report, capture_calls, compare, guess_calls
+from reparam.fusing.probe import identify
+from reparam.graph.faithful import (
+    Outcome,
+    Report,
+    capture_calls,
+    compare,
+    guess_calls,
+    guess_for_module,
+)
 from reparam.graph.kinds import AnyConv
 from reparam.graph.lift import Lifted, lift
 from reparam.graph.skeleton import hooked_modules, shared_copy
@@ -40,6 +49,7 @@ class Discovery:
         skeleton: The copy that was read.
         regions: What folds.
         unfolded: What does not.
+        probed: Modules that were identified from their responses.
         calls: By path of a traced module, arguments that it ran with: to run the result with.
         traces: Traces of blocks to rewrite, by path and inlined children, for one use each.
         known_call: By path of any module, its arguments in a run of the example, if one is given.
@@ -50,15 +60,27 @@ class Discovery:
     skeleton: nn.Module
     regions: list[Found] = field(default_factory=list)
     unfolded: list[Unfolded] = field(default_factory=list)
+    probed: list[Probed] = field(default_factory=list)
     calls: dict[str, Arguments] = field(default_factory=dict)
     known_call: Callable[[str], Arguments | None] = lambda _path: None
     traces: dict[tuple[str, frozenset[str]], Trace] = field(default_factory=dict)
 
 
-def discover(model: nn.Module, example_inputs: Any = None) -> Discovery:
+@dataclass(frozen=True, slots=True, eq=False)
+class Probed:
+    """An untraceable module that was identified from its responses."""
+
+    path: str
+    what: str
+    op: AffineConv
+    like: Tensor
+
+
+def discover(model: nn.Module, example_inputs: Any = None, *, probe: bool = False) -> Discovery:
     """Find the regions of an unwrapped model."""
-    finder = _Finder(model, None if example_inputs is None else as_call(example_inputs))
+    finder = _Finder(model, None if example_inputs is None else as_call(example_inputs), probe)
     finder.visit("", finder.skeleton)
+    finder.drop_folded_probes()
     return finder.result
 
 
@@ -72,7 +94,8 @@ def as_call(example_inputs: Any) -> Arguments:
 
 
 class _Finder:
-    def __init__(self, model: nn.Module, example: Arguments | None) -> None:
+    def __init__(self, model: nn.Module, example: Arguments | None, probe: bool) -> None:  # noqa: FBT001 (internal)
+        self._probe = probe
         self.skeleton = shared_copy(model)
         self._example = example
         self._captured: dict[str, Arguments] | None = None
@@ -90,6 +113,8 @@ class _Finder:
         try:
             traced = trace(module, path, example=self._known_call(path))
         except TraceFailure as failure:
+            if self._identify(path, module):
+                return
             if _has_layers(module) or not path:
                 self._leave(
                     path or "the model",
@@ -104,8 +129,12 @@ class _Finder:
             self._visit_children(path, module)
             return
         ranks = report.ranks if self._example is not None else None
-        self._plan(lift(traced, ranks=ranks), report)
+        known = {p: self.skeleton.get_submodule(p) for p in traced.opaque}
+        probed = {p: op for p, child in known.items() if (op := self._identify(p, child))}
+        self._plan(lift(traced, ranks=ranks, probed=probed), report)
         for inner in traced.opaque:
+            if inner in probed:
+                continue
             child = self.skeleton.get_submodule(inner)
             if _has_layers(child):
                 self._leave(
@@ -152,6 +181,28 @@ class _Finder:
                 return None
             report = own
         return f"its trace could not be compared with eager execution: {report.why}"
+
+    def _identify(self, path: str, module: nn.Module) -> AffineConv | None:
+        """Probe a module that cannot be traced; its operator, if it is one convolution."""
+        floating = [p for p in module.parameters() if p.is_floating_point()]
+        if not self._probe or not floating or path in self._hooked:
+            return None
+        call = self._known_call(path) or guess_for_module(module)
+        if call is None:
+            self._leave(path, type(module).__name__, "it cannot be probed without example_inputs")
+            return False
+        found = identify(module, call)
+        if isinstance(found, str):
+            self._leave(path, type(module).__name__, f"probed, but {found}")
+            return None
+        like = max(floating, key=lambda t: t.numel())
+        self.result.probed.append(Probed(path, type(module).__name__, found, like))
+        return found
+
+    def drop_folded_probes(self) -> None:
+        """Keep of the probed modules those that no larger region replaces."""
+        folded = {key.target for one in self.result.regions for key in one.keys if key.is_module}
+        self.result.probed = [p for p in self.result.probed if p.path not in folded]
 
     def _visit_children(self, path: str, module: nn.Module) -> None:
         for name, child in module.named_children():

@@ -10,7 +10,7 @@ from torch import fx, nn
 
 from reparam.algebra import LayerArguments, flat_pads
 from reparam.fusing.discover import Discovery
-from reparam.fusing.fold import FoldedLayer
+from reparam.fusing.fold import FoldedLayer, lowered
 from reparam.fusing.found import Found
 from reparam.fusing.place import inlined_for, locate
 from reparam.graph.hosted import rebuilt
@@ -39,6 +39,8 @@ def apply_regions(discovery: Discovery, folded: list[tuple[Found, FoldedLayer]])
     edits = _Edits(discovery)
     for found, layer in folded:
         edits.add(found, layer)
+    for probed in discovery.probed:
+        edits.replace(probed.path, make_layer(lowered(probed.op, probed.like)))
     layers, shells = edits.finish()
     return build(discovery.model, layers, shells)
 
@@ -107,6 +109,10 @@ class _Edits:
                 self._layers[key.target] = nn.Identity().eval()
             else:
                 self._blocks[key.owner].erased.add(key)
+
+    def replace(self, path: str, layer: nn.Module) -> None:
+        """Note that a module is replaced whole."""
+        self._layers[path] = layer
 
     def finish(self) -> tuple[dict[nn.Module, nn.Module], list[Shell]]:
         """Merge nested edits, edit the graphs, and say what is replaced by what."""

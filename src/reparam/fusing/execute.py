@@ -16,7 +16,7 @@ from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
 from reparam.graph.ir import Kind, Node
-from reparam.graph.kinds import AnyBatchNorm, AnyConv
+from reparam.graph.kinds import AnyBatchNorm
 from reparam.graph.lift import Lifted
 from reparam.graph.trace import is_builtin
 from reparam.planner import Candidate
@@ -112,15 +112,16 @@ def _run_origin(lifted: Lifted, origin: fx.Node, given: dict[fx.Node, Tensor]) -
 
 
 def _run_module(module: Any, x: Tensor) -> Tensor:
+    result: Tensor
     if nn.utils.parametrize.is_parametrized(module):
-        return copy.deepcopy(module).to(torch.float64)(x)  # type: ignore[no-any-return]
-    if isinstance(module, nn.Linear):
-        return by_slices(
+        result = copy.deepcopy(module).to(torch.float64)(x)
+    elif isinstance(module, nn.Linear):
+        result = by_slices(
             lambda w, b: F.linear(x, w, b), module.weight, module.bias, channel_axis=-1
         )
-    if is_plain_conv(module):
+    elif is_plain_conv(module):
         function: Any = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}[module.weight.dim() - 2]
-        return by_slices(
+        result = by_slices(
             lambda w, b: function(
                 x, w, b, module.stride, module.padding, module.dilation, module.groups
             ),
@@ -128,13 +129,15 @@ def _run_module(module: Any, x: Tensor) -> Tensor:
             module.bias,
             sliceable=module.groups == 1,
         )
-    if isinstance(module, AnyConv):
-        return copy.deepcopy(module).to(torch.float64)(x)  # type: ignore[no-any-return]
-    if isinstance(module, AnyBatchNorm):
+    elif isinstance(module, AnyBatchNorm):
         numbers = (module.running_mean, module.running_var, module.weight, module.bias)
         mean, var, weight, bias = (None if t is None else t.to(torch.float64) for t in numbers)
-        return F.batch_norm(x, mean, var, weight, bias, eps=module.eps)
-    return module(x)  # type: ignore[no-any-return]
+        result = F.batch_norm(x, mean, var, weight, bias, eps=module.eps)
+    elif next(module.parameters(), None) is not None:
+        result = copy.deepcopy(module).to(torch.float64)(x)
+    else:
+        result = module(x)
+    return result
 
 
 def is_plain_conv(module: nn.Module) -> bool:

@@ -23,7 +23,7 @@ from reparam.graph.hosted import rebuilt
 from reparam.graph.lift import Lifted
 from reparam.planner import Candidate
 
-__all__ = ["FoldedLayer", "fold"]
+__all__ = ["FoldedLayer", "fold", "lowered"]
 
 _TOLERANCE = 1e-10
 """Float64 rounding of the longest sums stays far below, any wrong fold far above."""
@@ -89,6 +89,13 @@ def fold(lifted: Lifted, region: Candidate, like: Tensor) -> FoldedLayer:
         if bias is not None and shift is not None:
             bias[start:stop] = shift
     return FoldedLayer(arguments, _formatted(weight, like), bias, worst / scale if scale else worst)
+
+
+def lowered(op: AffineConv, like: Tensor) -> FoldedLayer:
+    """Make the layer of an operator whose numbers are known."""
+    arguments, kernel, shift = lower(op)
+    bias = None if shift is None else shift.to(like.device, like.dtype)
+    return FoldedLayer(arguments, _formatted(kernel.to(like.device, like.dtype), like), bias, 0.0)
 
 
 def _fold_hosted(lifted: Lifted, region: Candidate, like: Tensor) -> FoldedLayer:

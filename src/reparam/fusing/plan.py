@@ -11,7 +11,7 @@ from torch import nn
 
 from reparam.errors import TrainingModeError, UnsupportedModelError
 from reparam.fusing.compare import compare_runs
-from reparam.fusing.discover import Discovery, discover
+from reparam.fusing.discover import Discovery, Probed, discover
 from reparam.fusing.edit import CannotPlaceError, apply_regions
 from reparam.fusing.fold import FoldedLayer, fold
 from reparam.fusing.found import Found
@@ -40,6 +40,8 @@ class Region:
         macs_after: The same after folding; never more.
         stored_before: Numbers stored now: weights, biases, running statistics.
         stored_after: The same after folding; never more.
+        probed: Whether the operator was read off the module's responses to impulses instead of its
+            code: evidence, not proof.
 
     """
 
@@ -51,6 +53,7 @@ class Region:
     macs_after: float
     stored_before: int
     stored_after: int
+    probed: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +114,7 @@ class Plan:
                 stacklevel=2,
             )
         fused = _place(discovery, folded)
-        if folded:
+        if folded or discovery.probed:
             compare_runs(discovery, fused)
         return fused
 
@@ -163,13 +166,14 @@ def plan(model: nn.Module, example_inputs: Any = None, *, probe: bool = False) -
     ['3x3 conv + batch norm']
 
     """
-    if probe:
-        raise NotImplementedError
     inner = unwrap(model)
     _check_eval(inner)
-    discovery = discover(inner, example_inputs)
+    discovery = discover(inner, example_inputs, probe=probe)
     return Plan(
-        tuple(_region(found) for found in discovery.regions),
+        (
+            *(_region(found) for found in discovery.regions),
+            *(_probed_region(probed) for probed in discovery.probed),
+        ),
         tuple(Refusal(u.where, u.what, u.why) for u in discovery.unfolded),
         discovery,
     )
@@ -220,6 +224,21 @@ def _region(found: Found) -> Region:
         macs_after=after.macs,
         stored_before=before.stored,
         stored_after=after.stored,
+    )
+
+
+def _probed_region(probed: Probed) -> Region:
+    geometry = probed.op.geometry
+    return Region(
+        where=probed.path or "the model",
+        what=f"{probed.what} (probed, not traced)",
+        into=str(geometry),
+        layers_before=1,
+        macs_before=0.0,
+        macs_after=0.0,
+        stored_before=geometry.parameters,
+        stored_after=geometry.parameters,
+        probed=True,
     )
 
 

@@ -27,7 +27,15 @@ from reparam.graph.skeleton import on_meta, runnable_copy
 from reparam.graph.trace import Arguments as Call
 from reparam.graph.trace import Key, Trace, bind_inputs, is_builtin
 
-__all__ = ["Outcome", "Report", "capture_calls", "compare", "guess_calls", "with_numbers"]
+__all__ = [
+    "Outcome",
+    "Report",
+    "capture_calls",
+    "compare",
+    "guess_calls",
+    "guess_for_module",
+    "with_numbers",
+]
 
 _SIZES = (64, 224, 32, 256)
 """Spatial sizes to try where no example is given."""
@@ -110,6 +118,15 @@ def guess_calls(traced: Trace) -> list[Call]:
         if all(len(shape or ()) <= 2 for shape in shapes):
             break
     return guesses
+
+
+def guess_for_module(module: nn.Module) -> Call | None:
+    """Make up an input for a module that cannot be traced, from the first layer in it."""
+    for layer in module.modules():
+        shape = _shape_for_module(layer, _SIZES[0])
+        if shape is not None:
+            return (torch.empty(shape, dtype=_dtype(module), device="meta"),), {}
+    return None
 
 
 def _compare_once(traced: Trace, call: Call) -> Report:

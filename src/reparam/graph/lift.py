@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor, fx, nn
 
-from reparam.algebra import Leaf
+from reparam.algebra import AffineConv, Leaf
 from reparam.errors import InexactError
 from reparam.graph.constants import Constants
 from reparam.graph.effects import base_of, metadata_read, mutated_argument
@@ -69,13 +69,20 @@ class Lifter:
     """
 
     def __init__(
-        self, trace: Trace, *, ranks: dict[Key, int] | None, training: bool, vectors: bool
+        self,
+        trace: Trace,
+        *,
+        ranks: dict[Key, int] | None,
+        training: bool,
+        vectors: bool,
+        probed: dict[str, AffineConv],
     ) -> None:
         """Prepare to lift; see :func:`lift` for the arguments."""
         self.trace = trace
         self.constants = Constants(trace)
         self.training = training
         self.vectors = vectors
+        self.probed = probed
         self.nodes: dict[fx.Node, Node] = {}
         self.facts: dict[Node, Facts] = {}
         self.lifted = Lifted(trace, Program(), self.constants)
@@ -267,6 +274,7 @@ def lift(
     ranks: dict[Key, int] | None = None,
     training: bool = False,
     vectors: bool = False,
+    probed: dict[str, AffineConv] | None = None,
 ) -> Lifted:
     """Lift a trace.
 
@@ -274,12 +282,15 @@ def lift(
         trace: What was traced.
         ranks: Number of dimensions of values, by key, where a run with real inputs told them.
         training: Read the running statistics of BN layers in training mode too.
+        probed: Operators of modules that could not be traced, by path.
         vectors: Take the outputs of linear layers for ``(N, C)`` where nothing says otherwise.
 
     """
     from reparam.graph.rules import rule_for
 
-    return Lifter(trace, ranks=ranks, training=training, vectors=vectors).run(rule_for)
+    return Lifter(trace, ranks=ranks, training=training, vectors=vectors, probed=probed or {}).run(
+        rule_for
+    )
 
 
 def scalar(value: Any) -> float | None:

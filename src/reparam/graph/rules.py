@@ -21,6 +21,7 @@ from reparam.graph.rules_layers import (
     hosted_module,
     linear_function,
     linear_module,
+    probed_module,
 )
 from reparam.graph.rules_moves import (
     average_pool_function,
@@ -55,6 +56,8 @@ def rule_for(lifter: Lifter, node: fx.Node) -> Rule | None:
     """Find the rule of an operation, or None where there is none."""
     if node.op == "call_module":
         module = lifter.module(node)
+        if lifter.trace.keys[node].target in lifter.probed:
+            return probed_module
         if not is_builtin(module):
             return hosted_module if is_hosted(module) else None
         return next((rule for kinds, rule in _MODULES if isinstance(module, kinds)), None)

@@ -30,6 +30,7 @@ __all__ = [
     "hosted_module",
     "linear_function",
     "linear_module",
+    "probed_module",
 ]
 
 
@@ -66,6 +67,22 @@ def hosted_module(lifter: Lifter, node: fx.Node) -> Node | None:
 
     axis = 1 - module.weight.dim()
     return lifter.hosted(node, Leaf(geometry, load), type(module).__name__, axis, reads)
+
+
+def probed_module(lifter: Lifter, node: fx.Node) -> Node | None:
+    """A module that could not be traced, known by its responses."""
+    module, op = lifter.module(node), lifter.probed[lifter.trace.keys[node].target]
+
+    def load(rows: Rows | None) -> AffineConv:
+        return op if rows is None else op.rows(*rows)
+
+    reads = {*module.parameters(), *module.buffers()}
+    dims = op.geometry.dims
+    return lifter.affine(
+        node, first(node), Leaf(op.geometry, load), f"{type(module).__name__} (probed)",
+        axis=-(dims + 1), rank=dims + 2, reads=reads,
+        stored=max(op.geometry.parameters, sum(t.numel() for t in reads)),
+    )  # fmt: skip
 
 
 def linear_module(lifter: Lifter, node: fx.Node) -> Node | None:
