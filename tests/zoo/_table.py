@@ -273,14 +273,12 @@ def _everyday() -> list[ZooCase]:
             partial(ReflectBranches, 8),
             affine=False,
             others=frozenset({"reflection_pad2d"}),
-            pending="branches that share a padding mode",
         ),
         _case(
             "circular-branches",
             partial(ReflectBranches, 8, "circular"),
             affine=False,
             others=frozenset({"copy_"}),
-            pending="branches that share a padding mode",
         ),
     ]
 

@@ -28,6 +28,7 @@ from reparam.algebra.expression import (
     channels,
     constant_scale,
     evaluate,
+    pad_leaf,
 )
 from reparam.algebra.geometry import Geometry, compose, parallel
 from reparam.algebra.lowering import LayerArguments, flat_pads, layer_arguments, lower
@@ -56,6 +57,7 @@ __all__ = [
     "linear",
     "lower",
     "pad_geometry",
+    "pad_leaf",
     "parallel",
     "per_dim",
     "scale",

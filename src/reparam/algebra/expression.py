@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 
 from reparam.algebra.affine_conv import AffineConv
-from reparam.algebra.builders import scale
+from reparam.algebra.builders import pad_geometry, scale, zero_pad
 from reparam.algebra.geometry import Geometry, compose, parallel
 
 __all__ = [
@@ -25,6 +25,7 @@ __all__ = [
     "channels",
     "constant_scale",
     "evaluate",
+    "pad_leaf",
 ]
 
 Rows = tuple[int, int]
@@ -93,6 +94,16 @@ def constant_scale(channels: int, factor: float, *, shift: float | None = None) 
         return op if rows is None else op.rows(*rows)
 
     return Leaf(geometry, load)
+
+
+def pad_leaf(count: int, pads: tuple[tuple[int, int], ...]) -> Leaf:
+    """Describe zero padding of ``count`` channels; negative numbers crop."""
+
+    def load(rows: Rows | None) -> AffineConv:
+        op = zero_pad(count, pads)
+        return op if rows is None else op.rows(*rows)
+
+    return Leaf(pad_geometry(count, pads), load)
 
 
 def evaluate(expression: Expression, rows: Rows | None = None) -> AffineConv:

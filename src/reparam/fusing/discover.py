@@ -190,7 +190,7 @@ class _Finder:
         call = self._known_call(path) or guess_for_module(module)
         if call is None:
             self._leave(path, type(module).__name__, "it cannot be probed without example_inputs")
-            return False
+            return None
         found = identify(module, call)
         if isinstance(found, str):
             self._leave(path, type(module).__name__, f"probed, but {found}")

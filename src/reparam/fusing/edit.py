@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import fx, nn
@@ -49,7 +50,7 @@ def make_layer(folded: FoldedLayer) -> nn.Module:
     """Make the module of a folded layer."""
     if folded.host is not None:
         return rebuilt(folded.host, folded.weight, folded.bias)
-    layer = _empty_layer(folded.arguments, folded.weight)
+    layer = _empty_layer(folded.arguments, folded.weight, folded.padding_mode)
     layer.weight = nn.Parameter(folded.weight, requires_grad=True)
     if folded.bias is not None:
         layer.bias = nn.Parameter(folded.bias, requires_grad=True)
@@ -61,7 +62,7 @@ def make_layer(folded: FoldedLayer) -> nn.Module:
     return nn.Sequential(pad, layer).eval()
 
 
-def _empty_layer(arguments: LayerArguments, like: torch.Tensor) -> nn.Module:
+def _empty_layer(arguments: LayerArguments, like: torch.Tensor, mode: Any) -> nn.Module:
     """Make the layer without drawing (and paying for) initial numbers."""
     if arguments.dims == 0:
         return nn.Linear(
@@ -73,7 +74,7 @@ def _empty_layer(arguments: LayerArguments, like: torch.Tensor) -> nn.Module:
         arguments.in_channels, arguments.out_channels, arguments.kernel_size,  # type: ignore[arg-type]
         stride=arguments.stride, padding=arguments.padding,  # type: ignore[arg-type]
         dilation=arguments.dilation, groups=arguments.groups,  # type: ignore[arg-type]
-        bias=arguments.bias, device="meta", dtype=like.dtype,
+        bias=arguments.bias, device="meta", dtype=like.dtype, padding_mode=mode,
     )  # fmt: skip
 
 
@@ -223,13 +224,15 @@ class _GraphEditor:
     def _source(self, found: Found) -> fx.Node:
         """Find, in this trace, the value that the region reads."""
         source = found.region.source
+        # A padded value exists in the planner's view only; the new layer pads its input itself.
+        real = source.inputs[0] if source.virtual else source
         # A moved operation on the source still stands between it and the core; it is erased later.
-        entries = [source, *(n for n in found.absorbed if source in n.inputs)]
+        entries = {source, real, *(n for n in found.absorbed if source in n.inputs)}
         for node in found.core:
             origin = found.lifted.node_of(node)
-            for entry in entries:
-                wanted = found.lifted.node_of(entry)
-                if entry in node.inputs and wanted in origin.all_input_nodes:
+            for entry in entries & set(node.inputs):
+                wanted = found.lifted.node_of(real if entry is source else entry)
+                if wanted in origin.all_input_nodes:
                     slot = origin.all_input_nodes.index(wanted)
                     return self._by_key[Found.key_of(node)].all_input_nodes[slot]
         msg = "a region does not read its own source"

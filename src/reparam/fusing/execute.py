@@ -15,13 +15,14 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
+from reparam.algebra import flat_pads
 from reparam.graph.ir import Kind, Node
 from reparam.graph.kinds import AnyBatchNorm
 from reparam.graph.lift import Lifted
 from reparam.graph.trace import is_builtin
 from reparam.planner import Candidate
 
-__all__ = ["run_region"]
+__all__ = ["pad_as", "run_region"]
 
 SLICE = 1 << 18
 """Weights that are handled in float64 at a time: 2 MB, which stays in a core's cache."""
@@ -38,20 +39,30 @@ def run_region(
 
     """
     values: dict[Node, Tensor] = {region.source: x}
+    if region.source.pads is not None:
+        values[region.source.inputs[0]] = x
+        values[region.source] = pad_as(region.source, x)
     if done is not None:
         values[done] = x
     scale = float(x.abs().max())
-    for node in in_order(region.nodes, region.source):
+    for node in in_order(region.nodes, set(values)):
         if node is not done:
             values[node] = _run_node(lifted, node, values)
         scale = max(scale, float(values[node].abs().max()))
     return values[region.output], scale
 
 
-def in_order(nodes: Iterable[Node], source: Node) -> list[Node]:
+def pad_as(source: Node, x: Tensor) -> Tensor:
+    """Pad a value as the layers do that read it padded."""
+    if source.pads is None:
+        return x
+    return F.pad(x, flat_pads(source.pads), mode=source.padding_mode)
+
+
+def in_order(nodes: Iterable[Node], known: set[Node]) -> list[Node]:
     """Sort nodes so that each comes behind what it reads (moved ones keep their old order)."""
     waiting = sorted(nodes, key=lambda n: n.order)
-    done, ordered = {source}, []
+    done, ordered = set(known), []
     while waiting:
         ready = next(n for n in waiting if all(v in done for v in n.inputs))
         waiting.remove(ready)
@@ -66,6 +77,9 @@ def _run_node(lifted: Lifted, node: Node, values: dict[Node, Tensor]) -> Tensor:
     if node.twin_of is not None:
         return _run_moved(lifted, node, values[node.inputs[0]])
     origin = lifted.node_of(node)
+    if node.inputs[0].pads is not None:
+        # The value is padded already: run the layer's convolution without its padding.
+        return _run_conv(lifted.trace.module(origin), values[node.inputs[0]], padding=0)
     given = {lifted.node_of(v): values[v] for v in node.inputs}
     return _run_origin(lifted, origin, given)
 
@@ -120,15 +134,7 @@ def _run_module(module: Any, x: Tensor) -> Tensor:
             lambda w, b: F.linear(x, w, b), module.weight, module.bias, channel_axis=-1
         )
     elif is_plain_conv(module):
-        function: Any = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}[module.weight.dim() - 2]
-        result = by_slices(
-            lambda w, b: function(
-                x, w, b, module.stride, module.padding, module.dilation, module.groups
-            ),
-            module.weight,
-            module.bias,
-            sliceable=module.groups == 1,
-        )
+        result = _run_conv(module, x, module.padding)
     elif isinstance(module, AnyBatchNorm):
         numbers = (module.running_mean, module.running_var, module.weight, module.bias)
         mean, var, weight, bias = (None if t is None else t.to(torch.float64) for t in numbers)
@@ -138,6 +144,18 @@ def _run_module(module: Any, x: Tensor) -> Tensor:
     else:
         result = module(x)
     return result
+
+
+def _run_conv(module: Any, x: Tensor, padding: Any) -> Tensor:
+    if nn.utils.parametrize.is_parametrized(module):
+        module = copy.deepcopy(module).to(torch.float64)
+    function: Any = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}[module.weight.dim() - 2]
+    return by_slices(
+        lambda w, b: function(x, w, b, module.stride, padding, module.dilation, module.groups),
+        module.weight,
+        module.bias,
+        sliceable=module.groups == 1,
+    )
 
 
 def is_plain_conv(module: nn.Module) -> bool:

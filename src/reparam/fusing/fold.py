@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -18,7 +18,7 @@ from reparam.algebra import (
     layer_arguments,
     lower,
 )
-from reparam.fusing.execute import SLICE, run_region
+from reparam.fusing.execute import SLICE, pad_as, run_region
 from reparam.graph.hosted import rebuilt
 from reparam.graph.lift import Lifted
 from reparam.planner import Candidate
@@ -41,6 +41,7 @@ class FoldedLayer:
             occurs in it, at the interior and at every border.
         host: The layer to copy with this weight, one row per output channel, where the layer is not
             an ordinary convolution.
+        padding_mode: What the layer pads its input with.
 
     """
 
@@ -49,6 +50,7 @@ class FoldedLayer:
     bias: Tensor | None
     error: float
     host: nn.Module | None = None
+    padding_mode: str = "zeros"
 
     @property
     def agrees(self) -> bool:
@@ -68,11 +70,12 @@ def fold(lifted: Lifted, region: Candidate, like: Tensor) -> FoldedLayer:
     """
     expression = region.expression
     assert expression is not None  # noqa: S101 (regions are never the identity)
-    if region.source.virtual:
+    if region.source.virtual and region.source.pads is None:
         return _fold_hosted(lifted, region, like)
     arguments, full = layer_arguments(expression.geometry)
     sample = probe_input(region, like.device)
     reference, scale = run_region(lifted, region, sample)
+    padded = pad_as(region.source, sample)
     flat = region.axis == -1
     weight = torch.empty(full.kernel_shape, dtype=like.dtype, device=like.device)
     bias = (
@@ -81,14 +84,19 @@ def fold(lifted: Lifted, region: Candidate, like: Tensor) -> FoldedLayer:
     worst = 0.0
     for rows in _row_slices(full):
         arguments_part, kernel, shift = _lower_rows(expression, full, rows)
-        mine = arguments_part(sample, kernel, shift)
+        mine = arguments_part(padded, kernel, shift)
         start, stop = rows or (0, full.out_channels)
         theirs = reference[..., start:stop] if flat else reference[:, start:stop]
         worst = _worse(worst, (mine - theirs).abs().max())
         weight[start:stop] = kernel
         if bias is not None and shift is not None:
             bias[start:stop] = shift
-    return FoldedLayer(arguments, _formatted(weight, like), bias, worst / scale if scale else worst)
+    if region.source.pads is not None:
+        arguments = replace(arguments, padding=tuple(low for low, _ in region.source.pads))
+    return FoldedLayer(
+        arguments, _formatted(weight, like), bias, worst / scale if scale else worst,
+        padding_mode=region.source.padding_mode,
+    )  # fmt: skip
 
 
 def lowered(op: AffineConv, like: Tensor) -> FoldedLayer:

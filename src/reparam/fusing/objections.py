@@ -40,7 +40,7 @@ class Objections:
     def __call__(self, region: Candidate) -> str | None:
         """The reason not to fold a region, or None."""
         layers = [n for n in region.nodes if n.is_mixing or n.kind is Kind.SUM]
-        if region.source.virtual and len(layers) > 1:
+        if region.source.virtual and region.source.pads is None and len(layers) > 1:
             return f"{region.source.what} cannot be read by a new layer"
         nodes = [self._lifted.node_of(n) for n in region.nodes if n.kind is not Kind.ALIAS]
         shared = common_call([self._full_stack(n) for n in nodes])
@@ -119,7 +119,8 @@ class Objections:
         origin = self._lifted.origin
         inside = {origin[n.twin_of or n] for n in region.nodes}
         orders = [n.order for n in region.nodes]
-        base = _base(self._lifted, region.source)
+        read = region.source.inputs[0] if region.source.virtual else region.source
+        base = _base(self._lifted, read)
         for order, node, target in self._lifted.mutations:
             if target is not base:
                 continue

@@ -163,7 +163,7 @@ def plan(model: nn.Module, example_inputs: Any = None, *, probe: bool = False) -
     >>> from torch import nn
     >>> net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU()).eval()
     >>> [region.what for region in plan(net).regions]
-    ['3x3 conv + batch norm']
+    ['3x3 conv + BN']
 
     """
     inner = unwrap(model)
@@ -244,7 +244,10 @@ def _probed_region(probed: Probed) -> Region:
 
 def _into(found: Found) -> str:
     """Name the layer that takes the place of a region."""
-    if found.region.source.virtual:
+    source = found.region.source
+    if source.pads is not None:
+        return f"{found.region.geometry}, {source.padding_mode} padding {source.pads[0][0]}"
+    if source.virtual:
         return next(n.what for n in found.region.nodes if found.region.source in n.inputs)
     return str(found.region.geometry)
 
@@ -258,9 +261,9 @@ def describe(nodes: frozenset[Node]) -> str:
 
 def _short(node: Node) -> str:
     if node.is_mixing and node.stored:
-        if node.inputs[0].virtual:
-            return node.what
+        if node.inputs[0].virtual and node.inputs[0].pads is None:
+            return "BN" if node.what == "batch norm" else node.what
         geometry = node.leaf.geometry if node.leaf else None
         size = "x".join(str(len(taps)) for taps in geometry.offsets) if geometry else ""
         return f"{size} conv" if size else "linear"
-    return node.what
+    return "BN" if node.what == "batch norm" else node.what

@@ -111,7 +111,8 @@ class _Box:
                 taps = [a - s * p for a, s, p in zip(at, stride, index, strict=True)]
                 where = tuple(t + _REACH for t in taps)
                 here: tuple[Any, ...] = (slice(None), slice(None), *where)
-                kernel[here] = response[(..., *index)].T
+                there: tuple[Any, ...] = (..., *index)
+                kernel[here] = response[there].T
         geometry = Geometry(self._channels, bias.numel(), 1, offsets, stride, extent, bias=True)
         return self._clean(AffineConv(geometry, kernel, bias))
 

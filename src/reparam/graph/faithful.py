@@ -37,8 +37,9 @@ __all__ = [
     "with_numbers",
 ]
 
-_SIZES = (64, 224, 32, 256)
-"""Spatial sizes to try where no example is given."""
+_SIZES = {1: (64, 224, 32, 256), 2: (64, 224, 32, 256), 3: (16, 24, 32, 64)}
+"""Spatial sizes to try where no example is given, by number of spatial dimensions."""
+_ATTEMPTS = 4
 _RTOL = 1e-4
 
 
@@ -104,8 +105,8 @@ def guess_calls(traced: Trace) -> list[Call]:
     """Make up arguments for a traced module from the layers that read its inputs."""
     inputs = [n for n in traced.graph.nodes if n.op == "placeholder" and n.users]
     guesses = []
-    for size in _SIZES:
-        shapes = [_guess_shape(traced, node, size) for node in inputs]
+    for attempt in range(_ATTEMPTS):
+        shapes = [_guess_shape(traced, node, attempt) for node in inputs]
         if any(shape is None for shape in shapes):
             return []
         arguments = {
@@ -123,7 +124,7 @@ def guess_calls(traced: Trace) -> list[Call]:
 def guess_for_module(module: nn.Module) -> Call | None:
     """Make up an input for a module that cannot be traced, from the first layer in it."""
     for layer in module.modules():
-        shape = _shape_for_module(layer, _SIZES[0])
+        shape = _shape_for_module(layer, 0)
         if shape is not None:
             return (torch.empty(shape, dtype=_dtype(module), device="meta"),), {}
     return None
@@ -233,12 +234,12 @@ def _noting(seen: dict[str, Call], name: str) -> Any:
     return hook
 
 
-def _guess_shape(traced: Trace, node: fx.Node, size: int) -> tuple[int, ...] | None:
+def _guess_shape(traced: Trace, node: fx.Node, attempt: int) -> tuple[int, ...] | None:
     """Shape of an input, from the first layer that reads it (through what keeps the shape)."""
     queue, seen = [node], {node}
     while queue:
         for reader in queue.pop(0).users:
-            found = _shape_for(traced, reader, size)
+            found = _shape_for(traced, reader, attempt)
             if found is not None:
                 return found
             if reader not in seen:
@@ -247,24 +248,28 @@ def _guess_shape(traced: Trace, node: fx.Node, size: int) -> tuple[int, ...] | N
     return None
 
 
-def _shape_for(traced: Trace, reader: fx.Node, size: int) -> tuple[int, ...] | None:
+def _spatial(dims: int, attempt: int) -> tuple[int, ...]:
+    return (_SIZES[dims][attempt],) * dims
+
+
+def _shape_for(traced: Trace, reader: fx.Node, attempt: int) -> tuple[int, ...] | None:
     if reader.op == "call_module":
-        return _shape_for_module(traced.module(reader), size)
+        return _shape_for_module(traced.module(reader), attempt)
     if reader.op == "call_function" and reader.target in CONVOLUTIONS:
-        return _shape_for_function(traced, reader, size)
+        return _shape_for_function(traced, reader, attempt)
     return None
 
 
-def _shape_for_module(module: Any, size: int) -> tuple[int, ...] | None:
+def _shape_for_module(module: Any, attempt: int) -> tuple[int, ...] | None:
     if isinstance(module, AnyConv):
-        return (2, module.in_channels, *(size,) * (module.weight.dim() - 2))
+        return (2, module.in_channels, *_spatial(module.weight.dim() - 2, attempt))
     dims = {nn.BatchNorm2d: 2, nn.BatchNorm3d: 3}.get(type(module))
     if dims is not None:
-        return (2, module.num_features, *(size,) * dims)
+        return (2, module.num_features, *_spatial(dims, attempt))
     return (2, module.in_features) if isinstance(module, nn.Linear) else None
 
 
-def _shape_for_function(traced: Trace, reader: fx.Node, size: int) -> tuple[int, ...] | None:
+def _shape_for_function(traced: Trace, reader: fx.Node, attempt: int) -> tuple[int, ...] | None:
     """Shape for a functional convolution, whose weight may have to be computed."""
     constants = Constants(traced)
     names = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
@@ -274,7 +279,7 @@ def _shape_for_function(traced: Trace, reader: fx.Node, size: int) -> tuple[int,
     shape = constants.shape(weight)
     if not isinstance(groups, int):
         return None
-    return (2, shape[1] * groups, *(size,) * (len(shape) - 2))
+    return (2, shape[1] * groups, *_spatial(len(shape) - 2, attempt))
 
 
 def _dtype(root: nn.Module) -> torch.dtype:

@@ -54,6 +54,8 @@ class Node:
         part: First channel, last channel (exclusive) and number of channels of the operation, for
             one that the planner has split to act on a part of the channels.
         twin_of: The operation in the program, for a copy that the planner has made of it.
+        pads: For a virtual value that is its input with non-zero padding: how much, per dimension.
+        padding_mode: What that padding is made of.
         virtual: Whether the value exists in the planner's view only, so nothing new can read it.
 
     """
@@ -75,6 +77,8 @@ class Node:
     part: tuple[int, int, int] | None = None
     twin_of: Node | None = None
     virtual: bool = False
+    pads: tuple[tuple[int, int], ...] | None = None
+    padding_mode: str = "zeros"
 
     def __repr__(self) -> str:
         """Name the operation, without all that it is computed from."""

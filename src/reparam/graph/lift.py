@@ -88,6 +88,7 @@ class Lifter:
         self.lifted = Lifted(trace, Program(), self.constants)
         self._ranks = ranks or {}
         self._order = 0
+        self._padded: dict[tuple[Node, tuple[tuple[int, int], ...], str], Node] = {}
 
     def run(self, rule_for: Callable[[Lifter, fx.Node], Rule | None]) -> Lifted:
         """Lift every node; ``rule_for`` finds the rule of an operation."""
@@ -120,9 +121,10 @@ class Lifter:
     def affine(  # noqa: PLR0913 (what a rule knows of an operator)
         self, node: fx.Node, source: fx.Node, leaf: Leaf, what: str, *, axis: int | None,
         stored: int, rank: int | None = None, reads: set[Tensor] | None = None,
+        padded: Node | None = None,
     ) -> Node:  # fmt: skip
         """Make a node that applies an operator to one value."""
-        lifted = self._node(Kind.AFFINE, (self.nodes[source],), node, what)
+        lifted = self._node(Kind.AFFINE, (padded or self.nodes[source],), node, what)
         lifted.leaf, lifted.axis, lifted.stored = leaf, axis, stored
         self.facts[lifted] = Facts(
             rank or self.facts_of(self.nodes[source]).rank, leaf.geometry.out_channels
@@ -140,6 +142,22 @@ class Lifter:
         self.facts[lifted] = Facts(1 - axis, leaf.geometry.out_channels)
         self.lifted.sources[lifted] = reads
         return lifted
+
+    def padded(
+        self, node: fx.Node, source: fx.Node, pads: tuple[tuple[int, int], ...], mode: str
+    ) -> Node:
+        """Make, or find, the value that a layer with a padding mode pads its input to.
+
+        Layers that pad one value in the same way read one and the same padded value, so that they
+        can be branches of each other.
+        """
+        before = self.nodes[source]
+        known = self._padded.get((before, pads, mode))
+        if known is None:
+            known = self._node(Kind.OPAQUE, (before,), node, f"{mode} padding")
+            known.virtual, known.pads, known.padding_mode = True, pads, mode
+            self._padded[before, pads, mode] = known
+        return known
 
     def sum(self, node: fx.Node, terms: list[fx.Node], coefficients: list[float]) -> Node:
         """Make a node that adds values."""

@@ -41,14 +41,19 @@ def conv_module(lifter: Lifter, node: fx.Node) -> Node | None:
     if isinstance(module.weight, nn.parameter.UninitializedParameter):
         return lifter.opaque(node, "its weight is not initialised yet (a lazy layer)")
     reads = {*module.parameters(), *module.buffers()}
+    padding, padded = _padding(module.padding), None
     if module.padding_mode != "zeros" and any(_numbers(module.padding)):
-        return hosted_module(lifter, node)
+        if isinstance(padding, str):
+            return hosted_module(lifter, node)
+        pads = tuple((p, p) for p in algebra.per_dim(padding, module.weight.dim() - 2))
+        padded = lifter.padded(node, first(node), pads, module.padding_mode)
+        padding = 0
     geometry = algebra.conv_geometry(
-        module.weight.shape, stride=module.stride, padding=_padding(module.padding),
+        module.weight.shape, stride=module.stride, padding=padding,
         dilation=module.dilation, groups=module.groups, bias=module.bias is not None,
     )  # fmt: skip
     leaf = Leaf(geometry, weight_loader(geometry, module_reader(module)))
-    return _mixing(lifter, node, leaf, reads)
+    return _mixing(lifter, node, leaf, reads, padded)
 
 
 def hosted_module(lifter: Lifter, node: fx.Node) -> Node | None:
@@ -142,7 +147,9 @@ def _functional_mixing(
     return lifted
 
 
-def _mixing(lifter: Lifter, node: fx.Node, leaf: Leaf, reads: set[Tensor]) -> Node | None:
+def _mixing(
+    lifter: Lifter, node: fx.Node, leaf: Leaf, reads: set[Tensor], padded: Node | None = None
+) -> Node | None:
     if any(not t.is_floating_point() for t in reads if t.dim() > 0):
         return lifter.opaque(node, "its numbers are not real floating point")
     source = first(node)
@@ -153,7 +160,7 @@ def _mixing(lifter: Lifter, node: fx.Node, leaf: Leaf, reads: set[Tensor]) -> No
         return lifter.opaque(node, f"{what} has {broken}")
     return lifter.affine(
         node, source, leaf, what, axis=-(dims + 1), rank=dims + 2 if dims else None,
-        stored=leaf.geometry.parameters, reads=reads,
+        stored=leaf.geometry.parameters, reads=reads, padded=padded,
     )  # fmt: skip
 
 

@@ -13,6 +13,7 @@ from reparam.algebra import (
     Sum,
     constant_scale,
     layer_arguments,
+    pad_leaf,
 )
 from reparam.errors import InexactError
 from reparam.graph.ir import Kind, Node, Program
@@ -153,6 +154,7 @@ class Candidates:
             if self.is_closed(term, frozenset({node})):
                 choices |= {c.source: c for c in self.found[term]}
             per_term.append(choices)
+        _share_padding(node.inputs, per_term)
         common = [s for s in per_term[0] if all(s in choices for choices in per_term[1:])]
         if not common:
             self._explain_no_common_source(node)
@@ -242,6 +244,35 @@ def _own_cost(node: Node) -> Cost:
     assert node.leaf is not None  # noqa: S101 (what AFFINE means; narrows the type)
     geometry = node.leaf.geometry
     return Cost(geometry.weights, node.stored, 1 + node.computed).at_stride(geometry.stride)
+
+
+def _share_padding(terms: tuple[Node, ...], per_term: list[dict[Node, Candidate | None]]) -> None:
+    """Let branches that read a value also be branches of that value with padding around it.
+
+    The value is the padded one with the padding cropped off, so a 1x1 or identity branch beside a
+    convolution with reflected padding becomes a kernel on the padded value.
+    """
+    padded = {s: c for choices in per_term for s, c in choices.items() if s.pads is not None}
+    for source, reader in padded.items():
+        if reader is None or source.pads is None:
+            continue
+        crop = pad_leaf(
+            reader.geometry.in_channels, tuple((-low, -high) for low, high in source.pads)
+        )
+        for term, choices in zip(terms, per_term, strict=True):
+            plain = source.inputs[0]
+            if source in choices or plain not in choices:
+                continue
+            known = choices[plain]
+            if known is None or known.expression is None:
+                nodes = frozenset() if known is None else known.nodes
+                choices[source] = Candidate(term, source, crop, nodes, Cost())
+                continue
+            try:
+                cropped = Composition.of(known.expression, crop)
+            except InexactError:
+                continue
+            choices[source] = Candidate(term, source, cropped, known.nodes, known.cost)
 
 
 def _or_identity(expression: Expression | None, like: Geometry) -> Expression:
