@@ -181,10 +181,7 @@ def _block_errors(
                 worst, where = error, name
         outer = {_enclosing(n.rpartition(".")[0], model, fused) for n in names - set(fine)}
         widened += len(names - set(fine))
-        if "" in outer:  # nothing around it agrees, short of the model itself
-            where, worst = max(errors.items(), key=lambda item: item[1])
-            break
-        names = outer
+        names = outer - {""}  # the model itself is compared anyway
     return {"count": count, "worst": worst, "where": where, "widened": widened}
 
 

@@ -105,7 +105,7 @@ class _Author:
 
     def write_one(self) -> None:
         """Append one statement of a drawn kind; a kind that does not fit here writes nothing."""
-        _, write = self.draw(st.sampled_from(_KINDS))
+        write = self.draw(st.sampled_from(_KINDS))
         write(self, self.pick())
 
     def pick(self) -> str:
@@ -215,24 +215,21 @@ def _is_map(a: _Author, v: str) -> bool:
     return 1 <= _rank(a, v) <= 3
 
 
-def _draw_conv(
-    a: _Author, v: str, *, kernel: tuple[int, ...] | None = None, aligned: bool = False
-) -> nn.Module:
+def _draw_conv(a: _Author, v: str) -> nn.Module:
     draw, rank, cin = a.draw, _rank(a, v), a.value(v).shape[1]
-    kernel = kernel or tuple(draw(st.sampled_from([3, 1, 2])) for _ in range(rank))
+    kernel = tuple(draw(st.sampled_from([3, 1, 2])) for _ in range(rank))
     dilation = draw(st.sampled_from([1, 1, 2]))
     groups = draw(st.sampled_from([1, *(g for g in range(cin, 1, -1) if cin % g == 0)]))
     cout = draw(st.sampled_from([cin, groups, 2 * groups]))
     stride: int | tuple[int, ...] = draw(st.sampled_from([1, 1, 2]))
     padding: Any = tuple(dilation * (k - 1) // 2 for k in kernel)
     mode = "zeros"
-    if not aligned:
-        style = draw(st.sampled_from(["aligned", "none", "one", "same", "reflect"]))
-        if style == "same":
-            padding, stride = "same", 1
-        elif style != "aligned":
-            padding = {"none": 0, "one": 1, "reflect": 1}[style]
-            mode = "reflect" if style == "reflect" else "zeros"
+    style = draw(st.sampled_from(["aligned", "none", "one", "same", "reflect"]))
+    if style == "same":
+        padding, stride = "same", 1
+    elif style != "aligned":
+        padding = {"none": 0, "one": 1, "reflect": 1}[style]
+        mode = "reflect" if style == "reflect" else "zeros"
     bias = draw(st.booleans())
     return _CONV[rank](
         cin, cout, kernel, stride, padding, dilation, groups, bias=bias, padding_mode=mode
@@ -290,15 +287,26 @@ def _parallel(a: _Author, v: str) -> None:
 
 
 def _chain(a: _Author, v: str) -> None:
-    """Two convolutions in a row, one of them 1x1: exact or not depending on bias and padding."""
+    """Two convolutions in a row over a wide middle, so that one is cheaper where it is exact.
+
+    Whether it is depends on the bias of the first and the padding and kernel of the second.
+    """
     if not _is_map(a, v):
         return
-    rank = _rank(a, v)
-    kernels = a.draw(st.sampled_from([(1, 3), (3, 1), (1, 1), (2, 3)]))
-    for size in kernels:
-        aligned = a.draw(st.booleans())
-        name = a.assign(f"{a.add(_draw_conv(a, v, kernel=(size,) * rank, aligned=aligned))}({v})")
-        v = name or v
+    draw, rank, width = a.draw, _rank(a, v), a.value(v).shape[1]
+    for size, cin, cout in zip(
+        draw(st.sampled_from([(1, 3), (3, 1), (1, 1), (2, 3)])),
+        (width, 3 * width),
+        (3 * width, width),
+        strict=True,
+    ):
+        stride, pad = draw(st.sampled_from([1, 1, 2])), draw(st.sampled_from([size // 2, 0, 1]))
+        conv = _CONV[rank](cin, cout, size, stride, pad, bias=draw(st.booleans()))
+        normed = draw(st.booleans())
+        part = nn.Sequential(conv, _draw_norm(a, cout, rank)) if normed else conv
+        v = a.assign(f"{a.add(part)}({v})") or ""
+        if not v:
+            return
 
 
 def _add(a: _Author, v: str) -> None:
@@ -498,33 +506,30 @@ def _nested(a: _Author, v: str) -> None:
         a.assign(f"self.{name}({v}{a.draw(st.sampled_from(['', ', 2', ', k=2']))})")
 
 
-_KINDS: list[tuple[str, Callable[[_Author, str], None]]] = [
-    (kind.__name__, kind)
-    for kind in (
-        _conv,
-        _norm,
-        _conv_norm,
-        _parallel,
-        _parallel,
-        _chain,
-        _add,
-        _scalar,
-        _per_channel,
-        _activation,
-        _harmless,
-        _average,
-        _pad,
-        _split,
-        _cat,
-        _in_place,
-        _in_place_module,
-        _again,
-        _tied,
-        _functional,
-        _channels_last,
-        _tokens,
-        _head,
-        _nested,
-        _shape_scalar,
-    )
+# Structures that fold, or seem to, are drawn more often than what stands between them.
+_KINDS: list[Callable[[_Author, str], None]] = [
+    _conv,
+    _norm,
+    *[_conv_norm] * 2,
+    *[_parallel] * 5,
+    *[_chain] * 5,
+    _add,
+    _scalar,
+    _per_channel,
+    _activation,
+    _harmless,
+    _average,
+    _pad,
+    _split,
+    _cat,
+    *[_in_place] * 2,
+    _in_place_module,
+    *[_again] * 2,
+    _tied,
+    _functional,
+    _channels_last,
+    _tokens,
+    _head,
+    *[_nested] * 2,
+    _shape_scalar,
 ]

@@ -11,9 +11,9 @@ from torch import nn
 from torch.nn.utils import parametrizations, parametrize
 
 import reparam
-from reparam.errors import UnsupportedModelError
 from checking import Snapshot, assert_no_dearer, assert_same_function
 from counting import count
+from reparam.errors import UnsupportedModelError
 from zoo import randomise
 
 TOLERANCE = 1e-12
