@@ -165,6 +165,13 @@ def test_models_are_not_changed(both):
     assert all(torch.equal(found[k], v) and found[k].dtype == v.dtype for k, v in state.items())
 
 
+def test_rounds_end_with_the_time_but_never_before_there_are_quartiles():
+    functions = {"f": lambda _: None, "g": lambda _: None}
+    found = benchmark(functions, torch.zeros(1), rounds=100, seconds=1e-9)
+    assert found.settings["rounds"] == 3
+    assert all(len(m.samples) == 3 for m in found.measurements)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -174,6 +181,7 @@ def test_models_are_not_changed(both):
         ({"threads": (0,)}, "threads is 0"),
         ({"batches": (0,)}, r"batches is \[0\]"),
         ({"rounds": 0}, "rounds is 0"),
+        ({"seconds": 0.0}, "seconds is 0.0"),
         ({"engines": ()}, "at least one entry"),
         ({"models": {"net": "missing.onnx"}}, "no file 'missing.onnx'"),
         ({"models": {"net": 3}}, "'net' is a int"),

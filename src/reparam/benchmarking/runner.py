@@ -36,6 +36,8 @@ Progress: TypeAlias = Callable[[int, int, str], object]
 _TURN_SECONDS = 0.02
 """A turn repeats a fast call until about this long, so that the clock's own cost vanishes."""
 _MOST_CALLS = 50
+_FEWEST_ROUNDS = 3
+"""Rounds that are run however little time there is: fewer have no quartiles."""
 _FUNCTION = ("function",)
 """The engine named in the cases of a function, which has no engine of ours."""
 
@@ -60,6 +62,7 @@ def benchmark(  # noqa: PLR0913 - each is one axis of the measurement
     batches: Sequence[int] | None = None,
     threads: Sequence[int | None] = (None,),
     rounds: int = 15,
+    seconds: float | None = None,
     warmup: int = 3,
     seed: int = 0,
     progress: Progress | None = None,
@@ -83,6 +86,8 @@ def benchmark(  # noqa: PLR0913 - each is one axis of the measurement
             example's own batch.
         threads: CPU threads of one call; ``None`` is each engine's default.
         rounds: Number of rounds.
+        seconds: Time that all of it may take, preparation included: no round begins that would not
+            end in time, after the first few. ``None`` runs every round.
         warmup: Calls of each case before the first round.
         seed: Seed of the order within the rounds.
         progress: Called with (steps done, steps in all, what comes next).
@@ -106,6 +111,8 @@ def benchmark(  # noqa: PLR0913 - each is one axis of the measurement
     cases = _cases(models, inputs, engines, precisions, batches, threads)
     if rounds < 1 or warmup < 0:
         raise InputError(f"rounds is {rounds} and warmup {warmup}; at least 1 and 0 are needed")
+    if seconds is not None and seconds <= 0:
+        raise InputError(f"seconds is {seconds}; it must be above 0, or None")
     for name, model in models.items():
         if isinstance(model, nn.Module):
             check_eval(model, f"measuring {name!r}")
@@ -113,11 +120,13 @@ def benchmark(  # noqa: PLR0913 - each is one axis of the measurement
             raise InputError(
                 f"{name!r} is a {type(model).__name__}; a module, a path or a function is needed"
             )
+    deadline = None if seconds is None else time.perf_counter() + seconds
     steps = _Steps(len(cases) * (1 + rounds), progress)
     torch_threads = torch.get_num_threads()
     try:
         entries, skipped = _prepare_all(models, cases, inputs, warmup, steps)
-        samples = _rounds(entries, rounds, random.Random(seed), steps)  # noqa: S311 - an order
+        order = random.Random(seed)  # noqa: S311 - an order
+        samples = _rounds(entries, rounds, order, steps, deadline)
     finally:
         torch.set_num_threads(torch_threads)
     return BenchmarkResult(
@@ -127,7 +136,7 @@ def benchmark(  # noqa: PLR0913 - each is one axis of the measurement
         skipped=tuple(skipped),
         environment=describe_environment() | {"torch_threads": torch_threads},
         shapes=tuple(tuple(x.shape[1:]) for x in inputs),
-        settings={"rounds": rounds, "warmup": warmup, "seed": seed},
+        settings={"rounds": len(samples[entries[0].case]), "warmup": warmup, "seed": seed},
         process_peak_bytes=process_peak_bytes(),
     )
 
@@ -229,10 +238,19 @@ def _runner(model: Model, case: Case, inputs: tuple[torch.Tensor, ...]) -> Runne
 
 
 def _rounds(
-    entries: Sequence[_Entry], rounds: int, order: random.Random, steps: _Steps
+    entries: Sequence[_Entry],
+    rounds: int,
+    order: random.Random,
+    steps: _Steps,
+    deadline: float | None,
 ) -> dict[Case, list[tuple[float, ...]]]:
     samples: dict[Case, list[tuple[float, ...]]] = {entry.case: [] for entry in entries}
+    start = time.perf_counter()
     for number in range(1, rounds + 1):
+        if deadline is not None and number > _FEWEST_ROUNDS:
+            now = time.perf_counter()
+            if now + (now - start) / (number - 1) > deadline:
+                break
         for entry in order.sample(entries, len(entries)):
             steps(f"round {number} of {rounds}: {entry.case}")
             entry.runner.activate()

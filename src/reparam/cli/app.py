@@ -7,7 +7,14 @@ from typing import Annotated
 import typer
 
 from reparam import __version__
-from reparam.cli import demo_command, fuse_command, plan_command, report_command, verify_command
+from reparam.cli import (
+    bench_command,
+    demo_command,
+    fuse_command,
+    plan_command,
+    report_command,
+    verify_command,
+)
 from reparam.cli.guard import DEBUG_FLAG, guarded
 from reparam.cli.terminal import Terminal
 
@@ -50,6 +57,7 @@ app.command("demo")(demo_command.demo)
 app.command("plan")(plan_command.plan)
 app.command("fuse")(fuse_command.fuse)
 app.command("verify")(verify_command.verify)
+app.command("bench")(bench_command.bench)
 app.command("report")(report_command.report)
 
 

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
@@ -14,7 +11,8 @@ import typer
 from torch import nn
 
 import reparam
-from reparam.benchmarking import profile
+from reparam.cli.counts import counted
+from reparam.cli.notes import fold_warnings_noted
 from reparam.cli.options import (
     InputSizeOption,
     JsonOption,
@@ -61,7 +59,7 @@ def fuse(
     _check_destination(out)
     loaded = load_model(model, weights, num_classes=num_classes)
     sample = example_inputs(loaded, inputs)
-    with terminal.progress(f"Fusing {model}") as update, _fold_warnings_noted(terminal):
+    with terminal.progress(f"Fusing {model}") as update, fold_warnings_noted(terminal):
         update(0, 4, "reading")
         found = reparam.plan(loaded.model, sample)
         update(1, 4, "folding")
@@ -107,25 +105,14 @@ def _check_destination(out: Path) -> None:
         raise InputError(f"the folder {out.parent} of {out.name} does not exist; make it first")
 
 
-@contextmanager
-def _fold_warnings_noted(terminal: Terminal) -> Iterator[None]:
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("ignore")
-        warnings.simplefilter("always", reparam.FoldWarning)
-        yield
-    for warning in caught:
-        terminal.note(f"note: {warning.message}")
-
-
 def _counts(model: nn.Module, sample: torch.Tensor) -> dict[str, int]:
     """What one inference executes and stores."""
-    measured = profile(model, sample)
-    norms = sum(number for name, number in measured.operators.items() if "batch_norm" in name)
+    found = counted(model, sample)
     return {
-        "convolutions": measured.operators.get("convolution", 0),
-        "batch_norms": norms,
-        "parameters": measured.parameters,
-        "multiply_adds": measured.multiply_adds,
+        "convolutions": found["convolutions"],
+        "batch_norms": found["norms"],
+        "parameters": found["parameters"],
+        "multiply_adds": found["multiply_adds"],
     }
 
 

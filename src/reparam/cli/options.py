@@ -36,7 +36,9 @@ ShapeOption = Annotated[
 ]
 InputSizeOption = Annotated[
     int | None,
-    typer.Option("--input-size", metavar="PIXELS", min=1, help="Side of a square example image."),
+    typer.Option(
+        "--input-size", "--size", metavar="PIXELS", min=1, help="Side of a square example image."
+    ),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for a program to read.")]
 

@@ -8,22 +8,29 @@ from typing import Annotated
 import typer
 
 from reparam.cli.terminal import Terminal
-from reparam.report import render
+from reparam.report import load_results, merge, render
 
 __all__ = ["report"]
 
 ResultsArgument = Annotated[
-    Path, typer.Argument(metavar="RESULTS", help="A results.json that another command left.")
+    list[Path],
+    typer.Argument(metavar="RESULTS...", help="Results files that demo, bench or Python left."),
 ]
 PageOption = Annotated[
     Path | None,
-    typer.Option("--out", "-o", metavar="PAGE", help="HTML file; RESULTS with .html if left out."),
+    typer.Option(
+        "--out", "-o", metavar="PAGE", help="HTML file; the first RESULTS with .html if left out."
+    ),
 ]
 
 
 def report(results: ResultsArgument, *, out: PageOption = None) -> None:
-    """Draw the page of stored results; nothing is measured again."""
+    """Draw one page of stored results; nothing is measured again."""
     terminal = Terminal()
-    page = render(results, out or results.with_suffix(".html"))
-    terminal.done(f"Drew the page of {results}")
+    page = render(merge([load_results(file) for file in results]), out or _beside(results[0]))
+    terminal.done(f"Drew the page of {', '.join(map(str, results))}")
     terminal.hint("Page:", str(page.resolve()))
+
+
+def _beside(results: Path) -> Path:
+    return results.with_suffix(".html")

@@ -2,7 +2,17 @@
 
 from __future__ import annotations
 
+from reparam.report.benchmarks import from_benchmark
+from reparam.report.loading import load_results, merge
 from reparam.report.page import page_html, render
-from reparam.report.results import Results, load_results, to_json
+from reparam.report.results import Results, to_json
 
-__all__ = ["Results", "load_results", "page_html", "render", "to_json"]
+__all__ = [
+    "Results",
+    "from_benchmark",
+    "load_results",
+    "merge",
+    "page_html",
+    "render",
+    "to_json",
+]

@@ -95,12 +95,16 @@ def kibibytes(value: int) -> str:
     return f"{significant(value / 1024 / 1024)} MiB"
 
 
-def count(value: int) -> str:
+def count(value: int | None) -> str:
     """A count; from ten thousand on in thousands, millions, or (short scale) billions.
 
-    >>> count(22), count(4321), count(51_820_000), count(1_400_000_000)
-    ('22', '4,321', '51.8 M', '1.40 B')
+    What nobody counted is a dash.
+
+    >>> count(22), count(4321), count(51_820_000), count(1_400_000_000), count(None)
+    ('22', '4,321', '51.8 M', '1.40 B', '–')
     """
+    if value is None:
+        return "–"
     for least, size, unit in ((1e9, 1e9, "B"), (1e6, 1e6, "M"), (1e4, 1e3, "k")):
         if value >= least:
             return f"{significant(value / size)} {unit}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from importlib import resources
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from urllib.parse import quote
 
 from reparam import _files
@@ -14,6 +14,7 @@ from reparam.report import story
 from reparam.report._csv import to_csv
 from reparam.report.charts import Bar, Timeline, bar_chart, timelines
 from reparam.report.diagram import block_diagram
+from reparam.report.loading import Source, load_results
 from reparam.report.numbers import (
     count,
     error,
@@ -33,11 +34,7 @@ from reparam.report.results import (
     PlanRecord,
     Results,
     TraceRecord,
-    load_results,
 )
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
 
 __all__ = ["page_html", "render"]
 
@@ -45,7 +42,7 @@ _KIB = 1024
 _Cells = list[dict[str, str]]
 
 
-def render(results: Results | Mapping[str, object] | str | Path, out: str | Path) -> Path:
+def render(results: Source, out: str | Path) -> Path:
     """Write the page of stored results; nothing is measured, nothing is fetched.
 
     Args:
@@ -273,17 +270,12 @@ def _check(check: CheckRecord) -> dict[str, Any]:
 
 
 def _model(model: ModelRecord) -> dict[str, Any]:
-    multiply_adds = "–" if model.multiply_adds is None else count(model.multiply_adds)
+    counts = (model.convolutions, model.norms, model.parameters, model.multiply_adds)
     return {
         "label": model.label,
         "role": model.role,
         "note": model.note,
-        "cells": [
-            count(model.convolutions),
-            count(model.norms),
-            count(model.parameters),
-            multiply_adds,
-        ],
+        "cells": [count(number) for number in counts],
     }
 
 

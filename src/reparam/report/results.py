@@ -1,18 +1,16 @@
 """The results of a run, as they are stored: what a page is drawn from.
 
 Every record is frozen and holds counts, bytes, milliseconds and texts only, so that
-``json.dumps(dataclasses.asdict(results))`` and :func:`load_results` are each other's inverse.
+``json.dumps(dataclasses.asdict(results))`` and :func:`reparam.report.load_results` are each other's
+inverse.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 
 from reparam.errors import InputError
-from reparam.report._decode import decode
 
 __all__ = [
     "SCHEMA",
@@ -33,7 +31,6 @@ __all__ = [
     "TimingRecord",
     "TraceRecord",
     "TrainingRecord",
-    "load_results",
     "to_json",
 ]
 
@@ -45,17 +42,25 @@ class ModelRecord:
     """A model that the other records refer to by `key`.
 
     `role` is ``"train"``, ``"deploy"`` or ``"comparator"``; it decides the colour, and which two
-    models the headline compares.
+    models the headline compares. Counts are None where nobody counted. `of` is the model that this
+    is the `form` (``"train"`` or ``"deploy"``) of. `published_top1` is an accuracy in percent that
+    `published_in` reports; it was not measured here.
     """
 
     key: str
     label: str
     role: str
-    convolutions: int
-    norms: int
-    parameters: int
+    convolutions: int | None = None
+    norms: int | None = None
+    parameters: int | None = None
     multiply_adds: int | None = None
+    bytes_moved: int | None = None
     note: str = ""
+    of: str = ""
+    form: str = ""
+    family: str = ""
+    published_top1: float | None = None
+    published_in: str = ""
 
 
 @dataclass(frozen=True)
@@ -239,6 +244,7 @@ class Results:
     block: BlockRecord | None = None
     checks: tuple[CheckRecord, ...] = ()
     latency: tuple[LatencyRecord, ...] = ()
+    benchmarks: tuple[LatencyRecord, ...] = ()
     memory: tuple[MemoryRecord, ...] = ()
     files: dict[str, str] = field(default_factory=dict)
     environment: dict[str, str] = field(default_factory=dict)
@@ -258,51 +264,6 @@ class Results:
     def by_role(self, role: str) -> ModelRecord | None:
         """The first model with that role, or None."""
         return next((model for model in self.models if model.role == role), None)
-
-
-def load_results(source: Results | Mapping[str, object] | str | Path) -> Results:
-    """Read results from a file, or from the object that `json.loads` made of it.
-
-    Raises:
-        InputError: the file cannot be read, is not JSON, or is not a results file.
-    """
-    if isinstance(source, Results):
-        return source
-    if isinstance(source, Mapping):
-        return _from_object(dict(source), "results")
-    path = Path(source)
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputError(
-            f"{path}: cannot be read ({error.strerror}); give a results.json"
-        ) from error
-    except ValueError as error:
-        raise InputError(f"{path}: is not JSON ({error}); give a results.json") from error
-    return _from_object(value, str(path))
-
-
-def _from_object(value: object, where: str) -> Results:
-    schema = value.get("schema") if isinstance(value, dict) else None
-    if schema != SCHEMA:
-        raise InputError(
-            f"{where}: found the schema {schema!r}, needed {SCHEMA!r}; "
-            "give a results.json that `reparam demo` or `reparam bench` wrote"
-        )
-    results = decode(Results, value, where)
-    _check_references(results)
-    return results
-
-
-def _check_references(results: Results) -> None:
-    """Raise for a record that names a model nobody listed, before a page is half drawn."""
-    named = [record.model for record in results.training]
-    named += [record.model for record in results.accuracy]
-    named += [key for record in results.agreement for key in (record.reference, record.candidate)]
-    named += [row.model for record in results.latency for row in record.rows]
-    named += [trace.model for record in results.memory for trace in record.traces]
-    for key in named:
-        results.model(key)
 
 
 def to_json(results: Results) -> str:

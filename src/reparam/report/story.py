@@ -14,6 +14,8 @@ from reparam.report.numbers import (
     quartiles,
     ratio,
 )
+from reparam.report.paired import paired
+from reparam.report.tradeoff import headline_clause, tradeoffs
 
 if TYPE_CHECKING:
     from reparam.report.results import (
@@ -35,11 +37,8 @@ __all__ = [
     "memory_remarks",
 ]
 
-_SAME_SPEED = 0.03
-"""Ratios of medians nearer to one than this are called equal."""
-
-_CLEAR = 0.75
-"""A winner is named where it won this share of the rounds."""
+_SAME = 0.03
+"""Ratios nearer to one than this are called equal."""
 
 _EAGER = "eager"
 
@@ -73,7 +72,7 @@ class _Comparison:
 
     def words(self) -> tuple[str, str]:
         """The number, and what it means; the number is empty where there is no difference."""
-        if abs(self.factor - 1) <= _SAME_SPEED or not self.clear:
+        if abs(self.factor - 1) <= _SAME or not self.clear:
             return "", self.equal
         if self.factor > 1:
             return ratio(self.factor), self.better
@@ -92,6 +91,9 @@ def headline(results: Results) -> list[Phrase]:
         )
         if clause
     ]
+    compared = next(iter(tradeoffs(results)), None)
+    if compared and not clauses:
+        return [Phrase(*piece) for piece in headline_clause(compared)]
     if not clauses:
         return [Phrase(results.title)]
     phrases: list[Phrase] = []
@@ -114,7 +116,7 @@ def _capitalised(phrases: list[Phrase]) -> list[Phrase]:
 
 def _convolutions(results: Results) -> list[Phrase]:
     train, deploy = results.by_role("train"), results.by_role("deploy")
-    if train is None or deploy is None:
+    if train is None or deploy is None or train.convolutions is None:
         return []
     return [
         Phrase(count(train.convolutions), strong=True),
@@ -163,17 +165,10 @@ def _median(row: TimingRecord) -> float:
 
 
 def _compared(before: TimingRecord, after: TimingRecord, words: tuple[str, str]) -> _Comparison:
-    """How much faster `after` is: the median of the ratios round by round.
-
-    What slows the machine down for a while slows both in the same rounds, so the ratio says more
-    than the two medians. It is undecided unless most rounds agree.
-    """
-    better, worse = words
-    ratios = [b / a for b, a in zip(before.samples_ms, after.samples_ms, strict=False)]
-    factor = quartiles(ratios).median
-    won = sum((each > 1) == (factor > 1) for each in ratios) / len(ratios)
-    equal = "the same speed" if abs(factor - 1) <= _SAME_SPEED else "no clear difference in speed"
-    return _Comparison(factor, better, worse, equal, clear=won >= _CLEAR)
+    """How much faster `after` is, round by round; undecided unless most rounds agree."""
+    found = paired(before.samples_ms, after.samples_ms)
+    equal = "the same speed" if found.same else "no clear difference in speed"
+    return _Comparison(found.factor, *words, equal, clear=found.clear)
 
 
 def _speed(results: Results) -> list[Phrase]:
@@ -214,7 +209,7 @@ def figures(results: Results) -> list[Figure]:
 
 def _convolution_figure(results: Results) -> Figure | None:
     train, deploy = results.by_role("train"), results.by_role("deploy")
-    if train is None or deploy is None:
+    if train is None or deploy is None or train.convolutions is None:
         return None
     norms = f"{train.norms} → {deploy.norms} batch norms"
     return Figure(f"{train.convolutions} → {deploy.convolutions}", "convolutions", norms)

@@ -14,6 +14,7 @@ from reparam._optional import require
 from reparam.benchmarking import peak_activation_memory
 from reparam.cli.demo import records
 from reparam.models import repvgg_a0
+from reparam.report.benchmarks import environment_record
 from reparam.report.results import MemoryRecord, ModelRecord, Results, TraceRecord
 from reparam.report.story import latency_remarks
 
@@ -60,7 +61,7 @@ def _time_demo_nets(
         groups.append(
             records.latency_record(title, result, {k: k for k in _KEYS}, torch.get_num_threads())
         )
-    environment = records.environment_record(result.environment)
+    environment = environment_record(result.environment)
     results = replace(results, latency=tuple(groups), environment=environment)
     reporter.outcome(f"Timed the nets. {' '.join(latency_remarks(results, groups[0])[:2])}")
     return results

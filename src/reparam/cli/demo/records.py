@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from torch import nn
 
-from reparam.benchmarking import profile
+from reparam.cli.counts import counted
 from reparam.models import ParallelSum
+from reparam.report.benchmarks import engine_label, timing_record
 from reparam.report.numbers import error
 from reparam.report.results import (
     BlockRecord,
@@ -20,7 +21,6 @@ from reparam.report.results import (
     PlanRecord,
     RefusalRecord,
     RegionRecord,
-    TimingRecord,
     TraceRecord,
 )
 
@@ -35,7 +35,6 @@ if TYPE_CHECKING:
 __all__ = [
     "block_record",
     "check_record",
-    "environment_record",
     "latency_record",
     "memory_record",
     "model_record",
@@ -43,8 +42,8 @@ __all__ = [
     "trace_record",
 ]
 
-ENGINES = {"eager": "eager", "onnxruntime": "ONNX Runtime"}
-"""How the page calls the engines; the story compares in the one called eager."""
+ENGINES = {name: engine_label(name) for name in ("eager", "onnxruntime")}
+"""What the story is told in, with the names on the page; it compares in the one called eager."""
 
 _OPERATORS = {
     "_native_batch_norm_legit_no_training": "BN",
@@ -59,18 +58,7 @@ def model_record(
     key: str, label: str, role: str, model: nn.Module, image: torch.Tensor, note: str = ""
 ) -> ModelRecord:
     """Count what a model executes and stores for one image."""
-    counted = profile(model, image)
-    norms = sum(times for name, times in counted.operators.items() if "batch_norm" in name)
-    return ModelRecord(
-        key=key,
-        label=label,
-        role=role,
-        convolutions=counted.operators.get("convolution", 0),
-        norms=norms,
-        parameters=counted.parameters,
-        multiply_adds=counted.multiply_adds,
-        note=note,
-    )
+    return ModelRecord(key=key, label=label, role=role, note=note, **counted(model, image))
 
 
 def plan_record(model: str, plan: reparam.Plan) -> PlanRecord:
@@ -158,14 +146,7 @@ def latency_record(
     title: str, result: BenchmarkResult, keys: Mapping[str, str], threads: int, note: str = ""
 ) -> LatencyRecord:
     """The rounds of one benchmark; `keys` are the models' keys by their names in it."""
-    rows = tuple(
-        TimingRecord(
-            model=keys[measured.case.model],
-            engine=ENGINES[measured.case.engine],
-            samples_ms=tuple(1e3 * seconds for seconds in measured.rounds),
-        )
-        for measured in result.measurements
-    )
+    rows = tuple(timing_record(keys[m.case.model], m) for m in result.measurements)
     shape = (result.measurements[0].case.batch, *result.shapes[0])
     return LatencyRecord(title=title, input_shape=shape, threads=threads, rows=rows, note=note)
 
@@ -207,12 +188,3 @@ def memory_record(
         traces=tuple(traces),
         note=note,
     )
-
-
-def environment_record(environment: Mapping[str, Any]) -> dict[str, str]:
-    """Processor and versions, one line each."""
-    flat = {key: value for key, value in environment.items() if not isinstance(value, dict)}
-    flat |= environment.get("versions", {})
-    if isinstance(size := flat.pop("memory_bytes", None), int):
-        flat["memory"] = f"{size / 2**30:.0f} GiB"
-    return {key.replace("_", " "): str(value) for key, value in flat.items() if value is not None}

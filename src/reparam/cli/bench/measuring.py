@@ -1,0 +1,147 @@
+"""From names to models in their forms, and from models to stored times."""
+
+from __future__ import annotations
+
+import datetime as dt
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+import reparam
+from reparam.benchmarking import BenchmarkResult
+from reparam.cli.bench.request import Request
+from reparam.cli.counts import counted
+from reparam.cli.notes import fold_warnings_noted
+from reparam.cli.targets import Inputs, example_inputs, load_model
+from reparam.cli.terminal import Terminal
+from reparam.errors import InputError
+from reparam.exporting import formats
+from reparam.report.benchmarks import model_details
+
+__all__ = ["measure"]
+
+_NOT_LIVE = "measuring {cases} cases, up to {rounds} rounds{limit} ..."
+
+
+@dataclass(frozen=True, eq=False)
+class _Subject:
+    """One model in one form, ready to be measured."""
+
+    name: str
+    model: nn.Module | Path
+    details: dict[str, Any]
+
+
+def measure(request: Request, terminal: Terminal, weights: Path | None = None) -> BenchmarkResult:
+    """Build, fold and measure what was asked for; the details a page needs are in the settings.
+
+    Raises:
+        InputError: a model is unknown or does not run on the input, or nothing can be measured.
+        MissingExtraError: a package that a model or an engine needs is not installed.
+        ExportError: an engine cannot take a model.
+    """
+    start = time.perf_counter()
+    subjects, sample = _subjects(request, terminal, weights)
+    cases = len(subjects) * len(request.engines) * len(request.precisions)
+    cases *= len(request.batches) * len(request.threads)
+    if not terminal.live:
+        limit = "" if request.seconds is None else f" within {request.seconds:g} s"
+        terminal.note(_NOT_LIVE.format(cases=cases, rounds=request.rounds, limit=limit))
+    spent = time.perf_counter() - start
+    with terminal.progress("Measuring") as update, fold_warnings_noted(terminal):
+        result = reparam.benchmark(
+            {subject.name: subject.model for subject in subjects},
+            sample,
+            engines=request.engines,
+            precisions=request.precisions,
+            batches=request.batches,
+            threads=request.threads,
+            rounds=request.rounds,
+            seconds=None if request.seconds is None else max(request.seconds - spent, 1.0),
+            progress=_bar(update, request.seconds, start),
+        )
+    about = {
+        "title": request.title or f"Latency of {', '.join(request.models)}",
+        "created": f"{dt.datetime.now(dt.timezone.utc):%Y-%m-%d %H:%M} UTC",
+        "command": request.as_command(),
+        "models": {subject.name: subject.details for subject in subjects},
+    }
+    return replace(result, settings=result.settings | about)
+
+
+def _bar(
+    update: Callable[[float, float, str], None], seconds: float | None, start: float
+) -> Callable[[int, int, str], None]:
+    """How far it is: by the steps, or by the clock where the clock decides when it ends."""
+
+    def progress(done: int, total: int, what: str) -> None:
+        share = done / total
+        if seconds is not None:
+            share = max(share, min((time.perf_counter() - start) / seconds, 1.0))
+        update(share, 1.0, what)
+
+    return progress
+
+
+def _subjects(
+    request: Request, terminal: Terminal, weights: Path | None
+) -> tuple[list[_Subject], torch.Tensor]:
+    """Every model in every form that was asked for, and an input that all of them take."""
+    if weights is not None and len(request.models) > 1:
+        raise InputError("--weights are for one MODEL, and there are several; leave one")
+    subjects: list[_Subject] = []
+    inputs, sample = request.inputs, None
+    with terminal.progress("Building") as update, fold_warnings_noted(terminal):
+        for number, name in enumerate(request.models):
+            update(number, len(request.models), name)
+            if _is_file(name):
+                sample = _random_image(inputs) if sample is None else sample
+                subjects.append(_Subject(name, _existing(name), model_details(Path(name).name)))
+                continue
+            loaded = load_model(name, weights)
+            taken = example_inputs(loaded, inputs)
+            if sample is None:
+                sample, inputs = taken, Inputs(shape=tuple(taken.shape))
+            subjects += _forms(name, loaded.model, taken, request.forms)
+    if sample is None:
+        raise InputError("there is nothing to measure; give one or more MODEL")
+    return subjects, sample
+
+
+def _forms(
+    name: str, model: nn.Module, sample: torch.Tensor, forms: tuple[str, ...]
+) -> list[_Subject]:
+    found = reparam.plan(model, sample)
+    if not found.regions:
+        return [_subject(name, "", model, sample)]
+    built = {"train": lambda: model, "deploy": found.apply}
+    return [_subject(name, form, built[form](), sample) for form in forms]
+
+
+def _subject(name: str, form: str, model: nn.Module, sample: torch.Tensor) -> _Subject:
+    details = model_details(name, form, **counted(model, sample[:1]))
+    return _Subject(f"{name}, {form} form" if form else name, model, details)
+
+
+def _is_file(name: str) -> bool:
+    return ":" not in name and Path(name).suffix.lower() in {entry.suffix for entry in formats()}
+
+
+def _existing(name: str) -> Path:
+    path = Path(name)
+    if not path.is_file():
+        raise InputError(f"there is no file {name} to measure; give an exported file or a MODEL")
+    return path
+
+
+def _random_image(inputs: Inputs) -> torch.Tensor:
+    """An input for a file, which does not say in one way for all formats what it takes."""
+    side = inputs.size or 224
+    return torch.randn(
+        inputs.shape or (1, 3, side, side), generator=torch.Generator().manual_seed(0)
+    )

@@ -1,0 +1,130 @@
+"""What was asked for, checked before any model is built."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from reparam.cli.targets import Inputs
+from reparam.engines import Settings, get_engine
+from reparam.errors import InputError
+
+__all__ = ["FIGURE1_MODELS", "FORMS", "Request", "numbers", "usable_engines", "words"]
+
+FORMS = ("train", "deploy")
+
+FIGURE1_MODELS = (
+    "repvgg_a0",
+    "repvgg_a1",
+    "repvgg_a2",
+    "repvgg_b0",
+    "torchvision:resnet18",
+    "torchvision:resnet34",
+    "torchvision:resnet50",
+)
+"""The nets of the first figure of RepVGG (arXiv 2101.03697) that a small machine runs in time."""
+
+_USUAL_ENGINES = ("eager", "onnxruntime", "openvino")
+
+
+@dataclass(frozen=True)
+class Request:
+    """A measurement to make: every model in every form, engine, precision, batch and threads.
+
+    Attributes:
+        models: as on the command line.
+        forms: of ``"train"`` and ``"deploy"``.
+        engines: names of engines.
+        precisions: ``"fp32"``, ``"bf16"``.
+        batches: inputs a call.
+        threads: CPU threads of a call; None is each engine's default.
+        inputs: shape of the example input.
+        rounds: interleaved rounds, at most.
+        seconds: time for all of it, or None.
+        title: what the page is called.
+    """
+
+    models: tuple[str, ...]
+    forms: tuple[str, ...] = FORMS
+    engines: tuple[str, ...] = ("eager",)
+    precisions: tuple[str, ...] = ("fp32",)
+    batches: tuple[int, ...] = (1,)
+    threads: tuple[int | None, ...] = (None,)
+    inputs: Inputs = field(default_factory=Inputs)
+    rounds: int = 15
+    seconds: float | None = None
+    title: str = ""
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be measured.
+
+        Raises:
+            InputError: a value is unknown or out of range.
+            MissingExtraError: an engine is not installed.
+        """
+        if not self.models:
+            raise InputError(
+                "there is nothing to measure; give one or more MODEL, or --figure1 for RepVGG "
+                "against ResNets"
+            )
+        unknown = [form for form in self.forms if form not in FORMS]
+        if unknown:
+            raise InputError(f"{unknown[0]!r} is no form; --forms takes {','.join(FORMS)}")
+        for engine in self.engines:
+            get_engine(engine).require()
+        for precision in self.precisions:
+            for threads in self.threads:
+                Settings(threads, precision)
+        if min(self.batches) < 1:
+            raise InputError(f"--batches has {min(self.batches)}; every batch is at least 1")
+
+    def as_command(self) -> str:
+        """The command line that measures this again."""
+        parts = ["reparam bench", *self.models, "--forms", ",".join(self.forms)]
+        parts += ["--engines", ",".join(self.engines), "--precisions", ",".join(self.precisions)]
+        parts += ["--batches", ",".join(map(str, self.batches))]
+        if self.threads != (None,):
+            parts += ["--threads", ",".join(map(str, self.threads))]
+        parts += [self.inputs.as_options().strip()] if self.inputs.as_options() else []
+        parts += ["--rounds", str(self.rounds)]
+        return " ".join(parts if self.seconds is None else [*parts, f"--seconds {self.seconds:g}"])
+
+
+def words(text: str, option: str) -> tuple[str, ...]:
+    """Read a list with commas.
+
+    >>> words("eager, onnxruntime", "--engines")
+    ('eager', 'onnxruntime')
+
+    Raises:
+        InputError: there is nothing in it.
+    """
+    found = tuple(dict.fromkeys(word.strip() for word in text.split(",") if word.strip()))
+    if not found:
+        raise InputError(f"{option} {text!r} names nothing; give names with commas between them")
+    return found
+
+
+def numbers(text: str, option: str) -> tuple[int, ...]:
+    """Read a list of whole numbers with commas.
+
+    >>> numbers("1,16", "--batches")
+    (1, 16)
+
+    Raises:
+        InputError: it is none.
+    """
+    try:
+        return tuple(int(word) for word in words(text, option))
+    except ValueError:
+        raise InputError(
+            f"{option} {text!r} is no list of whole numbers; give something like 1,16"
+        ) from None
+
+
+def usable_engines(wanted: Sequence[str] = _USUAL_ENGINES) -> tuple[tuple[str, ...], str]:
+    """Those of the usual engines that are installed, and a sentence about those that are not."""
+    have = tuple(name for name in wanted if get_engine(name).available())
+    lack = [name for name in wanted if name not in have]
+    hint = "pip install 'reparam[deploy]'"
+    return have, f"not installed: {', '.join(lack)}; {hint} brings them" if lack else ""

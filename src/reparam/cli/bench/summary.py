@@ -1,0 +1,101 @@
+"""What the times say, for a terminal: the table, the ratios, where single path wins, what next."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+from reparam.report.numbers import quartiles, significant
+from reparam.report.tradeoff import Duel, form_duels, short_label, tradeoffs, verdict
+
+if TYPE_CHECKING:
+    from reparam.cli.terminal import Terminal
+    from reparam.report import Results
+    from reparam.report.results import LatencyRecord
+
+__all__ = ["summary", "tell"]
+
+
+def tell(terminal: Terminal, results: Results) -> None:
+    """Print a table of medians and one of ratios for each batch, then what follows from them."""
+    compared = {id(each.group): each for each in tradeoffs(results)}
+    for group in results.benchmarks:
+        engines = list(dict.fromkeys(row.engine for row in group.rows))
+        threads = f"{group.threads} thread{'' if group.threads == 1 else 's'}"
+        rounds = min(len(row.samples_ms) for row in group.rows)
+        title = f"{group.title}, {threads}: ms, medians of {rounds} rounds"
+        terminal.table(title, ["", *engines], _times(results, group, engines))
+        terminal.text()
+        tradeoff = compared.get(id(group))
+        duels = [*form_duels(results, group), *(tradeoff.duels if tradeoff else ())]
+        if duels:
+            title = "Which ratio holds where (round by round)"
+            terminal.table(title, ["", *engines], _ratios(duels, engines))
+            terminal.text()
+        if tradeoff is not None:
+            for engine in tradeoff.engines:
+                terminal.text(verdict(tradeoff, engine))
+            terminal.hint("Note:", "which nets meet is decided by published accuracies alone")
+            terminal.text()
+        if group.note:
+            terminal.hint("Note:", group.note)
+
+
+def _times(results: Results, group: LatencyRecord, engines: list[str]) -> list[list[str]]:
+    times = {(row.model, row.engine): quartiles(row.samples_ms).median for row in group.rows}
+    models = dict.fromkeys(row.model for row in group.rows)
+    return [
+        [results.model(key).label, *(_cell(times.get((key, engine))) for engine in engines)]
+        for key in models
+    ]
+
+
+def _cell(milliseconds: float | None) -> str:
+    return "-" if milliseconds is None else significant(milliseconds)
+
+
+def _ratios(duels: list[Duel], engines: list[str]) -> list[list[str]]:
+    """One line a pair: how much faster the first is than the second, engine by engine."""
+    pairs = {(duel.mine.key, duel.other.key): duel for duel in duels}
+    found = {(duel.mine.key, duel.other.key, duel.engine): str(duel.result) for duel in duels}
+    return [
+        [_name(duel), *(found.get((*pair, engine), "-") for engine in engines)]
+        for pair, duel in pairs.items()
+    ]
+
+
+def _name(duel: Duel) -> str:
+    if duel.mine.of == duel.other.of:
+        return f"{short_label(duel.mine)}: deploy over train"
+    return f"{short_label(duel.mine)} over {short_label(duel.other)}"
+
+
+def summary(results: Results) -> dict[str, Any]:
+    """The same for a program."""
+    compared = {id(each.group): each for each in tradeoffs(results)}
+    groups = []
+    for group in results.benchmarks:
+        tradeoff = compared.get(id(group))
+        duels = [*form_duels(results, group), *(tradeoff.duels if tradeoff else ())]
+        groups.append(
+            {
+                "input_shape": list(group.input_shape),
+                "threads": group.threads,
+                "latency_ms": [
+                    {"model": row.model, "engine": row.engine, **asdict(quartiles(row.samples_ms))}
+                    for row in group.rows
+                ],
+                "ratios": [
+                    {
+                        "faster": duel.mine.key,
+                        "than": duel.other.key,
+                        "engine": duel.engine,
+                        **asdict(duel.result),
+                        "clear": duel.result.clear,
+                    }
+                    for duel in duels
+                ],
+                "not_measured": group.note,
+            }
+        )
+    return {"command": results.command, "groups": groups}
