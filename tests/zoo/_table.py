@@ -231,7 +231,14 @@ def _everyday() -> list[ZooCase]:
         _case(
             "linear-bn", lambda: nn.Sequential(nn.Linear(6, 9), nn.BatchNorm1d(9)), (4, 6), **token
         ),
-        _case("token-linear-bn", partial(TokenLinear, 6, 9), (2, 5, 6), **token, fixed=True),
+        _case(
+            "token-linear-bn",
+            partial(TokenLinear, 6, 9),
+            (2, 5, 6),
+            **token,
+            fixed=True,
+            affine=False,
+        ),
         _case("averaged-heads", partial(AveragedHeads, 6, 4), (3, 6), **token),
         _case("functional-bn", partial(FunctionalNorm, 8, 12)),
         _case("frozen-bn", lambda: nn.Sequential(nn.Conv2d(8, 12, 3, 1, 1), FrozenNorm(12))),
