@@ -117,6 +117,19 @@ def test_figure1_writes_results_and_page(reparam_command, tiny: str) -> None:
     assert list(models) == [f"{tiny}:net, deploy form"]
 
 
+def test_report_draws_several_files_on_one_page(reparam_command, tiny: str) -> None:
+    pytest.importorskip("jinja2")
+    for name in ("net", "other"):
+        line = ("bench", f"{tiny}:{name}", *FAST, "-o", f"{name}.json")
+        assert reparam_command(*line).code == 0
+    ran = reparam_command("report", "net.json", "other.json", "-o", "page.html")
+    assert ran.code == 0, ran.err
+    assert "Drew the page of net.json, other.json" in ran.out
+    page = Path("page.html").read_text(encoding="utf-8")
+    assert f"{tiny}:net, train form" in page
+    assert f"{tiny}:other, deploy form" in page
+
+
 def test_figure1_compares_both_kinds_and_knows_their_accuracies() -> None:
     known = [published(name) for name in FIGURE1_MODELS]
     assert all(entry is not None for entry in known)

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
+from reparam.benchmarking import BenchmarkResult, Case, Measurement, Skipped
+from reparam.report.benchmarks import model_details
 from reparam.report.results import (
     AccuracyRecord,
     AgreementRecord,
@@ -150,4 +154,56 @@ def results() -> Results:
         memory=(memory(),),
         files={"model.onnx": "deploy form", "results.json": "every number on this page"},
         environment={"torch": "2.14.1", "CPU": "an invented CPU", "threads": "2"},
+    )
+
+
+MILLISECONDS = {
+    "repvgg_a0": {"eager": 10.0, "onnxruntime": 6.0},
+    "repvgg_a2": {"eager": 15.0, "onnxruntime": 22.0},
+    "torchvision:resnet18": {"eager": 16.0, "onnxruntime": 8.0},
+    "torchvision:resnet50": {"eager": 35.0, "onnxruntime": 18.0},
+}
+
+
+def measurement(case: Case, middle: float) -> Measurement:
+    rounds = tuple((1e-3 * time,) for time in spread(middle))
+    return Measurement(case, rounds)
+
+
+@pytest.fixture
+def benchmark() -> BenchmarkResult:
+    """Invented times: in eager single path wins both pairs, in ONNX Runtime one of two."""
+    return BenchmarkResult(
+        measurements=tuple(
+            measurement(Case(f"{name}, deploy form", engine), middle)
+            for name, times in MILLISECONDS.items()
+            for engine, middle in times.items()
+        ),
+        skipped=(Skipped(Case("repvgg_a0, deploy form", "ncnn"), "an <invented> reason"),),
+        environment={"cpu": "an invented CPU", "cores": 2, "torch_threads": 2,
+                     "versions": {"torch": "2.14.1"}, "memory_bytes": 8 * 2**30},
+        shapes=((3, 224, 224),),
+        settings={
+            "title": "Invented benchmark",
+            "models": {
+                f"{name}, deploy form": model_details(name, "deploy", parameters=8_300_000)
+                for name in MILLISECONDS
+            },
+        },
+    )  # fmt: skip
+
+
+@pytest.fixture
+def forms() -> Any:
+    """A model in both forms, at an input size that no published accuracy is for."""
+    names = {"repvgg_a0, train form": 8.0, "repvgg_a0, deploy form": 4.0}
+    return BenchmarkResult(
+        measurements=tuple(measurement(Case(n, "eager"), time) for n, time in names.items()),
+        shapes=((3, 32, 32),),
+        settings={
+            "models": {
+                name: model_details("repvgg_a0", name.split()[1], convolutions=count, norms=0)
+                for name, count in zip(names, (44, 22), strict=True)
+            }
+        },
     )

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from reparam.report import render
+from reparam.report import from_benchmark, render
 
 from . import browser
 
@@ -14,12 +14,29 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
+    from reparam.benchmarking import BenchmarkResult
     from reparam.report.results import Results
 
 pytestmark = pytest.mark.skipif(bool(browser.missing()), reason=browser.missing())
 
 WIDE = {"width": 1280, "height": 900}
 PHONE = {"width": 360, "height": 740}
+
+# Drawings that a screen reader would pass over, and the least contrast of any text.
+SILENT_DRAWINGS = """[...document.querySelectorAll('svg')].filter(drawing =>
+  !drawing.closest('[role=img][aria-label]')).length"""
+CONTRAST = """() => {
+      const light = (c) => { const [r, g, b] = c.match(/[\\d.]+/g).map(Number).map(v => v / 255)
+        .map(v => v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4);
+        return 0.2126 * r + 0.7152 * g + 0.0722 * b; };
+      const seen = (e) => { for (; e; e = e.parentElement) {
+        const c = getComputedStyle(e).backgroundColor;
+        if (!/, 0\\)$/.test(c)) return light(c); } };
+      return Math.min(...[...document.querySelectorAll('main *:not(title)')]
+        .filter(e => [...e.childNodes].some(n => n.nodeType === 3 && n.data.trim()))
+        .map(e => { const s = getComputedStyle(e);
+          const ink = light(e instanceof SVGElement ? s.fill : s.color), paper = seen(e);
+          return (Math.max(ink, paper) + 0.05) / (Math.min(ink, paper) + 0.05); })); }"""
 
 
 @pytest.fixture(scope="module")
@@ -97,27 +114,13 @@ def test_tables_sort_by_number_from_the_keyboard(chromium: Any, page_file: Path)
 
 def test_every_drawing_has_a_text_alternative(chromium: Any, page_file: Path) -> None:
     page, _ = browser.opened(chromium, page_file, viewport=WIDE)
-    silent = page.evaluate(
-        "[...document.querySelectorAll('svg')].filter(drawing =>"
-        " !drawing.closest('[role=img][aria-label]')).length"
-    )
-    assert silent == 0
+    assert page.evaluate(SILENT_DRAWINGS) == 0
 
 
 def test_text_contrast_is_at_least_wcag_aa(chromium: Any, page_file: Path) -> None:
-    script = """() => {
-      const light = (c) => { const [r, g, b] = c.match(/[\\d.]+/g).map(Number).map(v => v / 255)
-        .map(v => v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4);
-        return 0.2126 * r + 0.7152 * g + 0.0722 * b; };
-      const paper = light(getComputedStyle(document.body).backgroundColor);
-      return Math.min(...[...document.querySelectorAll('main *:not(title)')]
-        .filter(e => [...e.childNodes].some(n => n.nodeType === 3 && n.data.trim()))
-        .map(e => { const s = getComputedStyle(e);
-          const ink = light(e instanceof SVGElement ? s.fill : s.color);
-          return (Math.max(ink, paper) + 0.05) / (Math.min(ink, paper) + 0.05); })); }"""
     for scheme in ("light", "dark"):
         page, _ = browser.opened(chromium, page_file, viewport=WIDE, color_scheme=scheme)
-        assert page.evaluate(script) >= 4.5
+        assert page.evaluate(CONTRAST) >= 4.5
 
 
 def test_prints_in_light_colours_with_the_tools_hidden(chromium: Any, page_file: Path) -> None:
@@ -125,3 +128,98 @@ def test_prints_in_light_colours_with_the_tools_hidden(chromium: Any, page_file:
     page.emulate_media(media="print")
     assert page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
     assert not page.locator("nav").is_visible()
+
+
+@pytest.fixture
+def figure_file(benchmark: BenchmarkResult, tmp_path: Path) -> Path:
+    return render(from_benchmark(benchmark), tmp_path / "figure.html")
+
+
+def test_tradeoff_loads_silently_and_shows_one_engine(chromium: Any, figure_file: Path) -> None:
+    page, faults = browser.opened(chromium, figure_file, viewport=WIDE)
+    assert faults == []
+    assert page.locator(".choice:visible").count() == 1
+    assert page.locator(".choice:visible .point").count() == 4
+
+
+def test_engine_is_switched_from_the_keyboard(chromium: Any, figure_file: Path) -> None:
+    page, _ = browser.opened(chromium, figure_file, viewport=WIDE)
+    page.locator(".switch input").first.focus()
+    assert "In eager PyTorch single path wins all 2 pairs" in page.inner_text("#tradeoff")
+    page.keyboard.press("ArrowRight")
+    shown = page.inner_text(".choice:visible .verdict")
+    assert shown.startswith("In ONNX Runtime single path wins 1 of 2 pairs")
+    page.locator(".switch label").first.click()
+    assert page.inner_text(".choice:visible .verdict").startswith("In eager PyTorch")
+
+
+def test_points_stand_where_their_values_are(chromium: Any, figure_file: Path) -> None:
+    page, _ = browser.opened(chromium, figure_file, viewport=WIDE)
+    at = page.locator(".choice:visible").evaluate(
+        """choice => { const area = choice.querySelector('.scatter-area').getBoundingClientRect();
+          return Object.fromEntries([...choice.querySelectorAll('.point')].map(point => {
+            const box = point.querySelector('.mark').getBoundingClientRect();
+            return [point.querySelector('.tip b').textContent,
+              [(box.x + box.width / 2 - area.x) / area.width,
+               (box.y + box.height / 2 - area.y) / area.height]]; })); }"""
+    )
+    times = {"RepVGG-A0": 10.0, "RepVGG-A2": 15.0, "ResNet-18": 16.0, "ResNet-50": 35.0}
+    for name, milliseconds in times.items():
+        assert at[name][0] / at["RepVGG-A0"][0] == pytest.approx(milliseconds / 10.0, rel=0.02)
+    higher = [name for name, _ in sorted(at.items(), key=lambda item: item[1][1])]
+    assert higher == ["RepVGG-A2", "ResNet-50", "RepVGG-A0", "ResNet-18"]
+
+
+@pytest.mark.parametrize("how", ["hover", "focus"])
+def test_a_point_tells_its_numbers(chromium: Any, figure_file: Path, how: str) -> None:
+    page, _ = browser.opened(chromium, figure_file, viewport=WIDE)
+    point = page.locator(".choice:visible .point").first
+    tip = point.locator(".tip")
+    assert not tip.is_visible()
+    getattr(point, how)()
+    assert tip.is_visible()
+    assert "72.41 % published" in tip.inner_text()
+    assert "10.0 ms (9.75 to 10.2)" in tip.inner_text()
+    assert "8.30 M parameters" in point.get_attribute("aria-label")
+
+
+def test_without_script_every_engine_is_shown(chromium: Any, figure_file: Path) -> None:
+    page, _ = browser.opened(chromium, figure_file, viewport=WIDE, java_script_enabled=False)
+    assert page.locator(".choice:visible").count() == 2
+    assert page.locator(".switch:visible").count() == 0
+
+
+def test_tradeoff_on_a_phone(chromium: Any, figure_file: Path) -> None:
+    page, _ = browser.opened(chromium, figure_file, viewport=PHONE)
+    points = page.locator(".choice:visible .point")
+    for index in range(points.count()):
+        points.nth(index).focus()
+        assert page.evaluate("document.documentElement.scrollWidth") <= PHONE["width"]
+        box = points.nth(index).locator(".tip").bounding_box()
+        assert 0 <= box["x"] <= box["x"] + box["width"] <= PHONE["width"]
+
+
+def test_tradeoff_prints_every_engine(chromium: Any, figure_file: Path) -> None:
+    page, _ = browser.opened(chromium, figure_file, viewport=WIDE)
+    page.emulate_media(media="print")
+    assert page.locator(".choice:visible").count() == 2
+    assert not page.locator(".switch").is_visible()
+
+
+def test_marks_of_engines_lie_at_their_times(chromium: Any, figure_file: Path) -> None:
+    page, _ = browser.opened(chromium, figure_file, viewport=WIDE)
+    places = page.locator("#engines .dot-row:not(.dot-axis)").evaluate_all(
+        """rows => rows.map(row => { const track = row.querySelector('.track')
+          .getBoundingClientRect(); return [...row.querySelectorAll('.dotmark')].map(mark => {
+            const box = mark.getBoundingClientRect();
+            return (box.x + box.width / 2 - track.x) / track.width; }); })"""
+    )
+    assert places[0][0] / places[0][1] == pytest.approx(10 / 6, rel=0.02)
+    assert places[3][0] / places[0][0] == pytest.approx(35 / 10, rel=0.02)
+
+
+def test_figure_keeps_contrast_and_text_alternatives(chromium: Any, figure_file: Path) -> None:
+    for scheme in ("light", "dark"):
+        page, _ = browser.opened(chromium, figure_file, viewport=WIDE, color_scheme=scheme)
+        assert page.evaluate(CONTRAST) >= 4.5
+    assert page.evaluate(SILENT_DRAWINGS) == 0

@@ -35,6 +35,9 @@ def _models(results: Results) -> Iterator[_Row]:
             value = getattr(model, quantity)
             if value is not None:
                 yield "models", model.role, model.label, quantity, value, "count"
+        if model.published_top1 is not None:
+            where = model.published_in
+            yield "published", where, model.label, "top-1", model.published_top1, "%"
 
 
 def _training(results: Results) -> Iterator[_Row]:
@@ -76,7 +79,7 @@ def _checks(results: Results) -> Iterator[_Row]:
 
 
 def _latency(results: Results) -> Iterator[_Row]:
-    for group in results.latency:
+    for group in (*results.latency, *results.benchmarks):
         for row in group.rows:
             label = f"{results.model(row.model).label}, {row.engine}"
             middle = quartiles(row.samples_ms)

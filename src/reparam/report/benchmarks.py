@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from reparam.benchmarking import BenchmarkResult
 
 __all__ = [
+    "BUSY",
     "SCHEMA",
     "engine_label",
     "environment_record",
@@ -25,6 +26,9 @@ __all__ = [
 ]
 
 SCHEMA = "reparam-benchmark/1"
+
+BUSY = 0.5
+"""A load average above this share of the cores disturbs timings."""
 
 _LABELS = {
     "eager": "eager",
@@ -162,15 +166,29 @@ def _group(
         threads=threads or default_threads,
         rows=tuple(timing_record(m.case.model, m) for m in measured),
         dtype=" and ".join(_DTYPES.get(p, p) for p in precisions),
-        note=_not_measured(skipped),
+        note=" ".join(filter(None, (_not_measured(skipped), _busy(result)))),
+    )
+
+
+def _busy(result: BenchmarkResult) -> str:
+    """What a reader must know of the other work that the machine did."""
+    load, cores = result.settings.get("load_before"), result.environment.get("cores")
+    if not isinstance(load, int | float) or not isinstance(cores, int) or load <= BUSY * cores:
+        return ""
+    return (
+        f"The machine was busy when the run began (load {load:.1f} on {cores} cores): times are "
+        "longer than they need be, most of all where several threads wait for one another."
     )
 
 
 def _not_measured(skipped: list[Any]) -> str:
     """The reasons, each once, with what they keep from being measured."""
-    reasons: dict[str, list[str]] = {}
+    reasons: dict[tuple[str, str], list[str]] = {}
     for entry in skipped:
         label = engine_label(entry.case.engine, entry.case.precision)
-        reasons.setdefault(entry.why, []).append(f"{entry.case.model} in {label}")
-    told = (f"{', '.join(dict.fromkeys(cases))} ({why})" for why, cases in reasons.items())
-    return f"Not measured: {'; '.join(told)}." if reasons else ""
+        reasons.setdefault((label, entry.why), []).append(entry.case.model)
+    told = [
+        f"{', '.join(models) if len(models) < 3 else f'{len(models)} models'} in {label} ({why})"
+        for (label, why), models in reasons.items()
+    ]
+    return f"Not measured: {'; '.join(told)}." if told else ""

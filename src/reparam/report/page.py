@@ -35,6 +35,8 @@ from reparam.report.results import (
     Results,
     TraceRecord,
 )
+from reparam.report.sections import conditions, engines_section, tradeoff_section
+from reparam.report.tradeoff import tradeoffs
 
 __all__ = ["page_html", "render"]
 
@@ -92,6 +94,8 @@ def _context(results: Results) -> dict[str, Any]:
         "block_caption": _typeset(results.block.caption) if results.block else "",
         "accuracy": _accuracy(results) if results.accuracy else None,
         "latency": [_latency(results, group) for group in results.latency if group.rows],
+        "tradeoffs": [tradeoff_section(compared) for compared in tradeoffs(results)],
+        "engines": [engines_section(results, group) for group in results.benchmarks if group.rows],
         "memory": [_memory(results, memory) for memory in results.memory if memory.traces],
         "plan": _plan(results.plan) if results.plan else None,
         "checks": [_check(check) for check in results.checks],
@@ -174,11 +178,9 @@ def _latency(results: Results, group: LatencyRecord) -> dict[str, Any]:
                 solid=row.engine == "eager",
             )
         )
-    calls = min(len(row.samples_ms) for row in group.rows)
     return {
         "title": group.title,
-        "conditions": f"Input {_shape(group.input_shape)}, {group.dtype}, "
-        f"{_plural(group.threads, 'thread')}, {_plural(calls, 'round')}.",
+        "conditions": conditions(group),
         "chart": bar_chart(bars, unit="ms a call", summary=f"Latency, {group.title}"),
         "remarks": story.latency_remarks(results, group),
         "note": group.note,

@@ -262,8 +262,15 @@ class Results:
         raise InputError(f"the results speak of a model {key!r}; the models listed are: {known}")
 
     def by_role(self, role: str) -> ModelRecord | None:
-        """The first model with that role, or None."""
-        return next((model for model in self.models if model.role == role), None)
+        """The model with that role that the page tells the story of, or None.
+
+        That is the first one, but not where several models were measured in both forms: those are
+        told of together.
+        """
+        named = [model for model in self.models if not model.of]
+        if not named and len({model.of for model in self.models}) == 1:
+            named = list(self.models)
+        return next((model for model in named if model.role == role), None)
 
 
 def to_json(results: Results) -> str:

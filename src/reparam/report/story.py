@@ -15,7 +15,7 @@ from reparam.report.numbers import (
     ratio,
 )
 from reparam.report.paired import paired
-from reparam.report.tradeoff import headline_clause, tradeoffs
+from reparam.report.tradeoff import Tradeoff, headline_clause, in_engine, tradeoffs
 
 if TYPE_CHECKING:
     from reparam.report.results import (
@@ -149,9 +149,10 @@ def _predictions(results: Results) -> list[Phrase]:
 def _forms_timed(results: Results) -> tuple[TimingRecord, TimingRecord] | None:
     """Train and deploy form, eager, in the first group of timings."""
     train, deploy = results.by_role("train"), results.by_role("deploy")
-    if not results.latency or train is None or deploy is None:
+    groups = results.latency or results.benchmarks
+    if not groups or train is None or deploy is None:
         return None
-    timed = _timed(results.latency[0])
+    timed = _timed(groups[0])
     before, after = timed.get((train.key, _EAGER)), timed.get((deploy.key, _EAGER))
     return (before, after) if before and after else None
 
@@ -204,7 +205,24 @@ def figures(results: Results) -> list[Figure]:
     """The key numbers under the headline."""
     found = [_convolution_figure(results), _agreement_figure(results), _speed_figure(results)]
     found.append(_memory_figure(results))
-    return [figure for figure in found if figure is not None]
+    told = [figure for figure in found if figure is not None]
+    return told or [
+        figure for compared in tradeoffs(results)[:1] for figure in _pair_figures(compared)
+    ]
+
+
+def _pair_figures(compared: Tradeoff) -> list[Figure]:
+    """How many pairs a single path wins, engine by engine."""
+    told = []
+    for engine in compared.engines:
+        results = [duel.result for duel in compared.duels_in(engine)]
+        if results:
+            wins = sum(result.wins for result in results)
+            factors = [result.factor for result in results]
+            spread = f"{min(factors):.2f}× to {max(factors):.2f}× as fast"
+            label = f"pairs won in {in_engine(engine)}"
+            told.append(Figure(f"{wins} of {len(results)}", label, spread))
+    return told
 
 
 def _convolution_figure(results: Results) -> Figure | None:

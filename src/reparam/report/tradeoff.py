@@ -27,6 +27,7 @@ __all__ = [
     "headline_clause",
     "in_engine",
     "pareto_front",
+    "ratio_cell",
     "short_label",
     "tradeoffs",
     "verdict",
@@ -84,10 +85,10 @@ class Tradeoff:
 def in_engine(engine: str) -> str:
     """The name of an engine after "in".
 
-    >>> in_engine("eager"), in_engine("OpenVINO")
-    ('eager PyTorch', 'OpenVINO')
+    >>> in_engine("eager"), in_engine("eager bf16"), in_engine("OpenVINO")
+    ('eager PyTorch', 'eager PyTorch bf16', 'OpenVINO')
     """
-    return "eager PyTorch" if engine == "eager" else engine
+    return engine.replace("eager", "eager PyTorch")
 
 
 def short_label(model: ModelRecord) -> str:
@@ -178,7 +179,7 @@ def verdict(compared: Tradeoff, engine: str) -> str:
     sides = (
         ("wins", [d for d in duels if d.result.wins]),
         ("loses", [d for d in duels if d.result.loses]),
-        ("is level", [d for d in duels if not d.result.clear]),
+        ("is level in", [d for d in duels if not d.result.clear]),
     )
     total = len(duels)
     told = [
@@ -229,16 +230,17 @@ def headline_clause(compared: Tradeoff) -> list[tuple[str, bool]]:
     if not compared.duels:
         return [("Accuracy against latency, measured on this machine.", False)]
     pieces = [("At equal or better published accuracy, single path is clearly faster in ", False)]
-    for index, engine in enumerate(compared.engines):
+    # Reduced precision has its place below; one sentence cannot hold everything.
+    engines = [e for e in compared.engines if " bf16" not in e] or list(compared.engines)
+    for index, engine in enumerate(engines):
         duels = compared.duels_in(engine)
         wins = sum(duel.result.wins for duel in duels)
-        pieces.append((", " if 0 < index < len(compared.engines) - 1 else "", False))
-        if index and index == len(compared.engines) - 1:
-            pieces.append((" and in ", False))
+        if index:
+            pieces.append((" and " if index == len(engines) - 1 else ", ", False))
         pieces.append((f"{wins} of {len(duels)}", True))
         pieces.append((f"{' pairs' if index == 0 else ''} in {in_engine(engine)}", False))
     pieces.append((".", False))
-    return [piece for piece in pieces if piece[0]]
+    return pieces
 
 
 def ratio_cell(result: Paired) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -14,6 +15,7 @@ from torch import nn
 
 import reparam
 from reparam.benchmarking import BenchmarkResult
+from reparam.benchmarking.environment import cpu_count
 from reparam.cli.bench.request import Request
 from reparam.cli.counts import counted
 from reparam.cli.notes import fold_warnings_noted
@@ -21,7 +23,7 @@ from reparam.cli.targets import Inputs, example_inputs, load_model
 from reparam.cli.terminal import Terminal
 from reparam.errors import InputError
 from reparam.exporting import formats
-from reparam.report.benchmarks import model_details
+from reparam.report.benchmarks import BUSY, model_details
 
 __all__ = ["measure"]
 
@@ -46,6 +48,7 @@ def measure(request: Request, terminal: Terminal, weights: Path | None = None) -
         ExportError: an engine cannot take a model.
     """
     start = time.perf_counter()
+    load = _load(terminal)
     subjects, sample = _subjects(request, terminal, weights)
     cases = len(subjects) * len(request.engines) * len(request.precisions)
     cases *= len(request.batches) * len(request.threads)
@@ -70,8 +73,22 @@ def measure(request: Request, terminal: Terminal, weights: Path | None = None) -
         "created": f"{dt.datetime.now(dt.timezone.utc):%Y-%m-%d %H:%M} UTC",
         "command": request.as_command(),
         "models": {subject.name: subject.details for subject in subjects},
+        "load_before": load,
     }
     return replace(result, settings=result.settings | about)
+
+
+def _load(terminal: Terminal) -> float | None:
+    """How busy the machine is with other work, where the system tells it."""
+    if not hasattr(os, "getloadavg"):
+        return None
+    load = round(os.getloadavg()[0], 1)
+    if load > BUSY * cpu_count():
+        terminal.note(
+            f"note: the machine is busy (load {load} on {cpu_count()} cores); for times that mean "
+            "something, wait until it is not, or give --threads 1"
+        )
+    return load
 
 
 def _bar(

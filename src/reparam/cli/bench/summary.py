@@ -5,12 +5,13 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from reparam.report.numbers import quartiles, significant
+from reparam.report.numbers import quartiles, ratio, significant
 from reparam.report.tradeoff import Duel, form_duels, short_label, tradeoffs, verdict
 
 if TYPE_CHECKING:
     from reparam.cli.terminal import Terminal
     from reparam.report import Results
+    from reparam.report.paired import Paired
     from reparam.report.results import LatencyRecord
 
 __all__ = ["summary", "tell"]
@@ -21,16 +22,18 @@ def tell(terminal: Terminal, results: Results) -> None:
     compared = {id(each.group): each for each in tradeoffs(results)}
     for group in results.benchmarks:
         engines = list(dict.fromkeys(row.engine for row in group.rows))
-        threads = f"{group.threads} thread{'' if group.threads == 1 else 's'}"
-        rounds = min(len(row.samples_ms) for row in group.rows)
-        title = f"{group.title}, {threads}: ms, medians of {rounds} rounds"
-        terminal.table(title, ["", *engines], _times(results, group, engines))
+        # Two short lines a heading leave room for more engines in 80 columns.
+        columns = ["", *(engine.replace(" ", "\n") for engine in engines)]
+        terminal.table(_title(group), columns, _times(results, group, engines))
         terminal.text()
         tradeoff = compared.get(id(group))
         duels = [*form_duels(results, group), *(tradeoff.duels if tradeoff else ())]
         if duels:
-            title = "Which ratio holds where (round by round)"
-            terminal.table(title, ["", *engines], _ratios(duels, engines))
+            terminal.table(
+                "How many times faster, round by round (in brackets: undecided)",
+                columns,
+                _ratios(duels, engines),
+            )
             terminal.text()
         if tradeoff is not None:
             for engine in tradeoff.engines:
@@ -39,6 +42,12 @@ def tell(terminal: Terminal, results: Results) -> None:
             terminal.text()
         if group.note:
             terminal.hint("Note:", group.note)
+
+
+def _title(group: LatencyRecord) -> str:
+    threads = f"{group.threads} thread{'' if group.threads == 1 else 's'}"
+    rounds = min(len(row.samples_ms) for row in group.rows)
+    return f"{group.title}, {threads}: ms, medians of {rounds} rounds"
 
 
 def _times(results: Results, group: LatencyRecord, engines: list[str]) -> list[list[str]]:
@@ -57,11 +66,18 @@ def _cell(milliseconds: float | None) -> str:
 def _ratios(duels: list[Duel], engines: list[str]) -> list[list[str]]:
     """One line a pair: how much faster the first is than the second, engine by engine."""
     pairs = {(duel.mine.key, duel.other.key): duel for duel in duels}
-    found = {(duel.mine.key, duel.other.key, duel.engine): str(duel.result) for duel in duels}
+    found = {(duel.mine.key, duel.other.key, duel.engine): duel.result for duel in duels}
     return [
-        [_name(duel), *(found.get((*pair, engine), "-") for engine in engines)]
+        [_name(duel), *(_factor(found.get((*pair, engine))) for engine in engines)]
         for pair, duel in pairs.items()
     ]
+
+
+def _factor(result: Paired | None) -> str:
+    if result is None:
+        return "-"
+    shown = ratio(result.factor)
+    return shown if result.clear or result.same else f"({shown})"
 
 
 def _name(duel: Duel) -> str:

@@ -28,6 +28,16 @@
   system.addEventListener("change", show);
   show();
 
+  for (const figure of document.querySelectorAll(".switched")) {
+    const choices = [...figure.querySelectorAll(".choice")];
+    const inputs = [...figure.querySelectorAll(".switch input")];
+    const choose = (wanted) => choices.forEach((choice, index) => { choice.hidden = index !== wanted; });
+    inputs.forEach((input, index) => input.addEventListener("change", () => choose(index)));
+    if (choices.length > 1) figure.querySelector(".switch").hidden = false;
+    choose(Math.max(0, inputs.findIndex((input) => input.checked)));
+    figure.classList.add("live");
+  }
+
   const key = (row, column) => {
     const cell = row.cells[column];
     const raw = cell.dataset.sort ?? cell.textContent.trim();

@@ -1,0 +1,185 @@
+"""What the page shows of benchmarks: the trade-off, and the engines beside one another."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from reparam.report.charts import Bar, bar_chart
+from reparam.report.dots import DotRow, dot_chart
+from reparam.report.engines import engine_remarks, fastest_engine, form_remarks
+from reparam.report.numbers import count, milliseconds, quartiles, significant
+from reparam.report.published import SINGLE_PATH_FAMILIES
+from reparam.report.scatter import Mark, scatter
+from reparam.report.tradeoff import in_engine, ratio_cell, short_label, verdict
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from reparam.report.numbers import Quartiles
+    from reparam.report.results import LatencyRecord, ModelRecord, Results
+    from reparam.report.tradeoff import Point, Tradeoff
+
+__all__ = ["conditions", "engines_section", "tradeoff_section"]
+
+
+def conditions(group: LatencyRecord) -> str:
+    """Shape, type, threads and rounds, which decide what may be compared with what."""
+    size = "×".join(str(length) for length in group.input_shape)
+    rounds = min(len(row.samples_ms) for row in group.rows)
+    return (
+        f"Input {size}, {group.dtype}, {_plural(group.threads, 'thread')}, "
+        f"{_plural(rounds, 'round')}."
+    )
+
+
+def tradeoff_section(compared: Tradeoff) -> dict[str, Any]:
+    """A drawing and a verdict for each engine, and all ratios in one table."""
+    families = dict.fromkeys(p.model.family for ps in compared.points.values() for p in ps)
+    return {
+        "title": compared.group.title,
+        "conditions": conditions(compared.group),
+        "note": compared.group.note,
+        "sources": compared.sources,
+        "families": [{"name": family, "tone": _tone(family)} for family in families],
+        "choices": [
+            {
+                "engine": engine,
+                "verdict": verdict(compared, engine),
+                "chart": scatter(
+                    [_mark(point, compared.points[engine]) for point in compared.points[engine]],
+                    x_title="ms a call, measured here; further left is faster",
+                    y_title="ImageNet top-1 in %, published",
+                    summary=f"Published accuracy against latency in {in_engine(engine)}",
+                ),
+            }
+            for engine in compared.engines
+        ],
+        "pairs": [
+            {
+                "name": f"{short_label(mine)} against {short_label(other)}",
+                "accuracies": f"{mine.published_top1:.2f} and {other.published_top1:.2f} %",
+            }
+            for mine, other in compared.pairs
+        ],
+        "ratios": [
+            {
+                "engine": engine,
+                "cells": [_ratio(compared, mine, other, engine) for mine, other in compared.pairs],
+            }
+            for engine in compared.engines
+        ],
+    }
+
+
+def _tone(family: str) -> str:
+    if family == "RepVGG":
+        return "deploy"
+    return "train" if family in SINGLE_PATH_FAMILIES else "comparator"
+
+
+def _mark(point: Point, points: Sequence[Point]) -> Mark:
+    model, time = point.model, point.latency
+    label, prefix = short_label(model), f"{model.family}-"
+    short = label.startswith(prefix)
+    costs = [
+        f"{count(number)} {what}"
+        for number, what in ((model.parameters, "parameters"), (model.multiply_adds, "MACs"))
+        if number is not None
+    ]
+    return Mark(
+        prefix=prefix if short else "",
+        name=label.removeprefix(prefix) if short else label,
+        tone=_tone(model.family),
+        x=time.median,
+        low=time.low,
+        high=time.high,
+        y=point.top1,
+        facts=(
+            f"{point.top1:.2f} % published",
+            f"{milliseconds(time.median)} ({significant(time.low)} to {significant(time.high)})",
+            *([", ".join(costs)] if costs else []),
+            _standing(point, points),
+        ),
+        strong=point.front,
+    )
+
+
+def _standing(point: Point, points: Sequence[Point]) -> str:
+    if point.front:
+        return "on the Pareto front"
+    better = next(
+        p for p in points if p.top1 >= point.top1 and p.latency.median <= point.latency.median
+    )
+    return f"beaten by {short_label(better.model)}"
+
+
+def _ratio(
+    compared: Tradeoff, mine: ModelRecord, other: ModelRecord, engine: str
+) -> dict[str, str]:
+    for duel in compared.duels_in(engine):
+        if (duel.mine.key, duel.other.key) == (mine.key, other.key):
+            result = duel.result
+            kind = "ok" if result.wins else "bad" if result.loses else ""
+            return {"shown": ratio_cell(result), "sort": repr(result.factor), "kind": kind}
+    return {"shown": "–", "sort": "", "kind": ""}
+
+
+def engines_section(results: Results, group: LatencyRecord) -> dict[str, Any]:
+    """Each model in every engine: the drawing, what follows from it, and the numbers."""
+    engines = list(dict.fromkeys(row.engine for row in group.rows))
+    models = [results.model(key) for key in dict.fromkeys(row.model for row in group.rows)]
+    times = {(row.model, row.engine): quartiles(row.samples_ms) for row in group.rows}
+    return {
+        "title": group.title,
+        "conditions": conditions(group),
+        "chart": _chart(group.title, models, engines, times),
+        "several": len(engines) > 1,
+        "remarks": [*engine_remarks(group), *form_remarks(results, group)],
+        "note": group.note,
+        "rows": [
+            {
+                "label": model.label,
+                "role": model.role,
+                "engine": engine,
+                "fastest": len(engines) > 1 and engine == fastest_engine(group, model.key),
+                "cells": [
+                    _number(time.median),
+                    _number(time.low),
+                    _number(time.high),
+                    _number(1e3 * group.input_shape[0] / time.median),
+                ],
+            }
+            for model in models
+            for engine in engines
+            if (time := times.get((model.key, engine))) is not None
+        ],
+    }
+
+
+def _chart(
+    title: str,
+    models: Sequence[ModelRecord],
+    engines: Sequence[str],
+    times: dict[tuple[str, str], Quartiles],
+) -> str:
+    if len(engines) == 1:
+        found = [(model, times[model.key, engines[0]]) for model in models]
+        bars = [
+            Bar(m.label, engines[0], m.role, t.median, t.low, t.high, milliseconds(t.median))
+            for m, t in found
+        ]
+        return bar_chart(bars, unit="ms a call", summary=f"Latency, {title}")
+    rows = []
+    for model in models:
+        found_times = (times.get((model.key, engine)) for engine in engines)
+        values = tuple(None if time is None else time.median for time in found_times)
+        rows.append(DotRow(model.label, model.role, values))
+    return dot_chart(rows, engines, summary=f"Latency in each engine, {title}")
+
+
+def _number(value: float) -> dict[str, str]:
+    return {"shown": significant(value), "sort": repr(value)}
+
+
+def _plural(number: int, noun: str) -> str:
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"

@@ -1,0 +1,237 @@
+"""Accuracy against latency, and engines compared: computed from the stored rounds, nothing else."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from reparam.benchmarking import BenchmarkResult, Case, Measurement
+from reparam.errors import InputError
+from reparam.report import from_benchmark, load_results, merge, page_html
+from reparam.report.engines import engine_remarks, form_remarks
+from reparam.report.paired import paired
+from reparam.report.published import SINGLE_PATH_FAMILIES, published
+from reparam.report.results import ModelRecord, Results
+from reparam.report.scatter import Mark, scatter
+from reparam.report.story import figures, headline
+from reparam.report.tradeoff import pareto_front, tradeoffs, verdict
+
+from .conftest import MILLISECONDS, measurement
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+def sentence(results: Results) -> str:
+    return "".join(phrase.text for phrase in headline(results))
+
+
+def only_tradeoff(benchmark: BenchmarkResult) -> Any:
+    (compared,) = tradeoffs(from_benchmark(benchmark))
+    return compared
+
+
+def retimed(benchmark: BenchmarkResult, model: str, engine: str, middle: float) -> BenchmarkResult:
+    """The same benchmark with other times of one case."""
+    case = Case(f"{model}, deploy form", engine)
+    return dataclasses.replace(
+        benchmark,
+        measurements=tuple(
+            measurement(case, middle) if m.case == case else m for m in benchmark.measurements
+        ),
+    )
+
+
+def test_pairs_are_chosen_by_accuracy_alone(benchmark: BenchmarkResult) -> None:
+    wanted = [("RepVGG-A0, deploy form", "ResNet-18, deploy form"),
+              ("RepVGG-A2, deploy form", "ResNet-50, deploy form")]  # fmt: skip
+    slow = retimed(benchmark, "repvgg_a0", "eager", 900.0)
+    for each in (benchmark, slow):
+        assert [(m.label, o.label) for m, o in only_tradeoff(each).pairs] == wanted
+
+
+def test_verdicts_follow_the_ratios(benchmark: BenchmarkResult) -> None:
+    compared = only_tradeoff(benchmark)
+    assert verdict(compared, "eager") == (
+        "In eager PyTorch single path wins all 2 pairs: RepVGG-A0 is 1.60× faster than ResNet-18; "
+        "RepVGG-A2 is 2.33× faster than ResNet-50. Half the latency at equal accuracy holds for "
+        "RepVGG-A2 against ResNet-50."
+    )
+    assert verdict(compared, "ONNX Runtime") == (
+        "In ONNX Runtime single path wins 1 of 2 pairs: RepVGG-A0 is 1.33× faster than ResNet-18. "
+        "It loses 1 of 2 pairs: RepVGG-A2 is 1.22× slower than ResNet-50. Half the latency at "
+        "equal accuracy holds for no pair (nearest: RepVGG-A0 takes 0.75 of the time of ResNet-18)."
+    )
+
+
+def test_verdicts_turn_with_the_times(benchmark: BenchmarkResult) -> None:
+    compared = only_tradeoff(retimed(benchmark, "repvgg_a2", "eager", 70.0))
+    assert "loses 1 of 2 pairs: RepVGG-A2 is 2.00× slower" in verdict(compared, "eager")
+    level = only_tradeoff(retimed(benchmark, "repvgg_a0", "eager", 16.0))
+    assert "level in 1 of 2 pairs: RepVGG-A0 is as fast as ResNet-18" in verdict(level, "eager")
+
+
+def test_no_winner_without_most_rounds(benchmark: BenchmarkResult) -> None:
+    noisy = Measurement(Case("repvgg_a0, deploy form", "eager"), ((0.01,), (0.03,)) * 5)
+    unsure = dataclasses.replace(
+        benchmark,
+        measurements=tuple(noisy if m.case == noisy.case else m for m in benchmark.measurements),
+    )
+    assert "neither RepVGG-A0 nor ResNet-18 was faster in most rounds" in verdict(
+        only_tradeoff(unsure), "eager"
+    )
+
+
+def test_headline_and_figures_count_wins(benchmark: BenchmarkResult) -> None:
+    results = from_benchmark(benchmark)
+    assert sentence(results) == (
+        "At equal or better published accuracy, single path is clearly faster in 2 of 2 pairs in "
+        "eager PyTorch and 1 of 2 in ONNX Runtime."
+    )
+    assert [(f.value, f.label) for f in figures(results)] == [
+        ("2 of 2", "pairs won in eager PyTorch"),
+        ("1 of 2", "pairs won in ONNX Runtime"),
+    ]
+
+
+def test_the_front_is_what_nothing_beats(benchmark: BenchmarkResult) -> None:
+    points = only_tradeoff(benchmark).points
+    on_front = {e: [p.model.label.split(",")[0] for p in ps if p.front] for e, ps in points.items()}
+    assert on_front == {
+        "eager": ["RepVGG-A0", "RepVGG-A2"],
+        "ONNX Runtime": ["RepVGG-A0", "ResNet-50", "RepVGG-A2"],
+    }
+    for engine_points in points.values():
+        for point in engine_points:
+            beaten = any(
+                other.top1 >= point.top1 and other.latency.median < point.latency.median
+                for other in engine_points
+                if other is not point
+            )
+            assert point.front != beaten
+    assert pareto_front([]) == ()
+
+
+def test_published_accuracies_are_for_their_size_only(benchmark: BenchmarkResult) -> None:
+    small = dataclasses.replace(benchmark, shapes=((3, 192, 192),))
+    assert tradeoffs(from_benchmark(small)) == []
+    assert 'id="tradeoff"' not in page_html(from_benchmark(small))
+
+
+def test_a_plain_stored_benchmark_is_known_by_its_names() -> None:
+    names = ("repvgg_a0", "torchvision:resnet18", "my_net")
+    cases = [measurement(Case(name), 10.0 + i) for i, name in enumerate(names)]
+    plain = BenchmarkResult(tuple(cases), shapes=((3, 224, 224),))
+    results = load_results(json.loads(plain.to_json()))
+    assert [m.label for m in results.models] == ["RepVGG-A0", "ResNet-18", "my_net"]
+    assert [m.role for m in results.models] == ["deploy", "comparator", "deploy"]
+    assert len(tradeoffs(results)) == 1
+    assert "my_net" in page_html(results)
+
+
+def test_forms_of_one_model_are_the_story(forms: BenchmarkResult) -> None:
+    results = from_benchmark(forms)
+    assert sentence(results) == "44 convolutions became 22: 2.00× faster."
+    assert form_remarks(results, results.benchmarks[0]) == [
+        "In eager PyTorch the deploy form against the train form: RepVGG-A0 2.00× faster."
+    ]
+
+
+def test_engines_are_told_by_their_times(benchmark: BenchmarkResult) -> None:
+    (group,) = from_benchmark(benchmark).benchmarks
+    gain = "1.67× to 2.00× as fast as eager PyTorch"
+    assert engine_remarks(group) == [
+        f"ONNX Runtime has the least median time for 3 of 4 models, {gain}.",
+        "Eager PyTorch has the least median time for 1 of 4 models.",
+    ]
+
+
+def test_what_was_not_measured_and_a_busy_machine_are_told(benchmark: BenchmarkResult) -> None:
+    busy = dataclasses.replace(benchmark, settings=benchmark.settings | {"load_before": 3.0})
+    text = page_html(from_benchmark(busy))
+    assert "in ncnn (an &lt;invented&gt; reason)" in text
+    assert "The machine was busy when the run began (load 3.0 on 2 cores)" in text
+    assert "The machine was busy" not in page_html(from_benchmark(benchmark))
+
+
+def test_page_labels_accuracies_as_published(benchmark: BenchmarkResult) -> None:
+    text = page_html(from_benchmark(benchmark))
+    assert "Accuracies are published, not measured here: RepVGG, arXiv 2101.03697" in text
+    assert "ImageNet top-1 in %, published" in text
+    assert text.count('class="choice"') == 2
+
+
+def test_files_of_both_kinds_share_a_page(
+    results: Results, benchmark: BenchmarkResult, tmp_path: Path
+) -> None:
+    benchmark.save(tmp_path / "bench.json")
+    both = merge([results, load_results(tmp_path / "bench.json")])
+    assert sentence(both) == sentence(results)
+    assert len({model.key for model in both.models}) == len(both.models) == 3 + len(MILLISECONDS)
+    assert both.environment["torch"] == "2.14.1"
+    assert both.environment["cpu"] == "– / an invented CPU"
+    text = page_html(both)
+    assert 'id="tradeoff"' in text
+    assert 'id="memory"' in text
+    swapped = merge([load_results(tmp_path / "bench.json"), results])
+    assert sentence(swapped) == sentence(results)
+
+
+def test_the_same_file_twice_keeps_the_runs_apart(benchmark: BenchmarkResult) -> None:
+    results = from_benchmark(benchmark)
+    both = merge([results, results])
+    assert len(tradeoffs(both)) == 2
+    assert page_html(both).count('name="engine-2"') == 2
+    with pytest.raises(InputError, match="no results were given"):
+        merge([])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"measurements": 3}, "results: this is not a stored benchmark"),
+        ({"settings": {"models": {"repvgg_a0, deploy form": {"label": 3}}}}, "needed a text"),
+    ],
+    ids=["measurements", "label"],
+)
+def test_misfits_are_named(
+    benchmark: BenchmarkResult, change: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(InputError, match=message):
+        load_results(json.loads(benchmark.to_json()) | change)
+
+
+def test_published_table_is_the_papers() -> None:
+    known = {"repvgg_a0": 72.41, "torchvision:resnet18": 71.16, "timm:resnet50": 76.31}
+    for name, top1 in known.items():
+        entry = published(name)
+        assert entry is not None
+        assert entry.top1 == top1
+        assert "arXiv" in entry.source
+    assert published("timm:resnet50.a1_in1k") is None
+    assert published("mine:resnet50") is None
+    assert "ResNet" not in SINGLE_PATH_FAMILIES
+
+
+def test_ratio_is_paired_not_of_medians() -> None:
+    # A machine that slows down halfway: the medians are equal, every round says twice as fast.
+    found = paired([2.0, 2.0, 8.0], [1.0, 1.0, 4.0])
+    assert (found.factor, found.wins, found.won) == (2.0, True, 1.0)
+
+
+def test_names_of_near_points_do_not_cover_one_another() -> None:
+    marks = [
+        Mark("", f"name {i}", "deploy", 10.0 + 0.2 * i, 9.0, 11.0, 75.0, ("fact",), strong=False)
+        for i in range(3)
+    ]
+    drawn = scatter(marks, x_title="x", y_title="y", summary="s")
+    assert len({side for side in ("up left", "up right", "down left", "down right")
+                if f'class="tag {side}"' in drawn}) == 3  # fmt: skip
+
+
+def test_a_model_record_without_counts_is_drawn() -> None:
+    bare = Results("Bare", "", models=(ModelRecord("a", "A", "deploy"),))
+    assert "–" in page_html(bare)
