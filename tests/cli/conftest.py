@@ -22,6 +22,15 @@ def net():
 def other():
     return net()
 
+def classifier(num_classes=10):
+    spec = RepVGGSpec(depths=(2,), widths=(4,), stem_width=4, stem_stride=1, strides=2)
+    return RepVGG(spec, num_classes=num_classes)
+
+def straight(num_classes=10):
+    return nn.Sequential(
+        nn.Conv2d(3, 4, 3, padding=1, bias=False), nn.BatchNorm2d(4), nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, num_classes))
+
 def plain():
     return nn.Sequential(nn.Flatten(), nn.Linear(4, 2))
 

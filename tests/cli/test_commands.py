@@ -27,7 +27,7 @@ def test_version(reparam_command) -> None:
 def test_help_names_the_commands(reparam_command) -> None:
     ran = reparam_command("--help")
     assert ran.code == 0
-    for command in ("demo", "plan", "fuse", "verify", "report"):
+    for command in ("demo", "plan", "fuse", "verify", "train", "bench", "report"):
         assert f"  {command} " in ran.out
 
 

@@ -13,6 +13,7 @@ from reparam.cli import (
     fuse_command,
     plan_command,
     report_command,
+    train_command,
     verify_command,
 )
 from reparam.cli.guard import DEBUG_FLAG, guarded
@@ -57,6 +58,7 @@ app.command("demo")(demo_command.demo)
 app.command("plan")(plan_command.plan)
 app.command("fuse")(fuse_command.fuse)
 app.command("verify")(verify_command.verify)
+app.command("train")(train_command.train)
 app.command("bench")(bench_command.bench)
 app.command("report")(report_command.report)
 

@@ -57,7 +57,13 @@ class Terminal:
 
     def table(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
         """A table with its first column to the left and the others to the right."""
-        drawn = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
+        drawn = Table(
+            box=None,
+            pad_edge=False,
+            padding=(0, 2, 0, 0),
+            header_style="dim",
+            show_header=any(columns),
+        )
         for index, column in enumerate(columns):
             drawn.add_column(column, justify="left" if index == 0 else "right", no_wrap=index > 0)
         for row in rows:

@@ -1,0 +1,150 @@
+"""``reparam train``: train wide, and end with the straight net, compared and exported."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from reparam.cli.options import InputSizeOption, JsonOption, WeightsOption
+from reparam.cli.terminal import Terminal
+from reparam.cli.training import TrainRequest, as_dict, overrides, run, tell
+
+__all__ = ["train"]
+
+DataOption = Annotated[
+    str,
+    typer.Option(
+        "--data",
+        "-d",
+        metavar="DATA",
+        help="digits, an ImageFolder directory or zip, torchvision:NAME, or shards (*.tar).",
+    ),
+]
+ValidationOption = Annotated[
+    str | None,
+    typer.Option("--validation", metavar="DATA", help="A second source of the same kind."),
+]
+ModelOption = Annotated[
+    str | None,
+    typer.Option("--model", "-m", metavar="MODEL", help="Any MODEL; a small RepVGG if left out."),
+]
+RecipeOption = Annotated[
+    str | None,
+    typer.Option(
+        "--recipe", "-r", metavar="NAME", help="digits, cifar10-fast, imagenet-repvgg or a TOML."
+    ),
+]
+BranchOption = Annotated[
+    str | None,
+    typer.Option("--branch", metavar="KIND", help="Widen MODEL: repvgg, acnet, dbb, mobileone."),
+]
+OutOption = Annotated[
+    Path, typer.Option("--out", "-o", metavar="FOLDER", help="Folder of the run.")
+]
+EpochsOption = Annotated[
+    int | None, typer.Option("--epochs", metavar="N", min=1, help="Instead of the recipe's.")
+]
+BatchSizeOption = Annotated[
+    int | None,
+    typer.Option("--batch-size", metavar="N", min=1, help="Images a step, over all processes."),
+]
+PrecisionOption = Annotated[
+    str | None, typer.Option("--precision", metavar="P", help="fp32, bf16 or fp16.")
+]
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="NAME=VALUE", help="Replace any value of the recipe."),
+]
+SeedOption = Annotated[int, typer.Option("--seed", metavar="N", help="Decides all that is random.")]
+ResumeOption = Annotated[
+    bool, typer.Option("--resume", help="Go on with the run in FOLDER, if there is one.")
+]
+SaveOption = Annotated[
+    int | None,
+    typer.Option("--save-every-steps", metavar="N", min=1, help="Checkpoint within an epoch too."),
+]
+TensorBoardOption = Annotated[
+    bool, typer.Option("--tensorboard", help="Write TensorBoard events beside the CSV table.")
+]
+WorkersOption = Annotated[
+    int, typer.Option("--workers", metavar="N", min=0, help="Processes that decode images.")
+]
+AcceleratorOption = Annotated[
+    str, typer.Option("--accelerator", metavar="A", help="auto, cpu, cuda or mps.")
+]
+DevicesOption = Annotated[
+    int, typer.Option("--devices", metavar="N", min=1, help="Processes on each machine.")
+]
+NodesOption = Annotated[int, typer.Option("--nodes", metavar="N", min=1, help="Machines.")]
+SyncOption = Annotated[
+    bool, typer.Option("--sync-batchnorm", help="Batch statistics over all processes (GPUs).")
+]
+ExportOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--export", metavar="FILE", help="Export to FOLDER/FILE; deploy.onnx if left out."
+    ),
+]
+
+
+def train(  # noqa: PLR0913 - one argument for each option
+    *,
+    data: DataOption,
+    model: ModelOption = None,
+    recipe: RecipeOption = None,
+    branch: BranchOption = None,
+    out: OutOption = Path("reparam-run"),
+    weights: WeightsOption = None,
+    validation: ValidationOption = None,
+    input_size: InputSizeOption = None,
+    epochs: EpochsOption = None,
+    batch_size: BatchSizeOption = None,
+    precision: PrecisionOption = None,
+    settings: SetOption = None,
+    seed: SeedOption = 0,
+    resume: ResumeOption = False,
+    save_every_steps: SaveOption = None,
+    tensorboard: TensorBoardOption = False,
+    workers: WorkersOption = 0,
+    accelerator: AcceleratorOption = "auto",
+    devices: DevicesOption = 1,
+    nodes: NodesOption = 1,
+    sync_batchnorm: SyncOption = False,
+    exports: ExportOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Train MODEL on DATA, fuse it, show that nothing changed, and export it.
+
+    Several processes: torchrun or SLURM start them; give --devices and --nodes as they do.
+    """
+    terminal = Terminal()
+    request = TrainRequest(
+        data=data,
+        out=out,
+        model=model,
+        recipe=recipe,
+        branch=branch,
+        weights=weights,
+        validation=validation,
+        size=input_size,
+        changes=overrides(settings or (), epochs, batch_size, precision),
+        seed=seed,
+        resume=resume,
+        save_every_steps=save_every_steps,
+        tensorboard=tensorboard,
+        workers=workers,
+        accelerator=accelerator,
+        devices=devices,
+        nodes=nodes,
+        sync_batchnorm=sync_batchnorm,
+        exports=tuple(exports) if exports else None,
+    )
+    finished = run(request, terminal)
+    if finished is None:
+        return
+    if as_json:
+        terminal.json(as_dict(finished))
+    else:
+        tell(terminal, request, finished)

@@ -1,0 +1,9 @@
+"""One training run from the command line: what was asked for, checked, run, finished and told."""
+
+from __future__ import annotations
+
+from reparam.cli.training.request import TrainRequest, overrides
+from reparam.cli.training.running import Finished, run
+from reparam.cli.training.telling import as_dict, tell
+
+__all__ = ["Finished", "TrainRequest", "as_dict", "overrides", "run", "tell"]
