@@ -83,10 +83,26 @@ class AffineConv:
             (self, other) if other._fits(geometry) <= self._fits(geometry) else (other, self)
         )
         kernel = base.regroup(geometry.groups)._embed(geometry)
-        addend = extra.regroup(geometry.groups)
-        where = _positions(geometry, addend.geometry)
-        kernel[where] = kernel[where] + addend.kernel
-        return AffineConv(geometry, kernel, _add_optional(self.bias, other.bias))
+        if kernel is base.kernel:
+            kernel = kernel.clone()
+        total = AffineConv(geometry, kernel, base.bias)
+        return total._add_in_place(extra)
+
+    def _add_in_place(self, other: AffineConv) -> AffineConv:
+        """Add a branch that fits this operator's grid into its own kernel, which is then changed."""
+        addend = other.regroup(self.geometry.groups)
+        where = _positions(self.geometry, addend.geometry)
+        self.kernel[where] += addend.kernel
+        return AffineConv(self.geometry, self.kernel, _add_optional(self.bias, other.bias))
+
+    def absorb(self, other: AffineConv) -> AffineConv:
+        """Add a branch as ``+`` does, reusing the memory of this operator where the grids allow.
+
+        Only for an operator that nobody else holds: its kernel may be changed.
+        """
+        geometry = parallel(self.geometry, other.geometry)
+        same = geometry.offsets == self.geometry.offsets and geometry.groups == self.geometry.groups
+        return self._add_in_place(other) if same else self + other
 
     def __matmul__(self, other: AffineConv) -> AffineConv:
         """Put this operator after another: ``(a @ b)(x) = a(b(x))``."""
@@ -265,9 +281,9 @@ class AffineConv:
         )
 
     def _embed(self, geometry: Geometry) -> Tensor:
-        """Copy the kernel onto a larger grid of offsets, zero elsewhere."""
+        """Write the kernel on a larger grid of offsets, zero elsewhere (itself where that is equal)."""
         if self.geometry.offsets == geometry.offsets:
-            return self.kernel.clone()
+            return self.kernel
         kernel = self.kernel.new_zeros(geometry.kernel_shape)
         kernel[_positions(geometry, self.geometry)] = self.kernel
         return kernel

@@ -112,9 +112,13 @@ def evaluate(expression: Expression, rows: Rows | None = None) -> AffineConv:
         case Leaf():
             return expression.load(rows)
         case Sum(terms=terms, geometry=geometry):
-            total = evaluate(terms[0], rows).in_dims(geometry.dims)
-            for term in terms[1:]:
-                total = total + evaluate(term, rows).in_dims(geometry.dims)
+            # The largest first: the others are then added into it instead of into a copy.
+            ordered = sorted(terms, key=lambda term: -term.geometry.weights)
+            total = evaluate(ordered[0], rows).in_dims(geometry.dims)
+            fresh = isinstance(ordered[0], Composition) and not torch.is_grad_enabled()
+            for term in ordered[1:]:
+                branch = evaluate(term, rows).in_dims(geometry.dims)
+                total = total.absorb(branch) if fresh else total + branch
             return total
         case Composition(outer=outer, inner=inner, geometry=geometry):
             dims = geometry.dims

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -19,11 +21,12 @@ from reparam.algebra import (
     lower,
 )
 from reparam.fusing.execute import SLICE, pad_as, run_region
+from reparam.fusing.found import Found
 from reparam.graph.hosted import rebuilt
 from reparam.graph.lift import Lifted
 from reparam.planner import Candidate
 
-__all__ = ["FoldedLayer", "fold", "lowered"]
+__all__ = ["FoldedLayer", "fold", "fold_all", "lowered"]
 
 _TOLERANCE = 1e-10
 """Float64 rounding of the longest sums stays far below, any wrong fold far above."""
@@ -56,6 +59,28 @@ class FoldedLayer:
     def agrees(self) -> bool:
         """Whether the layer computes what the region computes (false for NaN, too)."""
         return self.error <= _TOLERANCE
+
+
+def fold_all(regions: Sequence[Found]) -> Iterator[tuple[Found, FoldedLayer]]:
+    """Fold regions side by side, in order.
+
+    One thread a region: the slices are small, and threads that share a slice would wait for each
+    other more than they compute, many times longer on a busy machine.
+    """
+    threads = torch.get_num_threads()
+    try:
+        with ThreadPoolExecutor(max(1, threads), initializer=_single_threaded) as pool:
+            yield from zip(regions, pool.map(_fold_found, regions), strict=True)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _single_threaded() -> None:
+    torch.set_num_threads(1)
+
+
+def _fold_found(found: Found) -> FoldedLayer:
+    return fold(found.lifted, found.region, found.like)
 
 
 @torch.no_grad()

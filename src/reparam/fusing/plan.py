@@ -13,7 +13,7 @@ from reparam.errors import TrainingModeError, UnsupportedModelError
 from reparam.fusing.compare import compare_runs
 from reparam.fusing.discover import Discovery, Probed, discover
 from reparam.fusing.edit import CannotPlaceError, apply_regions
-from reparam.fusing.fold import FoldedLayer, fold
+from reparam.fusing.fold import FoldedLayer, fold_all
 from reparam.fusing.found import Found
 from reparam.fusing.table import render
 from reparam.graph.ir import Kind, Node
@@ -102,8 +102,7 @@ class Plan:
         """
         discovery = self._discovery
         folded: list[tuple[Found, FoldedLayer]] = []
-        for found in discovery.regions:
-            layer = fold(found.lifted, found.region, found.like)
+        for found, layer in fold_all(discovery.regions):
             if layer.agrees:
                 folded.append((found, layer))
                 continue

@@ -37,7 +37,7 @@ __all__ = [
     "with_numbers",
 ]
 
-_SIZES = {1: (64, 224, 32, 256), 2: (64, 224, 32, 256), 3: (16, 24, 32, 64)}
+_SIZES = {1: (32, 64, 224, 256), 2: (32, 64, 224, 256), 3: (16, 24, 32, 64)}
 """Spatial sizes to try where no example is given, by number of spatial dimensions."""
 _ATTEMPTS = 4
 _RTOL = 1e-4
@@ -103,7 +103,8 @@ def capture_calls(model: nn.Module, call: Call) -> dict[str, Call]:
 
 def guess_calls(traced: Trace) -> list[Call]:
     """Make up arguments for a traced module from the layers that read its inputs."""
-    inputs = [n for n in traced.graph.nodes if n.op == "placeholder" and n.users]
+    placeholders = (n for n in traced.graph.nodes if n.op == "placeholder")
+    inputs = [n for n in placeholders if n.users and not n.args]  # those without a default
     guesses = []
     for attempt in range(_ATTEMPTS):
         shapes = [_guess_shape(traced, node, attempt) for node in inputs]

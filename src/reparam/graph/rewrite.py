@@ -17,6 +17,7 @@ from typing import Any
 
 from torch import fx, nn
 
+from reparam.errors import UnsupportedModelError
 from reparam.graph.kinds import AnyNorm
 
 __all__ = ["Shell", "build", "rewritten_base"]
@@ -171,9 +172,17 @@ def build(model: nn.Module, layers: dict[nn.Module, nn.Module], shells: list[She
     """
     memo: dict[int, Any] = {id(old): new for old, new in layers.items()}
     memo.update({id(shell.original): shell.module for shell in shells})
-    for shell in shells:
-        shell.fill(memo)
-    return copy.deepcopy(model, memo).eval()
+    try:
+        for shell in shells:
+            shell.fill(memo)
+        return copy.deepcopy(model, memo).eval()
+    except (RuntimeError, TypeError) as error:
+        msg = (
+            f"{type(model).__name__} cannot be copied, so no fused model can be made: {error}. "
+            f"(The old torch.nn.utils.weight_norm does this; torch.nn.utils.parametrizations has "
+            f"one that can be copied.)"
+        )
+        raise UnsupportedModelError(msg) from error
 
 
 def rewritten_base(kind: type[nn.Module]) -> type[nn.Module]:

@@ -110,23 +110,42 @@ def trace(
 
     """
     known = dict(opaque or {})
+    fixed: tuple[type, ...] = (type(None), bool)
     for _ in range(_MAX_OPAQUE):
         tracer = _Tracer(path, inline, set(known), example)
         # A fresh copy each time: forwards may keep what they compute, proxies then, in attributes.
         twin = shared_copy(root)
         try:
-            graph = tracer.trace(twin, concrete_args=_defaults(twin))
+            graph = tracer.trace(twin, concrete_args=_defaults(twin, fixed))
         except Exception as error:
             # Any exception of the user's forward on proxies only says: not traceable.
             culprit = tracer.failed_in
             reason = _first_line(error)
-            if culprit is None or culprit == path:
+            if culprit is not None and culprit != path:
+                known[culprit] = reason
+            elif int not in fixed:
+                # Numbers stay arguments where the code only computes with them.
+                fixed = (*fixed, int, float, str)
+            else:
                 raise TraceFailure(reason) from error
-            known[culprit] = reason
             continue
+        _keep_argument_names(twin, graph)
         return Trace(twin, path, graph, tracer.names, tracer.stacks, known)
     msg = f"more than {_MAX_OPAQUE} modules inside cannot be traced"
     raise TraceFailure(msg)
+
+
+def _keep_argument_names(root: nn.Module, graph: fx.Graph) -> None:
+    """Undo torch.fx's renaming of arguments with defaults, which callers give by name."""
+    try:
+        names = list(inspect.signature(root.forward).parameters)
+    except (TypeError, ValueError):
+        return
+    inputs = [n for n in graph.nodes if n.op == "placeholder"]
+    if len(inputs) == len(names):
+        for node, name in zip(inputs, names, strict=True):
+            if not str(node.target).startswith("*"):
+                node.target = name
 
 
 def join(parent: str, name: str) -> str:
@@ -147,6 +166,7 @@ class _Tracer(fx.Tracer):
         super().__init__()
         self._example = example
         self.proxy_buffer_attributes = True
+        self.trace_asserts = True
         self.names: dict[fx.Node, Key] = {}
         self.stacks: dict[fx.Node, tuple[Call, ...]] = {}
         self.failed_in: str | None = None
@@ -388,13 +408,12 @@ def _overrides_nothing(kind: type[nn.Module]) -> bool:
     return not (changed & (watched | {"__call__", "weight", "bias"})) - harmless
 
 
-def _defaults(root: nn.Module) -> dict[str, Any]:
+def _defaults(root: nn.Module, plain: tuple[type, ...]) -> dict[str, Any]:
     """Arguments left at their default are traced as constants; the trace asserts them."""
     try:
         parameters = inspect.signature(root.forward).parameters.values()
     except (TypeError, ValueError):
         return {}
-    plain = (type(None), bool, int, float, str)
     return {
         p.name: p.default
         for p in parameters

@@ -119,6 +119,27 @@ def _saving(candidate: Candidate) -> _Score:
     return before.macs - after.macs, before.layers - after.layers
 
 
+def _pads_behind(candidate: Candidate, candidates: Candidates) -> bool:
+    """Whether zeros are added behind the last layer: it would run on more positions than now."""
+    for node in candidate.nodes:
+        if node.leaf is None or node.stored or node.leaf.geometry.taps > 1:
+            continue
+        if node.leaf.geometry.is_pointwise or not any(
+            low > 0 or high > 0 for low, high in node.leaf.geometry.padding()
+        ):
+            continue
+        reached, waiting = {node}, [node]
+        while waiting:
+            for user in candidates.users[waiting.pop()]:
+                if user in candidate.nodes and user not in reached:
+                    reached.add(user)
+                    waiting.append(user)
+        layers = [n for n in reached - {node} if n.is_mixing and n.leaf is not None]
+        if not any(n.stored or (n.leaf and n.leaf.geometry.taps > 1) for n in layers):
+            return True
+    return False
+
+
 def _pays(candidate: Candidate, candidates: Candidates, veto: Veto) -> bool:
     """Whether a candidate may become a region; notes the reason where it may not."""
     if candidate.cost.layers <= 1 or not any(node.is_mixing for node in candidate.nodes):
@@ -130,6 +151,8 @@ def _pays(candidate: Candidate, candidates: Candidates, veto: Veto) -> bool:
             f"one layer would cost more multiply-adds: {after.macs:,.0f} against "
             f"{before.macs:,.0f} per input position"
         )
+    elif _pads_behind(candidate, candidates):
+        reason = "zeros padded behind the last layer would be computed by it"
     elif after.stored > before.stored:
         reason = f"one layer would store more numbers: {after.stored:,} against {before.stored:,}"
     if reason is None:
