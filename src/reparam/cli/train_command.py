@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from reparam.cli.options import InputSizeOption, JsonOption, WeightsOption
+from reparam.cli.options import JsonOption, WeightsOption
 from reparam.cli.terminal import Terminal
 from reparam.cli.training import TrainRequest, as_dict, overrides, run, tell
 
@@ -29,6 +29,12 @@ ValidationOption = Annotated[
 ModelOption = Annotated[
     str | None,
     typer.Option("--model", "-m", metavar="MODEL", help="Any MODEL; a small RepVGG if left out."),
+]
+ImageSizeOption = Annotated[
+    int | None,
+    typer.Option(
+        "--input-size", "--size", metavar="PIXELS", min=1, help="Side of the images MODEL sees."
+    ),
 ]
 RecipeOption = Annotated[
     str | None,
@@ -98,7 +104,7 @@ def train(  # noqa: PLR0913 - one argument for each option
     out: OutOption = Path("reparam-run"),
     weights: WeightsOption = None,
     validation: ValidationOption = None,
-    input_size: InputSizeOption = None,
+    input_size: ImageSizeOption = None,
     epochs: EpochsOption = None,
     batch_size: BatchSizeOption = None,
     precision: PrecisionOption = None,
