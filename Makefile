@@ -67,11 +67,11 @@ clean: ## Remove caches and build outputs (not .venv, runs or reports)
 # the dependencies installs what is new.
 $(READY): pyproject.toml
 	@for python in $(or $(PYTHON),python3.11 python3 python); do \
-	    "$$python" -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null && break; \
+	    "$$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && break; \
 	    python=; \
 	done; \
 	if [ -z "$$python" ]; then \
-	    echo "Python 3.10 or newer is needed, and $(or $(PYTHON),neither python3.11 nor python3)" \
+	    echo "Python 3.11 or newer is needed, and $(or $(PYTHON),neither python3.11 nor python3)" \
 	        "is not that; install it, or name it: make PYTHON=/path/to/python3" >&2; \
 	    exit 1; \
 	fi; \

@@ -89,7 +89,7 @@ class AffineConv:
         return total._add_in_place(extra)
 
     def _add_in_place(self, other: AffineConv) -> AffineConv:
-        """Add a branch that fits this operator's grid into its own kernel, which is then changed."""
+        """Add a branch that fits this operator's grid into its own kernel."""
         addend = other.regroup(self.geometry.groups)
         where = _positions(self.geometry, addend.geometry)
         self.kernel[where] += addend.kernel
@@ -281,7 +281,7 @@ class AffineConv:
         )
 
     def _embed(self, geometry: Geometry) -> Tensor:
-        """Write the kernel on a larger grid of offsets, zero elsewhere (itself where that is equal)."""
+        """Write the kernel on a larger grid of offsets; on an equal one it is the kernel itself."""
         if self.geometry.offsets == geometry.offsets:
             return self.kernel
         kernel = self.kernel.new_zeros(geometry.kernel_shape)
