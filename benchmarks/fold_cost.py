@@ -81,11 +81,14 @@ def main() -> None:
         for way in WAYS:
             command = [sys.executable, __file__, "--model", options.model, "--way", way]
             command += ["--threads", str(options.threads)]
-            found = subprocess.run(command, check=True, capture_output=True, text=True)  # noqa: S603
+            found = subprocess.run(command, check=True, capture_output=True, text=True)
             samples[way].append(json.loads(found.stdout.splitlines()[-1]))
     stored = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.exists() else {}
     stored["environment"] = describe_environment()
-    stored.setdefault("models", {})[options.model] = {"threads": options.threads, "samples": samples}
+    stored.setdefault("models", {})[options.model] = {
+        "threads": options.threads,
+        "samples": samples,
+    }
     RESULTS.parent.mkdir(exist_ok=True)
     write_text(RESULTS, json.dumps(stored, indent=2, default=str) + "\n")
     print(f"{options.model}, {options.threads} threads, median of {options.rounds}")

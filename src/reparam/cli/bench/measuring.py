@@ -70,7 +70,7 @@ def measure(request: Request, terminal: Terminal, weights: Path | None = None) -
         )
     about = {
         "title": request.title or f"Latency of {', '.join(request.models)}",
-        "created": f"{dt.datetime.now(dt.timezone.utc):%Y-%m-%d %H:%M} UTC",
+        "created": f"{dt.datetime.now(dt.UTC):%Y-%m-%d %H:%M} UTC",
         "command": request.as_command(),
         "models": {subject.name: subject.details for subject in subjects},
         "load_before": load,

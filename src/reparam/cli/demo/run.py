@@ -134,7 +134,7 @@ def _train_and_fold(
     title = "reparam demo: a RepVGG trained wide and deployed straight"
     return Results(
         title=f"{title} ({settings.warning})" if settings.warning else title,
-        created=f"{dt.datetime.now(dt.timezone.utc):%Y-%m-%d %H:%M} UTC",
+        created=f"{dt.datetime.now(dt.UTC):%Y-%m-%d %H:%M} UTC",
         models=models,
         data=DataRecord(
             "scikit-learn's handwritten digits",

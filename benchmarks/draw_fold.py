@@ -54,4 +54,4 @@ def picture() -> str:
 
 
 if __name__ == "__main__":
-    Path(__file__).with_name("fold.svg").write_text(picture())
+    Path(__file__).parents[1].joinpath("docs", "images", "fold.svg").write_text(picture())
