@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections import Counter
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any, overload
 
 from torch import nn
 
@@ -19,8 +19,24 @@ from reparam.fusing.table import render
 from reparam.graph.ir import Kind, Node
 from reparam.graph.kinds import AnyBatchNorm
 from reparam.graph.skeleton import unwrap
+from reparam.planner import Candidate
 
-__all__ = ["FoldWarning", "Plan", "Refusal", "Region", "fuse", "plan"]
+if TYPE_CHECKING:
+    from onnx import ModelProto
+
+    from reparam.fusing.onnx_plan import OnnxPlan
+
+__all__ = [
+    "FoldWarning",
+    "ModulePlan",
+    "Plan",
+    "Refusal",
+    "Region",
+    "describe",
+    "fuse",
+    "plan",
+    "region_record",
+]
 
 
 class FoldWarning(UserWarning):
@@ -84,6 +100,20 @@ class Plan:
 
     regions: tuple[Region, ...]
     refusals: tuple[Refusal, ...]
+
+    def apply(self) -> Any:
+        """Write the fused model; what was planned on is only read."""
+        raise NotImplementedError
+
+    def __str__(self) -> str:
+        """A table of at most 100 columns."""
+        return render(self.regions, self.refusals)
+
+
+@dataclass(frozen=True, eq=False)
+class ModulePlan(Plan):
+    """The plan of a torch module."""
+
     _discovery: Discovery = field(repr=False)
 
     def apply(self) -> nn.Module:
@@ -117,10 +147,6 @@ class Plan:
             compare_runs(discovery, fused)
         return fused
 
-    def __str__(self) -> str:
-        """A table of at most 100 columns."""
-        return render(self.regions, self.refusals)
-
 
 def _place(discovery: Discovery, folded: list[tuple[Found, FoldedLayer]]) -> nn.Module:
     """Make the new model, without the blocks whose forward cannot be rewritten."""
@@ -144,11 +170,16 @@ def _is_within(path: str, block: str) -> bool:
     return block in {"", path} or path.startswith(f"{block}.")
 
 
-def plan(model: nn.Module, example_inputs: Any = None, *, probe: bool = False) -> Plan:
+@overload
+def plan(model: nn.Module, example_inputs: Any = None, *, probe: bool = False) -> ModulePlan: ...
+@overload
+def plan(model: ModelProto) -> OnnxPlan: ...
+def plan(model: Any, example_inputs: Any = None, *, probe: bool = False) -> Plan:
     """Read a model and say what folds in it; nothing is changed.
 
     Args:
-        model: Any ``nn.Module`` in eval mode.
+        model: Any ``nn.Module`` in eval mode, or an ``onnx.ModelProto``, for which the other
+            arguments have no meaning.
         example_inputs: A tensor, a tuple of arguments or a dict of keyword arguments. With it,
             traces are compared with eager execution on real shapes.
         probe: Also identify affine modules that cannot be traced from their responses to impulses;
@@ -165,10 +196,14 @@ def plan(model: nn.Module, example_inputs: Any = None, *, probe: bool = False) -
     ['3x3 conv + BN']
 
     """
+    if _is_onnx(model):
+        from reparam.fusing.onnx_plan import plan_onnx
+
+        return plan_onnx(model)
     inner = unwrap(model)
     _check_eval(inner)
     discovery = discover(inner, example_inputs, probe=probe)
-    return Plan(
+    return ModulePlan(
         (
             *(_region(found) for found in discovery.regions),
             *(_probed_region(probed) for probed in discovery.probed),
@@ -178,8 +213,14 @@ def plan(model: nn.Module, example_inputs: Any = None, *, probe: bool = False) -
     )
 
 
-def fuse(model: nn.Module, example_inputs: Any = None, *, probe: bool = False) -> nn.Module:
+@overload
+def fuse(model: nn.Module, example_inputs: Any = None, *, probe: bool = False) -> nn.Module: ...
+@overload
+def fuse(model: ModelProto) -> ModelProto: ...
+def fuse(model: Any, example_inputs: Any = None, *, probe: bool = False) -> Any:
     """Fold everything in a model that folds exactly: ``plan(model).apply()``.
+
+    A module makes a module, an ``onnx.ModelProto`` makes an ``onnx.ModelProto``.
 
     >>> import torch
     >>> from torch import nn
@@ -193,6 +234,11 @@ def fuse(model: nn.Module, example_inputs: Any = None, *, probe: bool = False) -
 
     """
     return plan(model, example_inputs, probe=probe).apply()
+
+
+def _is_onnx(model: object) -> bool:
+    """Whether an object comes from the onnx package, which is not imported to find out."""
+    return type(model).__module__.partition(".")[0] == "onnx"
 
 
 def _check_eval(model: nn.Module) -> None:
@@ -213,11 +259,16 @@ def _check_eval(model: nn.Module) -> None:
 
 
 def _region(found: Found) -> Region:
-    before, after = found.region.cost, found.region.cost_after
+    return region_record(found.region, found.block or "the model")
+
+
+def region_record(region: Candidate, where: str) -> Region:
+    """Describe a region of a program of any kind for a person."""
+    before, after = region.cost, region.cost_after
     return Region(
-        where=found.block or "the model",
-        what=describe(found.region.nodes),
-        into=_into(found),
+        where=where,
+        what=describe(region.nodes),
+        into=_into(region),
         layers_before=before.layers,
         macs_before=before.macs,
         macs_after=after.macs,
@@ -241,14 +292,14 @@ def _probed_region(probed: Probed) -> Region:
     )
 
 
-def _into(found: Found) -> str:
+def _into(region: Candidate) -> str:
     """Name the layer that takes the place of a region."""
-    source = found.region.source
+    source = region.source
     if source.pads is not None:
-        return f"{found.region.geometry}, {source.padding_mode} padding {source.pads[0][0]}"
+        return f"{region.geometry}, {source.padding_mode} padding {source.pads[0][0]}"
     if source.virtual:
-        return next(n.what for n in found.region.nodes if found.region.source in n.inputs)
-    return str(found.region.geometry)
+        return next(n.what for n in region.nodes if source in n.inputs)
+    return str(region.geometry)
 
 
 def describe(nodes: frozenset[Node]) -> str:
