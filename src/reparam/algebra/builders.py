@@ -157,17 +157,19 @@ def batch_norm(
 
 
 def average_pool_geometry(
-    channels: int, kernel: Sequence[int], stride: Sequence[int], padding: Sequence[int]
+    channels: int, kernel: Sequence[int], stride: PerDim, padding: Padding, dilation: PerDim = 1
 ) -> Geometry:
     """Describe average pooling that counts its padding as zeros: a depthwise convolution."""
-    return conv_geometry((channels, 1, *kernel), stride=stride, padding=padding, groups=channels)
+    return conv_geometry(
+        (channels, 1, *kernel), stride=stride, padding=padding, dilation=dilation, groups=channels
+    )
 
 
 def average_pool(
-    channels: int, kernel: Sequence[int], stride: Sequence[int], padding: Sequence[int]
+    channels: int, kernel: Sequence[int], stride: PerDim, padding: Padding, dilation: PerDim = 1
 ) -> AffineConv:
     """Make the operator of average pooling: every tap is one over the number of taps."""
-    geometry = average_pool_geometry(channels, kernel, stride, padding)
+    geometry = average_pool_geometry(channels, kernel, stride, padding, dilation)
     value = 1.0 / geometry.taps
     return AffineConv(geometry, torch.full(geometry.kernel_shape, value, dtype=torch.float64))
 

@@ -22,7 +22,7 @@ from reparam.graph.lift import Lifted
 from reparam.graph.trace import is_builtin
 from reparam.planner import Candidate
 
-__all__ = ["pad_as", "run_region"]
+__all__ = ["Runner", "pad_as", "run_moved", "run_nodes", "run_region"]
 
 SLICE = 1 << 18
 """Weights that are handled in float64 at a time: 2 MB, which stays in a core's cache."""
@@ -31,7 +31,18 @@ SLICE = 1 << 18
 def run_region(
     lifted: Lifted, region: Candidate, x: Tensor, *, done: Node | None = None
 ) -> tuple[Tensor, float]:
-    """Run the region on a float64 input; ``done`` is a node whose value ``x`` is already.
+    """Run the region on a float64 input; see :func:`run_nodes`."""
+    return run_nodes(region, x, lambda node, given: _run_node(lifted, node, given), done=done)
+
+
+Runner = Callable[[Node, dict[Node, Tensor]], Tensor]
+"""Runs one node on the values of its inputs, in float64."""
+
+
+def run_nodes(
+    region: Candidate, x: Tensor, run: Runner, *, done: Node | None = None
+) -> tuple[Tensor, float]:
+    """Run the nodes of a region in order; ``done`` is a node whose value ``x`` is already.
 
     Returns:
         Its output, and the largest absolute value of any intermediate result, which is the scale
@@ -47,7 +58,8 @@ def run_region(
     scale = float(x.abs().max())
     for node in in_order(region.nodes, set(values)):
         if node is not done:
-            values[node] = _run_node(lifted, node, values)
+            passes = node.kind is Kind.ALIAS
+            values[node] = values[node.inputs[0]] if passes else run(node, values)
         scale = max(scale, float(values[node].abs().max()))
     return values[region.output], scale
 
@@ -72,8 +84,6 @@ def in_order(nodes: Iterable[Node], known: set[Node]) -> list[Node]:
 
 
 def _run_node(lifted: Lifted, node: Node, values: dict[Node, Tensor]) -> Tensor:
-    if node.kind is Kind.ALIAS:
-        return values[node.inputs[0]]
     if node.twin_of is not None:
         return _run_moved(lifted, node, values[node.inputs[0]])
     origin = lifted.node_of(node)
@@ -85,13 +95,17 @@ def _run_node(lifted: Lifted, node: Node, values: dict[Node, Tensor]) -> Tensor:
 
 
 def _run_moved(lifted: Lifted, node: Node, x: Tensor) -> Tensor:
-    """Run a per-channel operation on the axis, and among the channels, that it was written for."""
     origin = lifted.node_of(node)
-    assert node.axis is not None  # noqa: S101 (moved nodes know their axes)
-    assert node.own_axis is not None  # noqa: S101 (moved nodes know their axes)
     read = origin.args[0] if origin.args else origin.kwargs["input"]
     if not isinstance(read, fx.Node) or lifted.constants.is_tensor(read):
         read = next(n for n in origin.all_input_nodes if not lifted.constants.is_tensor(n))
+    return run_moved(node, x, lambda value: _run_origin(lifted, origin, {read: value}))
+
+
+def run_moved(node: Node, x: Tensor, run: Callable[[Tensor], Tensor]) -> Tensor:
+    """Run a per-channel operation on the axis, and among the channels, that it was written for."""
+    assert node.axis is not None  # noqa: S101 (moved nodes know their axes)
+    assert node.own_axis is not None  # noqa: S101 (moved nodes know their axes)
     moved = x.movedim(node.axis, -1)
     lead = moved.shape[:-1]
     flat = moved.reshape(-1, moved.shape[-1])
@@ -102,7 +116,7 @@ def _run_moved(lifted: Lifted, node: Node, x: Tensor) -> Tensor:
         flat = wide
     # (rows, channels) with as many trailing axes as the operation expects behind its channels
     shaped = flat.reshape(*flat.shape, *(1,) * (-1 - node.own_axis))
-    result = _run_origin(lifted, origin, {read: shaped}).reshape(flat.shape)
+    result = run(shaped).reshape(flat.shape)
     if node.part is not None:
         result = result[:, node.part[0] : node.part[1]]
     return result.reshape(*lead, -1).movedim(-1, node.axis)

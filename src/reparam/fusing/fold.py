@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -26,7 +26,12 @@ from reparam.graph.hosted import rebuilt
 from reparam.graph.lift import Lifted
 from reparam.planner import Candidate
 
-__all__ = ["FoldedLayer", "fold", "fold_all", "lowered"]
+__all__ = ["FoldedLayer", "Reference", "fold", "fold_all", "fold_onto", "in_parallel", "lowered"]
+
+Reference = Callable[[Tensor], tuple[Tensor, float]]
+"""Runs a region as it stands on a float64 input: its output and the largest value inside."""
+
+T = TypeVar("T")
 
 _TOLERANCE = 1e-10
 """Float64 rounding of the longest sums stays far below, any wrong fold far above."""
@@ -62,7 +67,14 @@ class FoldedLayer:
 
 
 def fold_all(regions: Sequence[Found]) -> Iterator[tuple[Found, FoldedLayer]]:
-    """Fold regions side by side, in order.
+    """Fold regions side by side, in order."""
+    return in_parallel(lambda found: fold(found.lifted, found.region, found.like), regions)
+
+
+def in_parallel(
+    function: Callable[[T], FoldedLayer], regions: Sequence[T]
+) -> Iterator[tuple[T, FoldedLayer]]:
+    """Fold each region, in order.
 
     One thread a region: the slices are small, and threads that share a slice would wait for each
     other more than they compute, many times longer on a busy machine.
@@ -70,7 +82,7 @@ def fold_all(regions: Sequence[Found]) -> Iterator[tuple[Found, FoldedLayer]]:
     threads = torch.get_num_threads()
     try:
         with ThreadPoolExecutor(max(1, threads), initializer=_single_threaded) as pool:
-            yield from zip(regions, pool.map(_fold_found, regions), strict=True)
+            yield from zip(regions, pool.map(function, regions), strict=True)
     finally:
         torch.set_num_threads(threads)
 
@@ -79,13 +91,9 @@ def _single_threaded() -> None:
     torch.set_num_threads(1)
 
 
-def _fold_found(found: Found) -> FoldedLayer:
-    return fold(found.lifted, found.region, found.like)
-
-
 @torch.no_grad()
 def fold(lifted: Lifted, region: Candidate, like: Tensor) -> FoldedLayer:
-    """Compute the layer of a region and compare it with the region.
+    """Compute the layer of a region of a traced module and compare it with the region.
 
     Args:
         lifted: The program that the region is a part of.
@@ -93,13 +101,19 @@ def fold(lifted: Lifted, region: Candidate, like: Tensor) -> FoldedLayer:
         like: A weight whose type, device and memory format the layer gets.
 
     """
-    expression = region.expression
-    assert expression is not None  # noqa: S101 (regions are never the identity)
     if region.source.virtual and region.source.pads is None:
         return _fold_hosted(lifted, region, like)
+    return fold_onto(region, like, lambda sample: run_region(lifted, region, sample))
+
+
+@torch.no_grad()
+def fold_onto(region: Candidate, like: Tensor, run: Reference) -> FoldedLayer:
+    """Compute the layer of a region and compare it with what ``run`` says the region computes."""
+    expression = region.expression
+    assert expression is not None  # noqa: S101 (regions are never the identity)
     arguments, full = layer_arguments(expression.geometry)
     sample = probe_input(region, like.device)
-    reference, scale = run_region(lifted, region, sample)
+    reference, scale = run(sample)
     padded = pad_as(region.source, sample)
     flat = region.axis == -1
     weight = torch.empty(full.kernel_shape, dtype=like.dtype, device=like.device)

@@ -9,6 +9,7 @@ of that something, which is a value that nothing else reads.
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor, nn
@@ -16,7 +17,14 @@ from torch import Tensor, nn
 from reparam.algebra import Geometry
 from reparam.graph.kinds import AnyConv, AnyTransposedConv
 
-__all__ = ["hosted_geometry", "is_hosted", "rebuilt", "weight_as_rows"]
+__all__ = [
+    "hosted_geometry",
+    "is_hosted",
+    "rebuilt",
+    "rows_of_transposed",
+    "transposed_of_rows",
+    "weight_as_rows",
+]
 
 
 def is_hosted(module: nn.Module) -> bool:
@@ -36,20 +44,41 @@ def hosted_geometry(module: Any) -> Geometry:
 def weight_as_rows(module: Any, weight: Tensor) -> Tensor:
     """Write a weight with one row per output channel: shape ``(O, I k / groups, 1, ...)``."""
     if isinstance(module, AnyTransposedConv):
-        # (I, O/g, k...) -> (g, I/g, O/g, k) -> (g, O/g, I/g, k)
-        grouped = weight.flatten(2).unflatten(0, (module.groups, -1)).transpose(1, 2)
-        rows = grouped.reshape(module.out_channels, -1)
+        rows = rows_of_transposed(weight, module.groups)
     else:
         rows = weight.reshape(module.out_channels, -1)
     shaped: Tensor = rows.reshape(*rows.shape, *(1,) * (weight.dim() - 2))
     return shaped
 
 
+def rows_of_transposed(weight: Tensor, groups: int) -> Tensor:
+    """Write the weight of a transposed convolution with one row per output channel.
+
+    Args:
+        weight: Shape ``(I, O / groups, *kernel_size)``.
+        groups: Number of channel groups.
+
+    Returns:
+        Shape ``(O, I / groups * taps)``.
+
+    """
+    # (I, O/g, k) -> (g, I/g, O/g, k) -> (g, O/g, I/g, k)
+    grouped = weight.flatten(2).unflatten(0, (groups, -1)).transpose(1, 2)
+    rows: Tensor = grouped.reshape(groups * weight.shape[1], -1)
+    return rows
+
+
+def transposed_of_rows(rows: Tensor, groups: int, kernel_size: Sequence[int]) -> Tensor:
+    """Undo :func:`rows_of_transposed`."""
+    shape = (groups, rows.shape[0] // groups, -1, *kernel_size)
+    weight: Tensor = rows.reshape(shape).transpose(1, 2).flatten(0, 1)
+    return weight
+
+
 def rebuilt(module: Any, rows: Tensor, bias: Tensor | None) -> nn.Module:
     """Copy a layer with another weight, given as rows, and bias; everything else stays."""
     if isinstance(module, AnyTransposedConv):
-        shape = (module.groups, module.out_channels // module.groups, -1, *module.kernel_size)
-        weight = rows.reshape(shape).transpose(1, 2).flatten(0, 1)
+        weight = transposed_of_rows(rows, module.groups, module.kernel_size)
     else:
         weight = rows.reshape(module.weight.shape)
     twin: nn.Module = copy.copy(module)

@@ -13,7 +13,15 @@ from reparam.graph.arguments import bind, first
 from reparam.graph.ir import Node
 from reparam.graph.lift import Lifter, scalar
 
-__all__ = ["add", "divide", "multiply", "negate", "reverse_subtract", "subtract"]
+__all__ = [
+    "add",
+    "divide",
+    "is_per_channel",
+    "multiply",
+    "negate",
+    "reverse_subtract",
+    "subtract",
+]
 
 
 def add(lifter: Lifter, node: fx.Node) -> Node | None:
@@ -86,7 +94,7 @@ def _affine_map(  # noqa: PLR0913 (the parts of one affine map)
     if channels is None or axis is None:
         return lifter.opaque(node)
     for tensor in tensors:
-        if not _is_per_channel(lifter.constants.shape(tensor), channels, axis):
+        if not is_per_channel(lifter.constants.shape(tensor), channels, axis):
             return lifter.opaque(node)
     if any(scalar(v) is None for v in (factor, shift) if v is not None and v not in tensors):
         return lifter.opaque(node)
@@ -123,7 +131,7 @@ def _changes_nothing(factor: Any, shift: Any) -> bool:
     return nothing_times and (shift is None or scalar(shift) == 0.0)
 
 
-def _is_per_channel(shape: tuple[int, ...], channels: int, axis: int) -> bool:
+def is_per_channel(shape: tuple[int, ...], channels: int, axis: int) -> bool:
     """Whether a constant of this shape acts on each channel by itself and broadcasts nothing."""
     if all(size == 1 for size in shape):
         return len(shape) <= 1 - axis
