@@ -12,6 +12,7 @@ import torch
 
 import reparam
 from reparam import __version__
+from reparam.fusing.plan import ModulePlan
 from reparam.models import resolve
 from reparam.report import Results, to_json
 
@@ -106,15 +107,15 @@ def test_different_models_fail_with_both_numbers(reparam_command, tiny: str, fol
 def test_a_wrong_fold_is_not_written(
     reparam_command, tiny: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    right = reparam.Plan.apply
+    right = ModulePlan.apply
 
-    def wrong(plan: reparam.Plan) -> torch.nn.Module:
+    def wrong(plan: ModulePlan) -> torch.nn.Module:
         fused = right(plan)
         with torch.no_grad():
             next(fused.parameters()).add_(1e-3)
         return fused
 
-    monkeypatch.setattr(reparam.Plan, "apply", wrong)
+    monkeypatch.setattr(ModulePlan, "apply", wrong)
     ran = reparam_command("fuse", f"{tiny}:net", "-o", "net.safetensors", "--input-size", "8")
     assert ran.code == 1
     assert "differ" in ran.err
