@@ -231,8 +231,8 @@ def best_score(regions: list[Region]) -> tuple[Fraction, int]:
 
 
 def _pays(region: Region) -> bool:
-    mixing = any(node.is_mixing for node in region.nodes)
-    return mixing and region.layers > 0 and region.macs >= 0 and region.stored >= 0
+    layers = any(map(_is_layer, region.nodes))
+    return layers and region.layers > 0 and region.macs >= 0 and region.stored >= 0
 
 
 def _rates(program: Program) -> dict[Node, Fraction]:
@@ -253,23 +253,15 @@ def total_cost(program: Program) -> tuple[Fraction, int, int]:
 
 
 def _cost(node: Node, rates: dict[Node, Fraction]) -> tuple[Fraction, int, int]:
+    """Multiply-adds of layers with weights, stored numbers, operations executed."""
     if node.leaf is not None:
-        return rates[node] * node.leaf.geometry.weights, node.stored, 1
-    if node.kind is Kind.SUM:
-        return rates[node] * (len(node.inputs) - 1) * _channels(node), node.stored, 1
-    return Fraction(0), 0, 0
+        macs = rates[node] * node.leaf.geometry.weights if _is_layer(node) else Fraction(0)
+        return macs, node.stored, 1
+    return Fraction(0), 0, int(node.kind is Kind.SUM)
 
 
-def _channels(node: Node) -> int:
-    """Output channels, from the nearest operator (the programs here have one on some path)."""
-    while node.leaf is None and node.inputs:
-        known = [v for v in node.inputs if _has_leaf(v)]
-        node = (known or list(node.inputs))[0]
-    return node.leaf.geometry.out_channels if node.leaf else 0
-
-
-def _has_leaf(node: Node) -> bool:
-    return node.leaf is not None or any(_has_leaf(v) for v in node.inputs)
+def _is_layer(node: Node) -> bool:
+    return node.is_mixing and node.stored > 0
 
 
 def _between(program: Program, source: Node, output: Node) -> frozenset[Node]:
