@@ -20,7 +20,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 # time of an example says nothing about its result. `HYPOTHESIS_PROFILE=long` is for a run by hand.
 _TORCH_IS_SLOW = [HealthCheck.too_slow, HealthCheck.data_too_large]
 settings.register_profile(
-    "default", max_examples=200, deadline=None, suppress_health_check=_TORCH_IS_SLOW
+    "default", max_examples=100, deadline=None, suppress_health_check=_TORCH_IS_SLOW
 )
 settings.register_profile(
     "ci", parent=settings.get_profile("default"), derandomize=True, database=None, print_blob=True

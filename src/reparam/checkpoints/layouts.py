@@ -94,7 +94,7 @@ FUSED = Layout(
     first_stage=0,
     head=r"head",
     parts=(
-        (r"branches(?:(?:\.sum)?\.kxk0(?:\.conv)?)?(?=\.(?:weight|bias)$)", "branches"),
+        (r"branches(?:\.sum)?(?:\.kxk0(?:\.conv)?)?(?=\.(?:weight|bias)$)", "branches"),
         (r"attention", "attention"),
     ),
 )

@@ -191,7 +191,11 @@ class _GraphEditor:
     def erase(self, key: Key) -> None:
         """Let an operation return its input."""
         node = self._by_key.get(key)
-        if node is None or node not in self._graph.nodes:
+        if node is None:
+            # Left where it is, what it does would be done twice.
+            msg = f"{key.target} of {key.owner or 'the model'} is another one in its own trace"
+            raise LookupError(msg)
+        if node not in self._graph.nodes:
             return
         first = next(n for n in node.all_input_nodes if not is_parameter_only(n))
         node.replace_all_uses_with(first)

@@ -154,7 +154,7 @@ def _place(discovery: Discovery, folded: list[tuple[Found, FoldedLayer]]) -> nn.
         try:
             return apply_regions(discovery, folded)
         except CannotPlaceError as error:
-            kept = [pair for pair in folded if not _is_within(pair[0].block, error.block)]
+            kept = [pair for pair in folded if not _touches(pair[0], error.block)]
             if len(kept) == len(folded):
                 raise
             folded[:] = kept
@@ -164,6 +164,12 @@ def _place(discovery: Discovery, folded: list[tuple[Found, FoldedLayer]]) -> nn.
                 FoldWarning,
                 stacklevel=3,
             )
+
+
+def _touches(found: Found, block: str) -> bool:
+    """Whether a region has operations in a module."""
+    owners = {found.block, *(key.owner for key in found.keys)}
+    return any(_is_within(owner, block) for owner in owners)
 
 
 def _is_within(path: str, block: str) -> bool:

@@ -110,22 +110,22 @@ def trace(
 
     """
     known = dict(opaque or {})
-    fixed: tuple[type, ...] = (type(None), bool)
+    # Arguments that the example passes stay arguments where the code only computes with them.
+    passed = _passed(root, example)
     for _ in range(_MAX_OPAQUE):
         tracer = _Tracer(path, inline, set(known), example)
         # A fresh copy each time: forwards may keep what they compute, proxies then, in attributes.
         twin = shared_copy(root)
         try:
-            graph = tracer.trace(twin, concrete_args=_defaults(twin, fixed))
+            graph = tracer.trace(twin, concrete_args=_defaults(twin, passed))
         except Exception as error:
             # Any exception of the user's forward on proxies only says: not traceable.
             culprit = tracer.failed_in
             reason = _first_line(error)
             if culprit is not None and culprit != path:
                 known[culprit] = reason
-            elif int not in fixed:
-                # Numbers stay arguments where the code only computes with them.
-                fixed = (*fixed, int, float, str)
+            elif passed:
+                passed = set()
             else:
                 raise TraceFailure(reason) from error
             continue
@@ -408,7 +408,18 @@ def _overrides_nothing(kind: type[nn.Module]) -> bool:
     return not (changed & (watched | {"__call__", "weight", "bias"})) - harmless
 
 
-def _defaults(root: nn.Module, plain: tuple[type, ...]) -> dict[str, Any]:
+def _passed(root: nn.Module, example: Arguments | None) -> set[str]:
+    """Names of the arguments that an example gives as numbers or strings."""
+    if example is None:
+        return set()
+    try:
+        bound = inspect.signature(root.forward).bind(*example[0], **example[1]).arguments
+    except (TypeError, ValueError):
+        return set()
+    return {k for k, v in bound.items() if isinstance(v, int | float | str) and v is not True}
+
+
+def _defaults(root: nn.Module, passed: set[str]) -> dict[str, Any]:
     """Arguments left at their default are traced as constants; the trace asserts them."""
     try:
         parameters = inspect.signature(root.forward).parameters.values()
@@ -417,7 +428,7 @@ def _defaults(root: nn.Module, plain: tuple[type, ...]) -> dict[str, Any]:
     return {
         p.name: p.default
         for p in parameters
-        if p.default is not inspect.Parameter.empty and isinstance(p.default, plain)
+        if p.name not in passed and isinstance(p.default, type(None) | bool | int | float | str)
     }
 
 

@@ -32,7 +32,7 @@ class Cost:
     """What a piece of program costs.
 
     Attributes:
-        macs: Multiply-adds per position of the region's input (a stride divides them).
+        macs: Multiply-adds of its layers per position of the region's input; a stride divides.
         stored: Numbers stored: weights, biases, running statistics.
         layers: Operations executed, those that only pass a value on not counted.
 
@@ -186,8 +186,7 @@ class Candidates:
         cost = Cost(0.0, node.stored, 1)
         for term in {id(t): t for t in terms if t is not None}.values():
             cost += term.cost
-        adds = Cost((len(terms) - 1) * total.geometry.out_channels)
-        return Candidate(node, source, total, nodes, cost + adds.at_stride(total.geometry.stride))
+        return Candidate(node, source, total, nodes, cost)
 
     def _extend(self, candidate: Candidate) -> list[Candidate]:
         """Carry a candidate on past its source, where the source is read by it alone."""
@@ -243,7 +242,9 @@ class Candidates:
 def _own_cost(node: Node) -> Cost:
     assert node.leaf is not None  # noqa: S101 (what AFFINE means; narrows the type)
     geometry = node.leaf.geometry
-    return Cost(geometry.weights, node.stored, 1 + node.computed).at_stride(geometry.stride)
+    # Only layers count: to call an average or a scale multiply-adds would excuse a dearer layer.
+    macs = geometry.weights if node.is_mixing and node.stored else 0
+    return Cost(macs, node.stored, 1 + node.computed).at_stride(geometry.stride)
 
 
 def _share_padding(terms: tuple[Node, ...], per_term: list[dict[Node, Candidate | None]]) -> None:

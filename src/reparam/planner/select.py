@@ -142,7 +142,8 @@ def _pads_behind(candidate: Candidate, candidates: Candidates) -> bool:
 
 def _pays(candidate: Candidate, candidates: Candidates, veto: Veto) -> bool:
     """Whether a candidate may become a region; notes the reason where it may not."""
-    if candidate.cost.layers <= 1 or not any(node.is_mixing for node in candidate.nodes):
+    layers = [node for node in candidate.nodes if node.is_mixing and node.stored]
+    if candidate.cost.layers <= 1 or not layers:
         return False
     before, after = candidate.cost, candidate.cost_after
     reason = None
@@ -151,6 +152,8 @@ def _pays(candidate: Candidate, candidates: Candidates, veto: Veto) -> bool:
             f"one layer would cost more multiply-adds: {after.macs:,.0f} against "
             f"{before.macs:,.0f} per input position"
         )
+    elif len(layers) > 1 and any(extent > -1 for extent in candidate.geometry.extent):
+        reason = "its output is larger than its input: one layer would cost more at the borders"
     elif _pads_behind(candidate, candidates):
         reason = "zeros padded behind the last layer would be computed by it"
     elif after.stored > before.stored:

@@ -1,0 +1,250 @@
+"""Find what folds in an ONNX model: lift it, let the planner choose, and sort out the rest."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Hashable, Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from reparam.errors import InputError, UnsupportedModelError
+from reparam.fusing.explain import explain
+from reparam.graph.ir import Kind, Node, Program
+from reparam.graph.onnx_constants import DEFAULT_DOMAINS, Constants
+from reparam.graph.onnx_lift import OnnxLifted, lift_onnx
+from reparam.graph.onnx_shapes import Shapes
+from reparam.graph.onnx_tensors import FLOATS, onnx_module
+from reparam.planner import Candidate, select
+
+if TYPE_CHECKING:
+    from onnx import GraphProto, ModelProto
+
+__all__ = ["OnnxDiscovery", "OnnxFound", "Unfolded", "discover_onnx"]
+
+_NUMPY_BROADCASTING = 7
+"""Opset from which operations broadcast as numpy does."""
+
+_QUANTISED = {
+    "QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "QLinearConv", "QLinearMatMul",
+    "ConvInteger", "MatMulInteger", "QLinearAdd", "QLinearGlobalAveragePool", "QLinearConcat",
+    "QGemm",
+}  # fmt: skip
+
+_LAYERS = {"Conv", "ConvTranspose", "Gemm", "MatMul", "BatchNormalization"}
+
+
+@dataclass(frozen=True, slots=True)
+class Unfolded:
+    """Something that was left as it is, and why."""
+
+    where: str
+    what: str
+    why: str
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class OnnxFound:
+    """One region of a graph.
+
+    Attributes:
+        region: The planner's candidate.
+        core: Its operations that stand together in the graph; one layer takes their place.
+        moved: Operations that stand elsewhere, between other ones, and become the identity there.
+        last: The one whose value the new layer returns.
+        anchor: The one with the largest weight, after which the layer is named.
+
+    """
+
+    region: Candidate
+    core: tuple[Node, ...]
+    moved: tuple[Node, ...]
+    last: Node
+    anchor: Node
+
+    @classmethod
+    def of(cls, region: Candidate) -> OnnxFound:
+        """Part a region into what stands together and what was moved."""
+        last = region.output
+        while last.twin_of is not None:
+            last = last.inputs[0]
+        ordered = sorted(region.nodes, key=lambda n: n.order)
+        return cls(
+            region,
+            core=tuple(n for n in ordered if n.twin_of is None),
+            moved=tuple(n for n in ordered if n.twin_of is not None),
+            last=last,
+            anchor=max((n for n in ordered if n.is_mixing), key=lambda n: (n.stored, -n.order)),
+        )
+
+    @property
+    def moved_keys(self) -> set[Hashable]:
+        """Names of the operations that are gone only if every region with a copy of them folds."""
+        return {node.key for node in self.moved}
+
+    def dtype(self, lifted: OnnxLifted) -> torch.dtype | None:
+        """The type of the layer's numbers; None where the file does not tell."""
+        code = lifted.constants.type(lifted.reads[self.anchor][0])
+        return None if code is None else FLOATS.get(code)
+
+
+@dataclass(eq=False)
+class OnnxDiscovery:
+    """Everything found in a model.
+
+    Attributes:
+        lifted: The lifted model.
+        regions: What folds.
+        unfolded: What does not.
+
+    """
+
+    lifted: OnnxLifted
+    regions: list[OnnxFound] = field(default_factory=list)
+    unfolded: list[Unfolded] = field(default_factory=list)
+
+    def leave(self, where: str, what: str, why: str) -> None:
+        """Note that something is left as it is."""
+        entry = Unfolded(where, what, why)
+        if entry not in self.unfolded:
+            self.unfolded.append(entry)
+
+
+def discover_onnx(model: Any) -> OnnxDiscovery:
+    """Find the regions of a model.
+
+    Raises:
+        UnsupportedModelError: It is no ``onnx.ModelProto``.
+        InputError: It says no version, or one that the installed onnx does not know.
+
+    """
+    if type(model).__name__ != "ModelProto":
+        msg = (
+            f"got an onnx.{type(model).__name__}; needed a whole onnx.ModelProto, which says the "
+            f"versions of its operations, too"
+        )
+        raise UnsupportedModelError(msg)
+    opset = _opset(model)
+    why = _left_alone(model.graph, opset)
+    if why is not None:
+        shapes = Shapes()
+        nothing = OnnxLifted(model, Program(), Constants(model, shapes, opset), shapes, opset)
+        return OnnxDiscovery(nothing, unfolded=[Unfolded("the model", "the whole graph", why)])
+    result = OnnxDiscovery(lift_onnx(model, opset))
+    _select(result)
+    for where, what in _inner_layers(model):
+        result.leave(where, what, "the operations in its own graph are left as they are")
+    return result
+
+
+def _select(result: OnnxDiscovery) -> None:
+    lifted = result.lifted
+    selection = select(lifted.program, lambda region: _objection(lifted, region))
+    result.regions.extend(OnnxFound.of(region) for region in selection.regions)
+    folded: set[Hashable] = {n.key for one in result.regions for n in one.region.nodes}
+    for region, reason in selection.vetoed:
+        result.leave(region.output.where, region.output.what, reason)
+    for node in lifted.program.nodes:
+        for reason in explain(node, folded, selection):
+            result.leave(node.where, node.what, reason)
+
+
+def _objection(lifted: OnnxLifted, region: Candidate) -> str | None:
+    """The reason not to fold a region that the algebra allows, or None."""
+    layers = [n for n in region.nodes if n.is_mixing or n.kind is Kind.SUM]
+    if region.source.virtual and len(layers) > 1:
+        return f"{region.source.what} cannot be read by a new layer"
+    if not any(n.is_mixing and n.stored for n in region.nodes):
+        return "it holds no layer with numbers of its own"
+    if OnnxFound.of(region).dtype(lifted) is None:
+        return "the type of its weight is not known"
+    inside = {index for node in region.nodes for index in lifted.indices_of(node)}
+    for node in region.nodes:
+        for name in lifted.reads.get(node, ()) if node.is_mixing else ():
+            shared = len(lifted.constants.shape(name)) > 1 and _is_tied(lifted, name, inside)
+            if shared:
+                return "its weight is also used elsewhere"
+    return None
+
+
+def _is_tied(lifted: OnnxLifted, name: str, inside: set[int]) -> bool:
+    """Whether what a weight is stored in, or computed from, is read outside of a region."""
+    waiting, graph = [*lifted.constants.sources(name), name], lifted.model.graph
+    while waiting:
+        for index in lifted.readers.get(waiting.pop(), ()):
+            if index in lifted.constants.nodes:
+                # Only its shape is read by these, and where they compute a weight, so does theirs.
+                outputs = graph.node[index].output
+                waiting += [v for v in outputs if graph.node[index].op_type != "Shape" and v]
+            elif index not in inside:
+                return True
+    return False
+
+
+def _opset(model: ModelProto) -> int:
+    """The version of the default domain, once it is known to be one that onnx can read."""
+    onnx = onnx_module()
+    newest = onnx.defs.onnx_opset_version()
+    if not model.ir_version or not model.graph.output:
+        msg = (
+            "this is not a whole ONNX model: it has no IR version or no outputs; the file it comes "
+            "from may be cut short, or no ONNX file"
+        )
+        raise InputError(msg)
+    if model.ir_version > onnx.IR_VERSION:
+        msg = (
+            f"the model has IR version {model.ir_version}; onnx {onnx.__version__} knows versions "
+            f"up to {onnx.IR_VERSION}: install a newer onnx"
+        )
+        raise InputError(msg)
+    versions = [o.version for o in model.opset_import if o.domain in DEFAULT_DOMAINS]
+    if not versions:
+        msg = (
+            "the model does not say which opset its operations are of (opset_import has no entry "
+            "for the default domain); the file it comes from may be cut short"
+        )
+        raise InputError(msg)
+    opset = int(versions[0])
+    if not 1 <= opset <= newest:
+        msg = (
+            f"the model has opset {opset}; onnx {onnx.__version__} knows opsets 1 to {newest}: "
+            f"install a newer onnx, or export with opset_version={newest}"
+        )
+        raise InputError(msg)
+    return opset
+
+
+def _left_alone(graph: GraphProto, opset: int) -> str | None:
+    """Why nothing in a graph is touched, or None."""
+    if opset < _NUMPY_BROADCASTING:
+        return (
+            f"its opset {opset} broadcasts by another rule than opset {_NUMPY_BROADCASTING} and "
+            f"later; convert it with onnx.version_converter first"
+        )
+    found = Counter(node.op_type for node in graph.node if node.op_type in _QUANTISED)
+    if found:
+        names = ", ".join(f"{times} {name}" for name, times in sorted(found.items()))
+        return (
+            f"it is quantised ({names}): its scales hold for its layers as they are; fuse the "
+            f"float model, then quantise it"
+        )
+    return None
+
+
+def _inner_layers(model: ModelProto) -> Iterator[tuple[str, str]]:
+    """Operations with layers in graphs of their own: bodies of control flow, functions."""
+    functions = {
+        (f.domain, f.name) for f in model.functions if any(n.op_type in _LAYERS for n in f.node)
+    }
+    for node in model.graph.node:
+        bodies = [g for a in node.attribute for g in (*a.graphs, a.g) if a.type in {5, 10}]
+        if (node.domain, node.op_type) in functions or any(_has_layers(g) for g in bodies):
+            yield node.name or node.output[0], node.op_type
+
+
+def _has_layers(graph: GraphProto) -> bool:
+    inner: Iterable[GraphProto] = (
+        g for n in graph.node for a in n.attribute for g in (*a.graphs, a.g) if a.type in {5, 10}
+    )
+    return any(node.op_type in _LAYERS for node in graph.node) or any(map(_has_layers, inner))

@@ -1,0 +1,263 @@
+"""Write an ONNX model anew with layers in the place of its folded regions."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+
+from reparam.algebra import layer_arguments
+from reparam.fusing.fold import FoldedLayer
+from reparam.fusing.onnx_discover import OnnxFound
+from reparam.graph.onnx_lift import OnnxLifted, outer_reads
+from reparam.graph.onnx_tensors import from_torch, onnx_module
+
+if TYPE_CHECKING:
+    from onnx import GraphProto, ModelProto, NodeProto
+
+__all__ = ["write_model"]
+
+_FIRST_SEPARATE_INITIALIZERS = 4
+"""IR version from which initializers need not be inputs, too."""
+
+
+def write_model(lifted: OnnxLifted, folded: Sequence[tuple[OnnxFound, FoldedLayer]]) -> ModelProto:
+    """Make the new model; the old one is only read.
+
+    Names of inputs, outputs and untouched operations, metadata, opsets and symbolic sizes stay.
+    """
+    edits = _Edits(lifted)
+    for found, layer in folded:
+        edits.merge(found, layer)
+    for index in sorted({index for found, _ in folded for index in _moved(lifted, found)}):
+        edits.pass_through(index)
+    return edits.finish()
+
+
+def _moved(lifted: OnnxLifted, found: OnnxFound) -> Iterable[int]:
+    return (index for node in found.moved for index in lifted.indices_of(node))
+
+
+class _Edits:
+    def __init__(self, lifted: OnnxLifted) -> None:
+        self._lifted = lifted
+        self._old = lifted.model.graph
+        self._helper = onnx_module("onnx.helper")
+        self._inserted: dict[int, list[NodeProto]] = {}
+        self._removed: set[int] = set()
+        self._renamed: dict[str, str] = {}
+        self._tensors: dict[str, Tensor] = {}
+        self._taken = _names(self._old)
+
+    def merge(self, found: OnnxFound, layer: FoldedLayer) -> None:
+        """Put one layer in the place of the operations of a region that stand together."""
+        indices = sorted({i for node in found.core for i in self._lifted.indices_of(node)})
+        output = self._lifted.name_of(found.last)
+        self._inserted[indices[0]] = self._layer(found, layer, output)
+        for index in indices:
+            self._removed.add(index)
+            for name in self._old.node[index].output:
+                if name and name != output:
+                    # Only readers of its shape can be left, and the result has the same.
+                    self._renamed[name] = output
+
+    def pass_through(self, index: int) -> None:
+        """Let an operation return what it reads."""
+        if index in self._removed:
+            return
+        node = self._old.node[index]
+        source = next(name for name in node.input if name not in self._lifted.constants)
+        self._removed.add(index)
+        if node.output[0] in self._seen_from_outside():
+            twin = self._helper.make_node("Identity", [source], [node.output[0]], name=node.name)
+            self._inserted[index] = [twin]
+        else:
+            self._renamed[node.output[0]] = source
+
+    def finish(self) -> ModelProto:
+        """Copy everything that stays, and put the new layers in."""
+        nodes: list[NodeProto] = []
+        for index, node in enumerate(self._old.node):
+            nodes += self._inserted.get(index, [])
+            if index not in self._removed:
+                nodes.append(node)
+        nodes = [self._with_names(node) for node in nodes]
+        unread = self._unread(nodes)
+        model: Any = onnx_module().ModelProto()
+        for name, value in self._lifted.model.ListFields():
+            if name.name != "graph":
+                _set(model, name.name, value)
+        graph = model.graph
+        for name, value in self._old.ListFields():
+            if name.name not in {"node", "initializer", "value_info", "quantization_annotation"}:
+                _set(graph, name.name, value)
+        graph.node.extend(n for n in nodes if not unread.issuperset(n.output))
+        self._write_tensors(graph, unread)
+        made = {name for node in graph.node for name in node.output}
+        made |= {v.name for v in (*graph.input, *graph.initializer)}
+        graph.value_info.extend(v for v in self._old.value_info if v.name in made)
+        graph.quantization_annotation.extend(
+            a for a in self._old.quantization_annotation if a.tensor_name in made
+        )
+        return model  # type: ignore[no-any-return]
+
+    # ---------------------------------------------------------------- layers
+
+    def _layer(self, found: OnnxFound, layer: FoldedLayer, output: str) -> list[NodeProto]:
+        anchor = self._lifted.layer_of(found.anchor)
+        if found.region.source.virtual:
+            return [self._hosted(found, layer, anchor, output)]
+        source = self._lifted.name_of(found.region.source)
+        if layer.arguments.dims == 0:
+            return self._linear(found, layer, source, output)
+        _, full = layer_arguments(found.region.geometry)
+        arguments, pads = layer.arguments, full.padding()
+        return [
+            self._helper.make_node(
+                "Conv", [source, *self._store(found, layer.weight, layer.bias)], [output],
+                name=anchor.name, dilations=list(arguments.dilation), group=arguments.groups,
+                kernel_shape=list(arguments.kernel_size),
+                pads=[low for low, _ in pads] + [high for _, high in pads],
+                strides=list(arguments.stride),
+            )
+        ]  # fmt: skip
+
+    def _linear(
+        self, found: OnnxFound, layer: FoldedLayer, source: str, output: str
+    ) -> list[NodeProto]:
+        anchor, make = self._lifted.layer_of(found.anchor), self._helper.make_node
+        flat = self._lifted.shapes.rank(self._lifted.name_of(found.region.source)) == 2
+        if flat or anchor.op_type == "Gemm":
+            names = self._store(found, layer.weight, layer.bias)
+            return [make("Gemm", [source, *names], [output], name=anchor.name, transB=1)]
+        weight, *bias = self._store(found, layer.weight.T.contiguous(), layer.bias)
+        if not bias:
+            return [make("MatMul", [source, weight], [output], name=anchor.name)]
+        product = self._free(f"{output}_product")
+        return [
+            make("MatMul", [source, weight], [product], name=anchor.name),
+            make("Add", [product, *bias], [output], name=self._free(f"{anchor.name}_bias")),
+        ]
+
+    def _hosted(
+        self, found: OnnxFound, layer: FoldedLayer, anchor: NodeProto, output: str
+    ) -> NodeProto:
+        twin: Any = type(anchor)()
+        twin.CopyFrom(anchor)
+        del twin.input[1:], twin.output[:]
+        twin.input.extend(self._store(found, layer.weight, layer.bias))
+        twin.output.append(output)
+        return twin  # type: ignore[no-any-return]
+
+    def _store(self, found: OnnxFound, weight: Tensor, bias: Tensor | None) -> list[str]:
+        """Name the numbers of a layer: as the weight that they replace, if nothing else reads it."""
+        inside = {i for node in found.region.nodes for i in self._lifted.indices_of(node)}
+        old = self._lifted.reads[found.anchor]
+        name = self._name(old[0], inside)
+        self._tensors[name] = weight
+        if bias is None:
+            return [name]
+        if len(old) > 1:
+            second = self._name(old[1], inside)
+        else:
+            stem, dot, last = name.rpartition(".")
+            second = self._free(f"{stem}.bias" if dot and last == "weight" else f"{name}_bias")
+        self._tensors[second] = bias
+        return [name, second]
+
+    def _name(self, old: str, inside: set[int]) -> str:
+        stored = old in {t.name for t in self._old.initializer}
+        if stored and inside.issuperset(self._lifted.readers[old]) and old not in self._tensors:
+            return old
+        return self._free(f"{old}_fused")
+
+    def _free(self, name: str) -> str:
+        candidate, number = name, 1
+        while candidate in self._taken:
+            number += 1
+            candidate = f"{name}_{number}"
+        self._taken.add(candidate)
+        return candidate
+
+    # ---------------------------------------------------------------- the rest of the graph
+
+    def _seen_from_outside(self) -> set[str]:
+        outer = (name for node in self._old.node for name in outer_reads(node))
+        return {value.name for value in self._old.output}.union(outer)
+
+    def _with_names(self, node: NodeProto) -> NodeProto:
+        """Copy an operation that reads a value under another name now."""
+        if not any(name in self._renamed for name in node.input):
+            return node
+        twin: Any = type(node)()
+        twin.CopyFrom(node)
+        for k, name in enumerate(twin.input):
+            twin.input[k] = self._present_name(name)
+        return twin  # type: ignore[no-any-return]
+
+    def _present_name(self, name: str) -> str:
+        while name in self._renamed:
+            name = self._renamed[name]
+        return name
+
+    def _unread(self, nodes: list[NodeProto]) -> set[str]:
+        """Constants that only removed operations read, and what only they are computed from."""
+        read: dict[str, int] = {}
+        for node in nodes:
+            for name in {*node.input, *outer_reads(node)}:
+                read[name] = read.get(name, 0) + 1
+        for value in self._old.output:
+            read[value.name] = read.get(value.name, 0) + 1
+        maker = {name: node for node in nodes for name in node.output}
+        waiting = [name for index in self._removed for name in self._old.node[index].input]
+        unread: set[str] = set()
+        while waiting:
+            name = waiting.pop()
+            if name in unread or read.get(name, 0) or name not in self._lifted.constants:
+                continue
+            unread.add(name)
+            node = maker.get(name)
+            if node is not None and all(not read.get(n, 0) for n in node.output):
+                for source in set(node.input):
+                    read[source] -= 1
+                    waiting.append(source)
+        return unread
+
+    def _write_tensors(self, graph: Any, unread: set[str]) -> None:
+        listed = self._lifted.model.ir_version < _FIRST_SEPARATE_INITIALIZERS
+        if listed:
+            kept = [v for v in graph.input if v.name not in unread | set(self._tensors)]
+            del graph.input[:]
+            graph.input.extend(kept)
+        left = dict(self._tensors)
+        for tensor in self._old.initializer:
+            if tensor.name in left:
+                graph.initializer.append(from_torch(left.pop(tensor.name), tensor.name))
+            elif tensor.name not in unread:
+                graph.initializer.append(tensor)
+        for name, value in left.items():
+            graph.initializer.append(from_torch(value, name))
+        for tensor in graph.initializer if listed else ():
+            if tensor.name in self._tensors:
+                graph.input.append(
+                    self._helper.make_tensor_value_info(
+                        tensor.name, tensor.data_type, list(tensor.dims)
+                    )
+                )
+
+
+def _names(graph: GraphProto) -> set[str]:
+    values = {name for node in graph.node for name in (*node.input, *node.output, node.name)}
+    tensors = {tensor.name for tensor in graph.initializer}
+    return values | tensors | {value.name for value in graph.input}
+
+
+def _set(target: Any, name: str, value: Any) -> None:
+    """Copy one field of a message."""
+    if hasattr(value, "CopyFrom"):
+        getattr(target, name).CopyFrom(value)
+    elif isinstance(value, str | bytes | int | float):
+        setattr(target, name, value)
+    else:
+        getattr(target, name).extend(value)

@@ -1,0 +1,122 @@
+"""Plan and apply for ONNX models: the second skin of the same algebra and the same planner."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from reparam.errors import VerificationError
+from reparam.fusing.fold import FoldedLayer, in_parallel
+from reparam.fusing.onnx_discover import OnnxDiscovery, OnnxFound, discover_onnx
+from reparam.fusing.onnx_edit import write_model
+from reparam.fusing.onnx_fold import fold_onnx
+from reparam.fusing.plan import FoldWarning, Plan, Refusal, region_record
+from reparam.graph.onnx_shapes import skeleton
+from reparam.graph.onnx_tensors import onnx_module
+
+if TYPE_CHECKING:
+    from onnx import ModelProto
+
+__all__ = ["OnnxPlan", "plan_onnx"]
+
+
+@dataclass(frozen=True, eq=False)
+class OnnxPlan(Plan):
+    """The plan of an ONNX model."""
+
+    _discovery: OnnxDiscovery = field(repr=False)
+
+    def apply(self) -> ModelProto:
+        """Write the fused model: a new one, whose inputs, outputs and metadata have their names.
+
+        Each folded layer is compared in float64, at the interior and the borders, with the
+        operations that it replaces, as the reference evaluator of onnx runs them. One that does
+        not agree is not used.
+
+        Raises:
+            VerificationError: The new model is not a valid one; nothing is returned. (This would
+                be a defect of this package.)
+
+        Warns:
+            FoldWarning: A folded layer did not agree, or does not fit the type of the model; its
+                region was left as it is.
+
+        """
+        lifted = self._discovery.lifted
+        folded: list[tuple[OnnxFound, FoldedLayer]] = []
+        dropped: list[OnnxFound] = []
+        for found, layer in in_parallel(lambda f: fold_onnx(lifted, f), self._discovery.regions):
+            why = _doubt(layer)
+            if why is None:
+                folded.append((found, layer))
+                continue
+            dropped.append(found)
+            warnings.warn(
+                f"{found.anchor.where} is left as it is: {why}", FoldWarning, stacklevel=2
+            )
+        model = write_model(lifted, _without(folded, dropped))
+        _check(model)
+        return model
+
+
+def plan_onnx(model: Any) -> OnnxPlan:
+    """Read an ONNX model and say what folds in it; nothing is changed.
+
+    Args:
+        model: An ``onnx.ModelProto`` with its weights.
+
+    Raises:
+        InputError: It is no whole model, or of a version that the installed onnx does not know.
+
+    """
+    discovery = discover_onnx(model)
+    return OnnxPlan(
+        tuple(region_record(one.region, one.anchor.where) for one in discovery.regions),
+        tuple(Refusal(u.where, u.what, u.why) for u in discovery.unfolded),
+        discovery,
+    )
+
+
+def _doubt(layer: FoldedLayer) -> str | None:
+    if not layer.agrees:
+        return f"its folded layer differs by {layer.error:.1e} of its largest value in float64"
+    numbers = (layer.weight, layer.bias)
+    if not all(t is None or bool(torch.isfinite(t).all()) for t in numbers):
+        return f"a number of its folded layer is too large for {layer.weight.dtype}"
+    return None
+
+
+def _without(
+    folded: list[tuple[OnnxFound, FoldedLayer]], dropped: list[OnnxFound]
+) -> list[tuple[OnnxFound, FoldedLayer]]:
+    """Leave out regions that hold a part of what a dropped one holds the other part of."""
+    while dropped:
+        keys = dropped.pop().moved_keys
+        clash = [p for p in folded if any(node.key in keys for node in p[0].region.nodes)]
+        folded = [pair for pair in folded if pair not in clash]
+        dropped += [found for found, _ in clash]
+    return folded
+
+
+def _check(model: ModelProto) -> None:
+    """Check that the graph is a valid one: names, order, attributes; its weights need no check."""
+    onnx = onnx_module()
+    bare = skeleton(model)
+    # The checker looks for the files of weights that lie outside; declared inputs do as well.
+    for tensor in [t for t in bare.graph.initializer if t.data_location == 1]:
+        bare.graph.initializer.remove(tensor)
+        if tensor.name not in {value.name for value in bare.graph.input}:
+            bare.graph.input.append(
+                onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims)
+            )
+    try:
+        onnx.checker.check_model(bare)
+    except onnx.checker.ValidationError as error:
+        msg = (
+            f"the fused model is not a valid one, and nothing is returned: {error}. Please report "
+            f"this model: its graph was edited wrongly"
+        )
+        raise VerificationError(msg) from error
