@@ -151,7 +151,7 @@ class _Edits:
         return twin  # type: ignore[no-any-return]
 
     def _store(self, found: OnnxFound, weight: Tensor, bias: Tensor | None) -> list[str]:
-        """Name the numbers of a layer: as the weight that they replace, if nothing else reads it."""
+        """Name the numbers of a layer: as those that they replace, if nothing else reads these."""
         inside = {i for node in found.region.nodes for i in self._lifted.indices_of(node)}
         old = self._lifted.reads[found.anchor]
         name = self._name(old[0], inside)
@@ -217,9 +217,9 @@ class _Edits:
             if name in unread or read.get(name, 0) or name not in self._lifted.constants:
                 continue
             unread.add(name)
-            node = maker.get(name)
-            if node is not None and all(not read.get(n, 0) for n in node.output):
-                for source in set(node.input):
+            made_by = maker.get(name)
+            if made_by is not None and all(not read.get(n, 0) for n in made_by.output):
+                for source in set(made_by.input):
                     read[source] -= 1
                     waiting.append(source)
         return unread

@@ -1,0 +1,152 @@
+"""Values of an ONNX graph that do not depend on its inputs: initializers and what follows."""
+
+from __future__ import annotations
+
+import functools
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+
+from reparam.errors import InexactError
+from reparam.graph.onnx_run import constant_of, run_nodes
+from reparam.graph.onnx_shapes import Shapes
+from reparam.graph.onnx_tensors import FLOATS, as_double, onnx_module, to_torch
+
+if TYPE_CHECKING:
+    from onnx import ModelProto, NodeProto
+
+__all__ = ["DEFAULT_DOMAINS", "Constants", "has_subgraph"]
+
+DEFAULT_DOMAINS = {"", "ai.onnx"}
+
+_KEPT = 32
+"""Tensors that are kept in memory for the next reader."""
+
+_FIRST_SEPARATE_INITIALIZERS = 4
+"""IR version from which an initializer that is also an input is a default, not a constant."""
+
+_NEVER = {
+    "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Multinomial",
+    "Bernoulli", "QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "ConvInteger",
+    "MatMulInteger", "QLinearConv", "QLinearMatMul", "Dropout",
+}  # fmt: skip
+"""Operations whose result is not a plain function of numbers, or must not be taken for weights."""
+
+
+class Constants:
+    """Initializers, Constant nodes, and what is computed from them alone.
+
+    Values are computed in float64, whatever type they have in the file.
+    """
+
+    def __init__(self, model: ModelProto, shapes: Shapes, opset: int) -> None:
+        """Find them, in the order of the graph."""
+        self._opset, self._shapes = opset, shapes
+        inputs = {value.name for value in model.graph.input}
+        overridable = model.ir_version >= _FIRST_SEPARATE_INITIALIZERS
+        self._stored = {
+            tensor.name: tensor
+            for tensor in model.graph.initializer
+            if not (overridable and tensor.name in inputs)
+        }
+        self._made: dict[str, NodeProto] = {}
+        self.nodes: set[int] = set()
+        for index, node in enumerate(model.graph.node):
+            if self._is_constant(node):
+                self.nodes.add(index)
+                self._made.update(dict.fromkeys(node.output, node))
+        self._read = functools.lru_cache(maxsize=_KEPT)(self._compute)
+
+    def __contains__(self, name: object) -> bool:
+        """Whether the value of this name is constant."""
+        return name in self._stored or name in self._made
+
+    def value(self, name: str) -> Tensor:
+        """The value, float64 where it is floating point."""
+        return as_double(self._read(name))
+
+    def numbers(self, name: str) -> Tensor:
+        """The value in the type that it is stored in, where it is stored and not computed."""
+        return self._read(name)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Its shape, from the file where it is stored."""
+        if name in self._stored:
+            return tuple(self._stored[name].dims)
+        return tuple(self._read(name).shape)
+
+    def integers(self, name: str) -> list[int]:
+        """The value as a list of whole numbers: a shape, axes, pads."""
+        return [int(v) for v in self._read(name).reshape(-1).tolist()]
+
+    def type(self, name: str) -> int | None:
+        """ONNX's number of the type that it has in the graph."""
+        if name in self._stored:
+            return int(self._stored[name].data_type)
+        return self._shapes.types.get(name)
+
+    def sources(self, name: str) -> set[str]:
+        """The stored tensors, by name, that a constant is computed from."""
+        node = self._made.get(name)
+        if node is None or node.op_type == "Constant":
+            return {name}
+        return {source for read in self._inputs(node) for source in self.sources(read)}
+
+    def operations(self, name: str) -> int:
+        """Number of operations that compute it at every run."""
+        node = self._made.get(name)
+        if node is None or node.op_type in {"Constant", "Identity"}:
+            return 0
+        return 1 + sum(self.operations(read) for read in self._inputs(node))
+
+    def _is_constant(self, node: NodeProto) -> bool:
+        if node.domain not in DEFAULT_DOMAINS or node.op_type in _NEVER or has_subgraph(node):
+            return False
+        if node.op_type == "Constant":
+            return constant_of(node) is not None
+        reads = self._inputs(node)
+        return bool(reads) and all(name in self for name in reads)
+
+    @staticmethod
+    def _inputs(node: NodeProto) -> list[str]:
+        """What a node reads the contents of."""
+        reads = node.input[:1] if node.op_type == "CastLike" else node.input
+        return [name for name in reads if name]
+
+    def _compute(self, name: str) -> Tensor:
+        if name in self._stored:
+            return to_torch(self._stored[name])
+        node = self._made[name]
+        if node.op_type == "Constant":
+            value = constant_of(node)
+            assert value is not None  # noqa: S101 (checked when it was taken for a constant)
+            return value
+        feeds = {read: self.value(read) for read in self._inputs(node)}
+        try:
+            return run_nodes([self._plain(node, name)], feeds, name, self._opset)
+        except Exception as error:
+            # The reference evaluator raises whatever numpy and its own operators raise.
+            msg = f"its constant {name!r} cannot be computed by onnx's reference: {error}"
+            raise InexactError(msg) from error
+
+    def _plain(self, node: NodeProto, output: str) -> NodeProto:
+        """Write CastLike as a Cast, so that the value whose type it takes is not needed."""
+        if node.op_type != "CastLike":
+            return node
+        target = self._shapes.types.get(output)
+        if target is None:
+            msg = f"the type of its constant {output!r} is not known"
+            raise InexactError(msg)
+        plain: NodeProto = onnx_module("onnx.helper").make_node(
+            "Cast", node.input[:1], node.output, to=target
+        )
+        return plain
+
+    def is_floating(self, name: str) -> bool:
+        """Whether a constant has one of the types that weights have."""
+        return self.type(name) in FLOATS
+
+
+def has_subgraph(node: NodeProto) -> bool:
+    """Whether a node holds graphs of its own: If, Loop, Scan."""
+    return any(attribute.type in {5, 10} for attribute in node.attribute)

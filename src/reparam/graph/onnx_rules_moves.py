@@ -1,0 +1,258 @@
+"""Rules for operations that move or pass on values: pooling, padding, layout, concatenation."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from reparam import algebra
+from reparam.algebra import AffineConv, Leaf, Rows
+from reparam.graph.ir import Node
+from reparam.graph.onnx_lift import OnnxLifter, attributes
+from reparam.graph.onnx_rules_layers import pads_of
+from reparam.graph.onnx_shapes import channel_axis_after
+
+if TYPE_CHECKING:
+    from onnx import NodeProto
+
+__all__ = [
+    "average_pool",
+    "cast",
+    "concat",
+    "dropout",
+    "elementwise",
+    "pad",
+    "pass_on",
+    "reshape",
+    "slice_",
+    "spatial_mean",
+    "transpose",
+]
+
+Pads = tuple[tuple[int, int], ...]
+
+_PADS_AS_INPUT = 11
+"""Opset from which Pad reads its pads, and Slice its ends, from inputs."""
+
+
+def average_pool(lifter: OnnxLifter, proto: NodeProto) -> Node | None:
+    """``AveragePool`` that divides by the size of its window everywhere."""
+    given, source = attributes(proto), proto.input[0]
+    sizes = tuple(given["kernel_shape"])
+    dims = len(sizes)
+    strides = tuple(given.get("strides", (1,) * dims))
+    dilations = tuple(given.get("dilations", (1,) * dims))
+    pads = pads_of(lifter, proto, sizes, strides, dilations)
+    if given.get("ceil_mode", 0):
+        why = "its last windows may be cut off, and divided by less (ceil_mode=1)"
+        return lifter.opaque(proto, why, keeps=True)
+    if pads is None:
+        why = f"its padding depends on the size of its input (auto_pad={given['auto_pad']})"
+        return lifter.opaque(proto, why, keeps=True)
+    if not given.get("count_include_pad", 0) and any(pair != (0, 0) for pair in pads):
+        why = "it pads and does not count its padding (count_include_pad=0)"
+        return lifter.opaque(proto, why, keeps=True)
+    channels = lifter.channels(source)
+    if channels is None:
+        return lifter.opaque(proto, keeps=True)
+    arguments = (channels, sizes, strides, pads, dilations)
+
+    def load(rows: Rows | None) -> AffineConv:
+        op = algebra.average_pool(*arguments)
+        return op if rows is None else op.rows(*rows)
+
+    leaf = Leaf(algebra.average_pool_geometry(*arguments), load)
+    return lifter.affine(proto, source, leaf, "average pool", axis=-(dims + 1), stored=0)
+
+
+def spatial_mean(lifter: OnnxLifter, proto: NodeProto) -> Node | None:
+    """``GlobalAveragePool`` and ``ReduceMean`` over other axes than the channels'.
+
+    A mean over positions returns a constant for a constant, and scales with its input, so a scale
+    and shift per channel behind it can stand before it: to the planner it is a matter of layout.
+    """
+    source = proto.input[0]
+    rank, axis = lifter.rank(source), lifter.axis(source)
+    if rank is None or axis is None:
+        return None
+    given = attributes(proto)
+    keeps = bool(given.get("keepdims", 1))
+    if proto.op_type == "GlobalAveragePool":
+        reduced = set(range(2, rank))
+    else:
+        named = _axes(lifter, proto, 1, given)
+        if named is None:
+            return None
+        reduced = {value % rank for value in named}
+    if not reduced or axis + rank in reduced:
+        return None
+    return lifter.layout(
+        proto, axis if keeps else axis + sum(1 for d in reduced if d > axis + rank)
+    )
+
+
+def pad(lifter: OnnxLifter, proto: NodeProto) -> Node | None:
+    """``Pad`` of the spatial axes: with zeros an operator, with something else a new value."""
+    given, source = attributes(proto), proto.input[0]
+    mode = given.get("mode", "constant")
+    pairs = _spatial_pads(lifter, proto)
+    axis = lifter.axis(source)
+    if pairs is None or axis is None or mode not in {"constant", "reflect", "edge", "wrap"}:
+        return None
+    if mode == "constant" and _pad_value(lifter, proto) == 0.0:
+        return _zero_pad(lifter, proto, pairs)
+    if any(low < 0 or high < 0 for low, high in pairs) or mode == "constant":
+        return None
+    return lifter.padded(proto, pairs, mode, axis)
+
+
+def slice_(lifter: OnnxLifter, proto: NodeProto) -> Node | None:
+    """``Slice`` that takes off a margin of the spatial axes: padding by a negative number."""
+    reads = list(proto.input[1:])
+    shape, axis = lifter.shape(proto.input[0]), lifter.axis(proto.input[0])
+    if len(reads) < 2 or not all(name in lifter.constants for name in reads if name):
+        return None
+    if shape is None or axis is None or axis + len(shape) != 1:
+        return None
+    starts, ends, axes, steps = (
+        lifter.constants.integers(reads[k]) if len(reads) > k and reads[k] else None
+        for k in range(4)
+    )
+    assert starts is not None  # noqa: S101 (a required input)
+    assert ends is not None  # noqa: S101 (a required input)
+    pairs = [(0, 0)] * len(shape)
+    for k, (start, end) in enumerate(zip(starts, ends, strict=True)):
+        position = (axes[k] if axes else k) % len(shape)
+        size, step = shape[position], steps[k] if steps else 1
+        if isinstance(size, int) and 0 <= end < size:
+            end -= size  # noqa: PLW2901 (the same end, counted from behind)
+        beyond = end > 2**31 - 2 or (isinstance(size, int) and end >= size)
+        if step != 1 or start < 0 or not (beyond or end < 0):
+            return None
+        pairs[position] = (-start, 0 if beyond else end)
+    if any(pair != (0, 0) for pair in pairs[:2]):
+        return None
+    return _zero_pad(lifter, proto, tuple(pairs[2:]))
+
+
+def pass_on(lifter: OnnxLifter, proto: NodeProto) -> Node | None:
+    """``Identity``."""
+    return lifter.alias(proto, proto.input[0])
+
+
+def cast(lifter: OnnxLifter, proto: NodeProto) -> Node | None:
+    """``Cast`` to the type that its input has."""
+    same = lifter.shapes.types.get(proto.input[0]) == attributes(proto)["to"]
+    return lifter.alias(proto, proto.input[0]) if same else None
+
+
+def dropout(lifter: OnnxLifter, proto: NodeProto) -> Node | None:
+    """``Dropout`` outside of training, whose mask nothing reads."""
+    training = proto.input[2] if len(proto.input) > 2 else ""
+    if training:
+        constants = lifter.constants
+        if training not in constants or bool(constants.value(training).any()):
+            return lifter.opaque(
+                proto, "its dropout is in training mode; export the model in eval mode", keeps=True
+            )
+    masks = [name for name in proto.output[1:] if name in lifter.readers or name in lifter.outputs]
+    return lifter.opaque(proto, keeps=True) if masks else lifter.alias(proto, proto.input[0])
+
+
+def elementwise(lifter: OnnxLifter, proto: NodeProto) -> Node | None:
+    """An activation: nothing folds through it, but axes stay in place."""
+    return lifter.opaque(proto, keeps=True)
+
+
+def concat(lifter: OnnxLifter, proto: NodeProto) -> Node | None:
+    """``Concat`` along the channel axis."""
+    if not all(lifter.is_value(name) for name in proto.input):
+        return None
+    axes = {lifter.axis(name) for name in proto.input}
+    rank = next((r for name in proto.input if (r := lifter.rank(name)) is not None), None)
+    axis = axes.pop() if len(axes) == 1 else None
+    along = attributes(proto)["axis"]
+    if axis is None or (along >= 0 and rank is None):
+        return None
+    return lifter.concat(proto, axis) if _from_end(along, rank) == axis else None
+
+
+def reshape(lifter: OnnxLifter, proto: NodeProto) -> Node | None:
+    """``Reshape``, ``Flatten``, ``Squeeze``, ``Unsqueeze`` that leave the channel axis alone."""
+    before, after = lifter.shape(proto.input[0]), lifter.shape(proto.output[0])
+    axis = lifter.axis(proto.input[0])
+    if before is None or after is None or axis is None:
+        return None
+    moved = channel_axis_after(before, after, axis)
+    return None if moved is None else lifter.layout(proto, moved)
+
+
+def transpose(lifter: OnnxLifter, proto: NodeProto) -> Node | None:
+    """``Transpose``."""
+    rank, axis = lifter.rank(proto.input[0]), lifter.axis(proto.input[0])
+    if rank is None or axis is None:
+        return None
+    order = attributes(proto).get("perm", list(range(rank))[::-1])
+    return lifter.layout(proto, order.index(axis + rank) - rank)
+
+
+def _zero_pad(lifter: OnnxLifter, proto: NodeProto, pairs: Pads) -> Node | None:
+    source = proto.input[0]
+    channels = lifter.channels(source)
+    if channels is None:
+        return None
+    geometry = algebra.pad_geometry(channels, pairs)
+
+    def load(rows: Rows | None) -> AffineConv:
+        op = algebra.zero_pad(channels, pairs)
+        return op if rows is None else op.rows(*rows)
+
+    what = "zero padding" if any(low > 0 or high > 0 for low, high in pairs) else "crop"
+    return lifter.affine(proto, source, Leaf(geometry, load), what, axis=-len(pairs) - 1, stored=0)
+
+
+def _spatial_pads(lifter: OnnxLifter, proto: NodeProto) -> Pads | None:
+    """How much is added to each spatial axis; None where others are padded or it is not known."""
+    rank, axis = lifter.rank(proto.input[0]), lifter.axis(proto.input[0])
+    if rank is None or axis is None or axis + rank != 1:
+        return None
+    if lifter.opset < _PADS_AS_INPUT:
+        flat = attributes(proto).get("pads")
+    else:
+        known = proto.input[1] in lifter.constants
+        flat = lifter.constants.integers(proto.input[1]) if known else None
+    if flat is None:
+        return None
+    named = list(range(rank))
+    if len(proto.input) > 3 and proto.input[3]:
+        if proto.input[3] not in lifter.constants:
+            return None
+        named = [value % rank for value in lifter.constants.integers(proto.input[3])]
+    pairs = [(0, 0)] * rank
+    for k, position in enumerate(named):
+        pairs[position] = (flat[k], flat[k + len(named)])
+    return None if any(pair != (0, 0) for pair in pairs[:2]) else tuple(pairs[2:])
+
+
+def _pad_value(lifter: OnnxLifter, proto: NodeProto) -> float | None:
+    if lifter.opset < _PADS_AS_INPUT:
+        return float(attributes(proto).get("value", 0.0))
+    if len(proto.input) < 3 or not proto.input[2]:
+        return 0.0
+    if proto.input[2] not in lifter.constants:
+        return None
+    return float(lifter.constants.value(proto.input[2]).reshape(-1)[0])
+
+
+def _axes(
+    lifter: OnnxLifter, proto: NodeProto, position: int, given: dict[str, list[int]]
+) -> list[int] | None:
+    """The axes that an operation names, as an attribute or as a constant input."""
+    if "axes" in given:
+        return list(given["axes"])
+    if len(proto.input) <= position or proto.input[position] not in lifter.constants:
+        return None
+    return lifter.constants.integers(proto.input[position])
+
+
+def _from_end(axis: int, rank: int | None) -> int:
+    return axis if axis < 0 else axis - (rank or 0)

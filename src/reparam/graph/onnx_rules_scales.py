@@ -1,0 +1,140 @@
+"""Rules for sums, and for scales and shifts by constants."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from reparam import algebra
+from reparam.algebra import AffineConv, Geometry, Leaf, Rows
+from reparam.graph.ir import Node
+from reparam.graph.onnx_lift import OnnxLifter
+from reparam.graph.onnx_rules_layers import paired_bias
+from reparam.graph.rules_scales import is_per_channel
+
+if TYPE_CHECKING:
+    from onnx import NodeProto
+
+__all__ = ["add", "add_all", "divide", "multiply", "negate", "subtract"]
+
+
+def add(lifter: OnnxLifter, proto: NodeProto) -> Node | None:
+    """``Add``: a sum of values, a shift by a constant, or the bias of a matrix product."""
+    return paired_bias(lifter, proto) or _plus(lifter, proto, 1.0)
+
+
+def subtract(lifter: OnnxLifter, proto: NodeProto) -> Node | None:
+    """``Sub``."""
+    return _plus(lifter, proto, -1.0)
+
+
+def add_all(lifter: OnnxLifter, proto: NodeProto) -> Node | None:
+    """``Sum`` of values."""
+    terms = list(proto.input)
+    if not all(lifter.is_value(name) for name in terms):
+        return None
+    return lifter.sum(proto, terms, [1.0] * len(terms))
+
+
+def multiply(lifter: OnnxLifter, proto: NodeProto) -> Node | None:
+    """``Mul`` where one side is constant; a gate of two values keeps its axes."""
+    left, right = proto.input
+    if lifter.is_value(left) and lifter.is_value(right):
+        return lifter.opaque(proto, keeps=lifter.shape(left) == lifter.shape(proto.output[0]))
+    x, factor = (left, right) if lifter.is_value(left) else (right, left)
+    return _affine_map(lifter, proto, x, factor=factor)
+
+
+def divide(lifter: OnnxLifter, proto: NodeProto) -> Node | None:
+    """``Div`` by a constant."""
+    left, right = proto.input
+    if not lifter.is_value(left) or right not in lifter.constants:
+        return None
+    return _affine_map(lifter, proto, left, factor=right, invert=True)
+
+
+def negate(lifter: OnnxLifter, proto: NodeProto) -> Node | None:
+    """``Neg``."""
+    return _affine_map(lifter, proto, proto.input[0], times=-1.0)
+
+
+def _plus(lifter: OnnxLifter, proto: NodeProto, sign: float) -> Node | None:
+    left, right = proto.input
+    if lifter.is_value(left) and lifter.is_value(right):
+        return lifter.sum(proto, [left, right], [1.0, sign])
+    if lifter.is_value(left):
+        return _affine_map(lifter, proto, left, shift=right, shift_times=sign)
+    return _affine_map(lifter, proto, right, times=sign, shift=left)
+
+
+def _affine_map(  # noqa: PLR0913 (the parts of one affine map)
+    lifter: OnnxLifter, proto: NodeProto, x: str, *, factor: str | None = None,
+    shift: str | None = None, times: float = 1.0, shift_times: float = 1.0, invert: bool = False,
+) -> Node | None:  # fmt: skip
+    """Lift ``times * factor * x + shift_times * shift`` with constant factor and shift."""
+    constants = lifter.constants
+    numbers = [name for name in (factor, shift) if name is not None]
+    if not all(constants.is_floating(name) for name in numbers):
+        return None
+    if times == 1.0 and _changes_nothing(lifter, x, proto, factor, shift):
+        return lifter.alias(proto, x)
+    channels, axis = lifter.channels(x), lifter.axis(x)
+    if channels is None or axis is None:
+        return None
+    for name in numbers:
+        if not is_per_channel(_shape_in_rank(lifter, name, x), channels, axis):
+            return lifter.opaque(proto)
+
+    def load(rows: Rows | None) -> AffineConv:
+        scale = times * _per_channel(lifter, factor, channels, invert=invert)
+        moved = None if shift is None else shift_times * _per_channel(lifter, shift, channels)
+        op = algebra.scale(scale, moved)
+        return op if rows is None else op.rows(*rows)
+
+    whole = load(None)
+    if not all(t is None or bool(torch.isfinite(t).all()) for t in (whole.kernel, whole.bias)):
+        return lifter.opaque(proto, "its constant is not finite")
+    geometry = Geometry.pointwise(
+        channels, channels, dims=0, groups=channels, bias=shift is not None
+    )
+    return lifter.affine(
+        proto, x, Leaf(geometry, load), "scale" if shift is None else "shift", axis=axis,
+        stored=sum(constants.value(name).numel() for name in numbers), reads=numbers,
+    )  # fmt: skip
+
+
+def _per_channel(
+    lifter: OnnxLifter, name: str | None, channels: int, *, invert: bool = False
+) -> Tensor:
+    if name is None:
+        return torch.ones(channels, dtype=torch.float64)
+    value = lifter.constants.value(name).reshape(-1).expand(channels)
+    return 1 / value if invert else value
+
+
+def _changes_nothing(
+    lifter: OnnxLifter, x: str, proto: NodeProto, factor: str | None, shift: str | None
+) -> bool:
+    """Whether a map is the identity: times one and plus zero, without growing by broadcasting."""
+    for name, neutral in ((factor, 1.0), (shift, 0.0)):
+        if name is not None:
+            value = lifter.constants.value(name)
+            if not bool((value == neutral).all()):
+                return False
+            if value.dim() and lifter.shape(x) != lifter.shape(proto.output[0]):
+                return False
+            if value.dim() and lifter.shape(x) is None:
+                return False
+    return True
+
+
+def _shape_in_rank(lifter: OnnxLifter, name: str, x: str) -> tuple[int, ...]:
+    """Shape of a constant without the leading ones that are no more than its rank needs."""
+    shape, rank = lifter.constants.shape(name), lifter.rank(x)
+    if rank is None or len(shape) > rank:
+        return shape
+    while shape and shape[0] == 1:
+        shape = shape[1:]
+    return shape
