@@ -92,7 +92,6 @@ def test_a_disagreement_is_exit_code_1_and_on_the_page(
 ) -> None:
     import torch
 
-
     right = ModulePlan.apply
 
     def wrong(plan: ModulePlan) -> torch.nn.Module:
