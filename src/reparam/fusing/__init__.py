@@ -2,7 +2,18 @@
 
 from __future__ import annotations
 
+from reparam.fusing.onnx_file import FusedFile, fuse_onnx_file
 from reparam.fusing.operator import operator
 from reparam.fusing.plan import FoldWarning, Plan, Refusal, Region, fuse, plan
 
-__all__ = ["FoldWarning", "Plan", "Refusal", "Region", "fuse", "operator", "plan"]
+__all__ = [
+    "FoldWarning",
+    "FusedFile",
+    "Plan",
+    "Refusal",
+    "Region",
+    "fuse",
+    "fuse_onnx_file",
+    "operator",
+    "plan",
+]

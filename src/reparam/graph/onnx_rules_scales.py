@@ -99,9 +99,11 @@ def _affine_map(  # noqa: PLR0913 (the parts of one affine map)
     geometry = Geometry.pointwise(
         channels, channels, dims=0, groups=channels, bias=shift is not None
     )
+    # Single numbers are a part of the operation, as in torch: activations are made of them.
+    sizes = [constants.value(name).numel() for name in numbers]
     return lifter.affine(
         proto, x, Leaf(geometry, load), "scale" if shift is None else "shift", axis=axis,
-        stored=sum(constants.value(name).numel() for name in numbers), reads=numbers,
+        stored=sum(size for size in sizes if size > 1), reads=numbers,
     )  # fmt: skip
 
 

@@ -41,7 +41,7 @@ def to_torch(tensor: TensorProto) -> Tensor:
     if tensor.data_location == 1 and not tensor.HasField("raw_data"):
         msg = (
             f"the numbers of {tensor.name!r} lie in another file, which was not read; load the "
-            f"model with onnx.load(path), or fuse the file with reparam.fuse_onnx_file"
+            f"model with onnx.load(path), or fuse the file with reparam.fusing.fuse_onnx_file"
         )
         raise InputError(msg)
     try:
