@@ -401,7 +401,7 @@ def _draw_conv(draw: st.DrawFn, write: Writer, x: Node, strides: tuple[int, ...]
         out,
         size,
         stride=draw(st.sampled_from(strides)),
-        padding=draw(st.sampled_from([size // 2, 0])),
+        padding=draw(st.sampled_from([(size - 1) // 2, 0])),
         bias=draw(st.booleans()),
     )
 
