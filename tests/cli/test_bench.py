@@ -156,6 +156,7 @@ def test_figure1_compares_both_kinds_and_knows_their_accuracies() -> None:
         (("{tiny}:net", "{tiny}:plain", "--size", "8"), "does not run on an input"),
         (("{tiny}:net", "--pick", "-o", "net.onnx"), "give -o without '.onnx'"),
         (("{tiny}:net", "{tiny}:other", "--pick"), "found 2 models"),
+        (("net.onnx", "--pick"), "is in the format of one engine already"),
         (("{tiny}:net", "--pick", "--figure1"), "leave one out"),
     ],
     ids=lambda value: value if isinstance(value, str) else " ".join(value) or "nothing",

@@ -11,6 +11,7 @@ import typer
 from reparam.cli.bench import (
     FIGURE1_MODELS,
     Request,
+    is_file,
     measure,
     numbers,
     picked,
@@ -161,5 +162,7 @@ def _tell_next(terminal: Terminal, request: Request, out: Path | None, page: Pat
         terminal.hint("Page:", str(page.resolve()))
     else:
         terminal.hint("Next:", f"reparam report {out} -o {out.with_suffix('.html')}")
-    first = request.models[0]
-    terminal.hint("Next:", f"reparam bench {first} --pick -o NAME  (writes the fastest export)")
+    buildable = [model for model in request.models if not is_file(model)]
+    if buildable:
+        command = f"reparam bench {buildable[0]} --pick -o NAME"
+        terminal.hint("Next:", f"{command}  (writes the fastest export)")

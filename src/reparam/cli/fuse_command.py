@@ -13,6 +13,8 @@ from torch import nn
 import reparam
 from reparam.cli.counts import counted
 from reparam.cli.notes import fold_warnings_noted
+from reparam.cli.onnx_files import is_onnx
+from reparam.cli.onnx_fusing import FusedFile, fuse_file
 from reparam.cli.options import (
     InputSizeOption,
     JsonOption,
@@ -21,9 +23,10 @@ from reparam.cli.options import (
     ShapeOption,
     WeightsOption,
     inputs_from,
+    refuse_for_files,
 )
 from reparam.cli.plan_command import plan_as_dict
-from reparam.cli.targets import Loaded, example_inputs, load_model
+from reparam.cli.targets import example_inputs, load_model
 from reparam.cli.terminal import Terminal
 from reparam.errors import InputError
 from reparam.exporting import ExportResult, formats
@@ -57,6 +60,10 @@ def fuse(
     terminal = Terminal()
     inputs = inputs_from(shape, input_size)
     _check_destination(out)
+    if is_onnx(model):
+        refuse_for_files(model, weights=weights, num_classes=num_classes)
+        _tell_file(terminal, model, out, fuse_file(model, out, inputs, terminal), as_json=as_json)
+        return
     loaded = load_model(model, weights, num_classes=num_classes)
     sample = example_inputs(loaded, inputs)
     with terminal.progress(f"Fusing {model}") as update, fold_warnings_noted(terminal):
@@ -84,8 +91,10 @@ def fuse(
             }
         )
         return
-    _tell_counts(terminal, loaded, counts)
-    _tell_notes(terminal, loaded, found)
+    _tell_counts(terminal, loaded.origin, counts)
+    _tell_refusals(terminal, found)
+    if loaded.report is None:
+        terminal.hint("Note:", "no --weights were given; the model has those it was built with")
     terminal.done(
         f"The fused model is equal: largest difference {verdict.max_abs:.1e}, "
         f"where rounding explains {verdict.tolerance:.1e}"
@@ -116,22 +125,43 @@ def _counts(model: nn.Module, sample: torch.Tensor) -> dict[str, int]:
     }
 
 
+def _tell_file(
+    terminal: Terminal, model: str, out: Path, fused: FusedFile, *, as_json: bool
+) -> None:
+    """What was done to an ONNX file."""
+    before, after = fused.counts
+    verdict = {**asdict(fused.verdict), "ok": fused.verdict.ok}
+    if as_json:
+        written = {"path": out.name, "format": "ONNX", "size_bytes": fused.size_bytes}
+        told = {"model": model, "before": before, "after": after, "verdict": verdict}
+        terminal.json({**told, "export": written, "plan": plan_as_dict(fused.plan)})
+        return
+    _tell_counts(terminal, model, fused.counts)
+    _tell_refusals(terminal, fused.plan)
+    terminal.done(
+        f"Wrote {out} ({fused.size_bytes / 1e6:.1f} MB), equal in ONNX Runtime: largest difference "
+        f"{fused.verdict.max_abs:.1e}, where rounding explains {fused.verdict.tolerance:.1e}"
+    )
+    terminal.hint("Next:", f"reparam bench {model} {out} --engines onnxruntime")
+
+
 def _tell_counts(
-    terminal: Terminal, loaded: Loaded, counts: tuple[dict[str, int], dict[str, int]]
+    terminal: Terminal, origin: str, counts: tuple[dict[str, int], dict[str, int]]
 ) -> None:
     before, after = counts
-    names = {"batch_norms": "batch norms", "multiply_adds": "multiply-adds"}
-    rows = [(names.get(key, key), f"{before[key]:,}", f"{after[key]:,}") for key in before]
-    terminal.table(f"Fused {loaded.origin}", ("", "before", "after"), rows)
+    names = {"multiply_adds": "multiply-adds"}
+    rows = [
+        (names.get(key, key.replace("_", " ")), f"{before[key]:,}", f"{after[key]:,}")
+        for key in before
+    ]
+    terminal.table(f"Fused {origin}", ("", "before", "after"), rows)
 
 
-def _tell_notes(terminal: Terminal, loaded: Loaded, found: reparam.Plan) -> None:
+def _tell_refusals(terminal: Terminal, found: reparam.Plan) -> None:
     left = len(found.refusals)
     if left:
         places = "place was" if left == 1 else "places were"
         terminal.hint("Note:", f"{left} {places} left as found; reparam plan says why")
-    if loaded.report is None:
-        terminal.hint("Note:", "no --weights were given; the model has those it was built with")
 
 
 def _tell_export(terminal: Terminal, written: ExportResult) -> None:

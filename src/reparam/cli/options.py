@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from reparam.cli.targets import Inputs, parse_shape
+from reparam.errors import InputError
 
 __all__ = [
     "InputSizeOption",
@@ -17,9 +18,10 @@ __all__ = [
     "ShapeOption",
     "WeightsOption",
     "inputs_from",
+    "refuse_for_files",
 ]
 
-_MODEL = "repvgg_a0, timm:NAME, torchvision:NAME, package.module:factory"
+_MODEL = "repvgg_a0, timm:NAME, torchvision:NAME, package.module:factory or net.onnx"
 
 ModelArgument = Annotated[str, typer.Argument(metavar="MODEL", help=f"{_MODEL}.")]
 WeightsOption = Annotated[
@@ -41,6 +43,18 @@ InputSizeOption = Annotated[
     ),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for a program to read.")]
+
+
+def refuse_for_files(model: str, **options: object) -> None:
+    """Refuse options that say how to build a model, where MODEL is a file that is built.
+
+    Raises:
+        InputError: one of them is given.
+    """
+    for name, value in options.items():
+        if value is not None:
+            option = name.replace("_", "-")
+            raise InputError(f"{model} is a file with its own weights; leave --{option} out")
 
 
 def inputs_from(shape: str | None, input_size: int | None) -> Inputs:

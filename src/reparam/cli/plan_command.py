@@ -6,6 +6,8 @@ from dataclasses import asdict
 from pathlib import Path
 
 import reparam
+from reparam.cli.onnx_files import is_onnx
+from reparam.cli.onnx_fusing import plan_file
 from reparam.cli.options import (
     InputSizeOption,
     JsonOption,
@@ -14,6 +16,7 @@ from reparam.cli.options import (
     ShapeOption,
     WeightsOption,
     inputs_from,
+    refuse_for_files,
 )
 from reparam.cli.targets import example_inputs, load_model
 from reparam.cli.terminal import Terminal
@@ -33,18 +36,23 @@ def plan(
     """Say what would fold in MODEL, what not, and why. Nothing is changed or written."""
     terminal = Terminal()
     inputs = inputs_from(shape, input_size)
-    loaded = load_model(model, weights, num_classes=num_classes)
-    with terminal.progress(f"Reading {model}"):
-        found = reparam.plan(loaded.model, example_inputs(loaded, inputs))
+    if is_onnx(model):
+        refuse_for_files(model, weights=weights, num_classes=num_classes)
+        found: reparam.Plan = plan_file(model, terminal)
+        out = f"{Path(model).stem}-fused.onnx"
+    else:
+        loaded = load_model(model, weights, num_classes=num_classes)
+        with terminal.progress(f"Reading {model}"):
+            found = reparam.plan(loaded.model, example_inputs(loaded, inputs))
+        out = f"{Path(model.rpartition(':')[2]).name}.onnx"
     if as_json:
         terminal.json({"model": model, **plan_as_dict(found)})
         return
     terminal.text(found)
     terminal.text()
     if found.regions:
-        file = Path(model.rpartition(":")[2]).name
         given = "" if weights is None else f"--weights {weights} "
-        command = f"reparam fuse {model} {given}{inputs.as_options()}-o {file}.onnx"
+        command = f"reparam fuse {model} {given}{inputs.as_options()}-o {out}"
         terminal.hint("Next:", command)
 
 

@@ -10,6 +10,8 @@ from typing import Annotated, Any
 import typer
 
 import reparam
+from reparam.cli.onnx_files import is_onnx
+from reparam.cli.onnx_fusing import verify_file
 from reparam.cli.options import (
     InputSizeOption,
     JsonOption,
@@ -17,6 +19,7 @@ from reparam.cli.options import (
     ShapeOption,
     WeightsOption,
     inputs_from,
+    refuse_for_files,
 )
 from reparam.cli.targets import Loaded, example_inputs, load_model
 from reparam.cli.terminal import Terminal
@@ -60,26 +63,35 @@ def verify(  # noqa: PLR0913 - one argument for each option
     The tolerance is measured: a small multiple of the rounding error of REFERENCE itself.
     """
     terminal = Terminal()
-    loaded = load_model(reference, weights, num_classes=num_classes)
-    sample = example_inputs(loaded, inputs_from(shape, input_size))
-    with terminal.progress(f"Comparing {candidate} with {reference}"):
-        run = _runnable(loaded, candidate, candidate_weights, num_classes)
-        verdict = reparam.verify(loaded.model, run, sample)
+    inputs = inputs_from(shape, input_size)
+    if is_onnx(reference):
+        refuse_for_files(reference, weights=weights)
+        with terminal.progress(f"Comparing {candidate} with {reference}"):
+            run = _runnable(None, candidate, candidate_weights, num_classes)
+            verdict, compared = verify_file(reference, run, inputs)
+        origin = reference
+    else:
+        loaded = load_model(reference, weights, num_classes=num_classes)
+        sample = example_inputs(loaded, inputs)
+        with terminal.progress(f"Comparing {candidate} with {reference}"):
+            run = _runnable(loaded, candidate, candidate_weights, num_classes)
+            verdict = reparam.verify(loaded.model, run, sample)
+        origin, compared = loaded.origin, tuple(sample.shape)
     if as_json:
         terminal.json(
             {
                 "reference": reference,
                 "candidate": candidate,
-                "shape": list(sample.shape),
+                "shape": list(compared),
                 **asdict(verdict),
                 "ok": verdict.ok,
             }
         )
     elif verdict.ok:
-        size = "x".join(map(str, sample.shape))
+        size = "x".join(map(str, compared))
         agreement = "" if verdict.agreement is None else f", top-1 {100 * verdict.agreement:.0f} %"
         terminal.done(
-            f"{candidate} is equal to {loaded.origin}: largest difference {verdict.max_abs:.1e}, "
+            f"{candidate} is equal to {origin}: largest difference {verdict.max_abs:.1e}, "
             f"where rounding explains {verdict.tolerance:.1e}{agreement}"
         )
         terminal.hint("Compared on:", f"random inputs of shape {size}")
@@ -87,7 +99,7 @@ def verify(  # noqa: PLR0913 - one argument for each option
 
 
 def _runnable(
-    reference: Loaded, candidate: str, weights: Path | None, num_classes: int | None
+    reference: Loaded | None, candidate: str, weights: Path | None, num_classes: int | None
 ) -> Callable[..., Any]:
     """What CANDIDATE stands for, as something that can be called with the inputs."""
     path = Path(candidate)
@@ -101,6 +113,10 @@ def _runnable(
             f"{candidate} is a file with its own weights; leave --candidate-weights out"
         )
     if suffix in _WEIGHTS:
+        if reference is None:
+            raise InputError(
+                f"{candidate} holds weights without a net; compare with a MODEL instead"
+            )
         fused = reparam.fuse(reference.model)
         reparam.load_checkpoint(fused, path)
         return fused

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from reparam.cli.bench.measuring import measure
+from reparam.cli.bench.measuring import is_file, measure
 from reparam.cli.bench.picking import Picked, picked, tell_picked
 from reparam.cli.bench.request import FIGURE1_MODELS, Request, numbers, usable_engines, words
 from reparam.cli.bench.summary import summary, tell
@@ -11,6 +11,7 @@ __all__ = [
     "FIGURE1_MODELS",
     "Picked",
     "Request",
+    "is_file",
     "measure",
     "numbers",
     "picked",

@@ -25,7 +25,7 @@ from reparam.errors import InputError
 from reparam.exporting import formats
 from reparam.report.benchmarks import BUSY, model_details
 
-__all__ = ["measure"]
+__all__ = ["is_file", "measure"]
 
 _NOT_LIVE = "measuring {cases} cases, up to {rounds} rounds{limit} ..."
 
@@ -116,7 +116,7 @@ def _subjects(
     with terminal.progress("Building") as update, fold_warnings_noted(terminal):
         for number, name in enumerate(request.models):
             update(number, len(request.models), name)
-            if _is_file(name):
+            if is_file(name):
                 sample = _random_image(inputs) if sample is None else sample
                 subjects.append(_Subject(name, _existing(name), model_details(Path(name).name)))
                 continue
@@ -145,7 +145,8 @@ def _subject(name: str, form: str, model: nn.Module, sample: torch.Tensor) -> _S
     return _Subject(f"{name}, {form} form" if form else name, model, details)
 
 
-def _is_file(name: str) -> bool:
+def is_file(name: str) -> bool:
+    """Whether a MODEL is an exported file."""
     return ":" not in name and Path(name).suffix.lower() in {entry.suffix for entry in formats()}
 
 

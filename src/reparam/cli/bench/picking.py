@@ -8,6 +8,7 @@ from typing import Any
 
 import reparam
 from reparam.benchmarking import ParityRow, Pick, pick
+from reparam.cli.bench.measuring import is_file
 from reparam.cli.bench.request import Request
 from reparam.cli.notes import fold_warnings_noted
 from reparam.cli.targets import Inputs, example_inputs, load_model
@@ -83,6 +84,11 @@ def _one_model(request: Request) -> str:
             "--pick finds the engine for one MODEL at one batch and one number of threads; "
             f"found {len(request.models)} models, {len(request.batches)} batches and "
             f"{len(request.threads)} numbers of threads"
+        )
+    if is_file(request.models[0]):
+        raise InputError(
+            f"{request.models[0]} is in the format of one engine already; --pick takes a MODEL "
+            "that can be written in every format"
         )
     return request.models[0]
 
