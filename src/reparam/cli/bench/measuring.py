@@ -48,7 +48,7 @@ def measure(request: Request, terminal: Terminal, weights: Path | None = None) -
         ExportError: an engine cannot take a model.
     """
     start = time.perf_counter()
-    load = _load(terminal)
+    load = _load(terminal, request)
     subjects, sample = _subjects(request, terminal, weights)
     cases = len(subjects) * len(request.engines) * len(request.precisions)
     cases *= len(request.batches) * len(request.threads)
@@ -78,15 +78,16 @@ def measure(request: Request, terminal: Terminal, weights: Path | None = None) -
     return replace(result, settings=result.settings | about)
 
 
-def _load(terminal: Terminal) -> float | None:
+def _load(terminal: Terminal, request: Request) -> float | None:
     """How busy the machine is with other work, where the system tells it."""
     if not hasattr(os, "getloadavg"):
         return None
     load = round(os.getloadavg()[0], 1)
     if load > BUSY * cpu_count():
+        hint = "" if request.threads == (1,) else ", or give --threads 1"
         terminal.note(
             f"note: the machine is busy (load {load} on {cpu_count()} cores); for times that mean "
-            "something, wait until it is not, or give --threads 1"
+            f"something, wait until it is not{hint}"
         )
     return load
 
