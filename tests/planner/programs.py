@@ -10,7 +10,7 @@ import itertools
 import math
 from dataclasses import dataclass, field
 from fractions import Fraction
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from hypothesis import strategies as st
@@ -46,6 +46,10 @@ class Readable(Program):
             lines.append(f"{node.where}({inputs}){operator}{bias}{seen}")
         return "\n".join(["", *lines])
 
+    def _repr_pretty_(self, printer: Any, _: object) -> None:
+        """Show the same in Hypothesis' reports, which otherwise take a dataclass apart."""
+        printer.text(repr(self))
+
 
 @dataclass(eq=False)
 class Writer:
@@ -75,7 +79,7 @@ class Writer:
         cout = cin if out is None else out
         weight = torch.randint(-2, 3, (cout, cin // groups, size)).double()
         shift = torch.randint(-2, 3, (cout,)).double() if bias else None
-        padding = size // 2 if padding is None else padding
+        padding = (size - 1) // 2 if padding is None else padding
         op = algebra.conv(weight, shift, stride=stride, padding=padding, groups=groups)
         return self._affine(x, op, "conv", op.geometry.parameters)
 
