@@ -52,10 +52,15 @@ class LayerArguments:
         """Run the layer on ``x`` with the given numbers."""
         if self.dims == 0:
             return F.linear(x, weight, bias)
-        if self.pre_pad is not None:
-            x = F.pad(x, flat_pads(self.pre_pad))
+        padding, pads = self.padding, self.pre_pad
+        if padding == "same":
+            # Torch would pad likewise, with a warning where the two sides differ.
+            spans = [d * (k - 1) for d, k in zip(self.dilation, self.kernel_size, strict=True)]
+            padding, pads = (0,) * self.dims, tuple((span // 2, span - span // 2) for span in spans)
+        if pads is not None:
+            x = F.pad(x, flat_pads(pads))
         function = (F.conv1d, F.conv2d, F.conv3d)[self.dims - 1]
-        return function(x, weight, bias, self.stride, self.padding, self.dilation, self.groups)
+        return function(x, weight, bias, self.stride, padding, self.dilation, self.groups)
 
 
 def layer_arguments(geometry: Geometry) -> tuple[LayerArguments, Geometry]:

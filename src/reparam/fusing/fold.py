@@ -32,6 +32,7 @@ Reference = Callable[[Tensor], tuple[Tensor, float]]
 """Runs a region as it stands on a float64 input: its output and the largest value inside."""
 
 T = TypeVar("T")
+R = TypeVar("R")
 
 _TOLERANCE = 1e-10
 """Float64 rounding of the longest sums stays far below, any wrong fold far above."""
@@ -71,9 +72,7 @@ def fold_all(regions: Sequence[Found]) -> Iterator[tuple[Found, FoldedLayer]]:
     return in_parallel(lambda found: fold(found.lifted, found.region, found.like), regions)
 
 
-def in_parallel(
-    function: Callable[[T], FoldedLayer], regions: Sequence[T]
-) -> Iterator[tuple[T, FoldedLayer]]:
+def in_parallel(function: Callable[[T], R], regions: Sequence[T]) -> Iterator[tuple[T, R]]:
     """Fold each region, in order.
 
     One thread a region: the slices are small, and threads that share a slice would wait for each

@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from reparam.errors import InputError, UnsupportedModelError
+from reparam.errors import UnsupportedModelError
 from reparam.fusing.explain import explain
 from reparam.graph.ir import Kind, Node, Program
-from reparam.graph.onnx_constants import DEFAULT_DOMAINS, Constants
+from reparam.graph.onnx_constants import Constants
 from reparam.graph.onnx_lift import OnnxLifted, lift_onnx
 from reparam.graph.onnx_shapes import Shapes
-from reparam.graph.onnx_tensors import FLOATS, onnx_module
+from reparam.graph.onnx_tensors import FLOATS
+from reparam.graph.onnx_valid import check_readable
 from reparam.planner import Candidate, select
 
 if TYPE_CHECKING:
@@ -116,7 +117,7 @@ def discover_onnx(model: Any) -> OnnxDiscovery:
 
     Raises:
         UnsupportedModelError: It is no ``onnx.ModelProto``.
-        InputError: It says no version, or one that the installed onnx does not know.
+        InputError: It is not whole or valid, or of a version that onnx does not know.
 
     """
     if type(model).__name__ != "ModelProto":
@@ -125,7 +126,7 @@ def discover_onnx(model: Any) -> OnnxDiscovery:
             f"versions of its operations, too"
         )
         raise UnsupportedModelError(msg)
-    opset = _opset(model)
+    opset = check_readable(model)
     why = _left_alone(model.graph, opset)
     if why is not None:
         shapes = Shapes()
@@ -180,39 +181,6 @@ def _is_tied(lifted: OnnxLifted, name: str, inside: set[int]) -> bool:
             elif index not in inside:
                 return True
     return False
-
-
-def _opset(model: ModelProto) -> int:
-    """The version of the default domain, once it is known to be one that onnx can read."""
-    onnx = onnx_module()
-    newest = onnx.defs.onnx_opset_version()
-    if not model.ir_version or not model.graph.output:
-        msg = (
-            "this is not a whole ONNX model: it has no IR version or no outputs; the file it comes "
-            "from may be cut short, or no ONNX file"
-        )
-        raise InputError(msg)
-    if model.ir_version > onnx.IR_VERSION:
-        msg = (
-            f"the model has IR version {model.ir_version}; onnx {onnx.__version__} knows versions "
-            f"up to {onnx.IR_VERSION}: install a newer onnx"
-        )
-        raise InputError(msg)
-    versions = [o.version for o in model.opset_import if o.domain in DEFAULT_DOMAINS]
-    if not versions:
-        msg = (
-            "the model does not say which opset its operations are of (opset_import has no entry "
-            "for the default domain); the file it comes from may be cut short"
-        )
-        raise InputError(msg)
-    opset = int(versions[0])
-    if not 1 <= opset <= newest:
-        msg = (
-            f"the model has opset {opset}; onnx {onnx.__version__} knows opsets 1 to {newest}: "
-            f"install a newer onnx, or export with opset_version={newest}"
-        )
-        raise InputError(msg)
-    return opset
 
 
 def _left_alone(graph: GraphProto, opset: int) -> str | None:

@@ -26,6 +26,15 @@ _CHANNELS_SECOND = {
 }  # fmt: skip
 """Operations that tell of their input that its channels are on the second axis."""
 
+_AXES_STAY = {
+    "Add", "Sub", "Mul", "Div", "Neg", "Pad", "Slice", "Identity", "Dropout", "Cast", "Relu",
+    "Clip", "LeakyRelu", "Sigmoid", "HardSwish",
+}  # fmt: skip
+"""Operations that return a value with the axes of their input."""
+
+_NEAR = 16
+"""Values to look at for an operation that tells where the channels of one before them are."""
+
 
 @dataclass(eq=False)
 class OnnxLifted:
@@ -312,11 +321,16 @@ class OnnxLifter:
         return lifted
 
     def _axis_from_readers(self, name: str) -> int | None:
-        rank = self.rank(name)
-        for index in self.readers.get(name, ()):
-            reader = self.graph.node[index]
-            if reader.op_type in _CHANNELS_SECOND and reader.input[0] == name and rank:
-                return 1 - rank
+        rank, waiting, seen = self.rank(name), [name], {name}
+        while rank and waiting and len(seen) < _NEAR:
+            value = waiting.pop(0)
+            for reader in (self.graph.node[index] for index in self.readers.get(value, ())):
+                if reader.op_type in _CHANNELS_SECOND and reader.input[0] == value:
+                    return 1 - rank
+                after = reader.output[0]
+                if reader.op_type in _AXES_STAY and self.rank(after) == rank and after not in seen:
+                    seen.add(after)
+                    waiting.append(after)
         return None
 
 

@@ -36,7 +36,7 @@ def conv(lifter: OnnxLifter, proto: NodeProto) -> Node | None:
     strides = tuple(given.get("strides", (1,) * dims))
     dilations = tuple(given.get("dilations", (1,) * dims))
     groups = given.get("group", 1)
-    pads = pads_of(lifter, proto, shape[2:], strides, dilations)
+    pads = pads_of(proto, shape[2:], strides, dilations)
     if pads is None:
         return _hosted(lifter, proto, (shape[0], math.prod(shape[1:])), groups, dims)
     geometry = algebra.conv_geometry(
@@ -156,9 +156,8 @@ def batch_norm(lifter: OnnxLifter, proto: NodeProto) -> Node | None:
 
 
 def pads_of(
-    lifter: OnnxLifter, proto: NodeProto, sizes: Sequence[int], strides: Sequence[int],
-    dilations: Sequence[int],
-) -> tuple[tuple[int, int], ...] | None:  # fmt: skip
+    proto: NodeProto, sizes: Sequence[int], strides: Sequence[int], dilations: Sequence[int]
+) -> tuple[tuple[int, int], ...] | None:
     """Zeros before and after the input per dimension; None where they depend on its size."""
     given, dims = attributes(proto), len(sizes)
     mode = given.get("auto_pad", "NOTSET")
@@ -167,20 +166,11 @@ def pads_of(
         return tuple(zip(flat[:dims], flat[dims:], strict=True))
     if mode == "VALID":
         return ((0, 0),) * dims
-    shape = lifter.shape(proto.input[0])
-    lengths = (None,) * dims if shape is None else shape[-dims:]
-    pads = []
-    for size, step, gap, length in zip(sizes, strides, dilations, lengths, strict=True):
-        span = gap * (size - 1) + 1
-        if step == 1:
-            total = span - 1
-        elif isinstance(length, int):
-            total = max((math.ceil(length / step) - 1) * step + span - length, 0)
-        else:
-            return None
-        small, large = total // 2, total - total // 2
-        pads.append((small, large) if mode == "SAME_UPPER" else (large, small))
-    return tuple(pads)
+    if any(step != 1 for step in strides):
+        return None
+    totals = [gap * (size - 1) for size, gap in zip(sizes, dilations, strict=True)]
+    halves = [(total // 2, total - total // 2) for total in totals]
+    return tuple(pair if mode == "SAME_UPPER" else pair[::-1] for pair in halves)
 
 
 def _mixing(

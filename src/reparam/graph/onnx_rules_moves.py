@@ -41,7 +41,7 @@ def average_pool(lifter: OnnxLifter, proto: NodeProto) -> Node | None:
     dims = len(sizes)
     strides = tuple(given.get("strides", (1,) * dims))
     dilations = tuple(given.get("dilations", (1,) * dims))
-    pads = pads_of(lifter, proto, sizes, strides, dilations)
+    pads = pads_of(proto, sizes, strides, dilations)
     if given.get("ceil_mode", 0):
         why = "its last windows may be cut off, and divided by less (ceil_mode=1)"
         return lifter.opaque(proto, why, keeps=True)

@@ -1,0 +1,281 @@
+"""What is left as it is, with the reason, and what cannot be read at all."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper
+
+import reparam
+from onnx_graphs import Graph, assert_equal, counts
+from reparam.errors import InputError, UnsupportedModelError
+
+
+def bias_through_padding():
+    g = Graph()
+    return g.model(g.conv(g.conv(g.x, size=1, bias=True), pads=[1, 1, 1, 1]))
+
+
+def padded_second_kernel():
+    g = Graph()
+    return g.model(g.conv(g.conv(g.x, pads=[1, 1, 1, 1]), pads=[1, 1, 1, 1]))
+
+
+def uncounted_padding():
+    g = Graph()
+    pool = g.op("AveragePool", g.x, kernel_shape=[3, 3], pads=[1, 1, 1, 1])
+    return g.model(g.op("Add", pool, g.conv(g.x, pads=[1, 1, 1, 1])))
+
+
+def ceil_mode():
+    g = Graph()
+    pool = g.op("AveragePool", g.x, kernel_shape=[2, 2], strides=[2, 2], ceil_mode=1)
+    return g.model(g.conv(pool, size=1))
+
+
+def strided_auto_pad_pool():
+    g = Graph()
+    pool = g.op(
+        "AveragePool", g.x, kernel_shape=[3, 3], strides=[2, 2], auto_pad="SAME_UPPER",
+        count_include_pad=1,
+    )  # fmt: skip
+    return g.model(g.conv(pool, size=1))
+
+
+def training_norm():
+    g = Graph()
+    y = g.conv(g.x)
+    numbers = [g.random(8), g.random(8), g.random(8), g.weight(np.ones(8))]
+    first, *_ = g.op("BatchNormalization", y, *numbers, outputs=3, training_mode=1)
+    return g.model(first)
+
+
+def training_dropout():
+    g = Graph()
+    flag = "flag"
+    g.tensors.append(helper.make_tensor(flag, TensorProto.BOOL, [], [True]))
+    y = g.op("Dropout", g.conv(g.x), g.weight(0.5), flag)
+    return g.model(g.norm(y))
+
+
+def no_scale():
+    g = Graph()
+    y = g.conv(g.x)
+    numbers = [g.random(8) for _ in range(3)] + [g.weight(np.zeros(8))]
+    return g.model(g.op("BatchNormalization", y, *numbers, epsilon=0.0))
+
+
+def not_finite():
+    g = Graph()
+    weight = g.weight(np.full((8, 8, 1, 1), np.inf))
+    return g.model(g.norm(g.op("Conv", g.x, weight)))
+
+
+def weight_from_input():
+    g = Graph()
+    pooled = g.op("Reshape", g.op("GlobalAveragePool", g.x), g.integers(2, 8, 1, 1))
+    return g.model(g.norm(g.op("Conv", g.x, pooled), 2))
+
+
+def tied_weights():
+    g = Graph()
+    weight = g.random(8, 8, 3, 3)
+    first = g.norm(g.op("Conv", g.x, weight))
+    return g.model(g.relu(first), g.relu(g.norm(g.op("Conv", g.relu(g.x), weight))))
+
+
+def too_dear():
+    g = Graph()
+    return g.model(g.conv(g.conv(g.x, cout=2, size=1), cin=2, cout=32))
+
+
+def two_readers():
+    g = Graph()
+    y = g.conv(g.x)
+    return g.model(g.op("Mul", g.norm(y), g.op("Sigmoid", y)))
+
+
+def hosted_branches():
+    g = Graph()
+    same = {"auto_pad": "SAME_UPPER", "strides": [2, 2]}
+    return g.model(g.op("Add", g.conv(g.x, **same), g.op("Identity", g.conv(g.x, **same))))
+
+
+def quantised():
+    g = Graph(dtype=TensorProto.FLOAT)
+    g.tensors.append(helper.make_tensor("zero", TensorProto.UINT8, [], [128]))
+    y = g.op("QuantizeLinear", g.x, g.weight(0.1), "zero")
+    y = g.op("DequantizeLinear", y, g.weight(0.1), "zero")
+    return g.model(g.norm(g.conv(y)))
+
+
+REFUSED = {
+    "a bias behind padding": (bias_through_padding, "bias is seen through zero padding"),
+    "a padded second kernel": (padded_second_kernel, "padded second kernel"),
+    "uncounted padding": (uncounted_padding, "count_include_pad=0"),
+    "ceil_mode": (ceil_mode, "ceil_mode=1"),
+    "a pool with auto_pad": (strided_auto_pad_pool, "auto_pad=SAME_UPPER"),
+    "a norm in training mode": (training_norm, "export the model in eval mode"),
+    "dropout in training mode": (training_dropout, "export the model in eval mode"),
+    "a norm without a scale": (no_scale, "batch norm has no scale"),
+    "weights that are not finite": (not_finite, "not finite"),
+    "a weight that is not constant": (weight_from_input, "weight that is not constant"),
+    "a tied weight": (tied_weights, "its weight is also used elsewhere"),
+    "a dearer layer": (too_dear, "more multiply-adds"),
+    "a value with two readers": (two_readers, "is also read by Sigmoid"),
+    "a quantised graph": (quantised, "it is quantised (1 DequantizeLinear, 1 QuantizeLinear)"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_is_not_exact_or_does_not_pay_is_left_with_its_reason(case):
+    make, reason = REFUSED[case]
+    model = make()
+
+    plan = reparam.plan(model)
+
+    assert not plan.regions
+    assert any(reason in refusal.why for refusal in plan.refusals), str(plan)
+    assert reason.split()[0] in str(plan)
+    fused = plan.apply()
+    assert fused.graph == model.graph
+    assert fused is not model
+
+
+def test_branches_whose_padding_depends_on_the_size_are_left():
+    model = hosted_branches()
+
+    assert not reparam.plan(model).regions
+
+
+def test_control_flow_is_left_and_what_it_captures_is_kept():
+    g = Graph(dtype=TensorProto.FLOAT)
+    before = g.norm(g.conv(g.x))
+    inner = helper.make_graph(
+        [helper.make_node("Conv", [before, g.random(8, 8, 1, 1)], ["inside"])],
+        "branch",
+        [],
+        [helper.make_tensor_value_info("inside", TensorProto.FLOAT, None)],
+    )
+    other = helper.make_graph(
+        [helper.make_node("Identity", [before], ["other"])],
+        "branch",
+        [],
+        [helper.make_tensor_value_info("other", TensorProto.FLOAT, None)],
+    )
+    g.tensors.append(helper.make_tensor("flag", TensorProto.BOOL, [], [True]))
+    out = g.op("If", "flag", then_branch=inner, else_branch=other)
+    model = g.model(g.norm(g.norm(out)))
+
+    plan = reparam.plan(model)
+    fused = plan.apply()
+
+    assert [r.what for r in plan.regions] == ["3x3 conv + BN"]
+    assert any("its own graph" in r.why and r.what == "If" for r in plan.refusals)
+    assert before in fused.graph.node[0].output
+    onnx.checker.check_model(fused, full_check=True)
+
+
+def test_operations_of_functions_are_left():
+    g = Graph()
+    body = helper.make_function(
+        "mine", "block", ["x", "w"], ["y"], [helper.make_node("Conv", ["x", "w"], ["y"])],
+        [helper.make_opsetid("", 17)],
+    )  # fmt: skip
+    weight = g.random(8, 8, 1, 1)
+    g.nodes.append(helper.make_node("block", [g.x, weight], ["y"], name="call", domain="mine"))
+    model = g.model(g.norm("y"))
+    model.functions.append(body)
+    model.opset_import.append(helper.make_opsetid("mine", 1))
+    model.graph.output[0].type.CopyFrom(helper.make_tensor_type_proto(TensorProto.DOUBLE, None))
+
+    plan = reparam.plan(model)
+
+    assert any(r.where == "call" and "its own graph" in r.why for r in plan.refusals)
+    assert counts(plan.apply()) == counts(model)
+
+
+def test_an_old_opset_is_left():
+    g = Graph(dtype=TensorProto.FLOAT)
+    model = g.model(g.relu(g.conv(g.x)), opset=6, ir=3)
+    model.graph.input.extend(
+        helper.make_tensor_value_info(t.name, t.data_type, t.dims) for t in model.graph.initializer
+    )
+
+    [refusal] = reparam.plan(model).refusals
+
+    assert "version_converter" in refusal.why
+
+
+def test_an_overridable_initializer_is_not_constant():
+    """From IR version 4 on, an initializer that is an input as well is only a default."""
+    g = Graph()
+    weight = g.random(8, 8, 1, 1)
+    model = g.model(g.norm(g.op("Conv", g.x, weight)))
+    model.graph.input.append(
+        helper.make_tensor_value_info(weight, TensorProto.DOUBLE, [8, 8, 1, 1])
+    )
+
+    assert not reparam.plan(model).regions
+
+
+def test_a_fold_too_large_for_its_type_is_left():
+    g = Graph(2, 8, 5, 5, dtype=TensorProto.FLOAT16)
+    y = g.op("Conv", g.x, g.weight(np.full((8, 8, 1, 1), 6e4)))
+    numbers = [g.weight(np.full(8, 4.0)), g.random(8), g.random(8), g.weight(np.ones(8))]
+    model = g.model(g.op("BatchNormalization", y, *numbers))
+
+    with pytest.warns(reparam.FoldWarning, match="too large for"):
+        fused = reparam.fuse(model)
+
+    assert fused.graph == model.graph
+
+
+@pytest.mark.parametrize(
+    ("spoil", "words"),
+    [
+        (lambda m: setattr(m, "ir_version", 0), "no IR version"),
+        (lambda m: setattr(m, "ir_version", 99), "IR version 99"),
+        (lambda m: m.ClearField("opset_import"), "which opset"),
+        (lambda m: setattr(m.opset_import[0], "version", 999), "opset 999"),
+        (lambda m: m.graph.ClearField("output"), "no outputs"),
+        (lambda m: m.graph.node[0].input.__setitem__(0, "nothing"), "onnx.checker says"),
+    ],
+)
+def test_a_model_that_cannot_be_read_is_an_input_error(spoil, words):
+    g = Graph()
+    model = g.model(g.norm(g.conv(g.x)))
+    spoil(model)
+
+    with pytest.raises(InputError, match=words):
+        reparam.plan(model)
+
+
+def test_a_graph_without_its_model_is_refused():
+    g = Graph()
+
+    with pytest.raises(UnsupportedModelError, match="GraphProto"):
+        reparam.plan(g.model(g.conv(g.x)).graph)
+
+
+def test_weights_in_a_file_that_was_not_read_are_an_input_error(tmp_path):
+    g = Graph()
+    model = g.model(g.norm(g.conv(g.x)))
+    path = tmp_path / "net.onnx"
+    onnx.save_model(model, path, save_as_external_data=True, size_threshold=0)
+
+    with pytest.raises(InputError, match="onnx.load"):
+        reparam.plan(onnx.load(path, load_external_data=False))
+    assert_equal(model, reparam.fuse(onnx.load(path)))
+
+
+def test_onnx_is_not_imported_for_a_torch_module():
+    code = (
+        "import sys, torch, reparam; reparam.fuse(torch.nn.Sequential(torch.nn.Linear(2, 2)).eval())"
+        "; assert not {'onnx', 'onnxruntime'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
