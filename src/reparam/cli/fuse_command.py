@@ -13,8 +13,7 @@ from torch import nn
 import reparam
 from reparam.cli.counts import counted
 from reparam.cli.notes import fold_warnings_noted
-from reparam.cli.onnx_files import is_onnx
-from reparam.cli.onnx_fusing import FusedFile, fuse_file
+from reparam.cli.onnx_files import input_shapes, is_onnx, read
 from reparam.cli.options import (
     InputSizeOption,
     JsonOption,
@@ -26,10 +25,11 @@ from reparam.cli.options import (
     refuse_for_files,
 )
 from reparam.cli.plan_command import plan_as_dict
-from reparam.cli.targets import example_inputs, load_model
+from reparam.cli.targets import Inputs, example_inputs, load_model
 from reparam.cli.terminal import Terminal
 from reparam.errors import InputError
 from reparam.exporting import ExportResult, formats
+from reparam.fusing import fuse_onnx_file
 
 __all__ = ["fuse"]
 
@@ -62,7 +62,7 @@ def fuse(
     _check_destination(out)
     if is_onnx(model):
         refuse_for_files(model, weights=weights, num_classes=num_classes)
-        _tell_file(terminal, model, out, fuse_file(model, out, inputs, terminal), as_json=as_json)
+        _fuse_file(terminal, model, out, inputs, as_json=as_json)
         return
     loaded = load_model(model, weights, num_classes=num_classes)
     sample = example_inputs(loaded, inputs)
@@ -125,23 +125,33 @@ def _counts(model: nn.Module, sample: torch.Tensor) -> dict[str, int]:
     }
 
 
-def _tell_file(
-    terminal: Terminal, model: str, out: Path, fused: FusedFile, *, as_json: bool
-) -> None:
-    """What was done to an ONNX file."""
-    before, after = fused.counts
-    verdict = {**asdict(fused.verdict), "ok": fused.verdict.ok}
+def _fuse_file(terminal: Terminal, model: str, out: Path, inputs: Inputs, *, as_json: bool) -> None:
+    """Fold an ONNX file into another, compared in ONNX Runtime before it takes its place."""
+    if not is_onnx(str(out)):
+        raise InputError(f"an ONNX file is fused into an ONNX file; give -o a name.onnx, not {out}")
+    with terminal.progress(f"Fusing {model}"), fold_warnings_noted(terminal):
+        shapes = input_shapes(model, read(model), inputs)
+        fused = fuse_onnx_file(model, out, input_shapes=shapes)
+    verdict = fused.verdict
     if as_json:
-        written = {"path": out.name, "format": "ONNX", "size_bytes": fused.size_bytes}
-        told = {"model": model, "before": before, "after": after, "verdict": verdict}
-        terminal.json({**told, "export": written, "plan": plan_as_dict(fused.plan)})
+        told = {"model": model, "before": fused.before, "after": fused.after}
+        if verdict is not None:
+            told["verdict"] = {**asdict(verdict), "ok": verdict.ok}
+        told["export"] = {"path": out.name, "format": "ONNX", "size_bytes": fused.size_bytes}
+        terminal.json({**told, "plan": plan_as_dict(fused.plan)})
         return
-    _tell_counts(terminal, model, fused.counts)
+    changed = [k for k, times in fused.before.items() if times != fused.after.get(k, 0)]
+    rows = [(kind, f"{fused.before[kind]:,}", f"{fused.after.get(kind, 0):,}") for kind in changed]
+    totals = (f"{sum(fused.before.values()):,}", f"{sum(fused.after.values()):,}")
+    rows.append(("operations in all", *totals))
+    terminal.table(f"Fused {model}", ("", "before", "after"), rows)
     _tell_refusals(terminal, fused.plan)
-    terminal.done(
-        f"Wrote {out} ({fused.size_bytes / 1e6:.1f} MB), equal in ONNX Runtime: largest difference "
-        f"{fused.verdict.max_abs:.1e}, where rounding explains {fused.verdict.tolerance:.1e}"
-    )
+    terminal.done(f"Wrote {out} ({fused.size_bytes / 1e6:.1f} MB)")
+    if verdict is not None:
+        terminal.done(
+            f"It is equal in ONNX Runtime: largest difference {verdict.max_abs:.1e}, where "
+            f"rounding explains {verdict.tolerance:.1e}"
+        )
     terminal.hint("Next:", f"reparam bench {model} {out} --engines onnxruntime")
 
 

@@ -6,8 +6,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 import reparam
-from reparam.cli.onnx_files import is_onnx
-from reparam.cli.onnx_fusing import plan_file
+from reparam.cli.onnx_files import is_onnx, read
 from reparam.cli.options import (
     InputSizeOption,
     JsonOption,
@@ -38,7 +37,8 @@ def plan(
     inputs = inputs_from(shape, input_size)
     if is_onnx(model):
         refuse_for_files(model, weights=weights, num_classes=num_classes)
-        found: reparam.Plan = plan_file(model, terminal)
+        with terminal.progress(f"Reading {model}"):
+            found: reparam.Plan = reparam.plan(read(model))
         out = f"{Path(model).stem}-fused.onnx"
     else:
         loaded = load_model(model, weights, num_classes=num_classes)

@@ -10,8 +10,7 @@ from typing import Annotated, Any
 import typer
 
 import reparam
-from reparam.cli.onnx_files import is_onnx
-from reparam.cli.onnx_fusing import verify_file
+from reparam.cli.onnx_files import is_onnx, verify_files
 from reparam.cli.options import (
     InputSizeOption,
     JsonOption,
@@ -64,11 +63,13 @@ def verify(  # noqa: PLR0913 - one argument for each option
     """
     terminal = Terminal()
     inputs = inputs_from(shape, input_size)
+    compared: list[int] | None = None
     if is_onnx(reference):
-        refuse_for_files(reference, weights=weights)
+        refuse_for_files(
+            reference, weights=weights, candidate_weights=candidate_weights, num_classes=num_classes
+        )
         with terminal.progress(f"Comparing {candidate} with {reference}"):
-            run = _runnable(None, candidate, candidate_weights, num_classes)
-            verdict, compared = verify_file(reference, run, inputs)
+            verdict = verify_files(reference, candidate, inputs)
         origin = reference
     else:
         loaded = load_model(reference, weights, num_classes=num_classes)
@@ -76,30 +77,30 @@ def verify(  # noqa: PLR0913 - one argument for each option
         with terminal.progress(f"Comparing {candidate} with {reference}"):
             run = _runnable(loaded, candidate, candidate_weights, num_classes)
             verdict = reparam.verify(loaded.model, run, sample)
-        origin, compared = loaded.origin, tuple(sample.shape)
+        origin, compared = loaded.origin, list(sample.shape)
     if as_json:
         terminal.json(
             {
                 "reference": reference,
                 "candidate": candidate,
-                "shape": list(compared),
+                "shape": compared,
                 **asdict(verdict),
                 "ok": verdict.ok,
             }
         )
     elif verdict.ok:
-        size = "x".join(map(str, compared))
         agreement = "" if verdict.agreement is None else f", top-1 {100 * verdict.agreement:.0f} %"
         terminal.done(
             f"{candidate} is equal to {origin}: largest difference {verdict.max_abs:.1e}, "
             f"where rounding explains {verdict.tolerance:.1e}{agreement}"
         )
-        terminal.hint("Compared on:", f"random inputs of shape {size}")
+        size = "" if compared is None else f" of shape {'x'.join(map(str, compared))}"
+        terminal.hint("Compared on:", f"random inputs{size}")
     verdict.raise_if_different()
 
 
 def _runnable(
-    reference: Loaded | None, candidate: str, weights: Path | None, num_classes: int | None
+    reference: Loaded, candidate: str, weights: Path | None, num_classes: int | None
 ) -> Callable[..., Any]:
     """What CANDIDATE stands for, as something that can be called with the inputs."""
     path = Path(candidate)
@@ -113,10 +114,6 @@ def _runnable(
             f"{candidate} is a file with its own weights; leave --candidate-weights out"
         )
     if suffix in _WEIGHTS:
-        if reference is None:
-            raise InputError(
-                f"{candidate} holds weights without a net; compare with a MODEL instead"
-            )
         fused = reparam.fuse(reference.model)
         reparam.load_checkpoint(fused, path)
         return fused
