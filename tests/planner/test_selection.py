@@ -283,10 +283,6 @@ def test_strides_are_priced_where_the_positions_are() -> None:
     assert region.cost_after.macs == 4 * 4 * 3 / 4
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="savings before an output that is read on are counted without the region behind it",
-)
 def test_regions_on_both_sides_of_an_output() -> None:
     write = Writer(4)
     first = write.norm(write.conv(write.input, 8))

@@ -94,8 +94,13 @@ def _best(program: Program, candidates: Candidates, veto: Veto) -> dict[Node, Ca
     chosen: dict[Node, Candidate] = {}
     score: dict[Node, _Score] = {}
     for node in program.nodes:
-        # Scores of operands that others read too count where those are decided, not here.
-        own = [score[v] for v in dict.fromkeys(node.inputs) if len(candidates.users[v]) == 1]
+        # Scores of operands that others read too, or that are seen from outside, count where those
+        # are decided, not here.
+        own = [
+            score[v]
+            for v in dict.fromkeys(node.inputs)
+            if len(candidates.users[v]) == 1 and v not in program.pinned
+        ]
         step = 1 if node.leaf is None else math.prod(node.leaf.geometry.stride)
         best: _Score = (step * sum(s[0] for s in own), sum(s[1] for s in own))
         for candidate in candidates.found[node]:
