@@ -81,7 +81,13 @@ class Graph:
     def relu(self, x: str) -> str:
         return self.op("Relu", x)
 
-    def model(self, *outputs: str, opset: int = 17, ir: int = 8) -> onnx.ModelProto:
+    def model(
+        self,
+        *outputs: str,
+        opset: int = 17,
+        ir: int = 8,
+        functions: tuple[onnx.FunctionProto, ...] = (),
+    ) -> onnx.ModelProto:
         graph = helper.make_graph(
             self.nodes,
             "test",
@@ -89,7 +95,9 @@ class Graph:
             [helper.make_tensor_value_info(name, self.dtype, None) for name in outputs],
             self.tensors,
         )
-        model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)])
+        opsets = [helper.make_opsetid("", opset)]
+        opsets += [helper.make_opsetid(function.domain, 1) for function in functions]
+        model = helper.make_model(graph, opset_imports=opsets, functions=functions)
         model.ir_version = ir
         inferred = onnx.shape_inference.infer_shapes(model)
         for value, known in zip(model.graph.output, inferred.graph.output, strict=True):

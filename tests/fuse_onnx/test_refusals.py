@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import subprocess
 import sys
 
@@ -188,10 +189,7 @@ def test_operations_of_functions_are_left():
     )  # fmt: skip
     weight = g.random(8, 8, 1, 1)
     g.nodes.append(helper.make_node("block", [g.x, weight], ["y"], name="call", domain="mine"))
-    model = g.model(g.norm("y"))
-    model.functions.append(body)
-    model.opset_import.append(helper.make_opsetid("mine", 1))
-    model.graph.output[0].type.CopyFrom(helper.make_tensor_type_proto(TensorProto.DOUBLE, None))
+    model = g.model(g.norm("y"), functions=(body,))
 
     plan = reparam.plan(model)
 
@@ -266,16 +264,17 @@ def test_weights_in_a_file_that_was_not_read_are_an_input_error(tmp_path):
     g = Graph()
     model = g.model(g.norm(g.conv(g.x)))
     path = tmp_path / "net.onnx"
-    onnx.save_model(model, path, save_as_external_data=True, size_threshold=0)
+    onnx.save_model(copy.deepcopy(model), path, save_as_external_data=True, size_threshold=0)
 
-    with pytest.raises(InputError, match="onnx.load"):
+    with pytest.raises(InputError, match=r"onnx\.load"):
         reparam.plan(onnx.load(path, load_external_data=False))
     assert_equal(model, reparam.fuse(onnx.load(path)))
 
 
 def test_onnx_is_not_imported_for_a_torch_module():
     code = (
-        "import sys, torch, reparam; reparam.fuse(torch.nn.Sequential(torch.nn.Linear(2, 2)).eval())"
-        "; assert not {'onnx', 'onnxruntime'} & set(sys.modules)"
+        "import sys, torch, reparam;"
+        "reparam.fuse(torch.nn.Sequential(torch.nn.Linear(2, 2)).eval());"
+        "assert not {'onnx', 'onnxruntime'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

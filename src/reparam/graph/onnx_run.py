@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 __all__ = ["constant_of", "run_nodes"]
 
 _DOUBLE = 11
+_PLAIN_BATCH_NORM = 14
+"""Opset from which BatchNormalization says itself whether it is in training mode."""
 
 
 def run_nodes(
@@ -42,17 +44,26 @@ def run_nodes(
     """
     if nodes[0].op_type == "ConvTranspose":
         return _transposed(nodes[0], feeds, opset)
+    if nodes[0].op_type == "BatchNormalization":
+        # For older opsets the evaluator fails, or takes the statistics of the batch.
+        return _run([_without(nodes[0], "spatial")], feeds, output, max(opset, _PLAIN_BATCH_NORM))
     return _run(nodes, feeds, output, opset)
+
+
+def _without(node: NodeProto, name: str) -> NodeProto:
+    """Copy an operation without one of its attributes."""
+    twin: Any = type(node)()
+    twin.CopyFrom(node)
+    kept = [attribute for attribute in node.attribute if attribute.name != name]
+    del twin.attribute[:]
+    twin.attribute.extend(kept)
+    return twin  # type: ignore[no-any-return]
 
 
 def _transposed(node: NodeProto, feeds: Mapping[str, Tensor], opset: int) -> Tensor:
     """Run a transposed convolution group by group: onnx's reference mixes its groups up."""
     count = next((a.i for a in node.attribute if a.name == "group"), 1)
-    plain: Any = type(node)()
-    plain.CopyFrom(node)
-    for attribute in plain.attribute:
-        if attribute.name == "group":
-            attribute.i = 1
+    plain = _without(node, "group")
     axes = dict(zip(node.input, (1, 0, 0), strict=False))
     parts = [
         {name: value.chunk(count, axes[name])[k].contiguous() for name, value in feeds.items()}
