@@ -147,6 +147,10 @@ def test_old_files_list_their_new_initializers_as_inputs():
     """Up to IR version 3 every initializer is an input, too."""
     g = Graph()
     model = g.model(g.norm(g.conv(g.x)), ir=3, opset=8)
+    shape = ["n", 8, "height", "width"]
+    model.graph.output[0].CopyFrom(
+        helper.make_tensor_value_info(model.graph.output[0].name, TensorProto.DOUBLE, shape)
+    )
     model.graph.input.extend(
         helper.make_tensor_value_info(t.name, t.data_type, t.dims) for t in model.graph.initializer
     )

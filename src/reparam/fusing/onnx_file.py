@@ -16,6 +16,7 @@ from reparam.errors import InputError, VerificationError
 from reparam.fusing.onnx_compare import compare_onnx_files
 from reparam.fusing.onnx_plan import OnnxPlan, plan_onnx
 from reparam.graph.onnx_tensors import onnx_module
+from reparam.graph.onnx_valid import check_readable
 from reparam.verifying import Verdict
 
 if TYPE_CHECKING:
@@ -86,9 +87,8 @@ def fuse_onnx_file(
     model = read_onnx_file(source)
     _check_apart(source, target)
     external = _external_files(source)
-    with _naming(source):
-        plan = plan_onnx(model)  # checks that the model is a valid one, too
-        fused = plan.apply()
+    plan = plan_onnx(model)
+    fused = plan.apply()
     before, after = _counts(model), _counts(fused)
     outside = bool(external) or _weight_bytes(fused) > _LIMIT
     with atomic_path(target) as staged:
@@ -124,6 +124,8 @@ def read_onnx_file(path: str | os.PathLike[str]) -> ModelProto:
         why = str(error).strip().partition("\n")[0]
         msg = f"cannot read {file}: it is no whole, valid ONNX model ({why})"
         raise InputError(msg) from error
+    with _naming(file):
+        check_readable(model)
     return model
 
 
@@ -203,7 +205,7 @@ def _naming(path: Path) -> Iterator[None]:
     try:
         yield
     except InputError as error:
-        msg = f"cannot fuse {path}: {error}"
+        msg = f"cannot read {path}: {error}"
         raise InputError(msg) from error
 
 
