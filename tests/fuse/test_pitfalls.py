@@ -532,3 +532,17 @@ def test_torchvisions_frozen_norm_folds() -> None:
     model = nn.Sequential(conv(), ops.FrozenBatchNorm2d(4))
     fused = check(model, convs=1)
     assert set(count(fused, image())[1].others) == set()
+
+
+def test_a_model_that_is_one_block_needs_no_example() -> None:
+    """The whole model becomes one layer, whose argument has another name."""
+
+    class Branches(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = conv(), conv(k=1)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.a(x) + self.b(x)
+
+    check(Branches(), convs=1, example=False)

@@ -103,9 +103,9 @@ def capture_calls(model: nn.Module, call: Call) -> dict[str, Call]:
 
 def guess_calls(traced: Trace) -> list[Call]:
     """Make up arguments for a traced module from the layers that read its inputs."""
-    placeholders = (n for n in traced.graph.nodes if n.op == "placeholder")
+    placeholders = [n for n in traced.graph.nodes if n.op == "placeholder"]
     inputs = [n for n in placeholders if n.users and not n.args]  # those without a default
-    guesses = []
+    guesses: list[Call] = []
     for attempt in range(_ATTEMPTS):
         shapes = [_guess_shape(traced, node, attempt) for node in inputs]
         if any(shape is None for shape in shapes):
@@ -115,7 +115,10 @@ def guess_calls(traced: Trace) -> list[Call]:
             for node, shape in zip(inputs, shapes, strict=True)
             if shape is not None
         }
-        if all(name.isidentifier() for name in arguments):
+        if inputs == placeholders[: len(inputs)]:
+            # By position, since a layer that takes the place of a block has other names.
+            guesses.append((tuple(arguments.values()), {}))
+        elif all(name.isidentifier() for name in arguments):
             guesses.append(((), arguments))
         if all(len(shape or ()) <= 2 for shape in shapes):
             break
