@@ -126,9 +126,11 @@ class _Noise:
 
 def _jittered(tensor: TensorProto, generator: torch.Generator) -> Tensor:
     value = to_torch(tensor)
-    noise = torch.rand(value.shape, generator=generator) * 2 - 1
-    factor = 1 + torch.finfo(value.dtype).eps * noise.double()
-    changed = (value.double() * factor).to(value.dtype)
+    # In place, as it may be most of the memory that there is.
+    wide = torch.float64 if value.dtype == torch.float64 else torch.float32
+    eps = torch.finfo(value.dtype).eps
+    noise = torch.rand(value.shape, generator=generator, dtype=wide)
+    changed = noise.mul_(2 * eps).add_(1 - eps).mul_(value).to(value.dtype)
     # numpy has no bfloat16 of its own; the runtime is told the type and takes the bits.
     return changed.view(torch.int16) if value.dtype == torch.bfloat16 else changed
 

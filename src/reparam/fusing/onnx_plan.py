@@ -57,6 +57,7 @@ class OnnxPlan(Plan):
             warnings.warn(
                 f"{found.anchor.where} is left as it is: {why}", FoldWarning, stacklevel=2
             )
+        lifted.constants.forget()
         model = write_model(lifted, _without(folded, dropped))
         why = complaint(model)
         if why is not None:
@@ -79,6 +80,7 @@ def plan_onnx(model: Any) -> OnnxPlan:
 
     """
     discovery = discover_onnx(model)
+    discovery.lifted.constants.forget()
     return OnnxPlan(
         tuple(region_record(one.region, one.anchor.where) for one in discovery.regions),
         tuple(Refusal(u.where, u.what, u.why) for u in discovery.unfolded),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from typing import TYPE_CHECKING
 
 from torch import Tensor
@@ -19,8 +20,11 @@ __all__ = ["DEFAULT_DOMAINS", "Constants", "has_subgraph"]
 
 DEFAULT_DOMAINS = {"", "ai.onnx"}
 
-_KEPT = 32
-"""Tensors that are kept in memory for the next reader."""
+_LARGE = 1 << 18
+"""Numbers from which a tensor is kept in memory only until some others were read."""
+
+_LARGE_KEPT = 8
+"""Large tensors that are kept: those of the regions that are folded at one time."""
 
 _FIRST_SEPARATE_INITIALIZERS = 4
 """IR version from which an initializer that is also an input is a default, not a constant."""
@@ -55,7 +59,8 @@ class Constants:
             if self._is_constant(node):
                 self.nodes.add(index)
                 self._made.update(dict.fromkeys(node.output, node))
-        self._read = functools.lru_cache(maxsize=_KEPT)(self._compute)
+        self._small = functools.cache(self._compute)
+        self._large = functools.lru_cache(maxsize=_LARGE_KEPT)(self._compute)
 
     def __contains__(self, name: object) -> bool:
         """Whether the value of this name is constant."""
@@ -63,21 +68,28 @@ class Constants:
 
     def value(self, name: str) -> Tensor:
         """The value, float64 where it is floating point."""
-        return as_double(self._read(name))
+        return as_double(self.numbers(name))
 
     def numbers(self, name: str) -> Tensor:
         """The value in the type that it is stored in, where it is stored and not computed."""
-        return self._read(name)
+        stored = self._stored.get(name)
+        large = stored is not None and math.prod(stored.dims) >= _LARGE
+        return self._large(name) if large else self._small(name)
+
+    def forget(self) -> None:
+        """Free the memory of what was read; it is read again where it is needed."""
+        self._small.cache_clear()
+        self._large.cache_clear()
 
     def shape(self, name: str) -> tuple[int, ...]:
         """Its shape, from the file where it is stored."""
         if name in self._stored:
             return tuple(self._stored[name].dims)
-        return tuple(self._read(name).shape)
+        return tuple(self.numbers(name).shape)
 
     def integers(self, name: str) -> list[int]:
         """The value as a list of whole numbers: a shape, axes, pads."""
-        return [int(v) for v in self._read(name).reshape(-1).tolist()]
+        return [int(v) for v in self.numbers(name).reshape(-1).tolist()]
 
     def type(self, name: str) -> int | None:
         """ONNX's number of the type that it has in the graph."""

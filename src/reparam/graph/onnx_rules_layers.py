@@ -14,7 +14,7 @@ from reparam.algebra import AffineConv, Geometry, Leaf, Rows
 from reparam.graph.hosted import rows_of_transposed
 from reparam.graph.ir import Node
 from reparam.graph.onnx_lift import OnnxLifter, attributes
-from reparam.graph.weights import weight_loader
+from reparam.graph.weights import first_not_finite, weight_loader
 
 if TYPE_CHECKING:
     from onnx import NodeProto
@@ -226,7 +226,7 @@ def _weights_refused(lifter: OnnxLifter, proto: NodeProto) -> Node | None:
     if not all(constants.is_floating(name) for name in numbers):
         return lifter.opaque(proto, f"the numbers of its {proto.op_type} are not floating point")
     for name in numbers:
-        if not _finite(constants.numbers(name)):
+        if first_not_finite({constants.numbers(name)}) is not None:
             return lifter.opaque(proto, f"its {proto.op_type} has numbers that are not finite")
     return None
 
