@@ -199,3 +199,49 @@ def test_the_fused_model_shares_nothing_with_the_original(kind):
     fused.graph.input[0].name = "changed"
 
     assert model.SerializeToString() == before
+
+
+def test_a_branch_that_comes_before_the_padding_it_is_folded_behind():
+    g = Graph()
+    narrow = g.conv(g.x, size=1)
+    padded = g.op("Pad", g.x, g.integers(0, 0, 1, 1, 0, 0, 1, 1), mode="edge")
+    model = g.model(g.relu(g.op("Add", narrow, g.norm(g.conv(padded)))))
+
+    fused = reparam.fuse(model)
+
+    assert counts(fused) == {"Pad": 1, "Conv": 1, "Relu": 1}
+    assert_equal(model, fused)
+
+
+def test_names_that_stand_for_several_sizes_are_not_trusted():
+    """With every open size called ``?``, a reshape that mixes channels looks like one of layout."""
+    g = Graph("?", 8, "?")
+    y = g.conv(g.x, dims=1, pads=[1, 1])
+    mixed = g.op("Reshape", y, g.integers(-1, 8, 2))
+    model = g.model(g.op("Mul", mixed, g.random(8, 1)))
+    info = helper.make_tensor_value_info(mixed, TensorProto.DOUBLE, ["?", 8, "?"])
+    model.graph.value_info.append(info)
+    del model.graph.output[0].type.tensor_type.shape.dim[:]
+
+    fused = reparam.fuse(model)
+
+    x = np.random.default_rng(0).normal(size=(2, 8, 6))
+    [left], [right] = evaluate(model, x), evaluate(fused, x)
+    np.testing.assert_allclose(left, right, rtol=1e-9, atol=1e-12)
+    assert counts(fused)["Mul"] == 1
+
+
+def test_an_operation_that_leaves_its_first_value_out():
+    g = Graph(3, 2, 8)
+    weights = [g.random(1, 16, 8), g.random(1, 16, 4)]
+    g.nodes.append(
+        helper.make_node("LSTM", [g.x, *weights], ["", "last"], name="lstm", hidden_size=4)
+    )
+    flat = g.op("Reshape", "last", g.integers(2, 4))
+    y = g.op("Gemm", flat, g.random(4, 8))
+    model = g.model(g.relu(g.norm(y)))
+
+    fused = reparam.fuse(model)
+
+    assert counts(fused) == {"LSTM": 1, "Reshape": 1, "Gemm": 1, "Relu": 1}
+    assert_equal(model, fused)

@@ -32,6 +32,12 @@ def uncounted_padding():
     return g.model(g.op("Add", pool, g.conv(g.x, pads=[1, 1, 1, 1])))
 
 
+def negative_pads():
+    g = Graph()
+    cropped = g.op("Pad", g.x, g.integers(0, 0, -1, 0, 0, 0, -1, 0))
+    return g.model(g.conv(cropped, size=1))
+
+
 def ceil_mode():
     g = Graph()
     pool = g.op("AveragePool", g.x, kernel_shape=[2, 2], strides=[2, 2], ceil_mode=1)
@@ -118,6 +124,7 @@ REFUSED = {
     "a bias behind padding": (bias_through_padding, "bias is seen through zero padding"),
     "a padded second kernel": (padded_second_kernel, "padded second kernel"),
     "uncounted padding": (uncounted_padding, "count_include_pad=0"),
+    "negative pads": (negative_pads, "pads by a negative number"),
     "ceil_mode": (ceil_mode, "ceil_mode=1"),
     "a pool with auto_pad": (strided_auto_pad_pool, "auto_pad=SAME_UPPER"),
     "a norm in training mode": (training_norm, "export the model in eval mode"),

@@ -92,7 +92,7 @@ class _Edits:
         for name, value in self._old.ListFields():
             if name.name not in {"node", "initializer", "value_info", "quantization_annotation"}:
                 _set(graph, name.name, value)
-        graph.node.extend(n for n in nodes if not unread.issuperset(n.output))
+        graph.node.extend(_in_order([n for n in nodes if not unread.issuperset(n.output)]))
         self._write_tensors(graph, unread)
         made = {name for node in graph.node for name in node.output}
         made |= {v.name for v in (*graph.input, *graph.initializer)}
@@ -248,9 +248,34 @@ class _Edits:
 
 
 def _names(graph: GraphProto) -> set[str]:
-    values = {name for node in graph.node for name in (*node.input, *node.output, node.name)}
-    tensors = {tensor.name for tensor in graph.initializer}
-    return values | tensors | {value.name for value in graph.input}
+    """All names in a graph, those in the graphs of its operations included."""
+    found = {tensor.name for tensor in graph.initializer} | {v.name for v in graph.input}
+    for node in graph.node:
+        found |= {*node.input, *node.output, node.name}
+        for attribute in node.attribute:
+            if attribute.type in {5, 10}:
+                found = found.union(*map(_names, (attribute.g, *attribute.graphs)))
+    return found
+
+
+def _in_order(nodes: list[NodeProto]) -> list[NodeProto]:
+    """Put operations behind those whose values they read; where they are already, nothing moves.
+
+    A layer that reads a padded value can stand for branches that came before the padding.
+    """
+    maker = {name: k for k, node in enumerate(nodes) for name in node.output if name}
+    done: dict[int, NodeProto] = {}
+    for start in range(len(nodes)):
+        waiting = [start]
+        while waiting:
+            node = nodes[waiting[-1]]
+            reads = (maker.get(name) for name in (*node.input, *sorted(outer_reads(node))))
+            pending = [k for k in reads if k is not None and k not in done]
+            if pending:
+                waiting += pending
+            else:
+                done.setdefault(waiting.pop(), node)
+    return list(done.values())
 
 
 def _set(target: Any, name: str, value: Any) -> None:

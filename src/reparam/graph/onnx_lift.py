@@ -138,8 +138,9 @@ class OnnxLifter:
 
     def _enter(self, proto: NodeProto, lifted: Node) -> None:
         """Give the values of an operation their nodes; what folds has one value."""
-        first, *others = proto.output
-        self.values[first] = lifted
+        first, *others = proto.output or ("",)
+        if first:
+            self.values[first] = lifted
         for name in others:
             if name:
                 self.values[name] = self._other_output(proto, name, lifted)
@@ -236,7 +237,7 @@ class OnnxLifter:
             lifted.axis = sources[0].axis
             self._channels[lifted] = self._channels.get(sources[0])
         if lifted.axis is None:
-            lifted.axis = self._axis_from_readers(proto.output[0])
+            lifted.axis = self._axis_from_readers(_first_output(proto))
         return lifted
 
     def pair(self, first: int, second: int) -> None:
@@ -312,12 +313,12 @@ class OnnxLifter:
         return lifted
 
     def _node(self, kind: Kind, inputs: tuple[Node, ...], proto: NodeProto, what: str) -> Node:
-        where = proto.name or proto.output[0]
+        where = proto.name or _first_output(proto) or proto.op_type
         lifted = Node(kind, inputs, self._index, self._index, what, where)
         self.lifted.program.nodes.append(lifted)
         first = self._paired.get(self._index)
         self.lifted.origin[lifted] = (self._index,) if first is None else (first, self._index)
-        self.lifted.names[lifted] = proto.output[0]
+        self.lifted.names[lifted] = _first_output(proto)
         return lifted
 
     def _axis_from_readers(self, name: str) -> int | None:
@@ -342,6 +343,11 @@ def lift_onnx(model: ModelProto, opset: int) -> OnnxLifted:
     from reparam.graph.onnx_rules import rule_for
 
     return OnnxLifter(model, opset).run(rule_for)
+
+
+def _first_output(proto: NodeProto) -> str:
+    """The first value that an operation returns; empty where it leaves that one out."""
+    return proto.output[0] if proto.output else ""
 
 
 def attributes(proto: NodeProto) -> dict[str, Any]:

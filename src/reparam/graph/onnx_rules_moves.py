@@ -30,6 +30,9 @@ __all__ = [
 
 Pads = tuple[tuple[int, int], ...]
 
+_PADDING_MODES = {"reflect": "reflect", "edge": "replicate", "wrap": "circular"}
+"""ONNX's names of paddings that are not zeros, and torch's."""
+
 _PADS_AS_INPUT = 11
 """Opset from which Pad reads its pads, and Slice its ends, from inputs."""
 
@@ -96,13 +99,15 @@ def pad(lifter: OnnxLifter, proto: NodeProto) -> Node | None:
     mode = given.get("mode", "constant")
     pairs = _spatial_pads(lifter, proto)
     axis = lifter.axis(source)
-    if pairs is None or axis is None or mode not in {"constant", "reflect", "edge", "wrap"}:
+    if pairs is None or axis is None or mode not in {"constant", *_PADDING_MODES}:
         return None
-    if mode == "constant" and _pad_value(lifter, proto) == 0.0:
-        return _zero_pad(lifter, proto, pairs)
-    if any(low < 0 or high < 0 for low, high in pairs) or mode == "constant":
-        return None
-    return lifter.padded(proto, pairs, mode, axis)
+    if any(low < 0 or high < 0 for low, high in pairs):
+        why = "it pads by a negative number, which onnx's reference evaluator cannot check"
+        return lifter.opaque(proto, why, keeps=True)
+    if mode == "constant":
+        zeros = _pad_value(lifter, proto) == 0.0
+        return _zero_pad(lifter, proto, pairs) if zeros else None
+    return lifter.padded(proto, pairs, _PADDING_MODES[mode], axis)
 
 
 def slice_(lifter: OnnxLifter, proto: NodeProto) -> Node | None:

@@ -78,7 +78,7 @@ def _affine_map(  # noqa: PLR0913 (the parts of one affine map)
     numbers = [name for name in (factor, shift) if name is not None]
     if not all(constants.is_floating(name) for name in numbers):
         return None
-    if times == 1.0 and _changes_nothing(lifter, x, proto, factor, shift):
+    if times == 1.0 and _changes_nothing(lifter, x, factor, shift):
         return lifter.alias(proto, x)
     channels, axis = lifter.channels(x), lifter.axis(x)
     if channels is None or axis is None:
@@ -116,19 +116,18 @@ def _per_channel(
     return 1 / value if invert else value
 
 
-def _changes_nothing(
-    lifter: OnnxLifter, x: str, proto: NodeProto, factor: str | None, shift: str | None
-) -> bool:
+def _changes_nothing(lifter: OnnxLifter, x: str, factor: str | None, shift: str | None) -> bool:
     """Whether a map is the identity: times one and plus zero, without growing by broadcasting."""
+    channels, axis = lifter.channels(x), lifter.axis(x)
     for name, neutral in ((factor, 1.0), (shift, 0.0)):
-        if name is not None:
-            value = lifter.constants.value(name)
-            if not bool((value == neutral).all()):
-                return False
-            if value.dim() and lifter.shape(x) != lifter.shape(proto.output[0]):
-                return False
-            if value.dim() and lifter.shape(x) is None:
-                return False
+        if name is None:
+            continue
+        shape = _shape_in_rank(lifter, name, x)
+        known = channels is not None and axis is not None
+        if shape and not (known and is_per_channel(shape, channels or 0, axis or 0)):
+            return False
+        if not bool((lifter.constants.value(name) == neutral).all()):
+            return False
     return True
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Container, Iterable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -38,14 +40,17 @@ def infer(model: ModelProto) -> Shapes:
     """Infer what onnx can infer; bulky weights are left out, so that any size of model will do."""
     inference = onnx_module("onnx.shape_inference")
     bare = skeleton(model)
-    try:
+    del bare.graph.value_info[:]
+    names = _distinct_names(bare.graph.input)
+    with suppress(inference.InferenceError, RuntimeError, ValueError):
+        # What the file itself declares is taken below, either way.
         bare = inference.infer_shapes(bare, data_prop=True)
-    except (inference.InferenceError, RuntimeError, ValueError):
-        # What the file itself declares is still there.
-        bare = skeleton(model)
     known = Shapes()
-    for info in (*bare.graph.input, *bare.graph.value_info, *bare.graph.output):
+    for info in bare.graph.value_info:
         _note(info, known)
+    for info in (*bare.graph.input, *bare.graph.output, *model.graph.value_info):
+        if info.name not in known.shapes:
+            _note(info, known, names)
     for tensor in model.graph.initializer:
         known.shapes[tensor.name] = tuple(tensor.dims)
         known.types[tensor.name] = tensor.data_type
@@ -102,14 +107,28 @@ def _product(sizes: Iterable[int | str | None]) -> tuple[int, tuple[str, ...]] |
     return math.prod(size for size in known if isinstance(size, int)), names
 
 
-def _note(info: ValueInfoProto, known: Shapes) -> None:
+def _distinct_names(values: Iterable[ValueInfoProto]) -> set[str]:
+    """Names of sizes that stand for one size: some exporters call every open one alike."""
+    found = Counter(
+        d.dim_param for v in values for d in v.type.tensor_type.shape.dim if d.dim_param
+    )
+    return {name for name, times in found.items() if times == 1}
+
+
+def _note(info: ValueInfoProto, known: Shapes, names: Container[str] | None = None) -> None:
+    """Take a declared type and shape; of the names of sizes only the given ones, if any are."""
     kind = info.type.tensor_type
     if kind.elem_type:
         known.types[info.name] = kind.elem_type
     if kind.HasField("shape"):
         known.shapes[info.name] = tuple(
-            d.dim_value if d.HasField("dim_value") else d.dim_param or None for d in kind.shape.dim
+            d.dim_value if d.HasField("dim_value") else _name(d.dim_param, names)
+            for d in kind.shape.dim
         )
+
+
+def _name(name: str, trusted: Container[str] | None) -> str | None:
+    return name if name and (trusted is None or name in trusted) else None
 
 
 def _without_numbers(tensor: TensorProto) -> TensorProto:
