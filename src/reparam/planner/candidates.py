@@ -253,9 +253,14 @@ def _share_padding(terms: tuple[Node, ...], per_term: list[dict[Node, Candidate 
     The value is the padded one with the padding cropped off, so a 1x1 or identity branch beside a
     convolution with reflected padding becomes a kernel on the padded value.
     """
-    padded = {s: c for choices in per_term for s, c in choices.items() if s.pads is not None}
+    padded = {
+        s: c
+        for choices in per_term
+        for s, c in choices.items()
+        if s.pads is not None and c is not None and c.expression is not None
+    }
     for source, reader in padded.items():
-        if reader is None or source.pads is None:
+        if source.pads is None:
             continue
         crop = pad_leaf(
             reader.geometry.in_channels, tuple((-low, -high) for low, high in source.pads)
