@@ -152,6 +152,13 @@ def reflected():
     return g.model(g.relu(total))
 
 
+def padded_and_passed_on():
+    g = Graph()
+    padded = g.op("Pad", g.x, g.integers(0, 0, 1, 1, 0, 0, 1, 1), mode="edge")
+    total = g.op("Add", g.op("Identity", padded), g.conv(padded, size=1))
+    return g.model(g.op("Sub", total, g.norm(padded)))
+
+
 def computed_weight():
     """Weight standardisation, written out."""
     g = Graph()
@@ -213,6 +220,7 @@ CASES = {
     "ConvTranspose": (transposed(strides=[2, 2]), {"ConvTranspose": 1, "Relu": 1}),
     "ConvTranspose without bias": (transposed_without_bias(), {"ConvTranspose": 1}),
     "reflected padding": (reflected(), {"Pad": 1, "Conv": 1, "Relu": 1}),
+    "padding that is passed on": (padded_and_passed_on(), {"Pad": 1, "Conv": 1}),
     "computed weight": (computed_weight(), {"Conv": 1}),
     "one dimension": (one_dimensional(), {"Conv": 1}),
     "three dimensions": (three_dimensional(), {"Conv": 1}),
