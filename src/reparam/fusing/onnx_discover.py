@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from reparam.errors import UnsupportedModelError
+from reparam.fusing.discover import Unfolded
 from reparam.fusing.explain import explain
 from reparam.graph.ir import Kind, Node, Program
 from reparam.graph.onnx_constants import Constants
@@ -22,7 +23,7 @@ from reparam.planner import Candidate, select
 if TYPE_CHECKING:
     from onnx import GraphProto, ModelProto
 
-__all__ = ["OnnxDiscovery", "OnnxFound", "Unfolded", "discover_onnx"]
+__all__ = ["OnnxDiscovery", "OnnxFound", "discover_onnx"]
 
 _NUMPY_BROADCASTING = 7
 """Opset from which operations broadcast as numpy does."""
@@ -34,15 +35,6 @@ _QUANTISED = {
 }  # fmt: skip
 
 _LAYERS = {"Conv", "ConvTranspose", "Gemm", "MatMul", "BatchNormalization"}
-
-
-@dataclass(frozen=True, slots=True)
-class Unfolded:
-    """Something that was left as it is, and why."""
-
-    where: str
-    what: str
-    why: str
 
 
 @dataclass(frozen=True, slots=True, eq=False)
