@@ -48,6 +48,7 @@ class _Edits:
         self._removed: set[int] = set()
         self._renamed: dict[str, str] = {}
         self._tensors: dict[str, Tensor] = {}
+        self._wished: dict[str, str] = {}
         self._taken = _names(self._old)
 
     def merge(self, found: OnnxFound, layer: FoldedLayer) -> None:
@@ -84,6 +85,7 @@ class _Edits:
                 nodes.append(node)
         nodes = [self._with_names(node) for node in nodes]
         unread = self._unread(nodes)
+        self._take_old_names(nodes, unread)
         model: Any = onnx_module().ModelProto()
         for name, value in self._lifted.model.ListFields():
             if name.name != "graph":
@@ -152,25 +154,36 @@ class _Edits:
 
     def _store(self, found: OnnxFound, weight: Tensor, bias: Tensor | None) -> list[str]:
         """Name the numbers of a layer: as those that they replace, if nothing else reads these."""
-        inside = {i for node in found.region.nodes for i in self._lifted.indices_of(node)}
         old = self._lifted.reads[found.anchor]
-        name = self._name(old[0], inside)
+        name = self._in_place_of(old[0])
         self._tensors[name] = weight
         if bias is None:
             return [name]
         if len(old) > 1:
-            second = self._name(old[1], inside)
+            second = self._in_place_of(old[1])
         else:
-            stem, dot, last = name.rpartition(".")
-            second = self._free(f"{stem}.bias" if dot and last == "weight" else f"{name}_bias")
+            stem, dot, last = old[0].rpartition(".")
+            second = self._free(f"{stem}.bias" if dot and last == "weight" else f"{old[0]}_bias")
         self._tensors[second] = bias
         return [name, second]
 
-    def _name(self, old: str, inside: set[int]) -> str:
-        stored = old in {t.name for t in self._old.initializer}
-        if stored and inside.issuperset(self._lifted.readers[old]) and old not in self._tensors:
-            return old
-        return self._free(f"{old}_fused")
+    def _in_place_of(self, old: str) -> str:
+        """A new name, to be given up for the old one if that turns out to be unread."""
+        name = self._free(f"{old}_fused")
+        self._wished[name] = old
+        return name
+
+    def _take_old_names(self, nodes: list[NodeProto], unread: set[str]) -> None:
+        first: dict[str, str] = {}  # an old name can be taken once
+        for new, old in self._wished.items():
+            if old in unread:
+                first.setdefault(old, new)
+        names = {new: old for old, new in first.items()}
+        for node in nodes:
+            for k, name in enumerate(node.input):
+                if name in names:
+                    node.input[k] = names[name]
+        self._tensors = {names.get(name, name): value for name, value in self._tensors.items()}
 
     def _free(self, name: str) -> str:
         candidate, number = name, 1
