@@ -48,19 +48,7 @@ def assert_back_again(model: nn.Module, wide: nn.Module, x: Tensor) -> None:
     assert difference(model, back, x) <= EXACT * scale
 
 
-# A branch beside a kernel that is not centred crops or pads its input by a module of its own.
-CROPPED = {
-    "valid", "wide-padding", "patchify", "even-stride", "anisotropic",
-    "reflect", "circular", "replicate-even",
-}  # fmt: skip
-
-
-def _folds(name: str):
-    crops = pytest.mark.xfail(strict=False, reason="crops and pads before a norm do not fold yet")
-    return pytest.param(GEOMETRIES[name], id=name, marks=[crops] if name in CROPPED else [])
-
-
-@pytest.mark.parametrize("geometry", [_folds(name) for name in GEOMETRIES])
+@pytest.mark.parametrize("geometry", GEOMETRIES.values(), ids=GEOMETRIES)
 @pytest.mark.parametrize(("kind", "how"), [*((k, "keep") for k in KINDS), ("dbb", "absorb")])
 @pytest.mark.filterwarnings("ignore:Using padding='same':UserWarning")
 def test_every_kind_and_geometry_folds_back_to_one_convolution(kind, geometry, how) -> None:

@@ -263,14 +263,21 @@ def test_a_bias_through_padding_is_the_reason_given() -> None:
     assert selection.reasons[out][0].startswith("a bias is seen through zero padding")
 
 
-def test_layers_that_enlarge_their_input_stay_two() -> None:
-    """A price per position would leave out what one layer computes at the borders."""
-    write = Writer(2)
-    wide = write.conv(write.input, 8)
-    out = write.conv(wide, 2, 3, padding=2)
+def test_a_layer_that_would_cost_more_at_the_borders_is_not_made() -> None:
+    """A price per position leaves out that the cheap last layer runs on more of them."""
+    write = Writer(4)
+    dense = write.conv(write.input, 4)
+    out = write.conv(dense, 4, padding=1, groups=4)
     selection = unmoved(write.pin(out))
     assert selection.regions == []
     assert selection.reasons[out][0].startswith("its output is larger than its input")
+
+
+def test_layers_that_enlarge_their_input_fold_where_that_is_cheaper_everywhere() -> None:
+    write = Writer(2)
+    wide = write.conv(write.input, 8)
+    (region,) = unmoved(write.pin(write.conv(wide, 2, 3, padding=2))).regions
+    assert region.layer_geometry.weights == 2 * 2 * 3 < 8 * 2 * 3
 
 
 def test_strides_are_priced_where_the_positions_are() -> None:

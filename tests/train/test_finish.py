@@ -57,17 +57,17 @@ def test_fused_verified_and_exported(
 def test_a_fusion_that_changes_classes_is_caught(
     result: TrainResult, digits: ImageData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from reparam.fusing import Plan
+    from reparam.fusing.plan import ModulePlan
 
-    apply = Plan.apply
+    apply = ModulePlan.apply
 
-    def wrong(plan: Plan) -> nn.Module:
+    def wrong(plan: ModulePlan) -> nn.Module:
         model = apply(plan)
         with torch.no_grad():
             next(model.parameters()).mul_(1.2)
         return model
 
-    monkeypatch.setattr(Plan, "apply", wrong)
+    monkeypatch.setattr(ModulePlan, "apply", wrong)
     with pytest.raises(VerificationError):
         finish(result, digits, out=tmp_path)
     assert not list(tmp_path.iterdir())

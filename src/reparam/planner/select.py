@@ -124,25 +124,30 @@ def _saving(candidate: Candidate) -> _Score:
     return before.macs - after.macs, before.layers - after.layers
 
 
-def _pads_behind(candidate: Candidate, candidates: Candidates) -> bool:
-    """Whether zeros are added behind the last layer: it would run on more positions than now."""
-    for node in candidate.nodes:
-        if node.leaf is None or node.stored or node.leaf.geometry.taps > 1:
-            continue
-        if node.leaf.geometry.is_pointwise or not any(
-            low > 0 or high > 0 for low, high in node.leaf.geometry.padding()
-        ):
-            continue
-        reached, waiting = {node}, [node]
-        while waiting:
-            for user in candidates.users[waiting.pop()]:
-                if user in candidate.nodes and user not in reached:
-                    reached.add(user)
-                    waiting.append(user)
-        layers = [n for n in reached - {node} if n.is_mixing and n.leaf is not None]
-        if not any(n.stored or (n.leaf and n.leaf.geometry.taps > 1) for n in layers):
-            return True
-    return False
+def _dearer_at_borders(candidate: Candidate, candidates: Candidates) -> bool:
+    """Whether one layer would run on more positions than layers that it replaces.
+
+    Where padding makes an output larger than its input, only layers behind it run on all of the
+    result's positions; the new layer must not cost more than those.
+    """
+    growing = [n for n in candidate.nodes if n.leaf and any(e > -1 for e in n.leaf.geometry.extent)]
+    if not growing:
+        return False
+    early = {n for n in candidate.nodes if _downstream(n, candidate, candidates) & set(growing)}
+    late = [n.leaf.geometry.weights for n in candidate.nodes - early if n.leaf and n.stored]
+    return candidate.layer_geometry.weights > sum(late)
+
+
+def _downstream(node: Node, candidate: Candidate, candidates: Candidates) -> set[Node]:
+    """The nodes of a region that are computed from one of them, itself not among them."""
+    reached: set[Node] = set()
+    waiting = [node]
+    while waiting:
+        for user in candidates.users[waiting.pop()]:
+            if user in candidate.nodes and user not in reached:
+                reached.add(user)
+                waiting.append(user)
+    return reached
 
 
 def _pays(candidate: Candidate, candidates: Candidates, veto: Veto) -> bool:
@@ -157,10 +162,8 @@ def _pays(candidate: Candidate, candidates: Candidates, veto: Veto) -> bool:
             f"one layer would cost more multiply-adds: {after.macs:,.0f} against "
             f"{before.macs:,.0f} per input position"
         )
-    elif len(layers) > 1 and any(extent > -1 for extent in candidate.geometry.extent):
+    elif _dearer_at_borders(candidate, candidates):
         reason = "its output is larger than its input: one layer would cost more at the borders"
-    elif _pads_behind(candidate, candidates):
-        reason = "zeros padded behind the last layer would be computed by it"
     elif after.stored > before.stored:
         reason = f"one layer would store more numbers: {after.stored:,} against {before.stored:,}"
     if reason is None:
