@@ -29,6 +29,7 @@ from reparam.algebra.expression import (
     constant_scale,
     evaluate,
     pad_leaf,
+    prepared,
 )
 from reparam.algebra.geometry import Geometry, compose, parallel
 from reparam.algebra.lowering import LayerArguments, flat_pads, layer_arguments, lower
@@ -60,6 +61,7 @@ __all__ = [
     "pad_leaf",
     "parallel",
     "per_dim",
+    "prepared",
     "scale",
     "zero_pad",
 ]

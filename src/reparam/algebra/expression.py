@@ -26,6 +26,7 @@ __all__ = [
     "constant_scale",
     "evaluate",
     "pad_leaf",
+    "prepared",
 ]
 
 Rows = tuple[int, int]
@@ -104,6 +105,20 @@ def pad_leaf(count: int, pads: tuple[tuple[int, int], ...]) -> Leaf:
         return op if rows is None else op.rows(*rows)
 
     return Leaf(pad_geometry(count, pads), load)
+
+
+def prepared(expression: Expression) -> Expression:
+    """Load the per-channel operators of an expression once, for evaluating it slice by slice."""
+    match expression:
+        case Leaf(geometry=geometry):
+            if not geometry.is_diagonal:
+                return expression
+            op = expression.load(None)
+            return Leaf(geometry, lambda rows: op if rows is None else op.rows(*rows))
+        case Sum(terms=terms, geometry=geometry):
+            return Sum(tuple(prepared(term) for term in terms), geometry)
+        case Composition(outer=outer, inner=inner, geometry=geometry):
+            return Composition(prepared(outer), prepared(inner), geometry)
 
 
 def evaluate(expression: Expression, rows: Rows | None = None) -> AffineConv:

@@ -19,6 +19,7 @@ from reparam.algebra import (
     evaluate,
     layer_arguments,
     lower,
+    prepared,
 )
 from reparam.fusing.execute import SLICE, pad_as, run_region
 from reparam.fusing.found import Found
@@ -120,6 +121,7 @@ def fold_onto(region: Candidate, like: Tensor, run: Reference) -> FoldedLayer:
         torch.empty(full.out_channels, dtype=like.dtype, device=like.device) if full.bias else None
     )
     worst = 0.0
+    expression = prepared(expression)
     for rows in _row_slices(full):
         arguments_part, kernel, shift = _lower_rows(expression, full, rows)
         mine = arguments_part(padded, kernel, shift)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, overload
 from torch import nn
 
 from reparam.errors import TrainingModeError, UnsupportedModelError
+from reparam.fusing.collector import paused_collector
 from reparam.fusing.compare import compare_runs
 from reparam.fusing.discover import Discovery, Probed, discover
 from reparam.fusing.edit import CannotPlaceError, apply_regions
@@ -116,6 +117,7 @@ class ModulePlan(Plan):
 
     _discovery: Discovery = field(repr=False)
 
+    @paused_collector()
     def apply(self) -> nn.Module:
         """Write the fused model: new, in eval mode, sharing no storage with the original.
 
@@ -180,6 +182,7 @@ def _is_within(path: str, block: str) -> bool:
 def plan(model: nn.Module, example_inputs: Any = None, *, probe: bool = False) -> ModulePlan: ...
 @overload
 def plan(model: ModelProto) -> OnnxPlan: ...
+@paused_collector()
 def plan(model: Any, example_inputs: Any = None, *, probe: bool = False) -> Plan:
     """Read a model and say what folds in it; nothing is changed.
 
