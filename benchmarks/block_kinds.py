@@ -17,7 +17,7 @@ from torch import nn
 
 import reparam
 from reparam.rep_optimizer import RepOptimizer, default_scales, initialize_
-from reparam.train import load_recipe
+from reparam.training import load_recipe
 
 DEPTHS, WIDTHS, STEM_STRIDE = (2, 4, 4), (32, 64, 128), 2
 ARMS = ("plain", "acnet", "dbb", "repvgg", "rep_optimizer")

@@ -12,7 +12,7 @@ from functools import partial
 
 from cifar_common import Records, accuracies, open_cifar, parser, repvgg, run, spread
 
-from reparam.train import load_recipe
+from reparam.training import load_recipe
 
 DEPTHS, WIDTHS, STEM_STRIDE = (2, 4, 4), (32, 64, 128), 2
 ARMS = {"neither": "neither", "1x1": "1x1", "identity": "identity", "both": "repvgg"}

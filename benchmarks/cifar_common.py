@@ -24,8 +24,8 @@ from reparam import models
 from reparam._files import write_text
 from reparam.benchmarking.environment import describe_environment
 from reparam.data import ArraySplit, ImageData, open_data
-from reparam.train import Hardware, Progress, Recipe, TrainResult, train
-from reparam.train.result import EpochRecord, WrapOptimizer
+from reparam.training import Hardware, Progress, Recipe, TrainResult, train
+from reparam.training.result import EpochRecord, WrapOptimizer
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 import reparam
 from reparam.data import ArraySplit, ImageData
 from reparam.models import BRANCHES, Block, BlockSpec
-from reparam.train import finish, load_recipe
+from reparam.training import finish, load_recipe
 
 WIDTHS = (64, 256, 256)
 HEAD_SCALE = 1 / 9

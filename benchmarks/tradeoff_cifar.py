@@ -29,8 +29,8 @@ from torch import nn
 
 import reparam
 from reparam.data import ImageData
-from reparam.train import load_recipe
-from reparam.train.checkpoints import RunFiles
+from reparam.training import load_recipe
+from reparam.training.checkpoints import RunFiles
 
 NETS: dict[str, Callable[[], nn.Module]] = {
     "RepVGG-S": partial(repvgg, (1, 2, 2), (32, 64, 128), stem_stride=2),

@@ -16,10 +16,10 @@ import torch
 from torch import nn
 
 from reparam.data import open_data
-from reparam.train import Hardware, load_recipe, train
+from reparam.training import Hardware, load_recipe, train
 
 if TYPE_CHECKING:
-    from reparam.train import Progress
+    from reparam.training import Progress
 
 
 def net(*, normalised: bool) -> nn.Module:

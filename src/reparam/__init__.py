@@ -13,14 +13,14 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from reparam import models
     from reparam.algebra import AffineConv
-    from reparam.benchmarking import benchmark
+    from reparam.benchmarking import benchmark, pick
     from reparam.branching import branch
     from reparam.checkpoints import load_checkpoint
     from reparam.errors import ReparamError, TrainingModeError
-    from reparam.exporting.export import export
-    from reparam.fusing.operator import operator
-    from reparam.fusing.plan import FoldWarning, Plan, Refusal, Region, fuse, plan
+    from reparam.exporting import export, read_metadata
+    from reparam.fusing import FoldWarning, Plan, Refusal, Region, fuse, operator, plan
     from reparam.rep_optimizer import RepOptimizer
+    from reparam.training import train
     from reparam.verifying import Verdict, verify
 
 __version__ = "0.1.0"
@@ -42,7 +42,10 @@ __all__ = [
     "load_checkpoint",
     "models",
     "operator",
+    "pick",
     "plan",
+    "read_metadata",
+    "train",
     "verify",
 ]
 
@@ -62,7 +65,10 @@ _HOMES = {
     "fuse": "reparam.fusing",
     "load_checkpoint": "reparam.checkpoints",
     "operator": "reparam.fusing",
+    "pick": "reparam.benchmarking",
     "plan": "reparam.fusing",
+    "read_metadata": "reparam.exporting",
+    "train": "reparam.training",
     "verify": "reparam.verifying",
 }
 

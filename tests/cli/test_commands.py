@@ -12,7 +12,7 @@ import torch
 
 import reparam
 from reparam import __version__
-from reparam.fusing.plan import ModulePlan
+from reparam.fusing.plans import ModulePlan
 from reparam.models import resolve
 from reparam.report import Results, to_json
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from reparam.fusing.plan import ModulePlan
+from reparam.fusing.plans import ModulePlan
 from reparam.report import load_results
 
 for _package in ("typer", "rich", "sklearn", "lightning", "torchvision", "onnxruntime", "jinja2"):

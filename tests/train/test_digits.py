@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from reparam.data import ImageData, open_data
 from reparam.errors import InputError
-from reparam.train import Progress, load_recipe, train
+from reparam.training import Progress, load_recipe, train
 
 
 class TwoBranches(nn.Module):

@@ -14,7 +14,15 @@ from reparam import models
 from reparam.data import ImageData, open_data
 from reparam.errors import InputError, VerificationError
 from reparam.rep_optimizer import RepOptimizer, default_scales, initialize_
-from reparam.train import Hardware, TrainResult, accuracy, checkpoints, finish, load_recipe, train
+from reparam.training import (
+    Hardware,
+    TrainResult,
+    accuracy,
+    checkpoints,
+    finish,
+    load_recipe,
+    train,
+)
 
 SPEC = models.RepVGGSpec(depths=(1, 2), widths=(8, 16), stem_width=8, stem_stride=1, strides=(1, 2))
 CPU = Hardware(accelerator="cpu")
@@ -57,7 +65,7 @@ def test_fused_verified_and_exported(
 def test_a_fusion_that_changes_classes_is_caught(
     result: TrainResult, digits: ImageData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from reparam.fusing.plan import ModulePlan
+    from reparam.fusing.plans import ModulePlan
 
     apply = ModulePlan.apply
 

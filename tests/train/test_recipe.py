@@ -13,11 +13,11 @@ from torch import nn
 from reparam import models
 from reparam.data import Augment
 from reparam.errors import InputError
-from reparam.train import Ema, Optimizer, Recipe, Schedule, load_recipe, recipe_names
-from reparam.train.ema import WeightAverage
-from reparam.train.kernel_decay import KernelDecay
-from reparam.train.mixing import Mixing
-from reparam.train.optimizers import build_optimizer
+from reparam.training import Ema, Optimizer, Recipe, Schedule, load_recipe, recipe_names
+from reparam.training.ema import WeightAverage
+from reparam.training.kernel_decay import KernelDecay
+from reparam.training.mixing import Mixing
+from reparam.training.optimizers import build_optimizer
 
 
 def test_the_package_brings_these_recipes() -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from reparam.exporting.export import ExportResult, export
+from reparam.exporting.exporter import ExportResult, export
 from reparam.exporting.formats import Format, formats
 from reparam.exporting.metadata import read_metadata
 

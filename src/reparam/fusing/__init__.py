@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from reparam.fusing.equivalent import operator
 from reparam.fusing.onnx_file import FusedFile, fuse_onnx_file
-from reparam.fusing.operator import operator
-from reparam.fusing.plan import FoldWarning, Plan, Refusal, Region, fuse, plan
+from reparam.fusing.plans import FoldWarning, Plan, Refusal, Region, fuse, plan
 
 __all__ = [
     "FoldWarning",

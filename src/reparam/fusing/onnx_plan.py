@@ -13,7 +13,7 @@ from reparam.fusing.fold import FoldedLayer, in_parallel
 from reparam.fusing.onnx_discover import OnnxDiscovery, OnnxFound, discover_onnx
 from reparam.fusing.onnx_edit import write_model
 from reparam.fusing.onnx_fold import fold_onnx
-from reparam.fusing.plan import FoldWarning, Plan, Refusal, region_record
+from reparam.fusing.plans import FoldWarning, Plan, Refusal, region_record
 from reparam.graph.onnx_lift import OnnxLifted
 from reparam.graph.onnx_valid import complaint
 

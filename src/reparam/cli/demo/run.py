@@ -32,7 +32,7 @@ from reparam.report.results import (
     Results,
     TrainingRecord,
 )
-from reparam.train import Progress, TrainResult, load_recipe, train
+from reparam.training import Progress, TrainResult, load_recipe, train
 
 __all__ = ["Outcome", "Reporter", "run"]
 

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from reparam.cli.terminal import Terminal
     from reparam.cli.training.request import TrainRequest
-    from reparam.train import Deployment, Progress, TrainResult
+    from reparam.training import Deployment, Progress, TrainResult
 
 __all__ = ["Finished", "run"]
 
@@ -56,7 +56,7 @@ def run(request: TrainRequest, terminal: Terminal) -> Finished | None:
         ExportError: an export failed.
     """
     require("lightning", extra="train", purpose="Training")
-    from reparam.train import Hardware, finish, load_recipe, train
+    from reparam.training import Hardware, finish, load_recipe, train
 
     first = _is_first_process()
     if first:

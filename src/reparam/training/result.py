@@ -12,7 +12,7 @@ from torch import nn
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from reparam.train.recipe import Recipe
+    from reparam.training.recipe import Recipe
 
 __all__ = ["EpochRecord", "Hardware", "OnProgress", "Progress", "TrainResult", "WrapOptimizer"]
 

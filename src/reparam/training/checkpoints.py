@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     import lightning.pytorch as pl
     from torch import Tensor
 
-    from reparam.train.module import Training
+    from reparam.training.module import Training
 
 __all__ = ["RunFiles", "SaveRun", "check_room", "save_weights"]
 

@@ -9,15 +9,15 @@ from typing import TYPE_CHECKING
 import torch
 
 from reparam.errors import InputError
-from reparam.train.checkpoints import check_room
+from reparam.training.checkpoints import check_room
 
 if TYPE_CHECKING:
     from torch import nn
 
     from reparam.data import ImageData
-    from reparam.train.checkpoints import RunFiles
-    from reparam.train.recipe import Recipe
-    from reparam.train.result import Hardware
+    from reparam.training.checkpoints import RunFiles
+    from reparam.training.recipe import Recipe
+    from reparam.training.result import Hardware
 
 __all__ = ["check_disk", "check_hardware", "check_model"]
 

@@ -13,8 +13,8 @@ from reparam._files import write_text
 from reparam.data import eval_loader
 from reparam.errors import InputError, VerificationError
 from reparam.fusing import plan
-from reparam.train.checkpoints import save_weights
-from reparam.train.module import EVAL_BATCH
+from reparam.training.checkpoints import save_weights
+from reparam.training.module import EVAL_BATCH
 from reparam.verifying import verify
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from reparam.data import ImageData
     from reparam.exporting import ExportResult
-    from reparam.train.result import TrainResult
+    from reparam.training.result import TrainResult
     from reparam.verifying import Verdict
 
 __all__ = ["Deployment", "finish"]
@@ -107,7 +107,7 @@ def finish(
     """Fuse a trained model, compare it with what it was on the validation images, and write it.
 
     Args:
-        result: From :func:`reparam.train.train`.
+        result: From :func:`reparam.training.train`.
         data: What it was trained on.
         out: Existing folder for ``deploy.safetensors``, ``deploy.json`` and the exports.
         exports: File names such as ``"deploy.onnx"``; the suffix picks the format.

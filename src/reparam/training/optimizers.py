@@ -10,7 +10,7 @@ from torch import nn
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from reparam.train.recipe import Optimizer
+    from reparam.training.recipe import Optimizer
 
 __all__ = ["build_optimizer", "parameter_groups"]
 

@@ -13,18 +13,18 @@ from torch.nn import functional
 from reparam.data import Sharding, TrainLoader, eval_loader, train_loader
 from reparam.data._seeds import derive_seed
 from reparam.errors import CheckpointError, InputError
-from reparam.train.ema import WeightAverage
-from reparam.train.kernel_decay import KernelDecay
-from reparam.train.mixing import Mixing
-from reparam.train.optimizers import build_optimizer
-from reparam.train.result import EpochRecord, Progress
+from reparam.training.ema import WeightAverage
+from reparam.training.kernel_decay import KernelDecay
+from reparam.training.mixing import Mixing
+from reparam.training.optimizers import build_optimizer
+from reparam.training.result import EpochRecord, Progress
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from reparam.data import EvalLoader, ImageData
-    from reparam.train.recipe import Recipe
-    from reparam.train.result import OnProgress, WrapOptimizer
+    from reparam.training.recipe import Recipe
+    from reparam.training.result import OnProgress, WrapOptimizer
 
 __all__ = ["EVAL_BATCH", "Training"]
 

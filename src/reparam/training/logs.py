@@ -11,15 +11,15 @@ from lightning.pytorch.callbacks import Callback
 
 from reparam._files import write_text
 from reparam._optional import require
-from reparam.train.result import EpochRecord
+from reparam.training.result import EpochRecord
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     import lightning.pytorch as pl
 
-    from reparam.train.checkpoints import RunFiles
-    from reparam.train.module import Training
+    from reparam.training.checkpoints import RunFiles
+    from reparam.training.module import Training
 
 __all__ = ["WriteLogs"]
 

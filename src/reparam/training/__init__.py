@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from reparam.train.finishing import Deployment, finish
-from reparam.train.recipe import Ema, Optimizer, Recipe, Schedule, load_recipe, recipe_names
-from reparam.train.result import EpochRecord, Hardware, OnProgress, Progress, TrainResult
-from reparam.train.running import accuracy, train
+from reparam.training.finishing import Deployment, finish
+from reparam.training.recipe import Ema, Optimizer, Recipe, Schedule, load_recipe, recipe_names
+from reparam.training.result import EpochRecord, Hardware, OnProgress, Progress, TrainResult
+from reparam.training.running import accuracy, train
 
 __all__ = [
     "Deployment",

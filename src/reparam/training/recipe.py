@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from reparam._optional import require
 from reparam.data import Augment
 from reparam.errors import InputError
-from reparam.train._fields import build
+from reparam.training._fields import build
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -175,7 +175,7 @@ class Recipe:
 
 def recipe_names() -> tuple[str, ...]:
     """Return the names of the recipes that the package brings."""
-    folder = resources.files("reparam.train") / "recipes"
+    folder = resources.files("reparam.training") / "recipes"
     files = (Path(entry.name) for entry in folder.iterdir())
     return tuple(sorted(file.stem for file in files if file.suffix == ".toml"))
 
@@ -189,7 +189,7 @@ def load_recipe(recipe: Recipe | str | Path) -> Recipe:
     if isinstance(recipe, Recipe):
         return recipe
     if str(recipe) in recipe_names():
-        entry = resources.files("reparam.train") / "recipes" / f"{recipe}.toml"
+        entry = resources.files("reparam.training") / "recipes" / f"{recipe}.toml"
         return _parse(entry.read_text(encoding="utf-8"), f"recipe {recipe!r}")
     path = Path(recipe)
     if not path.is_file():

@@ -20,12 +20,12 @@ import torch
 from reparam._files import write_text
 from reparam.data import eval_loader
 from reparam.errors import CheckpointError, InputError
-from reparam.train.checkpoints import RunFiles, SaveRun, save_weights
-from reparam.train.logs import WriteLogs
-from reparam.train.module import EVAL_BATCH, Training
-from reparam.train.preflight import check_disk, check_hardware, check_model
-from reparam.train.recipe import Recipe, load_recipe
-from reparam.train.result import Hardware, OnProgress, TrainResult, WrapOptimizer
+from reparam.training.checkpoints import RunFiles, SaveRun, save_weights
+from reparam.training.logs import WriteLogs
+from reparam.training.module import EVAL_BATCH, Training
+from reparam.training.preflight import check_disk, check_hardware, check_model
+from reparam.training.recipe import Recipe, load_recipe
+from reparam.training.result import Hardware, OnProgress, TrainResult, WrapOptimizer
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
