@@ -78,6 +78,7 @@ def test_a_lowered_operator_is_the_operator(op: AffineConv) -> None:
     assert arguments.dims == op.geometry.dims
     for x in inputs_for(op):
         assert torch.equal(arguments(x, weight, bias), op(x))
+        assert torch.equal(arguments.on(x)(weight, bias), op(x))
     if op.geometry.dims:
         again = algebra.conv(
             weight,

@@ -104,6 +104,19 @@ class AffineConv:
         same = geometry.offsets == self.geometry.offsets and geometry.groups == self.geometry.groups
         return self._add_in_place(other) if same else self + other
 
+    def absorb_channels(self, diagonal: AffineConv, rows: tuple[int, int]) -> AffineConv:
+        """Add the rows of a per-channel branch, as :meth:`absorb` of its ``rows`` would."""
+        start, stop = rows
+        inputs = self.geometry.in_channels
+        branch = Geometry.pointwise(inputs, stop - start, dims=self.geometry.dims)
+        geometry = parallel(self.geometry, branch)
+        if geometry.offsets != self.geometry.offsets or self.geometry.groups != 1:
+            return self.absorb(diagonal.rows(start, stop))
+        taps = self.kernel[_positions(self.geometry, branch)]
+        taps.view(stop - start, inputs).diagonal(start).add_(diagonal.kernel[start:stop].flatten())
+        bias = None if diagonal.bias is None else diagonal.bias[start:stop]
+        return AffineConv(self.geometry, self.kernel, _add_optional(self.bias, bias))
+
     def __matmul__(self, other: AffineConv) -> AffineConv:
         """Put this operator after another: ``(a @ b)(x) = a(b(x))``."""
         if not isinstance(other, AffineConv):

@@ -130,8 +130,11 @@ def evaluate(expression: Expression, rows: Rows | None = None) -> AffineConv:
             # The largest first: the others are then added into it instead of into a copy.
             ordered = sorted(terms, key=lambda term: -term.geometry.weights)
             total = evaluate(ordered[0], rows).in_dims(geometry.dims)
-            fresh = isinstance(ordered[0], Composition) and not torch.is_grad_enabled()
+            fresh = not isinstance(ordered[0], Leaf) and not torch.is_grad_enabled()
             for term in ordered[1:]:
+                if fresh and rows is not None and term.geometry.is_diagonal:
+                    total = total.absorb_channels(evaluate(term).in_dims(geometry.dims), rows)
+                    continue
                 branch = evaluate(term, rows).in_dims(geometry.dims)
                 total = total.absorb(branch) if fresh else total + branch
             return total
@@ -148,6 +151,8 @@ def channels(op: AffineConv, rows: Rows) -> AffineConv:
     """Restrict a diagonal operator to a range of its channels, input and output alike."""
     start, stop = rows
     count = stop - start
-    geometry = Geometry.pointwise(count, count, dims=op.geometry.dims, groups=count)
+    geometry = Geometry.pointwise(
+        count, count, dims=op.geometry.dims, groups=count, bias=op.geometry.bias
+    )
     bias = None if op.bias is None else op.bias[start:stop]
     return AffineConv(geometry, op.kernel[start:stop], bias)

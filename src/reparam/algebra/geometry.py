@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 from reparam.errors import InexactError
 
@@ -149,12 +150,7 @@ class Geometry:
             InexactError: The map is not pointwise and has another number of dimensions.
 
         """
-        if dims == self.dims:
-            return self
-        if not self.is_pointwise:
-            msg = f"{self} acts on {self.dims} spatial dimensions, not on {dims}"
-            raise InexactError(msg)
-        return replace(self, offsets=((0,),) * dims, stride=(1,) * dims, extent=(-1,) * dims)
+        return self if dims == self.dims else _pointwise_in(self, dims)
 
     def __str__(self) -> str:
         """Describe the operator in the field's terms, such as ``3x3 conv 64->128, stride 2``."""
@@ -174,6 +170,20 @@ class Geometry:
         return ", ".join(parts)
 
 
+# Geometries are values and there are few of them: a large layer is computed slice by slice, and
+# every slice but the last asks the same questions.
+_remember = lru_cache(maxsize=4096)
+
+
+@_remember
+def _pointwise_in(geometry: Geometry, dims: int) -> Geometry:
+    if not geometry.is_pointwise:
+        msg = f"{geometry} acts on {geometry.dims} spatial dimensions, not on {dims}"
+        raise InexactError(msg)
+    return replace(geometry, offsets=((0,),) * dims, stride=(1,) * dims, extent=(-1,) * dims)
+
+
+@_remember
 def parallel(first: Geometry, second: Geometry) -> Geometry:
     """Describe ``first(x) + second(x)``: the union of the offsets, kernels added.
 
@@ -212,6 +222,7 @@ _PARALLEL = {
 }
 
 
+@_remember
 def compose(outer: Geometry, inner: Geometry) -> Geometry:
     r"""Describe ``outer(inner(x))``: offsets ``s_inner * t_outer + t_inner``, strides multiplied.
 

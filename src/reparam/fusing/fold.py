@@ -69,20 +69,30 @@ class FoldedLayer:
 
 
 def fold_all(regions: Sequence[Found]) -> Iterator[tuple[Found, FoldedLayer]]:
-    """Fold regions side by side, in order."""
-    return in_parallel(lambda found: fold(found.lifted, found.region, found.like), regions)
+    """Fold regions side by side; they come back in order."""
+    return in_parallel(
+        lambda found: fold(found.lifted, found.region, found.like),
+        regions,
+        size=lambda found: found.region.geometry.weights,
+    )
 
 
-def in_parallel(function: Callable[[T], R], regions: Sequence[T]) -> Iterator[tuple[T, R]]:
-    """Fold each region, in order.
+def in_parallel(
+    function: Callable[[T], R], regions: Sequence[T], size: Callable[[T], float]
+) -> Iterator[tuple[T, R]]:
+    """Fold each region; results come in the order of the regions.
 
     One thread a region: the slices are small, and threads that share a slice would wait for each
-    other more than they compute, many times longer on a busy machine.
+    other more than they compute, many times longer on a busy machine. The largest go first, so
+    that no thread is left alone with one at the end.
     """
     threads = torch.get_num_threads()
     try:
         with ThreadPoolExecutor(max(1, threads), initializer=_single_threaded) as pool:
-            yield from zip(regions, pool.map(function, regions), strict=True)
+            largest_first = sorted(range(len(regions)), key=lambda k: -size(regions[k]))
+            futures = {k: pool.submit(function, regions[k]) for k in largest_first}
+            for k, region in enumerate(regions):
+                yield region, futures.pop(k).result()
     finally:
         torch.set_num_threads(threads)
 
@@ -122,9 +132,10 @@ def fold_onto(region: Candidate, like: Tensor, run: Reference) -> FoldedLayer:
     )
     worst = 0.0
     expression = prepared(expression)
+    layer = arguments.on(padded)
     for rows in _row_slices(full):
-        arguments_part, kernel, shift = _lower_rows(expression, full, rows)
-        mine = arguments_part(padded, kernel, shift)
+        kernel, shift = _lower_rows(expression, full, rows)
+        mine = layer(kernel, shift)
         start, stop = rows or (0, full.out_channels)
         theirs = reference[..., start:stop] if flat else reference[:, start:stop]
         worst = _worse(worst, (mine - theirs).abs().max())
@@ -208,9 +219,10 @@ def _row_slices(geometry: Geometry) -> list[tuple[int, int] | None]:
 
 def _lower_rows(
     expression: Expression, full: Geometry, rows: tuple[int, int] | None
-) -> tuple[LayerArguments, Tensor, Tensor | None]:
+) -> tuple[Tensor, Tensor | None]:
     op: AffineConv = evaluate(expression, rows).in_dims(full.dims)
-    return lower(op)
+    _, kernel, shift = lower(op)
+    return kernel, shift
 
 
 def _worse(worst: float, difference: Tensor) -> float:

@@ -48,7 +48,11 @@ class OnnxPlan(Plan):
         lifted = self._discovery.lifted
         folded: list[tuple[OnnxFound, FoldedLayer]] = []
         dropped: list[OnnxFound] = []
-        for found, layer in in_parallel(lambda f: _attempt(lifted, f), self._discovery.regions):
+        for found, layer in in_parallel(
+            lambda f: _attempt(lifted, f),
+            self._discovery.regions,
+            size=lambda f: f.region.geometry.weights,
+        ):
             why = layer if isinstance(layer, str) else _doubt(layer)
             if why is None and not isinstance(layer, str):
                 folded.append((found, layer))
