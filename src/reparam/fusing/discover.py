@@ -12,7 +12,7 @@ from reparam.algebra import AffineConv
 from reparam.fusing.explain import explain
 from reparam.fusing.found import Found, describe
 from reparam.fusing.objections import Objections, owners_of
-from reparam.fusing.place import inlined_for, locate
+from reparam.fusing.place import place_all
 from reparam.fusing.probe import identify
 from reparam.graph.faithful import (
     Outcome,
@@ -80,6 +80,7 @@ def discover(model: nn.Module, example_inputs: Any = None, *, probe: bool = Fals
     """Find the regions of an unwrapped model."""
     finder = _Finder(model, None if example_inputs is None else as_call(example_inputs), probe)
     finder.visit("", finder.skeleton)
+    finder.place()
     finder.drop_folded_probes()
     return finder.result
 
@@ -230,7 +231,7 @@ class _Finder:
                     f"its block is called {calls} times and folds in {seen[one.keys]} of them only",
                 )  # fmt: skip
                 continue
-            doubt = self._is_believable(one, report) or self._cannot_place(one)
+            doubt = self._is_believable(one, report)
             if doubt is not None:
                 self._leave(one.reach or "the model", one.region.output.what, doubt)
                 continue
@@ -243,21 +244,13 @@ class _Finder:
             for reason in explain(node, folded, selection):
                 self._leave(node.where, node.what, reason)
 
-    def _cannot_place(self, one: Found) -> str | None:
-        """Where a forward is to be rewritten, trace that block and find the region in it."""
-        if one.host is not None or one.block == one.lifted.trace.path:
-            return None
-        inlined = inlined_for(one)
-        module = self.skeleton.get_submodule(one.block)
-        try:
-            traced = trace(
-                module, one.block, inline=inlined.__contains__, example=self._known_call(one.block)
-            )
-            locate(one, traced)
-        except (TraceFailure, LookupError) as error:
-            return f"{one.block} cannot be rewritten by itself: {error}"
-        self.result.traces[one.block, frozenset(inlined)] = traced
-        return None
+    def place(self) -> None:
+        """Keep the regions whose blocks can be rewritten."""
+        placement = place_all(self.result.regions, self.skeleton, self._known_call)
+        self.result.regions[:] = placement.kept
+        self.result.traces.update(placement.traces)
+        for one, why in placement.refused:
+            self._leave(one.reach or "the model", one.region.output.what, why)
 
     def _leave(self, where: str, what: str, why: str) -> None:
         entry = Unfolded(where, what, why)

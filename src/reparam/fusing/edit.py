@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -13,7 +11,7 @@ from reparam.algebra import LayerArguments, flat_pads
 from reparam.fusing.discover import Discovery
 from reparam.fusing.fold import FoldedLayer, lowered
 from reparam.fusing.found import Found
-from reparam.fusing.place import inlined_for, locate
+from reparam.fusing.place import Block, blocks_of, locate, missing
 from reparam.graph.hosted import rebuilt
 from reparam.graph.rewrite import Shell, build
 from reparam.graph.trace import Key, Trace, TraceFailure, is_parameter_only, trace
@@ -78,15 +76,6 @@ def _empty_layer(arguments: LayerArguments, like: torch.Tensor, mode: Any) -> nn
     )  # fmt: skip
 
 
-@dataclass(eq=False)
-class _Block:
-    """What is to be done in the forward of one module."""
-
-    merges: list[tuple[Found, FoldedLayer]] = field(default_factory=list)
-    erased: set[Key] = field(default_factory=set)
-    inlined: set[str] = field(default_factory=set)
-
-
 class _Edits:
     def __init__(self, discovery: Discovery) -> None:
         self._model = discovery.model
@@ -94,32 +83,26 @@ class _Edits:
         self._known_call = discovery.known_call
         self._traces = discovery.traces
         self._layers: dict[str, nn.Module] = {}
-        self._blocks: dict[str, _Block] = defaultdict(_Block)
+        self._merged: dict[Found, FoldedLayer] = {}
 
     def add(self, found: Found, layer: FoldedLayer) -> None:
         """Note the edits of one region."""
+        self._merged[found] = layer
         if found.host is not None:
             self._layers[found.host.target] = make_layer(layer)
-        else:
-            block = self._blocks[found.block]
-            block.merges.append((found, layer))
-            block.inlined |= inlined_for(found)
         for node in found.absorbed:
             key = Found.key_of(node)
             if key.is_module:
                 self._layers[key.target] = nn.Identity().eval()
-            else:
-                self._blocks[key.owner].erased.add(key)
 
     def replace(self, path: str, layer: nn.Module) -> None:
         """Note that a module is replaced whole."""
         self._layers[path] = layer
 
     def finish(self) -> tuple[dict[nn.Module, nn.Module], list[Shell]]:
-        """Merge nested edits, edit the graphs, and say what is replaced by what."""
-        self._merge_nested()
+        """Edit the graphs, and say what is replaced by what."""
         shells = []
-        for path, block in self._blocks.items():
+        for path, block in blocks_of(self._merged).items():
             try:
                 shells.append(self._shell(path, block))
             except (TraceFailure, LookupError, RuntimeError) as error:
@@ -127,29 +110,14 @@ class _Edits:
         layers = {self._model.get_submodule(path): new for path, new in self._layers.items()}
         return layers, shells
 
-    def _merge_nested(self) -> None:
-        """Hand the edits of a module whose forward is inlined in another's to that other."""
-        changed = True
-        while changed:
-            changed = False
-            for path in list(self._blocks):
-                outer = next((p for p, b in self._blocks.items() if path in b.inlined), None)
-                if outer is not None:
-                    inner = self._blocks.pop(path)
-                    target = self._blocks[outer]
-                    target.merges += inner.merges
-                    target.erased |= inner.erased
-                    target.inlined |= inner.inlined
-                    changed = True
-
-    def _shell(self, path: str, block: _Block) -> Shell:
+    def _shell(self, path: str, block: Block) -> Shell:
         root = self._skeleton.get_submodule(path)
-        traced = self._traces.pop((path, frozenset(block.inlined)), None) or trace(
+        traced = self._traces.pop((path, block.key), None) or trace(
             root, path, inline=block.inlined.__contains__, example=self._known_call(path)
         )
         editor = _GraphEditor(traced)
-        for found, layer in block.merges:
-            editor.merge(found, make_layer(layer))
+        for found in block.merges:
+            editor.merge(found, make_layer(self._merged[found]))
         for key in block.erased:
             editor.erase(key)
         editor.drop_identities(self._layers)
@@ -193,8 +161,7 @@ class _GraphEditor:
         node = self._by_key.get(key)
         if node is None:
             # Left where it is, what it does would be done twice.
-            msg = f"{key.target} of {key.owner or 'the model'} is another one in its own trace"
-            raise LookupError(msg)
+            raise LookupError(missing(key))
         if node not in self._graph.nodes:
             return
         first = next(n for n in node.all_input_nodes if not is_parameter_only(n))
@@ -231,7 +198,7 @@ class _GraphEditor:
         # A padded value exists in the planner's view only; the new layer pads its input itself.
         real = source.inputs[0] if source.virtual else source
         # A moved operation on the source still stands between it and the core; it is erased later.
-        entries = {source, real, *(n for n in found.absorbed if source in n.inputs)}
+        entries = {source, real, *(found.region.nodes - set(found.core))}
         for node in found.core:
             origin = found.lifted.node_of(node)
             for entry in entries & set(node.inputs):

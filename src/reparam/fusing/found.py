@@ -70,15 +70,32 @@ def describe(lifted: Lifted, region: Candidate) -> Found:
         if origin.op == "call_module" and lifted.reads(layer):
             rest = tuple(n for n in nodes if n is not layer and n.kind is not Kind.ALIAS)
             return Found(lifted, region, whole, whole, Found.key_of(layer), (layer,), rest)
+    outer = {n for n in nodes if n.twin_of is not None} | _behind(region) | _before(region)
+    core = tuple(n for n in nodes if n not in outer)
+    absorbed = tuple(n for n in nodes if n in outer and n.kind is not Kind.ALIAS)
+    return Found(lifted, region, _block(lifted, list(core)), whole, None, core, absorbed)
+
+
+def _behind(region: Candidate) -> set[Node]:
+    """Per-channel operations that follow everything else: they stay, as the identity."""
+    passed: set[Node] = set()
     last = region.output
-    absorbed: list[Node] = []
     while last.is_diagonal or last.kind is Kind.ALIAS:
-        if last.is_diagonal:
-            absorbed.append(last)
+        passed.add(last)
         last = last.inputs[0]
-    absorbed += [n for n in nodes if n.twin_of is not None and n not in absorbed]
-    core = tuple(n for n in nodes if n.order <= last.order and n.twin_of is None)
-    return Found(lifted, region, _block(lifted, list(core)), whole, None, core, tuple(absorbed))
+    return passed
+
+
+def _before(region: Candidate) -> set[Node]:
+    """The same for those that everything else follows, which may stand in another block."""
+    passed: set[Node] = set()
+    source = region.source
+    while True:
+        readers = [n for n in region.nodes if source in n.inputs]
+        if len(readers) != 1 or not (readers[0].is_diagonal or readers[0].kind is Kind.ALIAS):
+            return passed
+        source = readers[0]
+        passed.add(source)
 
 
 def _block(lifted: Lifted, nodes: list[Node]) -> str:

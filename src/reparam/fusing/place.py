@@ -1,14 +1,78 @@
-"""Find the operations of a region in a trace of the block that is to be rewritten."""
+"""Where a forward has to be rewritten for the regions that were found, and whether it can be."""
 
 from __future__ import annotations
 
-from torch import fx
+from collections import defaultdict
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+
+from torch import fx, nn
 
 from reparam.fusing.found import Found
 from reparam.graph.ir import Node
-from reparam.graph.trace import Key, Trace
+from reparam.graph.trace import Arguments, Key, Trace, TraceFailure, trace
 
-__all__ = ["between", "inlined_for", "locate"]
+__all__ = ["Block", "Placement", "blocks_of", "locate", "missing", "place_all"]
+
+Traces = dict[tuple[str, frozenset[str]], Trace]
+"""Traces of blocks to rewrite, by path and inlined children."""
+
+
+@dataclass(eq=False)
+class Block:
+    """What is to be done in the forward of one module.
+
+    Attributes:
+        merges: Regions whose core one layer replaces.
+        erased: Operations that become the identity, each with the region that absorbs it.
+        inlined: Paths of the children whose forward becomes part of this one.
+
+    """
+
+    merges: list[Found] = field(default_factory=list)
+    erased: dict[Key, Found] = field(default_factory=dict)
+    inlined: set[str] = field(default_factory=set)
+
+    @property
+    def key(self) -> frozenset[str]:
+        """What a trace of the block depends on."""
+        return frozenset(self.inlined)
+
+    def regions(self) -> Iterable[Found]:
+        """All regions with an operation in the block."""
+        return dict.fromkeys((*self.merges, *self.erased.values()))
+
+
+def blocks_of(regions: Iterable[Found]) -> dict[str, Block]:
+    """The forwards that have to be rewritten, by path.
+
+    The edits of a module whose forward becomes part of another's are that other's.
+    """
+    blocks: dict[str, Block] = defaultdict(Block)
+    for found in regions:
+        if found.host is None:
+            blocks[found.block].merges.append(found)
+            blocks[found.block].inlined |= _inlined_for(found)
+        for node in found.absorbed:
+            key = Found.key_of(node)
+            if not key.is_module:
+                blocks[key.owner].erased[key] = found
+    return _without_nested(dict(blocks))
+
+
+def _without_nested(blocks: dict[str, Block]) -> dict[str, Block]:
+    changed = True
+    while changed:
+        changed = False
+        for path in list(blocks):
+            outer = next((b for b in blocks.values() if path in b.inlined), None)
+            if outer is not None:
+                inner = blocks.pop(path)
+                outer.merges += inner.merges
+                outer.erased |= inner.erased
+                outer.inlined |= inner.inlined
+                changed = True
+    return blocks
 
 
 def locate(found: Found, traced: Trace) -> dict[Node, fx.Node]:
@@ -20,7 +84,12 @@ def locate(found: Found, traced: Trace) -> dict[Node, fx.Node]:
     """
     by_key: dict[Key, fx.Node] = {key: node for node, key in traced.keys.items()}
     ordered = sorted(found.core, key=lambda n: n.order)
-    here = {node: by_key[Found.key_of(node)] for node in ordered}
+    here = {}
+    for node in ordered:
+        key = Found.key_of(node)
+        if key not in by_key:
+            raise LookupError(missing(key))
+        here[node] = by_key[key]
     for node in ordered:
         for value in node.inputs:
             if value in here and here[value] not in here[node].all_input_nodes:
@@ -29,12 +98,99 @@ def locate(found: Found, traced: Trace) -> dict[Node, fx.Node]:
     return here
 
 
-def inlined_for(found: Found) -> set[str]:
+def missing(key: Key) -> str:
+    """Say that an operation is not in the trace of its own block."""
+    return (
+        f"{key.target} of {key.owner or 'the model'} is another operation where the block is "
+        f"called with other arguments"
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class Placement:
+    """The regions that can be placed, and the traces to place them in.
+
+    Attributes:
+        kept: The regions.
+        refused: The others, each with the reason.
+        traces: The traces.
+
+    """
+
+    kept: list[Found]
+    refused: list[tuple[Found, str]]
+    traces: Traces
+
+
+def place_all(
+    regions: Iterable[Found],
+    model: nn.Module,
+    known_call: Callable[[str], Arguments | None],
+) -> Placement:
+    """Find the operations of all regions in traces of the blocks that are to be rewritten.
+
+    A block is rewritten for every call of it, so an operation that depends on how its parent
+    calls it may be another one in the block's own trace; its region is refused.
+    """
+    placement = Placement(list(regions), [], {})
+    while True:
+        blocks = blocks_of(placement.kept)
+        misfits = [
+            misfit
+            for path, block in blocks.items()
+            for misfit in _misfits(path, block, model, known_call, placement.traces)
+        ]
+        if not misfits:
+            wanted = {(path, block.key) for path, block in blocks.items()}
+            for unused in placement.traces.keys() - wanted:
+                del placement.traces[unused]
+            return placement
+        for found, why in misfits:
+            if found in placement.kept:
+                placement.kept.remove(found)
+                placement.refused.append((found, why))
+
+
+def _misfits(
+    path: str,
+    block: Block,
+    model: nn.Module,
+    known_call: Callable[[str], Arguments | None],
+    traces: Traces,
+) -> list[tuple[Found, str]]:
+    """Regions that cannot be placed in a block."""
+    name = path or "the model"
+    traced = traces.get((path, block.key))
+    if traced is None:
+        try:
+            traced = trace(
+                model.get_submodule(path), path, inline=block.inlined.__contains__,
+                example=known_call(path),
+            )  # fmt: skip
+        except TraceFailure as failure:
+            why = f"{name} cannot be rewritten by itself: {failure}"
+            return [(found, why) for found in block.regions()]
+        traces[path, block.key] = traced
+    present = set(traced.keys.values())
+    misfits = [
+        (found, f"{name} cannot be rewritten by itself: {missing(key)}")
+        for key, found in block.erased.items()
+        if key not in present
+    ]
+    for found in block.merges:
+        try:
+            locate(found, traced)
+        except LookupError as error:
+            misfits.append((found, f"{name} cannot be rewritten by itself: {error}"))
+    return misfits
+
+
+def _inlined_for(found: Found) -> set[str]:
     """Paths of the children whose forward must become part of the block's."""
-    return {path for node in found.core for path in between(found.block, Found.key_of(node).owner)}
+    return {path for node in found.core for path in _between(found.block, Found.key_of(node).owner)}
 
 
-def between(outer: str, inner: str) -> list[str]:
+def _between(outer: str, inner: str) -> list[str]:
     """Paths of the modules from below ``outer`` down to ``inner``."""
     paths = []
     path = inner
