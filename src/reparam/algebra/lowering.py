@@ -83,7 +83,8 @@ class LayerArguments:
         rows = patches.transpose(1, 2).contiguous()
 
         def run(weight: Tensor, bias: Tensor | None) -> Tensor:
-            return F.linear(rows, weight.flatten(1), bias).transpose(1, 2).unflatten(2, sizes)
+            flat: Tensor = F.linear(rows, weight.flatten(1), bias)
+            return flat.transpose(1, 2).reshape(len(rows), -1, *sizes)
 
         return run
 
