@@ -27,7 +27,7 @@ test: $(READY) ## Run the tests (PYTEST_ARGS="-m slow" for the long ones)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) $(PYTEST_ARGS)
 
 .PHONY: check
-check: format-check lint types imports doctest ## Everything but the tests: format, lint, types, imports, doctests
+check: format-check lint types imports doctest tables ## Everything but the tests: format, lint, types, imports, doctests, tables
 
 .PHONY: format-check
 format-check: $(READY) ## Is the code formatted?
@@ -48,6 +48,10 @@ imports: $(READY) ## Check that imports point down and that the core needs torch
 .PHONY: doctest
 doctest: $(READY) ## Run the examples of the docstrings
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --doctest-modules src $(PYTEST_ARGS)
+
+.PHONY: tables
+tables: $(READY) ## Does README say what the committed results say?
+	$(BIN)/python benchmarks/readme_tables.py --check
 
 .PHONY: format
 format: $(READY) ## Format the code and mend what can be mended safely

@@ -1,0 +1,123 @@
+"""The measured tables of README.md, from the committed results.
+
+    python benchmarks/readme_tables.py            # writes them
+    python benchmarks/readme_tables.py --check    # fails where README says something else
+
+The demo's numbers are a copy of what it left: `make demo`, then
+`cp demo-output/results.json benchmarks/results/demo.json`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+from pathlib import Path
+from typing import Any
+
+from tables import ROOT, fill, markdown
+
+from reparam.benchmarking import BenchmarkResult
+
+README = ROOT / "README.md"
+RESULTS = Path(__file__).with_name("results")
+ENGINES = {"eager": "eager PyTorch", "onnxruntime": "ONNX Runtime", "openvino": "OpenVINO"}
+PAIRS = (
+    ("repvgg_a0, deploy form", "torchvision:resnet18, deploy form"),
+    ("repvgg_a1, deploy form", "torchvision:resnet34, deploy form"),
+    ("repvgg_a2, deploy form", "torchvision:resnet50, deploy form"),
+)
+
+
+def read(name: str) -> dict[str, Any]:
+    """Read a committed result."""
+    content: dict[str, Any] = json.loads((RESULTS / name).read_text(encoding="utf-8"))
+    return content
+
+
+def demo() -> str:
+    """What `make demo` measured."""
+    results = read("demo.json")
+    group = max(results["latency"], key=lambda each: each["input_shape"][0])
+    times = {(r["model"], r["engine"]): statistics.median(r["samples_ms"]) for r in group["rows"]}
+    engines = list(dict.fromkeys(row["engine"] for row in group["rows"]))
+    correct = {a["model"]: a for a in results["accuracy"] if a["engine"] == "eager"}
+    header = [f"{group['input_shape'][0]} images a call", "convolutions", "batch norms"]
+    header += ["parameters", "accuracy", *(ENGINES.get(e.lower(), e) for e in engines)]
+    return markdown(
+        header,
+        [
+            [
+                model["label"],
+                model["convolutions"],
+                model["norms"],
+                f"{model['parameters'] / 1e3:.0f} k",
+                f"{correct[model['key']]['correct'] / correct[model['key']]['total']:.1%}",
+                *(f"{times[model['key'], engine]:.1f} ms" for engine in engines),
+            ]
+            for model in results["models"]
+            if model["key"] in correct
+        ],
+    )
+
+
+def fold_cost() -> str:
+    """Time and memory of folding, beside timm and a plain copy."""
+    samples = read("fold_cost.json")["models"]["repvgg_b3"]["samples"]
+    names = {
+        "reparam": ("`reparam.fuse`", "every fold in float64, every trace, both models run"),
+        "timm": ("timm `reparameterize_model`", "none"),
+        "copy": ("a plain copy of the parameters", "-"),
+    }
+    return markdown(
+        ["RepVGG-B3", "time", "extra peak memory", "checks included"],
+        [
+            [
+                label,
+                f"{statistics.median(s['seconds'] for s in samples[way]):.2f} s",
+                f"{statistics.median(s['extra_bytes'] for s in samples[way]) / 2**20:,.0f} MiB",
+                checks,
+            ]
+            for way, (label, checks) in names.items()
+        ],
+    )
+
+
+def tradeoff() -> str:
+    """How many times faster a single path is than the ResNet of equal published accuracy."""
+    result = BenchmarkResult.load(RESULTS / "tradeoff.json")
+    cases = {(m.case.model, m.case.engine): m.case for m in result.measurements}
+    rows = []
+    for mine, other in PAIRS:
+        ratios = [
+            result.ratio(cases[other, engine], cases[mine, engine]).median for engine in ENGINES
+        ]
+        rows.append([f"{short(mine)} over {short(other)}", *(f"{ratio:.2f}" for ratio in ratios)])
+    return markdown(["times faster", *ENGINES.values()], rows)
+
+
+def short(name: str) -> str:
+    """Write a model as papers do."""
+    word = name.removesuffix(", deploy form").removeprefix("torchvision:")
+    return word.replace("repvgg_a", "RepVGG-A").replace("resnet", "ResNet-")
+
+
+TABLES = {"demo": demo, "fold-cost": fold_cost, "tradeoff": tradeoff}
+
+
+def main() -> int:
+    """Write or check all tables."""
+    options = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    options.add_argument("--check", action="store_true")
+    check = options.parse_args().check
+    stale = [name for name, table in TABLES.items() if not fill(README, name, table(), check=check)]
+    if stale:
+        print(f"{'stale' if check else 'written'}: {', '.join(stale)}")
+    return 1 if check and stale else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
