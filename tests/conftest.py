@@ -25,7 +25,11 @@ settings.register_profile(
 settings.register_profile(
     "ci", parent=settings.get_profile("default"), derandomize=True, database=None, print_blob=True
 )
-settings.register_profile("long", parent=settings.get_profile("default"), max_examples=10_000)
+settings.register_profile(
+    "long",
+    parent=settings.get_profile("default"),
+    max_examples=int(os.environ.get("HYPOTHESIS_EXAMPLES", "10000")),
+)
 settings.load_profile(
     os.environ.get("HYPOTHESIS_PROFILE", "ci" if os.environ.get("CI") else "default")
 )

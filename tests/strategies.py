@@ -474,7 +474,11 @@ def _tokens(a: _Author, v: str) -> None:
     """Flatten to ``(batch, tokens, channels)``, then a linear layer, sometimes with its BN."""
     if not _is_map(a, v):
         return
-    now = a.assign(f"{v}.flatten(2).transpose(1, 2)")
+    if a.draw(st.booleans()):
+        v = a.assign(f"{a.add(_draw_norm(a, a.value(v).shape[1], _rank(a, v)))}({v})") or v
+    forms = ["{0}.flatten(2)", "{0}.reshape({0}.size(0), {0}.shape[1], -1)"]
+    form = a.draw(st.sampled_from(forms))
+    now = a.assign(f"{form.format(v)}.transpose(1, 2)")
     if now is None:
         return
     out = a.assign(f"{a.add(nn.Linear(a.value(now).shape[2], 3))}({now})")
@@ -486,7 +490,14 @@ def _head(a: _Author, v: str) -> None:
     """Pool to a vector, then linear and BN, in either order."""
     if not _is_map(a, v):
         return
-    pooled = a.assign(f"{v}.mean({list(range(2, _rank(a, v) + 2))})")
+    rank = _rank(a, v)
+    if a.draw(st.booleans()):
+        v = a.assign(f"{a.add(_draw_norm(a, a.value(v).shape[1], rank))}({v})") or v
+    forms = [
+        f"{v}.mean({list(range(2, rank + 2))})",
+        f"F.adaptive_avg_pool{rank}d({v}, 1).flatten(1)",
+    ]
+    pooled = a.assign(a.draw(st.sampled_from(forms)))
     if pooled:
         width = a.value(pooled).shape[1]
         parts: list[nn.Module] = [nn.Linear(width, width), nn.BatchNorm1d(width)]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from reparam.algebra import AffineConv
 from reparam.fusing.explain import explain
-from reparam.fusing.found import Found, describe
+from reparam.fusing.found import NOT_TOGETHER, Found, complete, describe
 from reparam.fusing.objections import Objections, owners_of
 from reparam.fusing.place import place_all
 from reparam.fusing.probe import identify
@@ -220,10 +220,9 @@ class _Finder:
         found = [describe(lifted, region) for region in selection.regions]
         for one in found:
             seen[one.keys] = seen.get(one.keys, 0) + 1
-        kept: set[frozenset[Key]] = set()
-        for one in found:
-            if one.keys in kept:
-                continue
+        kept: dict[frozenset[Key], Found] = {}
+        every = {one.keys: one for one in found}.values()
+        for one in every:
             calls = objections.calls_of(one.block)
             if seen[one.keys] < calls:
                 self._leave(
@@ -235,14 +234,20 @@ class _Finder:
             if doubt is not None:
                 self._leave(one.reach or "the model", one.region.output.what, doubt)
                 continue
-            kept.add(one.keys)
-            self.result.regions.append(one)
+            kept[one.keys] = one
+        self._keep(kept.values(), every)
         folded: set[Hashable] = {key for one in self.result.regions for key in one.keys}
         for region, reason in selection.vetoed:
             self._leave(region.output.where, region.output.what, reason)
         for node in lifted.program.nodes:
             for reason in explain(node, folded, selection):
                 self._leave(node.where, node.what, reason)
+
+    def _keep(self, regions: Iterable[Found], every: Iterable[Found]) -> None:
+        together = complete(regions, every)
+        self.result.regions += together
+        for one in set(regions) - set(together):
+            self._leave(one.reach or "the model", one.region.output.what, NOT_TOGETHER)
 
     def place(self) -> None:
         """Keep the regions whose blocks can be rewritten."""

@@ -202,7 +202,7 @@ class _GraphEditor:
         for node in found.core:
             origin = found.lifted.node_of(node)
             for entry in entries & set(node.inputs):
-                wanted = found.lifted.node_of(real if entry is source else entry)
+                wanted = found.lifted.value_of(real if entry is source else entry)
                 if wanted in origin.all_input_nodes:
                     slot = origin.all_input_nodes.index(wanted)
                     return self._by_key[Found.key_of(node)].all_input_nodes[slot]

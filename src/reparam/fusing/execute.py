@@ -90,7 +90,7 @@ def _run_node(lifted: Lifted, node: Node, values: dict[Node, Tensor]) -> Tensor:
     if node.inputs[0].pads is not None:
         # The value is padded already: run the layer's convolution without its padding.
         return _run_conv(lifted.trace.module(origin), values[node.inputs[0]], padding=0)
-    given = {lifted.node_of(v): values[v] for v in node.inputs}
+    given = {lifted.value_of(v): values[v] for v in node.inputs}
     return _run_origin(lifted, origin, given)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -12,7 +14,10 @@ from reparam.graph.lift import Lifted
 from reparam.graph.trace import Key
 from reparam.planner import Candidate
 
-__all__ = ["Found", "describe"]
+__all__ = ["NOT_TOGETHER", "Found", "complete", "describe"]
+
+NOT_TOGETHER = "another region that would take over a part of the same operation does not fold"
+"""Why :func:`complete` drops a region."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -45,6 +50,11 @@ class Found:
         """The static names of all operations."""
         return frozenset(self.key_of(node) for node in self.region.nodes)
 
+    @property
+    def moved(self) -> frozenset[Key]:
+        """The names of operations that the planner moved here, and perhaps elsewhere as well."""
+        return frozenset(self.key_of(node) for node in self.region.nodes if node.twin_of)
+
     @staticmethod
     def key_of(node: Node) -> Key:
         """The trace's name of a node."""
@@ -70,10 +80,26 @@ def describe(lifted: Lifted, region: Candidate) -> Found:
         if origin.op == "call_module" and lifted.reads(layer):
             rest = tuple(n for n in nodes if n is not layer and n.kind is not Kind.ALIAS)
             return Found(lifted, region, whole, whole, Found.key_of(layer), (layer,), rest)
-    outer = {n for n in nodes if n.twin_of is not None} | _behind(region) | _before(region)
+    outer = {n for n in nodes if n.twin_of is not None} | _behind(region) | region.leading
     core = tuple(n for n in nodes if n not in outer)
     absorbed = tuple(n for n in nodes if n in outer and n.kind is not Kind.ALIAS)
     return Found(lifted, region, _block(lifted, list(core)), whole, None, core, absorbed)
+
+
+def complete(kept: Iterable[Found], every: Iterable[Found]) -> list[Found]:
+    """Those regions of which all moved operations fold wherever they were moved to.
+
+    An operation that several regions take over becomes the identity where it stands, so these
+    regions fold together or not at all.
+    """
+    whole = Counter(key for found in every for key in found.moved)
+    left = list(kept)
+    while True:
+        now = Counter(key for found in left for key in found.moved)
+        broken = {key for key, times in now.items() if times < whole[key]}
+        if not broken:
+            return left
+        left = [found for found in left if not found.moved & broken]
 
 
 def _behind(region: Candidate) -> set[Node]:
@@ -84,18 +110,6 @@ def _behind(region: Candidate) -> set[Node]:
         passed.add(last)
         last = last.inputs[0]
     return passed
-
-
-def _before(region: Candidate) -> set[Node]:
-    """The same for those that everything else follows, which may stand in another block."""
-    passed: set[Node] = set()
-    source = region.source
-    while True:
-        readers = [n for n in region.nodes if source in n.inputs]
-        if len(readers) != 1 or not (readers[0].is_diagonal or readers[0].kind is Kind.ALIAS):
-            return passed
-        source = readers[0]
-        passed.add(source)
 
 
 def _block(lifted: Lifted, nodes: list[Node]) -> str:

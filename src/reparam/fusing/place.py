@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from torch import fx, nn
 
-from reparam.fusing.found import Found
+from reparam.fusing.found import NOT_TOGETHER, Found, complete
 from reparam.graph.ir import Node
 from reparam.graph.trace import Arguments, Key, Trace, TraceFailure, trace
 
@@ -132,7 +132,8 @@ def place_all(
     A block is rewritten for every call of it, so an operation that depends on how its parent
     calls it may be another one in the block's own trace; its region is refused.
     """
-    placement = Placement(list(regions), [], {})
+    every = list(regions)
+    placement = Placement(list(every), [], {})
     while True:
         blocks = blocks_of(placement.kept)
         misfits = [
@@ -149,6 +150,10 @@ def place_all(
             if found in placement.kept:
                 placement.kept.remove(found)
                 placement.refused.append((found, why))
+                together = complete(placement.kept, every)
+                dropped = [one for one in placement.kept if one not in together]
+                placement.refused.extend((one, NOT_TOGETHER) for one in dropped)
+                placement.kept[:] = together
 
 
 def _misfits(

@@ -15,7 +15,7 @@ from reparam.fusing.compare import compare_runs
 from reparam.fusing.discover import Discovery, Probed, discover
 from reparam.fusing.edit import CannotPlaceError, apply_regions
 from reparam.fusing.fold import FoldedLayer, fold_all
-from reparam.fusing.found import Found
+from reparam.fusing.found import Found, complete
 from reparam.fusing.table import render
 from reparam.graph.ir import Kind, Node
 from reparam.graph.kinds import AnyBatchNorm
@@ -144,7 +144,8 @@ class ModulePlan(Plan):
                 FoldWarning,
                 stacklevel=2,
             )
-        fused = _place(discovery, folded)
+        together = set(complete((found for found, _ in folded), discovery.regions))
+        fused = _place(discovery, [pair for pair in folded if pair[0] in together])
         if folded or discovery.probed:
             compare_runs(discovery, fused)
         return fused
@@ -156,10 +157,12 @@ def _place(discovery: Discovery, folded: list[tuple[Found, FoldedLayer]]) -> nn.
         try:
             return apply_regions(discovery, folded)
         except CannotPlaceError as error:
-            kept = [pair for pair in folded if not _touches(pair[0], error.block)]
+            others = [found for found, _ in folded if not _touches(found, error.block)]
+            together = set(complete(others, discovery.regions))
+            kept = [pair for pair in folded if pair[0] in together]
             if len(kept) == len(folded):
                 raise
-            folded[:] = kept
+            folded = kept
             warnings.warn(
                 f"{error.block or 'the model'} is left as it is: its forward cannot be rewritten "
                 f"({error})",

@@ -25,7 +25,8 @@ class Kind(enum.Enum):
     ALIAS = "alias"
     """Returns its input unchanged (identity, dropout in eval mode)."""
     LAYOUT = "layout"
-    """Moves elements without mixing channels (permute, flatten); ``axis`` says where they went."""
+    """Moves or averages elements of each channel by itself (permute, flatten, mean): a scale and
+    shift per channel does the same before and behind it; ``axis`` says where the channels went."""
     CONCAT = "concat"
     """Joins its inputs along the channel axis."""
     OPAQUE = "opaque"

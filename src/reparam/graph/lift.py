@@ -25,11 +25,13 @@ class Facts:
     Attributes:
         rank: Number of its dimensions, or None.
         channels: Size of its channel axis, or None.
+        pooled: Whether all of its axes behind that of the channels have the size one.
 
     """
 
     rank: int | None = None
     channels: int | None = None
+    pooled: bool = False
 
 
 @dataclass(eq=False)
@@ -55,6 +57,16 @@ class Lifted:
     def node_of(self, node: Node) -> fx.Node:
         """The traced node of a planner node, or of the one that it is a copy of."""
         return self.origin[node.twin_of or node]
+
+    def value_of(self, node: Node) -> fx.Node:
+        """The traced value that is read where the planner reads ``node``.
+
+        A copy of an operation stands in the planner's view alone: what reads it there reads, in the
+        trace, what the copy reads.
+        """
+        while node.twin_of is not None:
+            node = node.inputs[0]
+        return self.origin[node]
 
     def reads(self, node: Node) -> set[Tensor]:
         """The parameters and buffers that a planner node reads."""
@@ -179,12 +191,17 @@ class Lifter:
         self.facts[lifted] = self.facts_of(before)
         return lifted
 
-    def layout(self, node: fx.Node, source: fx.Node, axis: int, rank: int) -> Node:
-        """Make a node that moves the channel axis of its input to ``axis`` (from the end)."""
+    def layout(
+        self, node: fx.Node, source: fx.Node, axis: int, rank: int, *, pooled: bool = False
+    ) -> Node:
+        """Make a node that moves or averages the elements of each channel by itself.
+
+        Its channel axis is ``axis``, counted from the end.
+        """
         before = self.nodes[source]
         lifted = self._node(Kind.LAYOUT, (before,), node, self.describe(node))
         lifted.axis = axis
-        self.facts[lifted] = Facts(rank, self.facts_of(before).channels)
+        self.facts[lifted] = Facts(rank, self.facts_of(before).channels, pooled)
         return lifted
 
     def shaped_like(self, node: fx.Node, source: fx.Node, like: fx.Node) -> Node:
@@ -221,7 +238,7 @@ class Lifter:
         if keeps and sources:
             lifted.axis = sources[0].axis
             before = self.facts_of(sources[0])
-            self.facts[lifted] = Facts(before.rank, before.channels)
+            self.facts[lifted] = Facts(before.rank, before.channels, before.pooled)
         return lifted
 
     # ---------------------------------------------------------------- what rules ask

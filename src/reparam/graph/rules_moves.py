@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from typing import Any
 
 from torch import fx, nn
@@ -9,7 +10,8 @@ from torch import fx, nn
 from reparam import algebra
 from reparam.algebra import AffineConv, Leaf, Rows
 from reparam.graph.arguments import axis_from_readers, bind, channels_of, first, is_literal
-from reparam.graph.ir import Node
+from reparam.graph.effects import metadata_read
+from reparam.graph.ir import Kind, Node
 from reparam.graph.lift import Lifter, Rule
 
 __all__ = [
@@ -20,10 +22,14 @@ __all__ = [
     "dropout_module",
     "elementwise",
     "flatten",
+    "global_pool_function",
+    "global_pool_module",
     "item",
+    "mean",
     "pad_function",
     "pass_on",
     "permute",
+    "reshape",
     "shape_of_another",
     "transpose",
     "zero_pad_module",
@@ -203,18 +209,102 @@ def flatten(lifter: Lifter, node: fx.Node) -> Node | None:
     if node.op == "call_module":
         module: Any = lifter.module(node)
         start, end = module.start_dim, module.end_dim
-    rank, axis = lifter.known(x).rank, lifter.nodes[x].axis
+    rank = lifter.known(x).rank
     if rank is None or not isinstance(start, int) or not isinstance(end, int):
         return None
-    start, end = start % rank, end % rank
+    return _flattened(lifter, node, x, start % rank, end % rank)
+
+
+def _flattened(lifter: Lifter, node: fx.Node, x: fx.Node, start: int, end: int) -> Node:
+    facts, axis = lifter.known(x), lifter.nodes[x].axis
+    rank = facts.rank
+    assert rank is not None  # noqa: S101 (the rules have looked)
     result = rank - (end - start)
     channel = None if axis is None else axis + rank
+    if facts.pooled and channel == start:
+        return lifter.layout(node, x, channel - result, result, pooled=True)
     if channel is None or start <= channel <= end:
         lifted = lifter.opaque(node)
         lifter.facts_of(lifted).rank = result
         return lifted
     moved = channel - rank if channel > end else channel - result
     return lifter.layout(node, x, moved, result)
+
+
+def reshape(lifter: Lifter, node: fx.Node) -> Node | None:
+    """``x.reshape(B, C, -1)`` with the sizes of ``x`` itself, which is ``x.flatten(2)``."""
+    x = first(node)
+    sizes = node.args[1:]
+    if len(sizes) == 1 and isinstance(sizes[0], list | tuple):
+        sizes = tuple(sizes[0])
+    rank, axis = lifter.known(x).rank, lifter.nodes[x].axis
+    if rank is None or axis is None or axis + rank != 1 or len(sizes) != 3 or sizes[2] != -1:
+        return None
+    if not all(_is_size_of(lifter, size, x, dim) for dim, size in enumerate(sizes[:2])):
+        return None
+    return _flattened(lifter, node, x, 2, rank - 1)
+
+
+def _is_size_of(lifter: Lifter, size: object, x: fx.Node, dim: int) -> bool:
+    """Whether a value is the size of ``x`` in a dimension, by way of what keeps its shape."""
+    if dim == 1 and isinstance(size, int):
+        return size == lifter.known(x).channels
+    if not isinstance(size, fx.Node):
+        return False
+    if size.target == "size" and size.args[1:] == (dim,):
+        measured = size.args[0]
+    else:
+        shape = size.args[0] if size.target is operator.getitem and size.args[1:] == (dim,) else 0
+        if not isinstance(shape, fx.Node) or metadata_read(shape) != "shape" or shape.args[2:]:
+            return False
+        measured = shape.args[0] if shape.args[1:] in {(), ("shape",)} else None
+    value = lifter.nodes[x]
+    while value is not lifter.nodes.get(measured):  # type: ignore[arg-type]
+        if not (value.is_diagonal or value.kind is Kind.ALIAS):
+            return False
+        value = value.inputs[0]
+    return True
+
+
+def global_pool_module(lifter: Lifter, node: fx.Node) -> Node | None:
+    """``nn.AdaptiveAvgPoolNd``: averages of each channel, of the whole channel for size one."""
+    module: Any = lifter.module(node)
+    return _adaptive_pool(lifter, node, module.output_size)
+
+
+def global_pool_function(lifter: Lifter, node: fx.Node) -> Node | None:
+    """``F.adaptive_avg_poolNd``."""
+    _, size = bind(node, ("input", "output_size"), (None, None))
+    return _adaptive_pool(lifter, node, size)
+
+
+def _adaptive_pool(lifter: Lifter, node: fx.Node, size: object) -> Node | None:
+    x = first(node)
+    rank, axis = lifter.known(x).rank, lifter.nodes[x].axis
+    if rank is None or axis is None or axis + rank != 1:
+        return lifter.opaque(node, keeps=True)
+    pooled = size == 1 or (isinstance(size, list | tuple) and all(n == 1 for n in size))
+    return lifter.layout(node, x, axis, rank, pooled=pooled)
+
+
+def mean(lifter: Lifter, node: fx.Node) -> Node | None:
+    """``x.mean(dims)`` over other dimensions than that of the channels."""
+    x, dims, keepdim = bind(node, ("input", "dim", "keepdim"), (None, None, False))
+    rank, axis = lifter.known(x).rank, lifter.nodes[x].axis
+    dims = (dims,) if isinstance(dims, int) else dims
+    if not isinstance(dims, list | tuple) or not all(isinstance(d, int) for d in dims):
+        return None
+    if rank is None or axis is None or not dims or node.kwargs.get("dtype") is not None:
+        return None
+    gone = {d % rank for d in dims}
+    channel = axis + rank
+    if channel in gone or not isinstance(keepdim, bool):
+        return None
+    pooled = gone >= set(range(channel + 1, rank))
+    if keepdim:
+        return lifter.layout(node, x, axis, rank, pooled=pooled)
+    behind = [d for d in range(channel + 1, rank) if d not in gone]
+    return lifter.layout(node, x, -1 - len(behind), rank - len(gone), pooled=pooled)
 
 
 def permute(lifter: Lifter, node: fx.Node) -> Node | None:

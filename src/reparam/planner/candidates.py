@@ -61,6 +61,7 @@ class Candidate:
         expression: The operator, or None for the identity.
         nodes: All nodes from behind ``source`` up to and including ``output``.
         cost: What these nodes cost as they stand.
+        exposed: Those of the nodes but ``output`` whose shape is read outside of the region.
 
     """
 
@@ -69,6 +70,7 @@ class Candidate:
     expression: Expression | None
     nodes: frozenset[Node]
     cost: Cost
+    exposed: frozenset[Node] = frozenset()
 
     @property
     def geometry(self) -> Geometry:
@@ -93,6 +95,30 @@ class Candidate:
     def axis(self) -> int | None:
         """Position of the channel axis, counted from the end."""
         return next((n.axis for n in self.nodes if n.axis is not None and n.leaf is not None), None)
+
+    @property
+    def keeps_shapes(self) -> bool:
+        """Whether every exposed value has the shape of the source or that of the output.
+
+        Readers of its shape then read that of what stands in its place.
+        """
+        if not self.exposed:
+            return True
+        after = {node: {node} for node in self.nodes}
+        for node in sorted(self.nodes, key=lambda n: n.order, reverse=True):
+            for value in node.inputs:
+                if value in after:
+                    after[value] |= after[node]
+        leading = self.leading
+        return all(
+            value in leading or not any(n.is_mixing for n in after[value] - {value})
+            for value in self.exposed
+        )
+
+    @property
+    def leading(self) -> frozenset[Node]:
+        """Per-channel operations on the source that all other nodes of the region follow."""
+        return frozenset(_passed(self.source, self.nodes))
 
 
 @dataclass(eq=False)
@@ -128,16 +154,14 @@ class Candidates:
             reasons.append(reason)
 
     def is_closed(self, value: Node, nodes: frozenset[Node]) -> bool:
-        """Whether ``value`` is read by ``nodes`` alone, so that it may disappear.
-
-        Where nothing behind it changes its shape, readers of its shape may read the result's.
-        """
+        """Whether the contents of ``value`` are read by ``nodes`` alone."""
         if value in self.program.pinned:
             return False
-        others = [user for user in self.users[value] if user not in nodes]
-        return not others or (
-            all(user.shape_only for user in others) and not any(n.is_mixing for n in nodes)
-        )
+        return all(user in nodes or user.shape_only for user in self.users[value])
+
+    def exposed(self, values: Iterable[Node]) -> frozenset[Node]:
+        """Those of the values whose shape is read."""
+        return frozenset(v for v in values if any(u.shape_only for u in self.users[v]))
 
     def _affine(self, node: Node) -> list[Candidate]:
         assert node.leaf is not None  # noqa: S101 (what AFFINE means; narrows the type)
@@ -184,9 +208,12 @@ class Candidates:
             return None
         nodes = frozenset({node}).union(*(t.nodes for t in terms if t is not None))
         cost = Cost(0.0, node.stored, 1)
+        exposed = self.exposed(term for term in node.inputs if term in nodes)
         for term in {id(t): t for t in terms if t is not None}.values():
             cost += term.cost
-        return Candidate(node, source, total, nodes, cost)
+            exposed |= term.exposed
+        candidate = Candidate(node, source, total, nodes, cost, exposed)
+        return candidate if candidate.keeps_shapes else None
 
     def _extend(self, candidate: Candidate) -> list[Candidate]:
         """Carry a candidate on past its source, where the source is read by it alone."""
@@ -217,15 +244,22 @@ class Candidates:
                     self.give_up(candidate.output, str(error))
                     continue
                 stride = inner.geometry.stride
-            longer.append(
-                Candidate(
-                    candidate.output,
-                    inner.source,
-                    expression,
-                    candidate.nodes | inner.nodes | {source},
-                    inner.cost + candidate.cost.at_stride(stride),
-                )
+            extended = Candidate(
+                candidate.output,
+                inner.source,
+                expression,
+                candidate.nodes | inner.nodes | {source},
+                inner.cost + candidate.cost.at_stride(stride),
+                candidate.exposed | inner.exposed | self.exposed([source]),
             )
+            if extended.keeps_shapes:
+                longer.append(extended)
+            else:
+                self.give_up(
+                    candidate.output,
+                    f"the shape of {source.what} at {source.where} is read, which one layer would "
+                    f"not compute",
+                )
         return longer
 
     def _why_open(self, value: Node, nodes: frozenset[Node]) -> str:
@@ -237,6 +271,15 @@ class Candidates:
 
     def _explain_no_common_source(self, node: Node) -> None:
         self.give_up(node, NO_COMMON_SOURCE)
+
+
+def _passed(source: Node, nodes: frozenset[Node]) -> Iterable[Node]:
+    while True:
+        readers = [n for n in nodes if source in n.inputs]
+        if len(readers) != 1 or not (readers[0].is_diagonal or readers[0].kind is Kind.ALIAS):
+            return
+        source = readers[0]
+        yield source
 
 
 def _own_cost(node: Node) -> Cost:

@@ -1,12 +1,14 @@
 """Move per-channel operations to where a convolution can take them.
 
-A scale behind ``permute`` or ``flatten`` acts on the same channels before it; one behind ``cat``
-acts on each part; one that several layers read can be handed to each of them. A moved operation
-keeps its key: where its region is folded, it becomes the identity where it stands.
+A scale behind ``permute``, ``flatten`` or a mean acts on the same channels before it, and the other
+way round; one behind ``cat`` acts on each part; one that several layers read can be handed to each
+of them. A moved operation keeps its key: where its region is folded, it becomes the identity where
+it stands.
 """
 
 from __future__ import annotations
 
+import enum
 from collections import deque
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
@@ -15,7 +17,14 @@ from reparam.algebra import AffineConv, Geometry, Leaf, Rows, channels, compose
 from reparam.errors import InexactError
 from reparam.graph.ir import Kind, Node, Program
 
-__all__ = ["Move", "plan_moves"]
+__all__ = ["Direction", "Move", "plan_moves"]
+
+
+class Direction(enum.Enum):
+    """Which way an operation moves."""
+
+    BACKWARD = "backward"
+    FORWARD = "forward"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -24,29 +33,40 @@ class Move:
 
     Attributes:
         node: The operation; it passes its input on now.
+        direction: Where it went.
         copies: What does its work elsewhere; it is the identity only if all of them fold.
         undo: Puts everything back.
 
     """
 
     node: Node
+    direction: Direction
     copies: tuple[Node, ...]
     undo: Callable[[], None]
 
 
-def plan_moves(program: Program, excluded: set[Hashable]) -> list[Move]:
-    """Move what can be moved, but for operations whose key is in ``excluded``."""
+def plan_moves(program: Program, excluded: set[tuple[Hashable, Direction]]) -> list[Move]:
+    """Move what can be moved, backward before forward.
+
+    Args:
+        program: It is changed; the moves can undo that.
+        excluded: Keys of operations that are not to be moved in a direction.
+
+    """
     mover = _Mover(program)
     moves = []
-    waiting = deque(n for n in program.nodes if n.is_diagonal)
+    diagonal = [n for n in program.nodes if n.is_diagonal]
+    # The last goes forward first, so that those before it find the way free.
+    waiting = deque([(n, Direction.BACKWARD) for n in diagonal])
+    waiting += [(n, Direction.FORWARD) for n in reversed(diagonal)]
     while waiting:
-        node = waiting.popleft()
-        if node.key in excluded:
-            continue
-        move = mover.before_layout(node) or mover.into_parts(node) or mover.into_readers(node)
-        if move is not None:
-            moves.append(move)
-            waiting.extend(move.copies)
+        node, direction = waiting.popleft()
+        if node.is_diagonal and (node.key, direction) not in excluded:
+            move = mover.move(node, direction)
+            if move is not None:
+                moves.append(move)
+                # What has gone one way does not come back.
+                waiting.extend((copy, direction) for copy in move.copies)
     return moves
 
 
@@ -54,6 +74,12 @@ class _Mover:
     def __init__(self, program: Program) -> None:
         self._program = program
         self._users = program.users()
+
+    def move(self, node: Node, direction: Direction) -> Move | None:
+        """Move an operation one step."""
+        if direction is Direction.FORWARD:
+            return self.into_readers(node)
+        return self.before_layout(node) or self.into_parts(node)
 
     def before_layout(self, node: Node) -> Move | None:
         """Move an operation before the permutations and flattenings that it follows."""
@@ -66,7 +92,8 @@ class _Mover:
             return None
         if not self._is_read_once(before):
             return None
-        return self._install(node, [(first, before, _copy(node, before, before.axis))])
+        places = [(first, before, _copy(node, before, before.axis))]
+        return self._install(node, Direction.BACKWARD, places)
 
     def into_parts(self, node: Node) -> Move | None:
         """Split an operation behind ``cat`` into one for each part."""
@@ -91,31 +118,49 @@ class _Mover:
             copy.stored = node.stored * size // total
             places.append((joined, value, copy))
             start += size
-        return self._install(node, places) if start == total else None
+        return self._install(node, Direction.BACKWARD, places) if start == total else None
 
     def into_readers(self, node: Node) -> Move | None:
-        """Hand an operation that several layers read to each of them."""
-        readers = self._users.get(node, [])
-        if (
-            node in self._program.pinned
-            or len(readers) < 2
-            or not all(r.is_mixing and r.stored for r in readers)
-        ):
-            return None
-        if self._is_read_once(node.inputs[0]) and node.inputs[0].is_mixing:
+        """Hand an operation to the layers that read it, behind what stands in between.
+
+        That can be a permutation, a flattening or an average, and several layers may read it.
+        """
+        readers = self._content_readers(node)
+        before = node.inputs[0]
+        if self._is_read_once(before) and before.is_mixing and before.stored:
             return None  # the layer before can take it whole
-        if not all(_takes(reader, node) for reader in readers):
+        if len(readers) == 1 and not _commutes(readers[0]):
+            return None  # it can go no further than it is
+        if node in self._program.pinned or not all(self._leads_on(r, node) for r in readers):
             return None
         places = []
         for reader in readers:
-            copy = _copy(node, node.inputs[0], node.axis)
+            if _commutes(reader):
+                copy = _copy(node, reader, reader.axis)
+                places += [(r, reader, copy) for r in self._content_readers(reader)]
+            else:
+                places.append((reader, node, _copy(node, node, node.axis)))
+        for copy in {id(c): c for _, _, c in places}.values():
             copy.stored = node.stored // len(readers)
-            places.append((reader, node, copy))
-        return self._install(node, places)
+        return self._install(node, Direction.FORWARD, places) if places else None
+
+    def _leads_on(self, reader: Node, node: Node) -> bool:
+        """Whether an operation before ``reader`` can go into layers there or further on."""
+        if reader.is_mixing and reader.stored:
+            return _takes(reader, node)
+        passes = reader.is_diagonal or _commutes(reader)
+        if not passes or reader.axis is None or reader in self._program.pinned:
+            return False
+        onward = self._content_readers(reader)
+        # A layer takes it on the axis that it has there.
+        there = _copy(node, reader, reader.axis)
+        return bool(onward) and all(self._leads_on(r, there) for r in onward)
+
+    def _content_readers(self, value: Node) -> list[Node]:
+        return [user for user in self._users[value] if not user.shape_only]
 
     def _is_read_once(self, value: Node) -> bool:
-        readers = [user for user in self._users[value] if not user.shape_only]
-        return value not in self._program.pinned and len(readers) == 1
+        return value not in self._program.pinned and len(self._content_readers(value)) == 1
 
     def _passing(self, value: Node, kinds: set[Kind]) -> list[Node]:
         """The nodes of these kinds from ``value`` upwards that nothing else reads."""
@@ -127,13 +172,16 @@ class _Mover:
             value = value.inputs[0]
         return chain
 
-    def _install(self, node: Node, places: list[tuple[Node, Node, Node]]) -> Move:
+    def _install(
+        self, node: Node, direction: Direction, places: list[tuple[Node, Node, Node]]
+    ) -> Move:
         """Put copies between readers and what they read; the original passes its input on."""
         program = self._program
-        copies = tuple(copy for _, _, copy in places)
+        copies = tuple({id(copy): copy for _, _, copy in places}.values())
         inputs = {reader: reader.inputs for reader, _, _ in places}
         for reader, value, copy in places:
             reader.inputs = tuple(copy if v is value else v for v in reader.inputs)
+        for copy in copies:
             program.nodes.insert(program.nodes.index(copy.inputs[0]) + 1, copy)
         leaf = node.leaf
         node.kind, node.leaf = Kind.ALIAS, None
@@ -145,7 +193,24 @@ class _Mover:
                 reader.inputs = before
             program.nodes[:] = [n for n in program.nodes if n not in copies]
 
-        return Move(node, copies, undo)
+        return Move(node, direction, copies, undo)
+
+
+def _commutes(node: Node) -> bool:
+    """Whether a per-channel operation may as well stand behind this one.
+
+    Besides what moves elements or passes them on, that is true of every average of a channel's
+    elements: the sum of its weights is one, and no padding is among them.
+    """
+    if node.kind in {Kind.LAYOUT, Kind.ALIAS}:
+        return True
+    if node.leaf is None or node.stored or not node.is_mixing:
+        return False
+    geometry = node.leaf.geometry
+    return all(
+        taps[0] >= 0 and taps[-1] + extent < 0
+        for taps, extent in zip(geometry.offsets, geometry.extent, strict=True)
+    )
 
 
 def _takes(reader: Node, node: Node) -> bool:

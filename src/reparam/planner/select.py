@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from reparam.graph.ir import Node, Program
 from reparam.planner.candidates import Candidate, Candidates
-from reparam.planner.moves import Move, plan_moves
+from reparam.planner.moves import Direction, Move, plan_moves
 
 __all__ = ["Selection", "Veto", "select"]
 
@@ -51,14 +51,14 @@ def select(program: Program, veto: Veto) -> Selection:
     layers: a wide bottleneck is not merged where its folded halves are cheaper. The choice is exact
     wherever values are read once, by dynamic programming in program order.
     """
-    excluded: set[Hashable] = set()
+    excluded: set[tuple[Hashable, Direction]] = set()
     while True:
         moves = plan_moves(program, excluded)
         selection = _select_once(program, veto)
         failed = _not_folded(moves, selection.folded)
         if not failed:
             return selection
-        excluded |= {move.node.key for move in failed}
+        excluded |= {(move.node.key, move.direction) for move in failed}
         for move in reversed(moves):
             move.undo()
 
