@@ -12,6 +12,7 @@ from onnx import TensorProto, numpy_helper
 from onnx_graphs import Graph, counts
 from reparam.errors import InputError, VerificationError
 from reparam.fusing import fuse_onnx_file
+from reparam.fusing.onnx_compare import compare_onnx_files
 
 
 def small(*shape):
@@ -173,6 +174,72 @@ def test_half_precision_is_compared_with_its_own_noise(tmp_path):
 
     assert result.verdict.ok
     assert 1e-4 < result.verdict.control < 1e-1
+
+
+def test_weights_in_constant_nodes_count_for_the_noise(tmp_path):
+    """Converters from Paddle write them so; a file of them alone has roundings all the same."""
+    model = small()
+    made = [
+        onnx.helper.make_node("Constant", [], [tensor.name], value=tensor)
+        for tensor in model.graph.initializer
+    ]
+    del model.graph.initializer[:]
+    rest = list(model.graph.node)
+    del model.graph.node[:]
+    model.graph.node.extend([*made, *rest])
+    source = tmp_path / "net.onnx"
+    onnx.save_model(model, source)
+    onnx.save_model(small(), tmp_path / "same.onnx")
+
+    result = fuse_onnx_file(source, tmp_path / "fused.onnx")
+    same = fuse_onnx_file(tmp_path / "same.onnx", tmp_path / "fused_same.onnx")
+
+    assert result.after == same.after
+    assert 0.1 * same.verdict.control < result.verdict.control < 10 * same.verdict.control
+
+
+def test_factors_of_sizes_are_no_weights(tmp_path):
+    """Changed by one unit in the last place, a factor of 2 gives one row less."""
+    g = Graph(1, 8, 9, 9, dtype=TensorProto.FLOAT)
+    y = g.norm(g.conv(g.x, pads=[1, 1, 1, 1]))
+    large = g.op("Resize", y, "", g.weight([1.0, 1.0, 2.0, 2.0]), mode="nearest")
+    last = g.op("Add", g.op("Slice", large, g.integers(17), g.integers(99), g.integers(2)), large)
+    onnx.save_model(g.model(last), tmp_path / "net.onnx")
+
+    assert fuse_onnx_file(tmp_path / "net.onnx", tmp_path / "fused.onnx").verdict.ok
+
+
+def test_outputs_of_another_shape_differ(source, tmp_path):
+    """Shapes that broadcast would compare equal."""
+    model = onnx.load(source)
+    [output] = model.graph.output
+    axes = numpy_helper.from_array(np.array([0], dtype=np.int64), "axes")
+    model.graph.initializer.append(axes)
+    model.graph.node.append(onnx.helper.make_node("Unsqueeze", [output.name, "axes"], ["row"]))
+    output.CopyFrom(onnx.helper.make_tensor_value_info("row", TensorProto.FLOAT, None))
+    onnx.save_model(model, tmp_path / "row.onnx")
+
+    verdict = compare_onnx_files(source, tmp_path / "row.onnx", onnx.load(source))
+
+    assert not verdict.ok
+
+
+def test_a_number_of_results_that_hangs_on_rounding_is_an_input_error(tmp_path):
+    """Of the values that are rounded down to zero, as many remain as the rounding likes."""
+    g = Graph(2, 8, 64, 64, dtype=TensorProto.FLOAT)
+    y = g.norm(g.conv(g.x, pads=[1, 1, 1, 1]))
+    fine = g.op("Mul", y, g.weight(1e5))
+    loss = g.op("Sub", fine, g.op("Floor", fine))
+    kept = g.op("NonZero", g.op("Cast", g.op("Less", loss, g.weight(0.5)), to=TensorProto.FLOAT))
+    model = g.model(g.op("Cast", kept, to=TensorProto.FLOAT))
+    source = tmp_path / "net.onnx"
+    onnx.save_model(model, source)
+
+    with pytest.raises(InputError, match="depends on its rounding"):
+        fuse_onnx_file(source, tmp_path / "fused.onnx")
+
+    assert not (tmp_path / "fused.onnx").exists()
+    fuse_onnx_file(source, tmp_path / "fused.onnx", check=False)
 
 
 @pytest.mark.slow

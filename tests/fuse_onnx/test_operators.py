@@ -83,6 +83,28 @@ def bare_matmul():
     return g.model(g.op("Mul", g.op("MatMul", g.x, g.random(8, 6)), g.random(1, 1, 6)))
 
 
+def bare_matmul_of_old():
+    """Before opset 11, Gemm cannot do without an addend."""
+    g = Graph("n", 8)
+    y = g.op("Mul", g.op("MatMul", g.x, g.random(8, 6)), g.random(6))
+    return g.model(g.relu(y), opset=9)
+
+
+def gemm_of_old_with_nothing_to_add():
+    g = Graph("n", 8)
+    y = g.op("Gemm", g.x, g.random(8, 6), g.weight(np.zeros(6)))
+    return g.model(g.relu(g.op("Mul", y, g.random(6))), opset=9)
+
+
+def shared_steps_to_a_weight():
+    """Each step reads the one before twice: counting paths instead of steps would never end."""
+    g = Graph()
+    w = g.random(8, 8, 3, 3)
+    for _ in range(60):
+        w = g.op("Mul", g.op("Add", w, w), g.weight(0.5))
+    return g.model(g.norm(g.op("Conv", g.x, w)))
+
+
 def padded_by_node():
     g = Graph()
     pads = g.integers(0, 0, 1, 2, 0, 0, 2, 1)
@@ -206,6 +228,9 @@ CASES = {
     "MatMul of rank 2": (matmul(2), {"Gemm": 1, "Relu": 1}),
     "MatMul of rank 3": (matmul(3), {"MatMul": 1, "Add": 1, "Relu": 1}),
     "MatMul without bias": (bare_matmul(), {"MatMul": 1}),
+    "MatMul without bias, old": (bare_matmul_of_old(), {"MatMul": 1, "Relu": 1}),
+    "Gemm without bias, old": (gemm_of_old_with_nothing_to_add(), {"MatMul": 1, "Relu": 1}),
+    "weight of shared steps": (shared_steps_to_a_weight(), {"Conv": 1}),
     "Pad": (padded_by_node(), {"Conv": 1}),
     "Slice": (cropped(), {"Conv": 1}),
     "Concat": (norm_behind_concat(), {"Conv": 2, "Concat": 1, "Relu": 1}),

@@ -204,6 +204,68 @@ def test_operations_of_functions_are_left():
     assert counts(plan.apply()) == counts(model)
 
 
+def gelu(g, x):
+    erf = g.op("Erf", g.op("Div", x, g.weight(2.0**0.5)))
+    return g.op("Mul", g.op("Mul", x, g.op("Add", erf, g.weight(1.0))), g.weight(0.5))
+
+
+def hard_swish(g, x):
+    gate = g.op("Clip", g.op("Add", x, g.weight(3.0)), g.weight(0.0), g.weight(6.0))
+    return g.op("Div", g.op("Mul", x, gate), g.weight([6.0]))
+
+
+@pytest.mark.parametrize("activation", [gelu, hard_swish])
+def test_activations_that_are_spelt_out_stay_whole(activation):
+    """Engines know them by all of their steps; their last factor could go into the next layer."""
+    g = Graph()
+    y = activation(g, g.norm(g.conv(g.x)))
+    model = g.model(g.relu(g.norm(g.conv(y))))
+
+    fused = reparam.fuse(model)
+
+    assert counts(fused) == {k: n for k, n in counts(model).items() if k != "BatchNormalization"}
+    assert_equal(model, fused)
+
+
+@pytest.mark.parametrize("kind", ["Mul", "Add"])
+@pytest.mark.parametrize("ones", [True, False])
+def test_a_constant_that_adds_a_dimension_is_left(kind, ones):
+    g = Graph(2, 8, 7)
+    y = g.conv(g.x, dims=1)
+    neutral = 1.0 if kind == "Mul" else 0.0
+    constant = g.weight(np.full((1, 1, 1, 1), neutral)) if ones else g.random(1, 1, 8, 1)
+    model = g.model(g.relu(g.op(kind, y, constant)))
+
+    fused = reparam.fuse(model)
+
+    assert counts(fused) == counts(model)
+    assert_equal(model, fused)
+
+
+def test_a_constant_that_makes_a_row_of_a_vector_is_left():
+    g = Graph(8)
+    y = g.op("Add", g.op("MatMul", g.x, g.random(8, 5)), g.random(1, 5))
+    model = g.model(g.op("Mul", y, g.random(5)))
+
+    assert_equal(model, reparam.fuse(model), np.arange(8.0))
+
+
+def test_sparse_constants_are_left():
+    g = Graph(dtype=TensorProto.FLOAT)
+    y = g.norm(g.conv(g.x))
+    model = g.model(g.op("Mul", y, y))
+    indices = helper.make_tensor("where", TensorProto.INT64, [1], [3])
+    numbers = helper.make_tensor("sparse", TensorProto.FLOAT, [1], [2.0])
+    model.graph.sparse_initializer.append(helper.make_sparse_tensor(numbers, indices, [8]))
+    product = model.graph.node[-1]
+    product.input[1] = "sparse"
+
+    fused = reparam.fuse(model)
+
+    assert counts(fused) == {"Conv": 1, "Mul": 1}
+    assert fused.graph.sparse_initializer == model.graph.sparse_initializer
+
+
 def test_an_old_opset_is_left():
     g = Graph(dtype=TensorProto.FLOAT)
     model = g.model(g.relu(g.conv(g.x)), opset=6, ir=3)

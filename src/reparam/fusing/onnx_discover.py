@@ -164,8 +164,13 @@ def _objection(lifted: OnnxLifted, region: Candidate) -> str | None:
 def _is_tied(lifted: OnnxLifted, name: str, inside: set[int]) -> bool:
     """Whether what a weight is stored in, or computed from, is read outside of a region."""
     waiting, graph = [*lifted.constants.sources(name), name], lifted.model.graph
+    seen: set[str] = set()
     while waiting:
-        for index in lifted.readers.get(waiting.pop(), ()):
+        value = waiting.pop()
+        if value in seen:
+            continue
+        seen.add(value)
+        for index in lifted.readers.get(value, ()):
             if index in lifted.constants.nodes:
                 # Only its shape is read by these, and where they compute a weight, so does theirs.
                 outputs = graph.node[index].output

@@ -21,6 +21,9 @@ __all__ = ["write_model"]
 _FIRST_SEPARATE_INITIALIZERS = 4
 """IR version from which initializers need not be inputs, too."""
 
+_BARE_GEMM = 11
+"""Opset from which Gemm needs no addend."""
+
 
 def write_model(lifted: OnnxLifted, folded: Sequence[tuple[OnnxFound, FoldedLayer]]) -> ModelProto:
     """Make the new model; the old one is only read.
@@ -130,7 +133,8 @@ class _Edits:
     ) -> list[NodeProto]:
         anchor, make = self._lifted.layer_of(found.anchor), self._helper.make_node
         flat = self._lifted.shapes.rank(self._lifted.name_of(found.region.source)) == 2
-        if flat or anchor.op_type == "Gemm":
+        complete = layer.bias is not None or self._lifted.opset >= _BARE_GEMM
+        if complete and (flat or anchor.op_type == "Gemm"):
             names = self._store(found, layer.weight, layer.bias)
             return [make("Gemm", [source, *names], [output], name=anchor.name, transB=1)]
         weight, *bias = self._store(found, layer.weight.T.contiguous(), layer.bias)

@@ -15,7 +15,7 @@ from reparam._files import atomic_path
 from reparam.errors import InputError, VerificationError
 from reparam.fusing.onnx_compare import compare_onnx_files
 from reparam.fusing.onnx_plan import OnnxPlan, plan_onnx
-from reparam.graph.onnx_tensors import onnx_module
+from reparam.graph.onnx_tensors import MOST_BYTES, bytes_of, onnx_module
 from reparam.graph.onnx_valid import check_readable
 from reparam.verifying import Verdict
 
@@ -23,9 +23,6 @@ if TYPE_CHECKING:
     from onnx import ModelProto, TensorProto
 
 __all__ = ["FusedFile", "fuse_onnx_file", "read_onnx_file"]
-
-_LIMIT = 2**31 - 2**20
-"""Bytes of weights that one file may hold: a protocol buffer ends at 2 GiB, the graph included."""
 
 _EXTERNAL_FROM = 1024
 """Bytes from which a tensor goes to the data file, where there is one."""
@@ -90,7 +87,7 @@ def fuse_onnx_file(
     plan = plan_onnx(model)
     fused = plan.apply()
     before, after = _counts(model), _counts(fused)
-    outside = bool(external) or _weight_bytes(fused) > _LIMIT
+    outside = bool(external) or bytes_of(fused) > MOST_BYTES
     with atomic_path(target) as staged:
         _write(fused, staged, outside=outside)
         verdict = None
@@ -211,7 +208,3 @@ def _naming(path: Path) -> Iterator[None]:
 
 def _counts(model: ModelProto) -> dict[str, int]:
     return dict(Counter(node.op_type for node in model.graph.node).most_common())
-
-
-def _weight_bytes(model: ModelProto) -> int:
-    return sum(len(tensor.raw_data) for tensor in model.graph.initializer)

@@ -99,17 +99,26 @@ class Constants:
 
     def sources(self, name: str) -> set[str]:
         """The stored tensors, by name, that a constant is computed from."""
-        node = self._made.get(name)
-        if node is None or node.op_type == "Constant":
-            return {name}
-        return {source for read in self._inputs(node) for source in self.sources(read)}
+        return self._behind(name)[0]
 
     def operations(self, name: str) -> int:
         """Number of operations that compute it at every run."""
-        node = self._made.get(name)
-        if node is None or node.op_type in {"Constant", "Identity"}:
-            return 0
-        return 1 + sum(self.operations(read) for read in self._inputs(node))
+        return self._behind(name)[1]
+
+    def _behind(self, name: str) -> tuple[set[str], int]:
+        """The stored tensors and the number of operations, each counted once, behind a constant."""
+        stored: set[str] = set()
+        makers: dict[int, NodeProto] = {}
+        waiting = [name]
+        while waiting:
+            read = waiting.pop()
+            node = self._made.get(read)
+            if node is None or node.op_type == "Constant":
+                stored.add(read)
+            elif id(node) not in makers:
+                makers[id(node)] = node
+                waiting += self._inputs(node)
+        return stored, sum(node.op_type != "Identity" for node in makers.values())
 
     def _is_constant(self, node: NodeProto) -> bool:
         if node.domain not in DEFAULT_DOMAINS or node.op_type in _NEVER or has_subgraph(node):

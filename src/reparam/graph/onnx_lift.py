@@ -281,6 +281,11 @@ class OnnxLifter:
         """Number of dimensions of a value."""
         return self.shapes.rank(name)
 
+    def maker(self, name: str) -> NodeProto | None:
+        """The operation that returns a value; None for an input."""
+        indices = self.lifted.origin.get(self.values[name])
+        return None if indices is None else self.graph.node[indices[-1]]
+
     def only_reader(self, name: str) -> int | None:
         """The position of the operation that alone reads a value, once."""
         readers = self.readers.get(name, [])

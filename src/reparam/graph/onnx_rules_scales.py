@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 import torch
@@ -44,6 +45,8 @@ def multiply(lifter: OnnxLifter, proto: NodeProto) -> Node | None:
     if lifter.is_value(left) and lifter.is_value(right):
         return lifter.opaque(proto, keeps=lifter.shape(left) == lifter.shape(proto.output[0]))
     x, factor = (left, right) if lifter.is_value(left) else (right, left)
+    if _ends_activation(lifter, x, factor):
+        return lifter.opaque(proto, keeps=True)
     return _affine_map(lifter, proto, x, factor=factor)
 
 
@@ -52,12 +55,26 @@ def divide(lifter: OnnxLifter, proto: NodeProto) -> Node | None:
     left, right = proto.input
     if not lifter.is_value(left) or right not in lifter.constants:
         return None
+    if _ends_activation(lifter, left, right):
+        return lifter.opaque(proto, keeps=True)
     return _affine_map(lifter, proto, left, factor=right, invert=True)
 
 
 def negate(lifter: OnnxLifter, proto: NodeProto) -> Node | None:
     """``Neg``."""
     return _affine_map(lifter, proto, proto.input[0], times=-1.0)
+
+
+def _ends_activation(lifter: OnnxLifter, x: str, factor: str) -> bool:
+    """Whether a scale by one number is the last step of an activation, spelt out.
+
+    GELU ends in ``(x * (1 + erf(...))) * 0.5`` and hard swish in ``(x * clip(x + 3)) / 6``. Engines
+    know them by all of their steps and run each as one; that is worth more than a factor less.
+    """
+    if factor not in lifter.constants or math.prod(lifter.constants.shape(factor)) != 1:
+        return False
+    maker = lifter.maker(x)
+    return maker is not None and maker.op_type == "Mul" and all(map(lifter.is_value, maker.input))
 
 
 def _plus(lifter: OnnxLifter, proto: NodeProto, sign: float) -> Node | None:
@@ -76,16 +93,15 @@ def _affine_map(  # noqa: PLR0913 (the parts of one affine map)
     """Lift ``times * factor * x + shift_times * shift`` with constant factor and shift."""
     constants = lifter.constants
     numbers = [name for name in (factor, shift) if name is not None]
-    if not all(constants.is_floating(name) for name in numbers):
+    if not all(name in constants and constants.is_floating(name) for name in numbers):
         return None
     if times == 1.0 and _changes_nothing(lifter, x, factor, shift):
         return lifter.alias(proto, x)
     channels, axis = lifter.channels(x), lifter.axis(x)
     if channels is None or axis is None:
         return None
-    for name in numbers:
-        if not is_per_channel(_shape_in_rank(lifter, name, x), channels, axis):
-            return lifter.opaque(proto)
+    if not all(_is_per_channel(lifter, name, x) for name in numbers):
+        return lifter.opaque(proto)
 
     def load(rows: Rows | None) -> AffineConv:
         scale = times * _per_channel(lifter, factor, channels, invert=invert)
@@ -118,24 +134,32 @@ def _per_channel(
 
 def _changes_nothing(lifter: OnnxLifter, x: str, factor: str | None, shift: str | None) -> bool:
     """Whether a map is the identity: times one and plus zero, without growing by broadcasting."""
-    channels, axis = lifter.channels(x), lifter.axis(x)
     for name, neutral in ((factor, 1.0), (shift, 0.0)):
         if name is None:
             continue
-        shape = _shape_in_rank(lifter, name, x)
-        known = channels is not None and axis is not None
-        if shape and not (known and is_per_channel(shape, channels or 0, axis or 0)):
+        single = math.prod(lifter.constants.shape(name)) == 1 and not _adds_axes(lifter, name, x)
+        if not (single or _is_per_channel(lifter, name, x)):
             return False
         if not bool((lifter.constants.value(name) == neutral).all()):
             return False
     return True
 
 
-def _shape_in_rank(lifter: OnnxLifter, name: str, x: str) -> tuple[int, ...]:
-    """Shape of a constant without the leading ones that are no more than its rank needs."""
-    shape, rank = lifter.constants.shape(name), lifter.rank(x)
-    if rank is None or len(shape) > rank:
-        return shape
-    while shape and shape[0] == 1:
+def _is_per_channel(lifter: OnnxLifter, name: str, x: str) -> bool:
+    """Whether a constant acts on each channel of a value by itself and broadcasts nothing."""
+    channels, axis = lifter.channels(x), lifter.axis(x)
+    if channels is None or axis is None or _adds_axes(lifter, name, x):
+        return False
+    shape = lifter.constants.shape(name)
+    while shape and shape[0] == 1 and len(shape) > -axis:
         shape = shape[1:]
-    return shape
+    return is_per_channel(shape, channels, axis)
+
+
+def _adds_axes(lifter: OnnxLifter, name: str, x: str) -> bool:
+    """Whether a value may have fewer dimensions than a constant, and so grow by broadcasting."""
+    rank, axis = lifter.rank(x), lifter.axis(x)
+    if rank is None:
+        # Before channels that are not last stands a batch; others may be all that there is.
+        rank = 1 - axis if axis is not None and axis < -1 else 1
+    return len(lifter.constants.shape(name)) > rank

@@ -70,6 +70,7 @@ def skeleton(model: ModelProto) -> ModelProto:
     graph.output.extend(model.graph.output)
     graph.value_info.extend(model.graph.value_info)
     graph.initializer.extend(_without_numbers(t) for t in model.graph.initializer)
+    graph.sparse_initializer.extend(model.graph.sparse_initializer)
     return bare
 
 

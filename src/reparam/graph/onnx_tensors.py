@@ -12,14 +12,28 @@ from reparam._optional import require
 from reparam.errors import InputError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from types import ModuleType
 
-    from onnx import TensorProto
+    from onnx import ModelProto, TensorProto
 
-__all__ = ["FLOATS", "as_array", "as_double", "from_torch", "onnx_module", "to_torch"]
+__all__ = [
+    "FLOATS",
+    "MOST_BYTES",
+    "as_array",
+    "as_double",
+    "bytes_of",
+    "constant_tensors",
+    "from_torch",
+    "onnx_module",
+    "to_torch",
+]
 
 FLOATS = {1: torch.float32, 10: torch.float16, 11: torch.float64, 16: torch.bfloat16}
 """ONNX's numbers of the types that weights have."""
+
+MOST_BYTES = 2**31 - 2**20
+"""Bytes of weights that one file may hold: a protocol buffer ends at 2 GiB, the graph included."""
 
 _CODES = {dtype: code for code, dtype in FLOATS.items()}
 
@@ -74,6 +88,24 @@ def from_torch(value: Tensor, name: str) -> TensorProto:
     raw = value.reshape(-1).view(torch.uint8).numpy()
     tensor.raw_data = raw.tobytes()
     return tensor
+
+
+def constant_tensors(model: ModelProto) -> Iterator[tuple[str, TensorProto]]:
+    """Names and tensors that Constant nodes hold: some converters keep weights there."""
+    for node in model.graph.node:
+        if node.op_type == "Constant":
+            yield from ((node.output[0], a.t) for a in node.attribute if a.name == "value")
+
+
+def bytes_of(model: ModelProto) -> int:
+    """Bytes of the weights of a model, in initializers and Constant nodes."""
+    inner = (tensor for _, tensor in constant_tensors(model))
+    return sum(_bytes(tensor) for tensor in (*model.graph.initializer, *inner))
+
+
+def _bytes(tensor: TensorProto) -> int:
+    # What is not stored as bytes is packed as 4 or 8 bytes a number, or fewer.
+    return len(tensor.raw_data) or 8 * math.prod(tensor.dims)
 
 
 def as_double(value: Tensor) -> Tensor:
