@@ -163,7 +163,7 @@ def _run_module(module: Any, x: Tensor) -> Tensor:
 def _run_conv(module: Any, x: Tensor, padding: Any) -> Tensor:
     if nn.utils.parametrize.is_parametrized(module):
         module = copy.deepcopy(module).to(torch.float64)
-    apply = _many_kernels(module, x, padding) if module.groups == 1 else None
+    apply = _many_kernels(module, x, padding)
     if apply is None:
         function: Any = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}[module.weight.dim() - 2]
 
@@ -177,9 +177,10 @@ def _run_conv(module: Any, x: Tensor, padding: Any) -> Tensor:
 def _many_kernels(
     module: Any, x: Tensor, padding: Any
 ) -> Callable[[Tensor, Tensor | None], Tensor] | None:
-    """Gather the patches of a small input once, so that each slice is one matrix product.
+    """Gather the patches of a small input once, so that each slice is a matrix product.
 
-    Torch's own float64 convolution gathers them for every slice and is several times slower.
+    Torch's own float64 convolution gathers them for every slice and every group and is up to ten
+    times slower. This is torch's definition of a convolution: F.unfold, multiply, add.
     """
     if x.dim() != _IMAGES or isinstance(padding, str):
         return None
@@ -187,10 +188,18 @@ def _many_kernels(
     # A convolution of one channel, on zeros that take no memory, to be told the output's size.
     one = x.new_zeros(()).expand(1, 1, *module.kernel_size)
     size = F.conv2d(x[:1, :1], one, None, module.stride, padding, module.dilation).shape[2:]
-    rows = patches.transpose(1, 2).contiguous()
-    return lambda weight, bias: (
-        F.linear(rows, weight.flatten(1), bias).transpose(1, 2).unflatten(2, size)
-    )
+    groups, batch = module.groups, len(x)
+    grouped = patches.unflatten(1, (groups, -1)).permute(1, 0, 3, 2).flatten(1, 2).contiguous()
+
+    def apply(weight: Tensor, bias: Tensor | None) -> Tensor:
+        kernels = weight.reshape(groups, -1, grouped.shape[2])
+        # One plain product is several times faster than a batch of one.
+        flat = grouped @ kernels.mT if groups > 1 else F.linear(grouped[0], kernels[0])[None]
+        y: Tensor = flat.unflatten(1, (batch, -1)).permute(1, 0, 3, 2)
+        y = y.reshape(batch, len(weight), *size)
+        return y if bias is None else y + bias.view(-1, 1, 1)
+
+    return apply
 
 
 _IMAGES = 4  # batch, channels, height, width: what F.unfold takes
