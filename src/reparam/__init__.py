@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from reparam.errors import ReparamError, TrainingModeError
     from reparam.exporting import export, read_metadata
     from reparam.fusing import FoldWarning, Plan, Refusal, Region, fuse, operator, plan
+    from reparam.pruning import PruneResult, prune
     from reparam.rep_optimizer import RepOptimizer
     from reparam.training import train
     from reparam.verifying import Verdict, verify
@@ -29,6 +30,7 @@ __all__ = [
     "AffineConv",
     "FoldWarning",
     "Plan",
+    "PruneResult",
     "Refusal",
     "Region",
     "RepOptimizer",
@@ -44,6 +46,7 @@ __all__ = [
     "operator",
     "pick",
     "plan",
+    "prune",
     "read_metadata",
     "train",
     "verify",
@@ -53,6 +56,7 @@ _HOMES = {
     "AffineConv": "reparam.algebra",
     "FoldWarning": "reparam.fusing",
     "Plan": "reparam.fusing",
+    "PruneResult": "reparam.pruning",
     "Refusal": "reparam.fusing",
     "Region": "reparam.fusing",
     "RepOptimizer": "reparam.rep_optimizer",
@@ -67,6 +71,7 @@ _HOMES = {
     "operator": "reparam.fusing",
     "pick": "reparam.benchmarking",
     "plan": "reparam.fusing",
+    "prune": "reparam.pruning",
     "read_metadata": "reparam.exporting",
     "train": "reparam.training",
     "verify": "reparam.verifying",

@@ -1,0 +1,92 @@
+"""That a smaller net computes what the given one computes without those channels."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+
+from reparam.errors import UnsupportedModelError
+from reparam.pruning.graph import cut, masked
+from reparam.pruning.result import Kept
+from reparam.verifying import verify
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from torch import Tensor, nn
+
+    from reparam.pruning.graph import Group, Removed
+    from reparam.verifying import Verdict
+
+__all__ = ["compare", "sound_groups"]
+
+_SEED = 0
+
+
+def compare(
+    model: nn.Module,
+    smaller: nn.Module,
+    groups: Sequence[Group],
+    removed: Removed,
+    inputs: tuple[Tensor, ...],
+) -> Verdict:
+    """Compare a smaller net with the given one whose layers read nothing from those channels.
+
+    Raises:
+        InputError: The outputs have other shapes.
+    """
+    return verify(masked(model, groups, removed), smaller, _noisy(inputs))
+
+
+def sound_groups(
+    model: nn.Module, groups: Sequence[Group], inputs: tuple[Tensor, ...], removed: Removed
+) -> tuple[list[Group], list[Kept]]:
+    """Return the groups of which channels can go, and those where something breaks.
+
+    All together are tried first; only if that fails each one alone. What breaks is, for example, a
+    norm over all channels, or a reshape with a number in it.
+    """
+    whole = _breaks(model, groups, inputs, removed)
+    if not whole:
+        return list(groups), []
+    sound, kept = [], []
+    for group in groups:
+        why = _breaks(model, [group], inputs, {group.root: removed[group.root]})
+        if why:
+            kept.append(Kept(group.root, why))
+        else:
+            sound.append(group)
+    rest = {group.root: removed[group.root] for group in sound}
+    still = _breaks(model, sound, inputs, rest) if sound else ""
+    if still or not kept:
+        raise UnsupportedModelError(
+            f"channels of this {type(model).__name__} can be removed from each layer, but not from "
+            f"all: {still or whole}; name layers to keep with keep=[...]"
+        )
+    return sound, kept
+
+
+def _breaks(
+    model: nn.Module, groups: Sequence[Group], inputs: tuple[Tensor, ...], removed: Removed
+) -> str:
+    """Say what goes wrong without those channels; empty if nothing does."""
+    try:
+        verdict = compare(model, cut(model, inputs, removed), groups, removed, inputs)
+    except Exception as error:  # noqa: BLE001 - a net can fail in any way; what matters is that
+        return f"without some of its channels the net does not run: {str(error).splitlines()[0]}"
+    if verdict.ok:
+        return ""
+    return (
+        f"without some of its channels the net computes something else than with them masked "
+        f"(largest difference {verdict.max_abs:.1e})"
+    )
+
+
+def _noisy(inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """Return the inputs with noise, for example inputs are often zeros, which prove little."""
+    generator = torch.Generator().manual_seed(_SEED)
+    return tuple(
+        x + torch.randn(x.shape, generator=generator).to(x) if x.is_floating_point() else x
+        for x in inputs
+    )
