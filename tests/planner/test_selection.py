@@ -76,10 +76,6 @@ def test_regions_are_what_the_search_by_hand_finds(program: Program) -> None:
     assert orders == sorted(orders)
 
 
-@pytest.mark.xfail(
-    strict=False,
-    reason="upstream savings of a value that others read too count for some choices only",
-)
 @settings(max_examples=100)
 @given(program=programs(most=5, thirds=True))
 def test_the_choice_among_candidates_is_the_best(program: Program) -> None:
@@ -297,10 +293,6 @@ def test_regions_on_both_sides_of_an_output() -> None:
     assert [c.output for c in unmoved(write.pin(first, second)).regions] == [first, second]
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="savings before a value that several read are counted for one of the choices only",
-)
 def test_a_narrow_branch_beside_an_identity_behind_another_region() -> None:
     """One layer of 16 multiply-adds saves less than 4->1 and 1->4, whatever folds before it."""
     write = Writer(4)
@@ -311,7 +303,6 @@ def test_a_narrow_branch_beside_an_identity_behind_another_region() -> None:
     assert score(chosen(regions, unmoved(program))) == best_score(regions)
 
 
-@pytest.mark.xfail(strict=True, reason="a third of a multiply-add is rounded, so ties are not seen")
 def test_of_equally_cheap_regions_those_with_fewer_layers_are_taken() -> None:
     write = Writer(2)
     first = write.conv(write.input, 8, 3)

@@ -282,8 +282,8 @@ def region_record(region: Candidate, where: str) -> Region:
         what=describe(region.nodes),
         into=_into(region),
         layers_before=before.layers,
-        macs_before=before.macs,
-        macs_after=after.macs,
+        macs_before=float(before.macs),
+        macs_after=float(after.macs),
         stored_before=before.stored,
         stored_after=after.stored,
     )

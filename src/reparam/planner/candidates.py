@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from fractions import Fraction
 
 from reparam.algebra import (
     Composition,
@@ -38,7 +39,7 @@ class Cost:
 
     """
 
-    macs: float = 0.0
+    macs: Fraction | int = 0
     stored: int = 0
     layers: int = 0
 
@@ -48,7 +49,9 @@ class Cost:
 
     def at_stride(self, stride: Iterable[int]) -> Cost:
         """Count the multiply-adds per position before a stride instead of after it."""
-        return Cost(self.macs / math.prod(stride), self.stored, self.layers)
+        positions = math.prod(stride)
+        macs = self.macs if positions == 1 else Fraction(self.macs) / positions
+        return Cost(macs, self.stored, self.layers)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -207,7 +210,7 @@ class Candidates:
             self.give_up(node, str(error))
             return None
         nodes = frozenset({node}).union(*(t.nodes for t in terms if t is not None))
-        cost = Cost(0.0, node.stored, 1)
+        cost = Cost(0, node.stored, 1)
         exposed = self.exposed(term for term in node.inputs if term in nodes)
         for term in {id(t): t for t in terms if t is not None}.values():
             cost += term.cost

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass, field
+from fractions import Fraction
 
 from reparam.graph.ir import Node, Program
 from reparam.planner.candidates import Candidate, Candidates
@@ -15,8 +16,8 @@ __all__ = ["Selection", "Veto", "select"]
 Veto = Callable[[Candidate], str | None]
 """A front end's objection to a region (a hook, a shared module), or None."""
 
-_Score = tuple[float, int]
-"""Multiply-adds saved per position of the value, then layers removed."""
+_Score = tuple[Fraction | int, int]
+"""Multiply-adds saved per position of the program's input, then layers removed."""
 
 
 @dataclass(eq=False)
@@ -48,8 +49,8 @@ def select(program: Program, veto: Veto) -> Selection:
     A region pays when it holds a convolution or linear layer, removes a layer, and costs neither
     more multiply-adds nor more stored numbers than before. Among the ways to cut a program into
     such regions the one that saves the most multiply-adds is taken, then the one with the fewest
-    layers: a wide bottleneck is not merged where its folded halves are cheaper. The choice is exact
-    wherever values are read once, by dynamic programming in program order.
+    layers: a wide bottleneck is not merged where its folded halves are cheaper. The choice among
+    the candidates is exact, by dynamic programming in program order.
     """
     excluded: set[tuple[Hashable, Direction]] = set()
     while True:
@@ -90,33 +91,89 @@ def _select_once(program: Program, veto: Veto) -> Selection:
 
 
 def _best(program: Program, candidates: Candidates, veto: Veto) -> dict[Node, Candidate]:
-    """For every node the region to end there, if any."""
+    """For every node the region to end there, if any.
+
+    A region is closed, so its nodes lie on every way from them out of the program: they are below
+    its output in the tree in which a node hangs from the next one that all its readers lead to.
+    The best choice for a node's subtree is then that of its children, or a region that ends at the
+    node together with the best choices for what hangs from the region.
+    """
+    children = _children(program, candidates.users)
+    rates = _rates(program)
     chosen: dict[Node, Candidate] = {}
     score: dict[Node, _Score] = {}
     for node in program.nodes:
-        # Scores of operands that others read too, or that are seen from outside, count where those
-        # are decided, not here.
-        own = [
-            score[v]
-            for v in dict.fromkeys(node.inputs)
-            if len(candidates.users[v]) == 1 and v not in program.pinned
-        ]
-        step = 1 if node.leaf is None else math.prod(node.leaf.geometry.stride)
-        best: _Score = (step * sum(s[0] for s in own), sum(s[1] for s in own))
+        best = _total(score[child] for child in children[node])
         for candidate in candidates.found[node]:
             if candidate.expression is None or not _pays(candidate, candidates, veto):
                 continue
-            step = math.prod(candidate.geometry.stride)
-            here = _saving(candidate)
-            if candidates.is_closed(candidate.source, candidate.nodes):
-                rest = score[candidate.source]
-                here = (here[0] + rest[0], here[1] + rest[1])
-            here = (step * here[0], here[1])
+            inside = candidate.nodes
+            hanging = (v for n in inside for v in children[n] if v not in inside)
+            macs, layers = _saving(candidate)
+            own = (rates[candidate.source] * macs, layers)
+            here = _total([own, *(score[v] for v in hanging)])
             if here > best:
                 best = here
                 chosen[node] = candidate
         score[node] = best
     return chosen
+
+
+def _total(scores: Iterable[_Score]) -> _Score:
+    macs: Fraction | int = 0
+    layers = 0
+    for more, further in scores:
+        macs += more
+        layers += further
+    return macs, layers
+
+
+def _rates(program: Program) -> dict[Node, Fraction | int]:
+    """Positions of each value per position of the program's input, where strides tell."""
+    rates: dict[Node, Fraction | int] = {}
+    for node in program.nodes:
+        before = rates[node.inputs[0]] if node.inputs else 1
+        positions = 1 if node.leaf is None else math.prod(node.leaf.geometry.stride)
+        rates[node] = before if positions == 1 else Fraction(before) / positions
+    return rates
+
+
+def _children(program: Program, users: dict[Node, list[Node]]) -> dict[Node, list[Node]]:
+    """Hang every node from the next one that all its readers lead to (its post-dominator).
+
+    Values that are seen from outside, and those whose readers part for good, hang from nothing.
+    Readers of a shape are none: a region may swallow the value.
+    """
+    tree = _Tree()
+    children: dict[Node, list[Node]] = {node: [] for node in program.nodes}
+    for node in reversed(program.nodes):
+        readers = [] if node in program.pinned else [u for u in users[node] if not u.shape_only]
+        parent: Node | None = readers[0] if readers else None
+        for reader in readers[1:]:
+            parent = tree.meeting(parent, reader)
+        tree.hang(node, parent)
+        if parent is not None:
+            children[parent].append(node)
+    return children
+
+
+class _Tree:
+    """Nodes that hang from one another; the root, None, is the outside."""
+
+    def __init__(self) -> None:
+        self._parents: dict[Node, Node | None] = {}
+        self._depths: dict[Node | None, int] = {None: 0}
+
+    def hang(self, node: Node, parent: Node | None) -> None:
+        self._parents[node], self._depths[node] = parent, self._depths[parent] + 1
+
+    def meeting(self, left: Node | None, right: Node | None) -> Node | None:
+        """The nearest that both hang from, or are."""
+        while left is not right:
+            if right is None or (left is not None and self._depths[left] >= self._depths[right]):
+                left, right = right, left
+            right = self._parents[right] if right is not None else None
+        return left
 
 
 def _saving(candidate: Candidate) -> _Score:
@@ -159,8 +216,8 @@ def _pays(candidate: Candidate, candidates: Candidates, veto: Veto) -> bool:
     reason = None
     if after.macs > before.macs:
         reason = (
-            f"one layer would cost more multiply-adds: {after.macs:,.0f} against "
-            f"{before.macs:,.0f} per input position"
+            f"one layer would cost more multiply-adds: {float(after.macs):,.0f} against "
+            f"{float(before.macs):,.0f} per input position"
         )
     elif _dearer_at_borders(candidate, candidates):
         reason = "its output is larger than its input: one layer would cost more at the borders"
