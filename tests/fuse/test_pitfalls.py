@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -9,9 +11,8 @@ from torch import nn
 from torch.nn.utils import parametrizations, parametrize
 
 import reparam
-from checking import assert_same_function
+from checking import Snapshot, assert_same_function
 from counting import count
-from reparam.errors import UnsupportedModelError
 from small_nets import TOLERANCE, Lambda, check, conv, image, norm
 from zoo import randomise
 
@@ -423,15 +424,24 @@ def test_parametrizations_are_materialised_on_the_copy_alone() -> None:
 
 
 @pytest.mark.filterwarnings("ignore:.*weight_norm:FutureWarning")
-def test_the_old_weight_norm_works_or_is_a_clear_error() -> None:
-    """Its weight is a computed tensor, which torch cannot copy."""
-    model = randomise(nn.Sequential(nn.utils.weight_norm(conv()), norm()).double())
-    try:
-        fused = reparam.fuse(model, image())
-    except UnsupportedModelError as error:
-        assert "weight_norm" in str(error)  # noqa: PT017 (either outcome is right)
-    else:
-        assert_same_function(model, fused, image(), tolerance=TOLERANCE)
+@pytest.mark.parametrize("kind", [nn.utils.weight_norm, nn.utils.spectral_norm])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_weights_that_a_hook_computes_become_plain_ones(
+    kind: Callable[[nn.Module], nn.Module], dtype: torch.dtype
+) -> None:
+    model = nn.Sequential(kind(conv()), norm(), nn.ReLU(), kind(nn.Linear(8, 3)))
+    model = randomise(model.double()).to(dtype).eval()
+    x = image().to(dtype)
+    expected, before = model(x), Snapshot.of(model)
+    fused = reparam.fuse(model, x)
+    before.assert_unchanged(model)
+    assert {name for name, _ in fused.named_parameters()} == {
+        "0.weight", "0.bias", "3.weight", "3.bias",
+    }  # fmt: skip
+    assert not any(part._forward_pre_hooks for part in fused.modules())
+    assert fused[0].weight.dtype is dtype
+    tolerance = TOLERANCE if dtype is torch.float64 else 1e-5
+    torch.testing.assert_close(fused(x), expected, rtol=tolerance, atol=tolerance)
 
 
 @pytest.mark.parametrize(

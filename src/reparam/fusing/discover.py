@@ -24,7 +24,7 @@ from reparam.graph.faithful import (
 )
 from reparam.graph.kinds import AnyConv
 from reparam.graph.lift import Lifted, lift
-from reparam.graph.skeleton import hooked_modules, shared_copy
+from reparam.graph.skeleton import hooked_modules, shared_copy, with_plain_weights
 from reparam.graph.trace import Arguments, Key, Trace, TraceFailure, is_builtin, join, trace
 from reparam.planner import select
 
@@ -78,6 +78,7 @@ class Probed:
 
 def discover(model: nn.Module, example_inputs: Any = None, *, probe: bool = False) -> Discovery:
     """Find the regions of an unwrapped model."""
+    model = with_plain_weights(model)
     finder = _Finder(model, None if example_inputs is None else as_call(example_inputs), probe)
     finder.visit("", finder.skeleton)
     finder.place()

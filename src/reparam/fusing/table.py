@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import textwrap
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -78,8 +79,8 @@ def _columns(header: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> list[s
     # The first three columns give way where the line would be too long.
     spare = _WIDTH - 2 * (len(widths) - 1) - sum(widths[3:])
     widths[:3] = _fit(widths[:3], spare)
-    lines = [_line(header, widths), "  ".join("-" * w for w in widths)]
-    lines += [_line(row, widths) for row in shown]
+    lines = [*_wrapped(header, widths), "  ".join("-" * w for w in widths)]
+    lines += [line for row in shown for line in _wrapped(row, widths)]
     if len(rows) > len(shown):
         lines.append(f"... and {len(rows) - len(shown)} more")
     return lines
@@ -92,12 +93,27 @@ def _fit(widths: list[int], spare: int) -> list[int]:
     return widths
 
 
-def _line(row: Iterable[str], widths: list[int]) -> str:
-    return "  ".join(_clip(cell, w).ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip()
+def _wrapped(row: Iterable[str], widths: Sequence[int]) -> list[str]:
+    """Write one row on as many lines as its longest cell needs; nothing is cut off."""
+    cells = [_cell(text, width) for text, width in zip(row, widths, strict=True)]
+    return [
+        "  ".join(part.ljust(w) for part, w in zip(parts, widths, strict=True)).rstrip()
+        for parts in itertools.zip_longest(*cells, fillvalue="")
+    ]
 
 
-def _clip(text: str, width: int) -> str:
-    return text if len(text) <= width else f"{text[: width - 3]}..."
+def _cell(text: str, width: int) -> list[str]:
+    """Break a text where a person would: between words, or behind the dots of a path."""
+    if len(text) <= width:
+        return [text]
+    if " " in text:
+        return textwrap.wrap(text, width, subsequent_indent="  ")
+    lines = [""]
+    for part in text.replace(".", ".\0").split("\0"):
+        if len(lines[-1]) + len(part) > width and lines[-1].strip():
+            lines.append("  ")
+        lines[-1] += part
+    return [line[k : k + width] for line in lines for k in range(0, len(line), width)]
 
 
 def _grouped(refusals: Sequence[_Refusal]) -> list[str]:

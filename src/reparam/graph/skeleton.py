@@ -10,10 +10,20 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.spectral_norm import SpectralNorm
+from torch.nn.utils.weight_norm import WeightNorm
 
 from reparam.errors import UnsupportedModelError
 
-__all__ = ["hooked_modules", "on_meta", "runnable_copy", "shared_copy", "tensors_of", "unwrap"]
+__all__ = [
+    "hooked_modules",
+    "on_meta",
+    "runnable_copy",
+    "shared_copy",
+    "tensors_of",
+    "unwrap",
+    "with_plain_weights",
+]
 
 _HOOKS = (
     "_forward_hooks",
@@ -71,6 +81,52 @@ def shared_copy(model: nn.Module) -> nn.Module:
     return _Copier(lambda tensor: tensor).copy(model)
 
 
+def with_plain_weights(model: nn.Module) -> nn.Module:
+    """Compute the weights that a pre-hook would compute before every call.
+
+    The old ``torch.nn.utils.weight_norm`` and ``spectral_norm`` keep what a weight is computed from
+    and set the weight itself as an attribute, in a hook. A model with such layers is copied, the
+    numbers shared but for these weights, which become parameters; any other is returned as it is.
+    """
+    if not any(_weight_hooks(module) for module in model.modules()):
+        return model
+    twin = _Copier(lambda tensor: tensor, keep_hooks=True).copy(model)
+    for module in twin.modules():
+        for number, hook in _weight_hooks(module).items():
+            weight = _computed_weight(module, hook)
+            vars(module)["_forward_pre_hooks"].pop(number)
+            vars(module).pop(hook.name, None)
+            for suffix in _WEIGHT_PARTS:
+                for table in (module._parameters, module._buffers):
+                    table.pop(f"{hook.name}{suffix}", None)
+            module.register_parameter(hook.name, nn.Parameter(weight))
+    return twin
+
+
+def _weight_hooks(module: nn.Module) -> dict[int, Any]:
+    if isinstance(module, nn.RNNBase):
+        return {}  # its weights are flattened into one, too
+    hooks = vars(module).get("_forward_pre_hooks") or {}
+    return {n: hook for n, hook in hooks.items() if isinstance(hook, WeightNorm | SpectralNorm)}
+
+
+@torch.no_grad()
+def _computed_weight(module: nn.Module, hook: Any) -> Tensor:
+    """The weight that a hook computes, in float64, in the type of what it is computed from."""
+    names = [f"{hook.name}{suffix}" for suffix in _WEIGHT_PARTS]
+    parts = {name: getattr(module, name) for name in names if hasattr(module, name)}
+    holder = nn.Module()
+    for name, tensor in parts.items():
+        holder.register_buffer(name, tensor.detach().to(torch.float64))
+    spectral = isinstance(hook, SpectralNorm)
+    weight: Tensor = hook.compute_weight(holder, *([False] if spectral else []))
+    return weight.to(next(iter(parts.values())).dtype)
+
+
+_WEIGHT_PARTS = ("_g", "_v", "_orig", "_u")
+"""What the old hooks append to the name of a weight for the tensors they compute it from."""
+
+
 def runnable_copy(model: nn.Module) -> nn.Module:
     """A copy to run: parameters shared, buffers its own, since running may write them."""
     return _Copier(lambda t: t if isinstance(t, nn.Parameter) else t.clone()).copy(model)
@@ -109,8 +165,9 @@ class _Copier:
     ``copy.deepcopy`` walks every attribute of every module and costs more than a fold.
     """
 
-    def __init__(self, tensor: Callable[[Tensor], Tensor]) -> None:
+    def __init__(self, tensor: Callable[[Tensor], Tensor], *, keep_hooks: bool = False) -> None:
         self._tensor = tensor
+        self._keep_hooks = keep_hooks
         self._memo: dict[int, Any] = {}
         self._kept: list[Any] = []
 
@@ -151,7 +208,8 @@ class _Copier:
             if type(value) in _ATOMS:
                 state[name] = value
             else:
-                state[name] = type(value)() if name in _HOOKS else self._value(value)
+                dropped = name in _HOOKS and not self._keep_hooks
+                state[name] = type(value)() if dropped else self._value(value)
         return twin
 
     def _remember(self, value: Any, made: Any) -> Any:
