@@ -1,108 +1,127 @@
 """(b) Kinds of training blocks at one deployed net: plain, ACNet, DBB, RepVGG, RepOptimizer.
 
-    python benchmarks/block_kinds.py
+    python benchmarks/block_kinds.py            # trains what is missing, then measures a step
+    python benchmarks/block_kinds.py --compare  # trains nothing
+    python benchmarks/block_kinds.py --compare --no-steps
 
-Accuracy with the training time and the memory of a step beside it, in
-benchmarks/results/block_kinds.json. Every arm deploys to the same convolutions.
+Accuracy with the time and the memory of a training step beside it, in
+benchmarks/results/block_kinds.json and docs/training.md. All arms deploy to the same convolutions.
+The steps of all arms are timed in turns; run that on a machine that does nothing else.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import partial
+from typing import Any
 
 import torch
-from cifar_common import Records, accuracies, open_cifar, parser, repvgg, run, spread
-from torch import nn
+from cifar_common import (
+    PAGE,
+    RESULTS,
+    Records,
+    accuracies,
+    open_cifar,
+    parser,
+    percent,
+    seconds_of_steps,
+    spread,
+)
+from cifar_nets import NETS, RUNS, SMALL, make_net, recipe, shared_runs, train_net
+from tables import fill, markdown
 
-import reparam
-from reparam.rep_optimizer import RepOptimizer, default_scales, initialize_
-from reparam.training import load_recipe
+from reparam.training.optimizers import build_optimizer
 
-DEPTHS, WIDTHS, STEM_STRIDE = (2, 4, 4), (32, 64, 128), 2
-ARMS = ("plain", "acnet", "dbb", "repvgg", "rep_optimizer")
-
-
-def plain() -> nn.Module:
-    """Return one convolution and one BN a block: what all arms deploy to, before folding."""
-    return repvgg(DEPTHS, WIDTHS, stem_stride=STEM_STRIDE, branches="neither")
-
-
-def widened(kind: str) -> nn.Module:
-    """Return the plain net with every convolution and its BN made a block of a kind."""
-    return reparam.branch(plain(), kind, norms="absorb", init="fresh")
-
-
-def wrapped(base: torch.optim.Optimizer, model: nn.Module) -> torch.optim.Optimizer:
-    """Return the optimizer with the effect of RepVGG's branches."""
-    return RepOptimizer(base, model, default_scales(model))
-
-
-def plain_for_rep_optimizer() -> nn.Module:
-    """Return the plain net, begun as the sum of its imagined branches."""
-    net = plain()
-    initialize_(net, default_scales(net))
-    return net
+ARMS = {
+    "plain": "Plain-S",
+    "ACNet": "ACNet-S",
+    "DBB": "DBB-S",
+    "RepVGG": "RepVGG-S",
+    "QARepVGG": "QARepVGG-S",
+    "RepOptimizer": "RepOptimizer-S",
+}
 
 
 def main() -> None:
-    options = parser(__doc__, "block_kinds").parse_args()
-    data = open_cifar(options)
-    recipe = load_recipe("cifar10-fast").override(
-        epochs=options.epochs or 20, batch_size=256, optimizer__learning_rate=0.2
-    )
-    net = {"depths": DEPTHS, "widths": WIDTHS, "stem_stride": STEM_STRIDE}
-    records = Records(options.out, {"net": net})
-    makers: dict[str, Callable[[], nn.Module]] = {
-        "plain": plain,
-        "rep_optimizer": plain_for_rep_optimizer,
-    }
-    for seed in options.seeds:
-        for arm in ARMS:
-            make = makers.get(arm, partial(widened, arm))
-            wrap = wrapped if arm == "rep_optimizer" else None
-            result = run(
-                records,
-                f"{arm}/{seed}",
-                make,
-                data,
-                recipe,
-                options,
-                seed=seed,
-                wrap_optimizer=wrap,
-            )
-            if result is not None:
-                check_deployed(records, f"{arm}/{seed}", result.model)
-    runs = records.content["runs"]
-    summary = {}
-    for arm in ARMS:
-        if not accuracies(records, arm):
+    options = parser(__doc__, "block_kinds")
+    options.set_defaults(runs=RUNS)
+    options.add_argument("--compare", action="store_true", help="train nothing")
+    options.add_argument("--no-steps", action="store_true", help="keep the times there are")
+    options = options.parse_args()
+    torch.set_num_threads(options.threads)
+    runs = shared_runs(options)
+    if not options.compare:
+        data = open_cifar(options)
+        for seed in options.seeds:
+            for net in ARMS.values():
+                train_net(runs, net, seed, data, options)
+    records = Records(options.out, {"net": SMALL})
+    if not options.no_steps:
+        records.set(step_seconds=measure(), threads_of_steps=torch.get_num_threads())
+    summary = compare(runs, records.content["step_seconds"])
+    records.set(summary=summary)
+    if options.out.parent == RESULTS and options.epochs is None and options.images is None:
+        fill(PAGE, "block_kinds", text(summary))
+    print(text(summary))
+
+
+def measure() -> dict[str, float]:
+    """Return the median time of one step of every arm."""
+    how = recipe()
+    nets = {}
+    for arm, name in ARMS.items():
+        torch.manual_seed(0)
+        net = make_net(name)
+        optimizer = build_optimizer(net, how.optimizer)
+        wrap = NETS[name].wrap_optimizer
+        nets[arm] = (net, optimizer if wrap is None else wrap(optimizer, net))
+    return seconds_of_steps(nets, how, (3, 32, 32))
+
+
+def compare(runs: Records, step_seconds: dict[str, float]) -> dict[str, Any]:
+    """Return accuracy, time and memory of every arm; the arms must deploy to the same net."""
+    summary: dict[str, Any] = {}
+    for arm, net in ARMS.items():
+        if not accuracies(runs, net):
             continue
-        mine = [entry for key, entry in runs.items() if key.rpartition("/")[0] == arm]
-        summary[arm] = {
-            "accuracy": spread(accuracies(records, arm)),
-            "train_seconds": spread([entry["train_seconds"] for entry in mine]),
-            "step_memory_bytes": mine[0]["step_memory_bytes"],
-            "deploy_parameters": mine[0]["deploy_parameters"],
-        }
-    records.content["summary"] = summary
-    records.save()
-    for arm, entry in summary.items():
-        accuracy = entry["accuracy"]
-        print(
-            f"{arm:14} {100 * accuracy['mean']:.2f} % +- {100 * accuracy['deviation']:.2f}   "
-            f"{entry['train_seconds']['mean']:.0f} s   {entry['step_memory_bytes'] / 1e6:.0f} MB"
+        entry = next(
+            entry
+            for key, entry in runs.content["runs"].items()
+            if key.startswith(f"{net}/") and entry.get("finished")
         )
+        summary[arm] = {
+            "accuracy": spread(accuracies(runs, net)),
+            "step_seconds": step_seconds[arm],
+            "step_memory_bytes": entry["step_memory_bytes"],
+            "train_parameters": entry["train_parameters"],
+            "deploy_parameters": entry["deploy_parameters"],
+            "deploy_convolutions": entry["deploy_convolutions"],
+        }
+    sizes = {(e["deploy_parameters"], e["deploy_convolutions"]) for e in summary.values()}
+    if len(sizes) != 1:
+        raise SystemExit(f"the arms deploy to different nets: {sizes}")
+    return summary
 
 
-def check_deployed(records: Records, key: str, model: nn.Module) -> None:
-    """Note the size of the deployed net; the arms must agree on it."""
-    fused = reparam.fuse(model)
-    parameters = sum(p.numel() for p in fused.parameters())
-    convolutions = sum(isinstance(m, nn.Conv2d) for m in fused.modules())
-    record = records.content["runs"][key]
-    record |= {"deploy_parameters": parameters, "deploy_convolutions": convolutions}
-    records.save()
+def text(summary: dict[str, Any]) -> str:
+    """Return the table."""
+    plain = summary["plain"]
+    rows = []
+    for arm, entry in summary.items():
+        time, memory = entry["step_seconds"], entry["step_memory_bytes"]
+        rows.append(
+            (
+                arm,
+                percent(entry["accuracy"]),
+                f"{1e3 * time:.1f} ({time / plain['step_seconds']:.2f}x)",
+                f"{memory / 1e6:.1f} ({memory / plain['step_memory_bytes']:.2f}x)",
+                f"{entry['train_parameters']:,}",
+            )
+        )
+    count, parameters = plain["deploy_convolutions"], plain["deploy_parameters"]
+    header = ("trained as", "test accuracy, %", "step, ms", "memory, MB", "parameters")
+    return (
+        f"{markdown(header, rows)}\n\n"
+        f"All of them deploy to the same {count} convolutions with {parameters:,} parameters."
+    )
 
 
 if __name__ == "__main__":

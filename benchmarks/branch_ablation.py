@@ -1,54 +1,87 @@
 """(a) The paper's branch ablation on one architecture: neither, 1x1, identity, both.
 
-    python benchmarks/branch_ablation.py
+    python benchmarks/branch_ablation.py            # trains what is missing, then compares
+    python benchmarks/branch_ablation.py --compare  # compares what there is
 
-The four nets are the same when deployed. Means and deviations over the seeds are in
-benchmarks/results/branch_ablation.json; published figures (RepVGG-B0, ImageNet) stand beside them.
+The four nets are the same when deployed. The runs are in benchmarks/results/cifar_runs.json, means
+and deviations over the seeds in benchmarks/results/branch_ablation.json, and the table of both in
+docs/training.md; published figures (RepVGG-B0, ImageNet) stand beside them.
 """
 
 from __future__ import annotations
 
-from functools import partial
+from typing import Any
 
-from cifar_common import Records, accuracies, open_cifar, parser, repvgg, run, spread
+from cifar_common import (
+    PAGE,
+    RESULTS,
+    Records,
+    accuracies,
+    open_cifar,
+    parser,
+    percent,
+    spread,
+)
+from cifar_nets import RUNS, SMALL, shared_runs, train_net
+from tables import fill, markdown
 
-from reparam.training import load_recipe
-
-DEPTHS, WIDTHS, STEM_STRIDE = (2, 4, 4), (32, 64, 128), 2
-ARMS = {"neither": "neither", "1x1": "1x1", "identity": "identity", "both": "repvgg"}
+ARMS = {
+    "neither": "Plain-S",
+    "1x1": "Pointwise-S",
+    "identity": "Identity-S",
+    "both": "RepVGG-S",
+}
 PUBLISHED = {"neither": 72.39, "1x1": 73.15, "identity": 74.79, "both": 75.14}
 """RepVGG, CVPR 2021, table 6: RepVGG-B0, ImageNet top-1 in per cent."""
 
 
 def main() -> None:
-    options = parser(__doc__, "branch_ablation").parse_args()
-    data = open_cifar(options)
-    recipe = load_recipe("cifar10-fast").override(
-        epochs=options.epochs or 20, batch_size=256, optimizer__learning_rate=0.2
-    )
-    net = {"depths": DEPTHS, "widths": WIDTHS, "stem_stride": STEM_STRIDE}
-    records = Records(options.out, {"net": net, "published_imagenet_b0": PUBLISHED})
-    for seed in options.seeds:  # seed by seed: a run that is cut short has compared all arms
-        for arm, branches in ARMS.items():
-            make = partial(repvgg, DEPTHS, WIDTHS, stem_stride=STEM_STRIDE, branches=branches)
-            run(records, f"{arm}/{seed}", make, data, recipe, options, seed=seed)
-    summary = {arm: spread(values) for arm in ARMS if (values := accuracies(records, arm))}
+    options = parser(__doc__, "branch_ablation")
+    options.set_defaults(runs=RUNS)
+    options.add_argument("--compare", action="store_true", help="train nothing")
+    options = options.parse_args()
+    runs = shared_runs(options)
+    if not options.compare:
+        data = open_cifar(options)
+        for seed in options.seeds:  # seed by seed: what is cut short has compared all arms
+            for net in ARMS.values():
+                train_net(runs, net, seed, data, options)
+    records = Records(options.out, {"net": SMALL, "published_imagenet_b0": PUBLISHED})
+    summary = compare(runs)
+    records.set(summary=summary)
+    if options.out.parent == RESULTS and options.epochs is None and options.images is None:
+        fill(PAGE, "branch_ablation", text(summary))
+    print(text(summary))
+
+
+def compare(runs: Records) -> dict[str, Any]:
+    """Return the arms' accuracies, and whether both branches gain more than the seeds differ."""
+    summary: dict[str, Any] = {
+        arm: spread(values) for arm, net in ARMS.items() if (values := accuracies(runs, net))
+    }
     both, neither = summary["both"], summary["neither"]
     gain = both["mean"] - neither["mean"]
     noise = (both["deviation"] ** 2 + neither["deviation"] ** 2) ** 0.5
-    records.content["summary"] = summary | {
+    return summary | {
         "both_minus_neither": gain,
         "deviation_of_a_difference": noise,
         "more_than_the_spread": gain > noise,
     }
-    records.save()
-    for arm in ARMS:
-        entry = summary[arm]
-        print(
-            f"{arm:10} {100 * entry['mean']:.2f} % +- {100 * entry['deviation']:.2f} "
-            f"({entry['runs']} runs; published on ImageNet: {PUBLISHED[arm]})"
-        )
-    print(f"both - neither: {100 * gain:+.2f} points, spread of a difference {100 * noise:.2f}")
+
+
+def text(summary: dict[str, Any]) -> str:
+    """Return the table and what follows from it."""
+    rows = [(arm, percent(summary[arm]), f"{PUBLISHED[arm]:.2f}") for arm in ARMS if arm in summary]
+    gain, noise = (
+        100 * summary[key] for key in ("both_minus_neither", "deviation_of_a_difference")
+    )
+    verdict = "more" if summary["more_than_the_spread"] else "not more"
+    conclusion = (
+        f"Both branches against neither: {gain:+.2f} points, where the deviation of one such "
+        f"difference is {noise:.2f}: {verdict} than the spread."
+    )
+    header = ("branches beside 3x3", "CIFAR-10 test, %", "published, RepVGG-B0, ImageNet, %")
+    return f"{markdown(header, rows)}\n\n{conclusion}"
 
 
 if __name__ == "__main__":

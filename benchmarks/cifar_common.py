@@ -1,34 +1,36 @@
-"""What the CIFAR-10 experiments share: data, resumable runs, and records.
+"""What the CIFAR-10 experiments share: data, resumable runs, records, tables and pictures.
 
 Every run keeps its checkpoints under ``runs/`` and goes on from them when the script is started
-again after it was stopped; what is finished is in the script's JSON file and is not run again.
+again after it was stopped; what is finished is in a JSON file and is not run again. Several
+processes may write to one file: each changes the entries of its own runs.
 """
 
 from __future__ import annotations
 
 import argparse
+import fcntl
 import json
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
+from tables import ROOT
 from torch import Tensor, nn
 from torch.nn import functional
-from torchvision.models.resnet import BasicBlock
 
-from reparam import models
 from reparam._files import write_text
 from reparam.benchmarking.environment import describe_environment
 from reparam.data import ArraySplit, ImageData, open_data
 from reparam.training import Hardware, Progress, Recipe, TrainResult, train
 from reparam.training.result import EpochRecord, WrapOptimizer
 
-ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
+PAGE = ROOT / "docs" / "training.md"
 DATA_NOTE = "CIFAR-10 (JPEG): re-encoded, so a little below the original arrays"
 
 
@@ -74,26 +76,36 @@ class Records:
     def __init__(self, path: Path, description: dict[str, Any]) -> None:
         self.path = path
         self.content: dict[str, Any] = {"runs": {}}
-        if path.exists():
-            self.content = json.loads(path.read_text())
-        self.content |= {
-            "data": DATA_NOTE,
-            "environment": describe_environment() | {"threads": torch.get_num_threads()},
-            **description,
-        }
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with self._newest():
+            self.content |= {
+                "data": DATA_NOTE,
+                "environment": describe_environment() | {"threads": torch.get_num_threads()},
+                **description,
+            }
 
     def __contains__(self, key: str) -> bool:
         return bool(self.content["runs"].get(key, {}).get("finished"))
 
     def put(self, key: str, record: dict[str, Any]) -> None:
         """Write a run's record."""
-        self.content["runs"][key] = record
-        self.save()
+        with self._newest():
+            self.content["runs"][key] = record
 
-    def save(self) -> None:
-        """Write the file."""
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        write_text(self.path, json.dumps(self.content, indent=1) + "\n")
+    def set(self, **values: Any) -> None:
+        """Write what was found from the runs."""
+        with self._newest():
+            self.content |= values
+
+    @contextmanager
+    def _newest(self) -> Iterator[None]:
+        """Change the file's content as it is now, which another process may have written to."""
+        with self.path.with_suffix(".lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if self.path.exists():
+                self.content = json.loads(self.path.read_text())
+            yield
+            write_text(self.path, json.dumps(self.content, indent=1) + "\n")
 
 
 def run(
@@ -123,7 +135,7 @@ def run(
     }
     known = records.content["runs"].get(key, {}).get("curve", [])
     curve = [EpochRecord(**entry) for entry in known]
-    started = time.perf_counter()
+    started, busy = time.perf_counter(), time.process_time()
 
     def follow(progress: Progress) -> None:
         record = progress.record
@@ -156,6 +168,7 @@ def run(
         "train_seconds": sum(record.train_seconds for record in result.history),
         "seconds": result.seconds,
         "seconds_of_this_start": time.perf_counter() - started,
+        "cpu_seconds_of_this_start": time.process_time() - busy,
         "finished": True,
     }
     records.put(key, finished)
@@ -226,44 +239,36 @@ def accuracies(records: Records, arm: str) -> list[float]:
     ]
 
 
-def repvgg(
-    depths: Sequence[int],
-    widths: Sequence[int],
-    *,
-    stem_stride: int = 1,
-    branches: str = "repvgg",
-) -> nn.Module:
-    """Return a RepVGG for images of 32 pixels."""
-    spec = models.RepVGGSpec(
-        depths=tuple(depths),
-        widths=tuple(widths),
-        stem_width=widths[0],
-        stem_stride=stem_stride,
-        strides=(1, *(2 for _ in depths[1:])),
-        branches=models.BRANCHES[branches],
-    )
-    return models.RepVGG(spec, num_classes=10)
+def seconds_of_steps(
+    nets: dict[str, tuple[nn.Module, torch.optim.Optimizer]],
+    recipe: Recipe,
+    shape: tuple[int, int, int],
+    repeats: int = 30,
+) -> dict[str, float]:
+    """Return the median time of one training step of each net, in seconds.
 
-
-def resnet(depths: Sequence[int], widths: Sequence[int], *, stem_stride: int = 1) -> nn.Module:
-    """Return a ResNet of basic blocks for images of 32 pixels (He et al. 2016, section 4.2).
-
-    The blocks are torchvision's, with 1x1 convolutions where a stage begins.
+    The nets take turns step by step, so that whatever else the machine does meets all of them.
     """
-    layers: list[nn.Module] = [
-        nn.Conv2d(3, widths[0], 3, stem_stride, 1, bias=False),
-        nn.BatchNorm2d(widths[0]),
-        nn.ReLU(),
-    ]
-    channels = widths[0]
-    for stage, (depth, width) in enumerate(zip(depths, widths, strict=True)):
-        for unit in range(depth):
-            stride = 2 if stage and not unit else 1
-            shortcut = None
-            if stride != 1 or channels != width:
-                shortcut = nn.Sequential(
-                    nn.Conv2d(channels, width, 1, stride, bias=False), nn.BatchNorm2d(width)
-                )
-            layers.append(BasicBlock(channels, width, stride, shortcut))
-            channels = width
-    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, 10))
+    random = torch.Generator().manual_seed(0)
+    images = torch.randn(recipe.batch_size, *shape, generator=random)
+    labels = torch.randint(0, 10, (recipe.batch_size,), generator=random)
+    seconds: dict[str, list[float]] = {name: [] for name in nets}
+    for turn in range(repeats + 2):
+        for name, (net, optimizer) in nets.items():
+            net.train()
+            start = time.perf_counter()
+            with torch.autocast("cpu", torch.bfloat16, enabled=recipe.precision == "bf16"):
+                loss = functional.cross_entropy(net(images), labels)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            if turn >= 2:  # the first two choose algorithms and fill caches
+                seconds[name].append(time.perf_counter() - start)
+    return {name: statistics.median(values) for name, values in seconds.items()}
+
+
+def percent(entry: dict[str, float]) -> str:
+    """Return a spread of accuracies as a table shows it."""
+    if entry["runs"] < 2:
+        return f"{100 * entry['mean']:.2f} (one run)"
+    return f"{100 * entry['mean']:.2f} ± {100 * entry['deviation']:.2f} ({entry['runs']} runs)"

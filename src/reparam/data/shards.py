@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.utils.data import IterableDataset, get_worker_info
 
+from reparam._files import write_text
 from reparam._optional import require
 from reparam.data._images import SUFFIXES, augment_image, decode, view
 from reparam.data._seeds import derive_seed
@@ -57,8 +58,12 @@ class ShardIndex:
         return hashlib.sha256(json.dumps([names, self.counts]).encode()).hexdigest()
 
     def save(self, path: str | Path) -> None:
-        """Write the index as JSON, for :func:`reparam.data.open_data`."""
-        Path(path).write_text(json.dumps(asdict(self), indent=1) + "\n", encoding="utf-8")
+        """Write the index as JSON, whole or not at all, for :func:`reparam.data.open_data`.
+
+        Raises:
+            InputError: The file cannot be written.
+        """
+        write_text(path, json.dumps(asdict(self), indent=1) + "\n")
 
 
 def is_shard_pattern(source: str) -> bool:
