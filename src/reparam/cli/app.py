@@ -12,6 +12,7 @@ from reparam.cli import (
     demo_command,
     fuse_command,
     plan_command,
+    prune_command,
     report_command,
     train_command,
     verify_command,
@@ -60,6 +61,7 @@ app.command("fuse")(fuse_command.fuse)
 app.command("verify")(verify_command.verify)
 app.command("train")(train_command.train)
 app.command("bench")(bench_command.bench)
+app.command("prune")(prune_command.prune)
 app.command("report")(report_command.report)
 
 

@@ -9,16 +9,16 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
-from reparam.checkpoints import load_checkpoint
+import reparam
+from reparam.checkpoints import LoadReport, load_checkpoint
 from reparam.errors import InputError
+from reparam.exporting import read_metadata
 from reparam.models import resolve
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from reparam.checkpoints import LoadReport
-
-__all__ = ["Inputs", "Loaded", "example_inputs", "load_model", "parse_shape"]
+__all__ = ["Inputs", "Loaded", "example_inputs", "load_model", "parse_shape", "with_weights"]
 
 _SIZE = 224
 _SEED = 0
@@ -61,8 +61,37 @@ def load_model(name: str, weights: Path | None = None, *, num_classes: int | Non
     """
     torch.manual_seed(_SEED)
     model = resolve(name, num_classes=num_classes)
-    report = load_checkpoint(model, weights) if weights is not None else None
+    if weights is None:
+        return Loaded(name, model.eval(), None)
+    model, report = with_weights(model, weights)
     return Loaded(name, model.eval(), report)
+
+
+def with_weights(model: nn.Module, weights: Path) -> tuple[nn.Module, LoadReport]:
+    """Load a checkpoint into `model`, or into what it was pruned to if the file says that it was.
+
+    ``reparam prune`` writes the weights of a fused net with fewer channels; the net is then
+    `model`, fused, with the widths of the file. Otherwise it is `model` itself.
+
+    Raises:
+        InputError: the file is of no use.
+    """
+    if not _is_pruned(weights):
+        return model, load_checkpoint(model, weights)
+    from reparam.pruning import load_pruned
+
+    pruned = load_pruned(reparam.fuse(model.eval()), weights)
+    names = tuple(pruned.state_dict())
+    return pruned, LoadReport(weights, "", "reparam, pruned", "deploy", names, (), (), ())
+
+
+def _is_pruned(weights: Path) -> bool:
+    if weights.suffix.lower() != ".safetensors" or not weights.is_file():
+        return False
+    try:
+        return "pruned" in read_metadata(weights)
+    except Exception:  # noqa: BLE001 - whatever is wrong with the file, loading it says it better
+        return False
 
 
 def parse_shape(text: str) -> tuple[int, ...]:

@@ -19,7 +19,7 @@ from reparam.exporting.metadata import FORMS, describe_model, write_sidecar
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     import torch
     from torch import nn
@@ -73,6 +73,7 @@ def export(  # noqa: PLR0913 - each is one decision of the user
     backend: str | None = None,
     form: str | None = None,
     source: str | None = None,
+    notes: Mapping[str, str] | None = None,
 ) -> ExportResult:
     """Write a model in the format that the suffix names, checked in the engine that reads it.
 
@@ -100,6 +101,7 @@ def export(  # noqa: PLR0913 - each is one decision of the user
         form: ``"train"`` or ``"fused"``, for the file's metadata. ``None`` says ``"fused"`` if a
             reference other than the model itself is given, and ``"train"`` otherwise.
         source: What the model was made from, for the file's metadata. ``None`` is its class.
+        notes: More for the file's metadata, by names of your own.
 
     Returns:
         The record of what was written and how it compares.
@@ -122,7 +124,7 @@ def export(  # noqa: PLR0913 - each is one decision of the user
     check_eval(model if reference is None else reference, "exporting against a reference")
     get_engine(entry.engine).require()
     named = source or f"{type(model).__module__}.{type(model).__qualname__}"
-    metadata = describe_model(model, entry, form=form, source=named)
+    metadata = describe_model(model, entry, form=form, source=named, notes=notes)
 
     start = time.perf_counter()
     try:

@@ -37,13 +37,21 @@ _PACKAGES = {
 }
 
 
-def describe_model(model: nn.Module, entry: Format, *, form: str, source: str) -> dict[str, str]:
+def describe_model(
+    model: nn.Module,
+    entry: Format,
+    *,
+    form: str,
+    source: str,
+    notes: Mapping[str, str] | None = None,
+) -> dict[str, str]:
     """Return the metadata of a file: keys with a common prefix, values that are text."""
     from reparam import __version__
 
     packages = ("torch", *_PACKAGES.get(entry.name, ()))
     versions = {name: importlib.metadata.version(name) for name in packages}
     content = {
+        **(notes or {}),
         "version": __version__,
         "form": form,
         "source": source,
@@ -58,7 +66,8 @@ def read_metadata(path: str | os.PathLike[str]) -> dict[str, Any]:
 
     Returns:
         ``version`` of this package, ``form`` (``"train"`` or ``"fused"``), ``source`` (what the
-        model was made from), ``parameters`` (their number), ``written_with`` (versions by package).
+        model was made from), ``parameters`` (their number), ``written_with`` (versions by package),
+        ``pruned`` (channels in and out by layer, if channels are gone), and notes of whoever wrote.
         Empty if the file says nothing.
 
     Raises:
@@ -86,6 +95,8 @@ def read_metadata(path: str | os.PathLike[str]) -> dict[str, Any]:
     }
     if "written_with" in content:
         content["written_with"] = json.loads(content["written_with"])
+    if "pruned" in content:
+        content["pruned"] = json.loads(content["pruned"])
     if "parameters" in content:
         content["parameters"] = int(content["parameters"])
     return content

@@ -12,6 +12,7 @@ import reparam
 from reparam._optional import require
 from reparam.cli import small
 from reparam.cli.notes import fold_warnings_noted
+from reparam.cli.targets import with_weights
 from reparam.data import ImageData, open_data
 from reparam.errors import InputError
 from reparam.models import resolve
@@ -132,7 +133,7 @@ def _build(name: str, data: ImageData, request: TrainRequest) -> nn.Module:
     torch.manual_seed(request.seed)
     model = _resolve(name, data.num_classes)
     if request.weights is not None:
-        reparam.load_checkpoint(model, request.weights)
+        model, _ = with_weights(model, request.weights)
     if request.branch is None:
         return model
     # A trained net keeps what it computes; a fresh one gets the blocks of the papers.

@@ -1,0 +1,216 @@
+"""``reparam prune``: fewer channels in a fused net, to multiply-adds or to a measured latency."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+import reparam
+from reparam.cli.notes import fold_warnings_noted
+from reparam.cli.onnx_files import is_onnx
+from reparam.cli.options import (
+    InputSizeOption,
+    JsonOption,
+    ModelArgument,
+    NumClassesOption,
+    ShapeOption,
+    WeightsOption,
+    inputs_from,
+)
+from reparam.cli.pruning import as_dict, gather, score, tell
+from reparam.cli.terminal import Terminal
+from reparam.engines import get_engine
+from reparam.errors import InputError
+from reparam.exporting import formats
+
+if TYPE_CHECKING:
+    from reparam.cli.pruning import Material
+
+__all__ = ["prune"]
+
+_SUFFIXES = tuple(dict.fromkeys(entry.suffix for entry in formats()))
+
+OutOption = Annotated[
+    Path,
+    typer.Option(
+        "--out",
+        "-o",
+        metavar="OUT",
+        help=f"File to write; its suffix is the format: {', '.join(_SUFFIXES)}.",
+    ),
+]
+DataOption = Annotated[
+    str | None,
+    typer.Option(
+        "--data",
+        "-d",
+        metavar="DATA",
+        help="digits, a folder or zip, torchvision:NAME, or shards: to judge, weigh and solve on.",
+    ),
+]
+ValidationOption = Annotated[
+    str | None,
+    typer.Option("--validation", metavar="DATA", help="A second source, to judge the result on."),
+]
+MacsOption = Annotated[
+    float | None,
+    typer.Option("--macs", metavar="SHARE", help="Share of the multiply-adds to keep, as in 0.5."),
+]
+LatencyOption = Annotated[
+    str | None,
+    typer.Option(
+        "--latency", metavar="SHARE", help="Share of the latency to keep, or a time: 0.5, 2.5ms."
+    ),
+]
+EngineOption = Annotated[
+    str | None,
+    typer.Option("--engine", metavar="E", help="Where latency is measured; onnxruntime."),
+]
+ThreadsOption = Annotated[
+    int | None,
+    typer.Option("--threads", metavar="N", min=1, help="CPU threads; the engine's default."),
+]
+ImportanceOption = Annotated[
+    str | None,
+    typer.Option(
+        "--importance",
+        metavar="I",
+        help="magnitude, bn_scale or first_order; first_order where there are data.",
+    ),
+]
+TrainedOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--trained", metavar="FILE", help="Checkpoint of MODEL in training form, for bn_scale."
+    ),
+]
+MultipleOption = Annotated[
+    int, typer.Option("--multiple", metavar="N", min=1, help="Widths become multiples of N.")
+]
+KeepOption = Annotated[
+    list[str] | None,
+    typer.Option("--keep", metavar="LAYER", help="A layer whose outputs stay; may be repeated."),
+]
+ImagesOption = Annotated[
+    int, typer.Option("--images", metavar="N", min=1, help="Training images to weigh and solve on.")
+]
+EvaluateOption = Annotated[
+    int | None,
+    typer.Option("--evaluate", metavar="N", min=1, help="Judge on N held-out images, not all."),
+]
+ReconstructOption = Annotated[
+    bool,
+    typer.Option(
+        "--reconstruct/--no-reconstruct", help="Solve layers on data for what they gave before."
+    ),
+]
+
+
+def prune(  # noqa: PLR0913 - one argument for each option
+    model: ModelArgument,
+    *,
+    out: OutOption,
+    weights: WeightsOption = None,
+    macs: MacsOption = None,
+    latency: LatencyOption = None,
+    engine: EngineOption = None,
+    threads: ThreadsOption = None,
+    data: DataOption = None,
+    validation: ValidationOption = None,
+    importance: ImportanceOption = None,
+    trained: TrainedOption = None,
+    reconstruct: ReconstructOption = True,
+    multiple: MultipleOption = 8,
+    keep: KeepOption = None,
+    images: ImagesOption = 1024,
+    evaluate: EvaluateOption = None,
+    shape: ShapeOption = None,
+    input_size: InputSizeOption = None,
+    num_classes: NumClassesOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Remove channels from the fused MODEL down to a target, and write what is left to OUT."""
+    terminal = Terminal()
+    _check_destination(out)
+    if is_onnx(model):
+        raise InputError(
+            f"{model} is a file, and channels are pruned in the net that it was written from; give "
+            "that as MODEL, with its fused weights as --weights"
+        )
+    criterion = importance or ("magnitude" if data is None else "first_order")
+    with terminal.progress(f"Pruning {model}") as update, fold_warnings_noted(terminal):
+        material = gather(
+            model,
+            weights,
+            data=data,
+            validation=validation,
+            trained=trained,
+            images=images,
+            inputs=inputs_from(shape, input_size),
+            num_classes=num_classes,
+            note=lambda what: update(0, 1, what),
+        )
+        result = reparam.prune(
+            material.model,
+            material.sample,
+            macs=macs,
+            latency=latency,
+            engine=engine,
+            threads=threads,
+            importance=criterion,
+            data=material.batches or None,
+            trained=material.trained,
+            reconstruct=reconstruct,
+            multiple=multiple,
+            keep=keep or (),
+            progress=update,
+        )
+        update(1, 1, "judging and writing")
+        nets, found = (material.model, result.model), material.data
+        accuracy = None
+        if found is not None:
+            accuracy = (score(nets[0], found, evaluate), score(nets[1], found, evaluate))
+        written = reparam.export(
+            result.model,
+            out,
+            material.sample,
+            form="fused",
+            source=model,
+            notes={"pruned": json.dumps(result.widths)},
+        )
+    if as_json:
+        terminal.json(as_dict(model, result, accuracy, written))
+        return
+    tell(terminal, material, result, accuracy, written)
+    if weights is None:
+        terminal.hint("Note:", "no --weights were given; the model has those it was built with")
+    for command in _next(model, out, material, data):
+        terminal.hint("Next:", command)
+
+
+def _check_destination(out: Path) -> None:
+    """Refuse a path that cannot be written before minutes are spent on what goes there."""
+    entry = next((entry for entry in formats() if entry.suffix == out.suffix.lower()), None)
+    if entry is None:
+        known = ", ".join(_SUFFIXES)
+        raise InputError(f"the suffix {out.suffix!r} of {out} names no format; use one of: {known}")
+    if not out.parent.is_dir():
+        raise InputError(f"the folder {out.parent} of {out.name} does not exist; make it first")
+    get_engine(entry.engine).require()
+
+
+def _next(model: str, out: Path, material: Material, data: str | None) -> list[str]:
+    """Say how the net is trained on, and how it is timed."""
+    side = material.sample.shape[-1]
+    if out.suffix.lower() != ".safetensors":
+        return [
+            f"reparam bench {out} --input-size {side}",
+            "write name.safetensors as well to train on: reparam train --branch repvgg takes it",
+        ]
+    return [
+        f"reparam train --model {model} --weights {out} --branch repvgg --data {data or 'DATA'}",
+        f"reparam bench {model} --weights {out} --input-size {side}",
+    ]

@@ -1,0 +1,8 @@
+"""Pruning from the command line: what was asked for, the nets it needs, and what is told."""
+
+from __future__ import annotations
+
+from reparam.cli.pruning.reading import Material, gather, score
+from reparam.cli.pruning.telling import as_dict, tell
+
+__all__ = ["Material", "as_dict", "gather", "score", "tell"]
