@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 import stat
 import subprocess
 import sys
@@ -14,20 +15,30 @@ from pathlib import Path
 import pytest
 
 from reparam import _files
-from reparam._files import atomic_path, staged_folder, write_bytes, write_text
+from reparam._files import atomic_path, check_destination, staged_folder, write_bytes, write_text
 from reparam.errors import InputError, ReparamError, VerificationError
 
 posix = pytest.mark.skipif(os.name != "posix", reason="needs POSIX files")
 
 
-def may_write_everywhere():
-    """Permissions bind neither the administrator nor anybody on Windows."""
-    with tempfile.TemporaryDirectory() as folder:
-        Path(folder).chmod(0o500)
-        return os.access(folder, os.W_OK)
+@pytest.fixture
+def bound_folder():
+    """A folder of a user whom permissions bind; the administrator becomes one meanwhile."""
+    if os.name != "posix":
+        pytest.skip("needs POSIX permissions")
+    folder = Path(tempfile.mkdtemp(dir="/tmp"))
+    user = os.geteuid()
+    if user == 0:
+        os.chown(folder, _NOBODY, -1)
+        os.seteuid(_NOBODY)
+    yield folder
+    os.seteuid(user)
+    folder.chmod(0o700)
+    shutil.rmtree(folder)
 
 
-unprivileged = pytest.mark.skipif(may_write_everywhere(), reason="this user may write everywhere")
+_NOBODY = 65534
+"""Number of a user that owns nothing."""
 
 
 def names_in(folder):
@@ -180,21 +191,40 @@ def test_a_device_is_refused_and_survives():
     assert Path(os.devnull).is_char_device()
 
 
-@unprivileged
-def test_a_read_only_folder_is_an_input_error(tmp_path):
-    tmp_path.chmod(0o500)
-    with pytest.raises(InputError, match="not writable"):
-        write_text(tmp_path / "a.txt", "")
+def test_a_read_only_folder_is_an_input_error(bound_folder):
+    bound_folder.chmod(0o500)
+    for check in (check_destination, lambda path: write_text(path, "")):
+        with pytest.raises(InputError, match="not writable"):
+            check(bound_folder / "a.txt")
 
 
-@unprivileged
-def test_a_write_protected_file_is_left_alone(tmp_path):
-    target = tmp_path / "a.txt"
+@pytest.mark.parametrize("inner", ["", "inner"], ids=["itself", "one above it"])
+def test_a_folder_that_may_not_be_entered_is_an_input_error(bound_folder, inner):
+    (bound_folder / "inner").mkdir()
+    bound_folder.chmod(0o600)
+    for check in (check_destination, lambda path: write_text(path, "")):
+        with pytest.raises(InputError, match="may not be entered"):
+            check(bound_folder / inner / "a.txt")
+
+
+def test_a_write_protected_file_is_left_alone(bound_folder):
+    target = bound_folder / "a.txt"
     target.write_text("old")
     target.chmod(0o444)
-    with pytest.raises(InputError, match="write-protected"):
-        write_text(target, "new")
+    for check in (check_destination, lambda path: write_text(path, "new")):
+        with pytest.raises(InputError, match="write-protected"):
+            check(target)
     assert target.read_text() == "old"
+
+
+def test_a_destination_that_can_be_written_is_left_as_it_is(tmp_path):
+    check_destination(tmp_path / "a.txt")
+    (tmp_path / "b.txt").write_text("old")
+    check_destination(tmp_path / "b.txt")
+    assert names_in(tmp_path) == ["b.txt"]
+    for wrong in (tmp_path, tmp_path / "nowhere" / "a.txt", tmp_path / "b.txt" / "a.txt"):
+        with pytest.raises(InputError, match="cannot write"):
+            check_destination(wrong)
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,7 @@ from reparam.errors import InputError, ReparamError
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["atomic_path", "staged_folder", "write_bytes", "write_text"]
+__all__ = ["atomic_path", "check_destination", "staged_folder", "write_bytes", "write_text"]
 
 # What an OSError means to the person who chose the destination.
 _DISK_FULL = {
@@ -113,6 +113,19 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
         yield stage / target.name
 
 
+def check_destination(path: str | os.PathLike[str]) -> None:
+    """Refuse a path that cannot be written, before work is spent on what goes there.
+
+    Raises:
+        InputError: As for :func:`atomic_path`, as far as it can be told without writing.
+    """
+    target = Path(os.path.realpath(path))
+    _check_folder(target.parent, target)
+    _check_replaceable(target)
+    if not _may_write(target.parent):
+        raise _unwritable(target, _NOT_WRITABLE[errno.EACCES])
+
+
 def write_text(path: str | os.PathLike[str], text: str) -> None:
     """Write UTF-8 text to ``path`` atomically, line ends as they are.
 
@@ -133,13 +146,29 @@ def write_bytes(path: str | os.PathLike[str], content: bytes) -> None:
 
 
 def _make_stage(folder: Path, wanted: Path) -> Path:
-    if not folder.is_dir():
-        found = "is not a folder" if folder.exists() else "does not exist"
-        raise InputError(
-            f"cannot write {wanted}: {folder} {found}; create that folder or choose another path"
-        )
+    _check_folder(folder, wanted)
     with _move_errors_explained(wanted):
         return Path(tempfile.mkdtemp(prefix=".reparam-", dir=folder))
+
+
+def _check_folder(folder: Path, wanted: Path) -> None:
+    """Refuse a folder that is not there, or is none."""
+    with _closed_folders_explained(wanted):
+        if folder.is_dir():
+            return
+        found = "is not a folder" if folder.exists() else "does not exist"
+    raise InputError(
+        f"cannot write {wanted}: {folder} {found}; create that folder or choose another path"
+    )
+
+
+@contextmanager
+def _closed_folders_explained(wanted: Path) -> Iterator[None]:
+    """Explain what it means that a path cannot even be looked at."""
+    try:
+        yield
+    except PermissionError as error:
+        raise _unwritable(wanted, "a folder on the way to it may not be entered") from error
 
 
 def _mode_of_a_new_file(stage: Path) -> int:
@@ -213,16 +242,22 @@ def _written_files(stage: Path, wanted: Path, main: str | None) -> list[Path]:
 
 def _check_replaceable(target: Path) -> None:
     """Refuse what a rename would silently destroy: a device, a write-protected file."""
-    if not target.exists():
-        return
+    with _closed_folders_explained(target):
+        if not target.exists():
+            return
     if not target.is_file():
         found = "a folder" if target.is_dir() else "not a plain file"
         raise InputError(f"cannot write {target}: it is {found}; choose another path")
-    if not os.access(target, os.W_OK):
+    if not _may_write(target):
         raise InputError(
             f"cannot write {target}: the file is write-protected; make it writable, delete it, or "
             "choose another path"
         )
+
+
+def _may_write(path: Path) -> bool:
+    """Ask for the user whose rights count, where the system tells that one from the real user."""
+    return os.access(path, os.W_OK, effective_ids=os.access in os.supports_effective_ids)
 
 
 def _finish(file: Path, target: Path, mode: int) -> None:

@@ -117,6 +117,17 @@ def test_figure1_writes_results_and_page(reparam_command, tiny: str) -> None:
     assert list(models) == [f"{tiny}:net, deploy form"]
 
 
+def test_figure1_counts_as_many_maps_as_branches(reparam_command, tiny: str) -> None:
+    line = ("bench", f"{tiny}:net", "--figure1", *FAST, "--seconds", "1", "-o", "figure.json")
+    assert reparam_command(*line).code == 0
+    held, eager = load_results("figure.json").memory
+    assert [t.peak_bytes / held.input_bytes for t in held.traces] == [3, 2, 1]
+    assert [t.peak_bytes for t in held.traces] == [t.predicted_bytes for t in held.traces]
+    # In eager PyTorch the caller holds the block's input until it returns: one map more.
+    assert [t.peak_bytes / eager.input_bytes for t in eager.traces] == [4, 3, 3]
+    assert {t.predicted_bytes for t in eager.traces} == {None}
+
+
 def test_report_draws_several_files_on_one_page(reparam_command, tiny: str) -> None:
     pytest.importorskip("jinja2")
     for name in ("net", "other"):
@@ -150,7 +161,7 @@ def test_figure1_compares_both_kinds_and_knows_their_accuracies() -> None:
         (("{tiny}:net", "--threads", "0"), "threads is 0"),
         (("{tiny}:net", "--engines", ","), "names nothing"),
         (("{tiny}:net", "-o", "r.csv"), "the results are JSON"),
-        (("{tiny}:net", "-o", "absent/r.json"), "does not exist; make it first"),
+        (("{tiny}:net", "-o", "absent/r.json"), "does not exist; create that folder"),
         (("{tiny}:net", "{tiny}:other", "-w", "w.pth"), "--weights are for one MODEL"),
         (("absent.onnx",), "there is no file absent.onnx to measure"),
         (("{tiny}:net", "{tiny}:plain", "--size", "8"), "does not run on an input"),

@@ -132,7 +132,7 @@ def test_a_wrong_fold_is_not_written(
         (("plan", "{tiny}:net", "--shape", "1,5,8,8"), "does not run on an input of shape 1x5x8x8"),
         (("plan", "{tiny}:plain"), "give it with --shape"),
         (("fuse", "{tiny}:net", "-o", "net.xyz"), "names no format; use one of: .safetensors"),
-        (("fuse", "{tiny}:net", "-o", "absent/net.onnx"), "does not exist; make it first"),
+        (("fuse", "{tiny}:net", "-o", "absent/net.onnx"), "does not exist; create that folder"),
         (("verify", "{tiny}:net", "absent.onnx", "--input-size", "8"), "there is no file absent"),
     ],
     ids=lambda value: value if isinstance(value, str) else " ".join(value),

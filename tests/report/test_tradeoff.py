@@ -164,6 +164,56 @@ def test_page_labels_accuracies_as_published(benchmark: BenchmarkResult) -> None
     assert text.count('class="choice"') == 2
 
 
+def blocks_of(*branches: int) -> dict[str, Any]:
+    """A stored count of blocks, which belong to none of the models."""
+    roles = {3: "train", 2: "comparator", 1: "deploy"}
+    traces = [
+        {
+            "model": "", "label": f"{n} branches", "operators": ["conv", "add"],
+            "live_bytes": [1024 * n, 1024], "peak_bytes": 1024 * n, "role": roles[n],
+            "predicted_bytes": 1024 * n,
+        }
+        for n in branches
+    ]  # fmt: skip
+    shape = [1, 4, 8, 8]
+    return {
+        "title": "One block", "scope": "in a block", "input_shape": shape, "input_bytes": 1024,
+        "traces": traces,
+    }  # fmt: skip
+
+
+def with_blocks(benchmark: BenchmarkResult, *branches: int) -> BenchmarkResult:
+    settings = benchmark.settings | {"memory": [blocks_of(*branches)]}
+    return dataclasses.replace(benchmark, settings=settings)
+
+
+def test_blocks_are_drawn_with_their_prediction_and_change_no_headline(
+    benchmark: BenchmarkResult,
+) -> None:
+    results = from_benchmark(with_blocks(benchmark, 3, 2, 1))
+    assert sentence(results) == sentence(from_benchmark(benchmark))
+    assert figures(results) == figures(from_benchmark(benchmark))
+    page = page_html(results)
+    assert "Peaks in units of the input: counted, and as the branches let expect" in page
+    assert "1 branches: 3.00× less than 3 branches." in page
+    assert "predicted%20peak" in page
+    assert "role-comparator" in page
+
+
+def test_blocks_survive_a_merge(benchmark: BenchmarkResult) -> None:
+    one = from_benchmark(with_blocks(benchmark, 2, 1))
+    merged = merge([one, one])
+    assert [trace.model for record in merged.memory for trace in record.traces] == [""] * 4
+    assert merged.role_of(merged.memory[1].traces[0]) == "comparator"
+
+
+def test_a_misfit_in_a_count_of_blocks_is_named(benchmark: BenchmarkResult) -> None:
+    spoilt = with_blocks(benchmark, 1)
+    del spoilt.settings["memory"][0]["traces"][0]["label"]
+    with pytest.raises(InputError, match=r"memory\.traces\[0\].*needed 'label' too"):
+        from_benchmark(spoilt)
+
+
 def test_files_of_both_kinds_share_a_page(
     results: Results, benchmark: BenchmarkResult, tmp_path: Path
 ) -> None:

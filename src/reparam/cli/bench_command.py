@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from reparam._files import check_destination
 from reparam.cli.bench import (
     FIGURE1_MODELS,
     Request,
@@ -119,6 +119,7 @@ def bench(  # noqa: PLR0913 - one argument for each option
         rounds=rounds or (_ROUNDS if seconds is None else _MOST_ROUNDS),
         seconds=seconds,
         title=_FIGURE1_TITLE if figure1 else "",
+        blocks=figure1,
     )
     if pick:
         outcome = picked(request, terminal, stem=out, weights=weights)
@@ -147,10 +148,7 @@ def _check_destination(out: Path | None) -> None:
         return
     if out.suffix.lower() != ".json":
         raise InputError(f"the results are JSON: give -o with the suffix .json, not {out.name!r}")
-    if not out.parent.is_dir():
-        raise InputError(f"the folder {out.parent} of {out.name} does not exist; make it first")
-    if not os.access(out.parent, os.W_OK):
-        raise InputError(f"the folder {out.parent} is not writable; choose another -o")
+    check_destination(out)
 
 
 def _tell_next(terminal: Terminal, request: Request, out: Path | None, page: Path | None) -> None:

@@ -11,6 +11,7 @@ import typer
 from torch import nn
 
 import reparam
+from reparam._files import check_destination
 from reparam.cli.counts import counted
 from reparam.cli.notes import fold_warnings_noted
 from reparam.cli.onnx_files import input_shapes, is_onnx, read
@@ -110,8 +111,7 @@ def _check_destination(out: Path) -> None:
     if out.suffix.lower() not in _SUFFIXES:
         known = ", ".join(_SUFFIXES)
         raise InputError(f"the suffix {out.suffix!r} of {out} names no format; use one of: {known}")
-    if not out.parent.is_dir():
-        raise InputError(f"the folder {out.parent} of {out.name} does not exist; make it first")
+    check_destination(out)
 
 
 def _counts(model: nn.Module, sample: torch.Tensor) -> dict[str, int]:

@@ -6,7 +6,13 @@ import os
 import traceback
 from typing import TYPE_CHECKING
 
-from reparam.errors import InputError, MissingExtraError, ReparamError, TrainingModeError
+from reparam.errors import (
+    ExportError,
+    InputError,
+    MissingExtraError,
+    ReparamError,
+    TrainingModeError,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -17,7 +23,7 @@ __all__ = ["DEBUG_FLAG", "guarded"]
 
 DEBUG_FLAG = "--debug"
 
-_USER_ERRORS = (InputError, MissingExtraError, TrainingModeError)
+_USER_ERRORS = (InputError, MissingExtraError, TrainingModeError, ExportError)
 _DIFFERENT, _BAD_INPUT, _FAULT, _INTERRUPTED = 1, 2, 70, 130
 
 

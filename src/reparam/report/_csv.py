@@ -93,6 +93,9 @@ def _memory(results: Results) -> Iterator[_Row]:
     for memory in results.memory:
         for trace in memory.traces:
             yield "memory", memory.title, trace.label, "peak", trace.peak_bytes, "bytes"
+            if trace.predicted_bytes is not None:
+                predicted = trace.predicted_bytes
+                yield "memory", memory.title, trace.label, "predicted peak", predicted, "bytes"
             for index, (name, live) in enumerate(
                 zip(trace.operators, trace.live_bytes, strict=True), start=1
             ):

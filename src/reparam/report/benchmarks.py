@@ -7,7 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 from reparam.errors import InputError
 from reparam.report.published import SINGLE_PATH_FAMILIES, published
-from reparam.report.results import LatencyRecord, ModelRecord, Results, TimingRecord
+from reparam.report.results import (
+    LatencyRecord,
+    MemoryRecord,
+    ModelRecord,
+    Results,
+    TimingRecord,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -111,12 +117,15 @@ def from_json(value: dict[str, Any], where: str) -> Results:
 def from_benchmark(result: BenchmarkResult) -> Results:
     """Group the measurements that may be compared, and look up what is known of the models.
 
-    The settings of the benchmark may hold ``models`` (see :func:`model_details`), ``title``,
-    ``created`` and ``command``; a benchmark that another program stored has none of them.
+    The settings of the benchmark may hold ``models`` (see :func:`model_details`), ``memory`` (the
+    objects of :class:`~reparam.report.results.MemoryRecord`), ``title``, ``created`` and
+    ``command``; a benchmark that another program stored has none of them.
 
     Raises:
-        InputError: a detail of a model is of another kind than its record declares.
+        InputError: a detail is of another kind than its record declares.
     """
+    from reparam.report._decode import decode
+
     settings = result.settings
     described = settings.get("models", {})
     names = dict.fromkeys(m.case.model for m in result.measurements)
@@ -127,6 +136,7 @@ def from_benchmark(result: BenchmarkResult) -> Results:
         command=str(settings.get("command", "")),
         models=tuple(_model(name, described.get(name) or model_details(name)) for name in names),
         benchmarks=_groups(result),
+        memory=tuple(decode(MemoryRecord, m, "memory") for m in settings.get("memory", ())),
         environment=environment_record(result.environment),
     )
 

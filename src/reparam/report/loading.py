@@ -66,7 +66,7 @@ def _check_references(results: Results) -> None:
     named += [key for record in results.agreement for key in (record.reference, record.candidate)]
     groups = (*results.latency, *results.benchmarks)
     named += [row.model for record in groups for row in record.rows]
-    named += [trace.model for record in results.memory for trace in record.traces]
+    named += [trace.model for record in results.memory for trace in record.traces if trace.model]
     for key in named:
         results.model(key)
 
@@ -116,7 +116,8 @@ def _renamed(results: Results, prefix: str) -> Results:
     """The same results with `prefix` before the key of every model."""
 
     def key(record: Any, *names: str) -> Any:
-        return replace(record, **{name: prefix + getattr(record, name) for name in names})
+        given = {name: getattr(record, name) for name in names}
+        return replace(record, **{name: prefix + value for name, value in given.items() if value})
 
     def group(record: Any, rows: str) -> Any:
         return replace(record, **{rows: tuple(key(r, "model") for r in getattr(record, rows))})

@@ -192,6 +192,7 @@ def _memory(results: Results, memory: MemoryRecord) -> dict[str, Any]:
     return {
         "title": memory.title,
         "conditions": f"Input {_shape(memory.input_shape)}, {kibibytes(memory.input_bytes)}.",
+        "peaks": _peaks(memory),
         "chart": timelines(panels, unit="KiB alive", summary=memory.title),
         "note": memory.note,
         "remarks": story.memory_remarks(results, memory),
@@ -208,10 +209,25 @@ def _memory(results: Results, memory: MemoryRecord) -> dict[str, Any]:
     }
 
 
+def _peaks(memory: MemoryRecord) -> list[dict[str, str]]:
+    """Counted and predicted peaks side by side, where a prediction was made."""
+    return [
+        {
+            "label": trace.label,
+            "peak": kibibytes(trace.peak_bytes),
+            "sort": str(trace.peak_bytes),
+            "counted": f"{trace.peak_bytes / memory.input_bytes:.3g}×",
+            "predicted": f"{trace.predicted_bytes / memory.input_bytes:.3g}×",
+        }
+        for trace in memory.traces
+        if trace.predicted_bytes is not None
+    ]
+
+
 def _timeline(results: Results, trace: TraceRecord) -> Timeline:
     return Timeline(
         label=trace.label,
-        role=results.model(trace.model).role,
+        role=results.role_of(trace),
         steps=trace.operators,
         values=tuple(live / _KIB for live in trace.live_bytes),
         shown=tuple(kibibytes(live) for live in trace.live_bytes),

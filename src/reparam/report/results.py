@@ -206,6 +206,8 @@ class TraceRecord:
     """Bytes of live activations after each operator while a block runs.
 
     `operators[i]` ran, and while it did `live_bytes[i]` were alive, its input and output included.
+    A block of none of the models has an empty `model`, and a `role` of its own. `predicted_bytes`
+    is the peak that its structure lets expect.
     """
 
     model: str
@@ -213,6 +215,8 @@ class TraceRecord:
     operators: tuple[str, ...]
     live_bytes: tuple[int, ...]
     peak_bytes: int
+    role: str = ""
+    predicted_bytes: int | None = None
 
 
 @dataclass(frozen=True)
@@ -260,6 +264,10 @@ class Results:
                 return model
         known = ", ".join(model.key for model in self.models) or "(none)"
         raise InputError(f"the results speak of a model {key!r}; the models listed are: {known}")
+
+    def role_of(self, trace: TraceRecord) -> str:
+        """The role of what was traced: that of its model, or its own."""
+        return self.model(trace.model).role if trace.model else trace.role
 
     def by_role(self, role: str) -> ModelRecord | None:
         """The model with that role that the page tells the story of, or None.

@@ -190,7 +190,8 @@ def _memory(results: Results) -> list[Phrase]:
 def _memory_pair(results: Results) -> tuple[MemoryRecord, TraceRecord, TraceRecord] | None:
     """The first figure in which both forms of the model are drawn."""
     for memory in results.memory:
-        roles = {results.model(trace.model).role: trace for trace in reversed(memory.traces)}
+        own = [trace for trace in reversed(memory.traces) if trace.model]
+        roles = {results.role_of(trace): trace for trace in own}
         if "train" in roles and "deploy" in roles:
             return memory, roles["train"], roles["deploy"]
     return None
@@ -324,7 +325,7 @@ def _remark(engine: str, label: str, its: TimingRecord, mine: TimingRecord) -> s
 
 def memory_remarks(results: Results, memory: MemoryRecord) -> list[str]:
     """The deploy form's peak beside each of the others, and in units of the input."""
-    mine = next((t for t in memory.traces if results.model(t.model).role == "deploy"), None)
+    mine = next((t for t in memory.traces if results.role_of(t) == "deploy"), None)
     if mine is None:
         return []
     maps = ", ".join(

@@ -6,7 +6,7 @@ import datetime as dt
 import os
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from torch import nn
 import reparam
 from reparam.benchmarking import BenchmarkResult
 from reparam.benchmarking.environment import cpu_count
+from reparam.cli.bench.blocks import count_blocks
 from reparam.cli.bench.request import Request
 from reparam.cli.counts import counted
 from reparam.cli.notes import fold_warnings_noted
@@ -68,13 +69,15 @@ def measure(request: Request, terminal: Terminal, weights: Path | None = None) -
             seconds=None if request.seconds is None else max(request.seconds - spent, 1.0),
             progress=_bar(update, request.seconds, start),
         )
-    about = {
+    about: dict[str, Any] = {
         "title": request.title or f"Latency of {', '.join(request.models)}",
         "created": f"{dt.datetime.now(dt.UTC):%Y-%m-%d %H:%M} UTC",
         "command": request.as_command(),
         "models": {subject.name: subject.details for subject in subjects},
         "load_before": load,
     }
+    if request.blocks:
+        about["memory"] = [asdict(record) for record in count_blocks()]
     return replace(result, settings=result.settings | about)
 
 

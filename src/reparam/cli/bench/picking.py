@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import reparam
+from reparam._files import check_destination
 from reparam.benchmarking import ParityRow, Pick, pick
 from reparam.cli.bench.measuring import is_file
 from reparam.cli.bench.request import Request
@@ -101,8 +102,7 @@ def _check_stem(stem: Path | None) -> None:
             f"with --pick the engine decides the format; give -o without {stem.suffix!r}, as in "
             f"-o {stem.with_suffix('')}"
         )
-    if not stem.parent.is_dir():
-        raise InputError(f"the folder {stem.parent} of {stem.name} does not exist; make it first")
+    check_destination(stem)
 
 
 def _row(row: ParityRow, found: Pick) -> list[str]:

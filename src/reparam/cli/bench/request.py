@@ -42,6 +42,7 @@ class Request:
         rounds: interleaved rounds, at most.
         seconds: time for all of it, or None.
         title: what the page is called.
+        blocks: whether to count the memory of blocks with more branches and with fewer, too.
     """
 
     models: tuple[str, ...]
@@ -54,6 +55,7 @@ class Request:
     rounds: int = 15
     seconds: float | None = None
     title: str = ""
+    blocks: bool = False
 
     def __post_init__(self) -> None:
         """Refuse what cannot be measured.
