@@ -111,6 +111,16 @@ def test_a_norm_that_one_of_its_readers_cannot_take_stays_whole() -> None:
     check(Lambda(forward, conv(), norm(), nn.Linear(4, 3)), norms=1)
 
 
+@pytest.mark.parametrize("layer", [nn.AvgPool2d(1), conv(k=1, groups=4)], ids=["pool", "conv"])
+def test_a_layer_on_the_image_does_not_go_to_the_tokens(layer: nn.Module) -> None:
+    def forward(net: nn.Module, x: torch.Tensor) -> object:
+        x = net.a(x).permute(0, 2, 3, 1)
+        return net.c(net.b(x).permute(0, 3, 1, 2)).mean((2, 3))
+
+    check(Lambda(forward, conv(), nn.Linear(4, 4), layer))
+    check(Lambda(lambda s, x: s.b(s.a(x.relu()).mean((2, 3))), layer, nn.Linear(4, 3)))
+
+
 # ------------------------------------------------------------------------------ shapes
 
 

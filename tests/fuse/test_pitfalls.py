@@ -184,6 +184,15 @@ def test_a_shared_conv_with_two_norms() -> None:
     check(Lambda(lambda m, x: (m.b(m.a(x)), m.c(m.a(x))), conv(), norm(), norm()))
 
 
+def test_statistics_that_something_else_reads_stay_where_they_are() -> None:
+    def forward(net: nn.Module, x: torch.Tensor) -> object:
+        x = net.a(x)
+        x = F.batch_norm(x, net.b.running_mean, net.b.running_var, eps=net.b.eps)
+        return net.b(net.b(x.relu()))
+
+    check(Lambda(forward, conv(), norm()), because="used elsewhere")
+
+
 def test_tied_weights() -> None:
     left, right = conv(), conv()
     right.weight = left.weight

@@ -64,7 +64,7 @@ class Found:
     @property
     def like(self) -> Tensor:
         """A weight whose type and device the folded layer gets: the largest."""
-        tensors = [t for n in self.core for t in self.lifted.reads(n)]
+        tensors = [t for n in self.core if n.is_mixing for t in self.lifted.reads(n)]
         return max((t for t in tensors if t.is_floating_point()), key=lambda t: t.numel())
 
 

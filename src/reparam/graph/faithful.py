@@ -25,7 +25,7 @@ from reparam.graph.constants import Constants
 from reparam.graph.kinds import AnyConv
 from reparam.graph.skeleton import on_meta, runnable_copy
 from reparam.graph.trace import Arguments as Call
-from reparam.graph.trace import Key, Trace, bind_inputs, is_builtin
+from reparam.graph.trace import Key, Trace, bind_inputs, is_builtin, run_until
 
 __all__ = [
     "Outcome",
@@ -107,21 +107,20 @@ def guess_calls(traced: Trace) -> list[Call]:
     inputs = [n for n in placeholders if n.users and not n.args]  # those without a default
     guesses: list[Call] = []
     for attempt in range(_ATTEMPTS):
-        shapes = [_guess_shape(traced, node, attempt) for node in inputs]
-        if any(shape is None for shape in shapes):
-            return []
-        arguments = {
-            str(node.target): torch.empty(shape, dtype=_dtype(traced.root), device="meta")
-            for node, shape in zip(inputs, shapes, strict=True)
-            if shape is not None
-        }
+        arguments: dict[str, Tensor] = {}
+        for node in sorted(inputs, key=lambda n: _guess_shape(traced, n, attempt) is None):
+            shape = _guess_shape(traced, node, attempt) or _met_shape(traced, node, arguments)
+            if shape is None:
+                return []
+            arguments[str(node.target)] = torch.empty(
+                shape, dtype=_dtype(traced.root), device="meta"
+            )
+        arguments = {str(node.target): arguments[str(node.target)] for node in inputs}
         if inputs == placeholders[: len(inputs)]:
             # By position, since a layer that takes the place of a block has other names.
             guesses.append((tuple(arguments.values()), {}))
         elif all(name.isidentifier() for name in arguments):
             guesses.append(((), arguments))
-        if all(len(shape or ()) <= 2 for shape in shapes):
-            break
     return guesses
 
 
@@ -252,6 +251,27 @@ def _guess_shape(traced: Trace, node: fx.Node, attempt: int) -> tuple[int, ...] 
     return None
 
 
+def _met_shape(traced: Trace, node: fx.Node, known: dict[str, Tensor]) -> tuple[int, ...] | None:
+    """Shape of an input, from a value that an operation reads beside it."""
+    twin = on_meta(traced.root)
+    queue, seen = [node], {node}
+    while queue:
+        for reader in queue.pop(0).users:
+            for other in reader.all_input_nodes:
+                if other in seen:
+                    continue
+                try:
+                    value = run_until(other, twin, ((), known))
+                except Exception:  # noqa: BLE001, S112 (any error of the user's: not this one)
+                    continue
+                if isinstance(value, Tensor) and value.dim() > 1:
+                    return tuple(value.shape)
+            if reader not in seen:
+                seen.add(reader)
+                queue.append(reader)
+    return None
+
+
 def _spatial(dims: int, attempt: int) -> tuple[int, ...]:
     return (_SIZES[dims][attempt],) * dims
 
@@ -270,7 +290,13 @@ def _shape_for_module(module: Any, attempt: int) -> tuple[int, ...] | None:
     dims = {nn.BatchNorm2d: 2, nn.BatchNorm3d: 3}.get(type(module))
     if dims is not None:
         return (2, module.num_features, *_spatial(dims, attempt))
-    return (2, module.in_features) if isinstance(module, nn.Linear) else None
+    if type(module) is nn.BatchNorm1d:
+        return (2, module.num_features, *([16] if attempt % 2 == 0 else []))
+    if isinstance(module, nn.Linear):
+        width = module.in_features
+        # Vectors, tokens, images that become tokens, and images with their channels last.
+        return ((2, width), (2, 16, width), (2, width, 8, 8), (2, 8, 8, width))[attempt]
+    return None
 
 
 def _shape_for_function(traced: Trace, reader: fx.Node, attempt: int) -> tuple[int, ...] | None:

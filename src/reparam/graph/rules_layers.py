@@ -180,7 +180,8 @@ def batch_norm_module(lifter: Lifter, node: fx.Node) -> Node | None:
     def read() -> tuple[Tensor | None, ...]:
         return module.running_mean, module.running_var, module.weight, module.bias
 
-    return _batch_norm(lifter, node, read, module.eps, module.num_features, axis)
+    reads = {t for t in read() if t is not None}
+    return _batch_norm(lifter, node, read, reads, module.eps, module.num_features, axis)
 
 
 def batch_norm_function(lifter: Lifter, node: fx.Node) -> Node | None:
@@ -204,12 +205,14 @@ def batch_norm_function(lifter: Lifter, node: fx.Node) -> Node | None:
         values = (mean, var, weight, bias)
         return tuple(None if t is None else constants.value(t) for t in values)
 
-    return _batch_norm(lifter, node, read, float(eps), constants.shape(mean)[0], None)
+    given = [t for t in (mean, var, weight, bias) if constants.is_tensor(t)]
+    reads = {t for value in given for t in constants.sources(value)}
+    return _batch_norm(lifter, node, read, reads, float(eps), constants.shape(mean)[0], None)
 
 
 def _batch_norm(
-    lifter: Lifter, node: fx.Node, read: Callable[[], tuple[Tensor | None, ...]], eps: float,
-    channels: int, axis: int | None,
+    lifter: Lifter, node: fx.Node, read: Callable[[], tuple[Tensor | None, ...]],
+    reads: set[Tensor], eps: float, channels: int, axis: int | None,
 ) -> Node | None:  # fmt: skip
     source = first(node)
     if axis is None:
@@ -239,8 +242,8 @@ def _batch_norm(
     return lifter.affine(
         node, source, Leaf(geometry, load), "batch norm", axis=axis,
         rank=1 - axis if axis < -2 else None,
-        stored=sum(t.numel() for t in values),
-    )  # fmt: skip
+        stored=sum(t.numel() for t in values), reads=reads,
+    )  # fmt: skip  # fmt: skip
 
 
 def _padding(value: Any) -> Any:

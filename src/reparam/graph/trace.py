@@ -21,7 +21,7 @@ from torch.utils._pytree import tree_flatten, tree_map
 
 from reparam.graph.skeleton import on_meta, shared_copy
 
-__all__ = ["Arguments", "Call", "Key", "Trace", "TraceFailure", "bind_inputs", "trace"]
+__all__ = ["Arguments", "Call", "Key", "Trace", "TraceFailure", "bind_inputs", "run_until", "trace"]
 
 Arguments = tuple[tuple[Any, ...], dict[str, Any]]
 """Positional and keyword arguments of one call."""
@@ -257,7 +257,7 @@ class _Tracer(fx.Tracer):
             return None
         assert isinstance(self.root, nn.Module)  # noqa: S101 (only modules are traced here)
         try:
-            value = _run_until(node, on_meta(self.root), arguments)
+            value = run_until(node, on_meta(self.root), arguments)
             return len(value)
         except Exception:  # noqa: BLE001 (any error of the user's code: the length is not known)
             return None
@@ -322,7 +322,7 @@ class _InPlaceProxy(fx.Proxy):
     def _on_meta(self) -> Any:
         root = getattr(self.tracer, "root", None)
         assert isinstance(root, nn.Module)  # noqa: S101 (only modules are traced here)
-        return _run_until(self.node, on_meta(root), ((), {}))
+        return run_until(self.node, on_meta(root), ((), {}))
 
     def _in_place(self, function: Callable[..., Any], other: Any) -> Any:
         return self.tracer.create_proxy("call_function", function, (self, other), {})
@@ -351,8 +351,8 @@ def bind_inputs(graph: fx.Graph, arguments: Arguments) -> dict[fx.Node, Any]:
     return values
 
 
-def _run_until(node: fx.Node, twin: nn.Module, arguments: Arguments) -> Any:
-    """Compute the value of a node of an unfinished graph."""
+def run_until(node: fx.Node, twin: nn.Module, arguments: Arguments) -> Any:
+    """Compute the value of a node of a graph, which may be unfinished, without numbers."""
     meta = tree_map(lambda v: v.to("meta") if isinstance(v, Tensor) else v, arguments)
     values = bind_inputs(node.graph, meta)
     with torch.no_grad():

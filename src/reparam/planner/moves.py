@@ -55,7 +55,8 @@ def plan_moves(program: Program, excluded: set[tuple[Hashable, Direction]]) -> l
     """
     mover = _Mover(program)
     moves = []
-    diagonal = [n for n in program.nodes if n.is_diagonal]
+    # A depthwise 1x1 convolution needs the spatial axes that it stands on; it stays.
+    diagonal = [n for n in program.nodes if n.is_diagonal and n.leaf and not n.leaf.geometry.dims]
     # The last goes forward first, so that those before it find the way free.
     waiting = deque([(n, Direction.BACKWARD) for n in diagonal])
     waiting += [(n, Direction.FORWARD) for n in reversed(diagonal)]
