@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from reparam.exporting import export, read_metadata
     from reparam.fusing import FoldWarning, Plan, Refusal, Region, fuse, operator, plan
     from reparam.pruning import PruneResult, prune
+    from reparam.quantizing import quantize
     from reparam.rep_optimizer import RepOptimizer
     from reparam.training import train
     from reparam.verifying import Verdict, verify
@@ -47,6 +48,7 @@ __all__ = [
     "pick",
     "plan",
     "prune",
+    "quantize",
     "read_metadata",
     "train",
     "verify",
@@ -71,6 +73,7 @@ _HOMES = {
     "operator": "reparam.fusing",
     "pick": "reparam.benchmarking",
     "plan": "reparam.fusing",
+    "quantize": "reparam.quantizing",
     "prune": "reparam.pruning",
     "read_metadata": "reparam.exporting",
     "train": "reparam.training",

@@ -13,6 +13,7 @@ from reparam.cli import (
     fuse_command,
     plan_command,
     prune_command,
+    quantize_command,
     report_command,
     train_command,
     verify_command,
@@ -61,6 +62,7 @@ app.command("fuse")(fuse_command.fuse)
 app.command("verify")(verify_command.verify)
 app.command("train")(train_command.train)
 app.command("bench")(bench_command.bench)
+app.command("quantize")(quantize_command.quantize)
 app.command("prune")(prune_command.prune)
 app.command("report")(report_command.report)
 

@@ -1,0 +1,149 @@
+"""``reparam quantize``: a fused net in eight bits, judged in its engine before it is written."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from reparam.cli.notes import fold_warnings_noted
+from reparam.cli.onnx_files import is_onnx
+from reparam.cli.options import (
+    InputSizeOption,
+    JsonOption,
+    ModelArgument,
+    NumClassesOption,
+    WeightsOption,
+)
+from reparam.cli.quantizing import load_fused, tell
+from reparam.cli.terminal import Terminal
+from reparam.data import open_data
+from reparam.errors import InputError
+
+if TYPE_CHECKING:
+    from reparam.quantizing import QuantizeResult
+
+__all__ = ["quantize"]
+
+DataOption = Annotated[
+    str,
+    typer.Option(
+        "--data",
+        "-d",
+        metavar="DATA",
+        help="Calibration and test data: digits, a folder or zip, torchvision:NAME, or shards.",
+    ),
+]
+ValidationOption = Annotated[
+    str | None,
+    typer.Option("--validation", metavar="DATA", help="A second source, to judge the result on."),
+]
+OutOption = Annotated[
+    Path,
+    typer.Option(
+        "--out", "-o", metavar="OUT", help="File to write: .xml (OpenVINO) or .onnx (ONNX Runtime)."
+    ),
+]
+EngineOption = Annotated[
+    str | None,
+    typer.Option("--engine", metavar="E", help="openvino or onnxruntime; the suffix decides."),
+]
+SamplesOption = Annotated[
+    int, typer.Option("--samples", metavar="N", min=1, help="Images to calibrate on.")
+]
+EvaluateOption = Annotated[
+    int | None,
+    typer.Option("--evaluate", metavar="N", min=1, help="Judge on N held-out images, not all."),
+]
+EqualizeOption = Annotated[
+    bool, typer.Option("--equalize", help="Equalise channels first; the same function in float.")
+]
+BiasOption = Annotated[
+    bool,
+    typer.Option(
+        "--bias-correction/--no-bias-correction", help="Re-calibrate the means of all channels."
+    ),
+]
+KeepFloatOption = Annotated[
+    int,
+    typer.Option("--keep-float", metavar="N", min=0, help="Leave the N worst layers in float."),
+]
+WeightBitsOption = Annotated[
+    int,
+    typer.Option("--weight-bits", metavar="B", help="8; 7 for x86 processors without VNNI."),
+]
+MaxDropOption = Annotated[
+    float | None,
+    typer.Option("--max-drop", metavar="POINTS", help="Write nothing if more accuracy is lost."),
+]
+
+
+def quantize(  # noqa: PLR0913 - one argument for each option
+    model: ModelArgument,
+    *,
+    data: DataOption,
+    out: OutOption,
+    weights: WeightsOption = None,
+    validation: ValidationOption = None,
+    engine: EngineOption = None,
+    equalize: EqualizeOption = False,
+    bias_correction: BiasOption = True,
+    keep_float: KeepFloatOption = 0,
+    samples: SamplesOption = 300,
+    evaluate: EvaluateOption = None,
+    weight_bits: WeightBitsOption = 8,
+    max_drop: MaxDropOption = None,
+    input_size: InputSizeOption = None,
+    num_classes: NumClassesOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Write the fused MODEL in eight bits to OUT, judged on DATA in the engine that runs it."""
+    from reparam.quantizing import check_target, labelled_batches
+    from reparam.quantizing import quantize as write_quantized
+
+    terminal = Terminal()
+    check_target(out, engine)
+    if is_onnx(model):
+        raise InputError(
+            f"{model} is a file, and what hurts is found in the net that it was written from; give "
+            "that as MODEL, with its fused weights as --weights"
+        )
+    with terminal.progress(f"Quantizing {model}") as update, fold_warnings_noted(terminal):
+        update(0, 1, f"opening {data}")
+        found = open_data(data, validation=validation, image_size=input_size)
+        fused = load_fused(
+            model, weights, num_classes=num_classes or found.num_classes, shape=found.image_shape
+        )
+        result = write_quantized(
+            fused,
+            out,
+            found,
+            engine=engine,
+            evaluation=labelled_batches(found, limit=evaluate),
+            samples=samples,
+            equalize=equalize,
+            correct_bias=bias_correction,
+            keep_float=keep_float,
+            weight_bits=weight_bits,
+            max_drop=max_drop,
+            source=model,
+            progress=update,
+        )
+    _show(terminal, model, weights, result, as_json=as_json)
+
+
+def _show(
+    terminal: Terminal,
+    model: str,
+    weights: Path | None,
+    result: QuantizeResult,
+    *,
+    as_json: bool,
+) -> None:
+    if as_json:
+        terminal.json({"model": model, **result.as_dict()})
+        return
+    if weights is None:
+        terminal.hint("Note:", "no --weights were given; the model has those it was built with")
+    tell(terminal, model, result)

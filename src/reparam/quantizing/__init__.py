@@ -1,0 +1,32 @@
+"""Eight bits for a fused net: why accuracy is lost, what helps, and files for two engines."""
+
+from __future__ import annotations
+
+from reparam.quantizing.aware import finish_qat, prepare_qat
+from reparam.quantizing.correcting import correct_biases
+from reparam.quantizing.diagnosing import Diagnosis, LayerDiagnosis, diagnose
+from reparam.quantizing.equalizing import Equalisation, equalize
+from reparam.quantizing.quantizer import check_target, quantize
+from reparam.quantizing.result import QuantizeResult
+from reparam.quantizing.samples import Evaluation, Samples, Source, labelled_batches, read_samples
+from reparam.quantizing.scoring import Score
+
+__all__ = [
+    "Diagnosis",
+    "Equalisation",
+    "Evaluation",
+    "LayerDiagnosis",
+    "QuantizeResult",
+    "Samples",
+    "Score",
+    "Source",
+    "check_target",
+    "correct_biases",
+    "diagnose",
+    "equalize",
+    "finish_qat",
+    "labelled_batches",
+    "prepare_qat",
+    "quantize",
+    "read_samples",
+]

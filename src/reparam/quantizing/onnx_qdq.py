@@ -1,0 +1,150 @@
+"""ONNX in eight bits (QuantizeLinear and DequantizeLinear), by ONNX Runtime's own tools."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import warnings
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from reparam import _optional
+from reparam.engines.onnx_writer import write_onnx
+from reparam.errors import ExportError
+from reparam.quantizing.backends import Job, Written, batch_of
+from reparam.quantizing.matching import operations_of
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+__all__ = ["write_onnx_int8"]
+
+_PURPOSE = "quantizing for ONNX Runtime"
+_LAYERS = ("Conv", "Gemm", "MatMul")
+
+
+def write_onnx_int8(job: Job, path: Path) -> Written:
+    """Write the net as ONNX and quantize it with ONNX Runtime's static quantization.
+
+    Weights are int8 with a step for each output channel; activations uint8 with an offset; ranges
+    are the smallest and largest values of the samples.
+
+    Raises:
+        MissingExtraError: onnx, onnxscript or onnxruntime is not installed.
+        ExportError: The net cannot be written, or the quantization fails.
+    """
+    onnx = _optional.require("onnx", extra="quantize", purpose=_PURPOSE)
+    exact, prepared = path.with_name("float.onnx"), path.with_name("prepared.onnx")
+    try:
+        axes = write_onnx(job.model, (job.samples.first(1),), exact, dynamic=job.dynamic)
+        with _quiet():
+            _prepare(exact, prepared)
+            graph = onnx.load(str(prepared)).graph
+            names = operations_of(job.layers, _weights(graph), job.keep_float)
+            ignored = [names[name] for name in job.keep_float]
+            _quantize(job, prepared, path, ignored, batch_of(axes))
+        written = onnx.load(str(path))
+        onnx.helper.set_model_props(written, dict(job.metadata))
+        onnx.checker.check_model(written, full_check=True)
+        path.write_bytes(written.SerializeToString())
+    finally:
+        exact.unlink(missing_ok=True)
+        prepared.unlink(missing_ok=True)
+    in_integers = _quantized(written.graph)
+    return Written(axes, tuple(name for name in job.layers if names.get(name) in in_integers))
+
+
+def _prepare(source: Path, out: Path) -> None:
+    """Fold constants and infer shapes, which the quantizer relies on."""
+    tools = _optional.require(
+        "onnxruntime.quantization.shape_inference", extra="quantize", purpose=_PURPOSE
+    )
+    try:
+        tools.quant_pre_process(str(source), str(out))
+    except Exception as error:
+        raise ExportError(
+            f"ONNX Runtime could not prepare the net for quantization: {error}; nothing was written"
+        ) from error
+
+
+def _quantize(job: Job, source: Path, out: Path, ignored: list[str], batch: int) -> None:
+    tools = _optional.require("onnxruntime.quantization", extra="quantize", purpose=_PURPOSE)
+    name = _input_name(source)
+
+    class Reader(tools.CalibrationDataReader):  # type: ignore[misc, name-defined] # untyped base
+        """Hands the samples over."""
+
+        def __init__(self) -> None:
+            self._batches = job.samples.batches(batch)
+
+        def get_next(self) -> dict[str, Any] | None:
+            found = next(self._batches, None)
+            return None if found is None else {name: found.numpy()}
+
+    try:
+        tools.quantize_static(
+            str(source),
+            str(out),
+            Reader(),
+            quant_format=tools.QuantFormat.QDQ,
+            per_channel=True,
+            activation_type=tools.QuantType.QUInt8,
+            weight_type=tools.QuantType.QInt8,
+            reduce_range=job.weight_bits == 7,
+            nodes_to_exclude=ignored,
+        )
+    except Exception as error:
+        raise ExportError(
+            f"ONNX Runtime could not quantize {type(job.model).__name__}: {error}; "
+            "nothing was written"
+        ) from error
+
+
+def _input_name(path: Path) -> str:
+    onnx = _optional.require("onnx", extra="quantize", purpose=_PURPOSE)
+    graph = onnx.load(str(path)).graph
+    constants = {value.name for value in graph.initializer}
+    return next(str(value.name) for value in graph.input if value.name not in constants)
+
+
+def _weights(graph: Any) -> Iterator[tuple[str, Any]]:
+    """Yield the operations that may be layers, in order, with their weights."""
+    onnx = _optional.require("onnx", extra="quantize", purpose=_PURPOSE)
+    constants = {value.name: value for value in graph.initializer}
+    for node in graph.node:
+        if node.op_type in _LAYERS and len(node.input) > 1 and node.input[1] in constants:
+            yield node.name, onnx.numpy_helper.to_array(constants[node.input[1]])
+
+
+def _quantized(graph: Any) -> set[str]:
+    """Return the operations that read a dequantized integer weight."""
+    onnx = _optional.require("onnx", extra="quantize", purpose=_PURPOSE)
+    integers = {
+        value.name
+        for value in graph.initializer
+        if value.data_type in (onnx.TensorProto.INT8, onnx.TensorProto.UINT8)
+    }
+    dequantized = {
+        node.output[0]
+        for node in graph.node
+        if node.op_type == "DequantizeLinear" and node.input[0] in integers
+    }
+    return {
+        node.name
+        for node in graph.node
+        if node.op_type in _LAYERS and len(node.input) > 1 and node.input[1] in dequantized
+    }
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep what the tools log out of the user's terminal."""
+    root = logging.getLogger()
+    level = root.level
+    root.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        root.setLevel(level)
