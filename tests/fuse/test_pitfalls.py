@@ -77,6 +77,13 @@ def test_padding_with_another_number_than_zero_is_not_zero_padding() -> None:
     check(Lambda(lambda m, x: m.a(F.pad(x, (1, 1, 1, 1), value=0.5)), conv(padding=0)), convs=1)
 
 
+def test_zeros_around_reflected_padding_are_no_layer_of_their_own() -> None:
+    first = conv(cout=24, k=1, padding=1, padding_mode="reflect")
+    net = nn.Sequential(first, conv(24, 4, k=3, padding=1))
+    check(net, convs=2, because="cannot pad twice")
+    check(nn.Sequential(first, conv(24, 4, k=3, padding=0)), convs=1)
+
+
 @pytest.mark.parametrize("mode", ["reflect", "circular", "replicate"])
 def test_other_padding_modes_take_the_norm_and_no_branch_with_zeros(mode: str) -> None:
     def forward(m: nn.Module, x: torch.Tensor) -> torch.Tensor:

@@ -237,7 +237,9 @@ class _Finder:
                 continue
             kept[one.keys] = one
         self._keep(kept.values(), every)
-        folded: set[Hashable] = {key for one in self.result.regions for key in one.keys}
+        # What a region holds that is left for a reason of its own needs no other.
+        regions = (*self.result.regions, *every)
+        folded: set[Hashable] = {key for one in regions for key in one.keys}
         for region, reason in selection.vetoed:
             self._leave(region.output.where, region.output.what, reason)
         for node in lifted.program.nodes:

@@ -47,14 +47,48 @@ def _why_diagonal(node: Node, given_up: list[str], selection: Selection) -> str:
         for reason in selection.reasons.get(user, [])
         if not reason.startswith("its input, ")
     ]
-    if given_up or behind:
-        return (given_up or behind)[0]
-    before = node.inputs[0]
+    # A residual sum behind it says nothing of the norm itself.
+    known = [reason for reason in (*given_up, *behind) if reason != NO_COMMON_SOURCE]
+    if known:
+        return known[0]
+    before, readers = _made_by(node), _read_by(node, selection)
+    layers = [reader for reader in readers if reader.is_mixing and reader.stored]
+    others = [reader for reader in readers if reader not in layers]
     if before.kind is Kind.AFFINE:
-        return "the layer before it cannot take it"
-    readers = selection.users.get(node, [])
-    followed = f"{readers[0].what} at {readers[0].where}" if readers else "nothing"
+        rivals = [reader for reader in _read_by(before, selection) if reader is not node]
+        if rivals:
+            return (
+                f"the {before.what} before it is also read by {_names(rivals)}, and what is read "
+                f"there must stay as it is"
+            )
+        return f"the {before.what} before it cannot take it"
+    if layers and others:
+        return (
+            f"the {layers[0].what} behind it would have to take it, but {_names(others)} reads the "
+            f"same value"
+        )
     return (
-        f"it stands between {before.what} at {before.where} and {followed}; there is no "
-        f"convolution or linear layer beside it to take it"
+        f"it stands between {before.what} and {_names(readers) or 'nothing'}, which no scale and "
+        f"shift can pass, so no convolution or linear layer can take it"
     )
+
+
+def _made_by(node: Node) -> Node:
+    """What made the input of an operation, past what passes values on."""
+    before = node.inputs[0]
+    while before.kind is Kind.ALIAS:
+        before = before.inputs[0]
+    return before
+
+
+def _read_by(node: Node, selection: Selection) -> list[Node]:
+    """What reads the contents of a value, past what passes values on."""
+    readers: list[Node] = []
+    for user in selection.users.get(node, []):
+        if not user.shape_only:
+            readers += _read_by(user, selection) if user.kind is Kind.ALIAS else [user]
+    return readers
+
+
+def _names(nodes: list[Node]) -> str:
+    return " and ".join(dict.fromkeys(node.what for node in nodes))

@@ -89,6 +89,15 @@ class Candidate:
         return layer_arguments(self.geometry)[1]
 
     @property
+    def pads_twice(self) -> bool:
+        """Whether the layer would pad with zeros what is padded with something else already."""
+        if self.source.pads is None:
+            return False
+        arguments = layer_arguments(self.geometry)[0]
+        pads = arguments.padding
+        return isinstance(pads, str) or any(pads) or arguments.pre_pad is not None
+
+    @property
     def cost_after(self) -> Cost:
         """What the one layer costs that would replace the nodes."""
         geometry = self.layer_geometry

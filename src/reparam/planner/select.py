@@ -223,6 +223,8 @@ def _pays(candidate: Candidate, candidates: Candidates, veto: Veto) -> bool:
         reason = "its output is larger than its input: one layer would cost more at the borders"
     elif after.stored > before.stored:
         reason = f"one layer would store more numbers: {after.stored:,} against {before.stored:,}"
+    elif candidate.pads_twice:
+        reason = f"one layer cannot pad twice: zeros around its input's {candidate.source.what}"
     if reason is None:
         reason = veto(candidate)
         if reason is not None:
