@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+import gc
 import json
 import re
 import sys
@@ -318,6 +319,7 @@ def main() -> None:
         with atomic_path(path) as part:
             part.write_text(json.dumps(result, indent=1) + "\n")
         print(_line(result), flush=True)
+        gc.collect()  # models and graphs refer to themselves
 
 
 def _line(result: dict[str, Any]) -> str:
