@@ -262,7 +262,7 @@ def _own(entry: Entry, model: nn.Module, x: torch.Tensor) -> dict[str, Any]:
 
 @torch.no_grad()
 def _times(
-    entry: Entry, model: nn.Module, fused: nn.Module, x: torch.Tensor, rounds: int = 15
+    entry: Entry, model: nn.Module, fused: nn.Module, x: torch.Tensor, rounds: int = 9
 ) -> dict[str, float]:
     """Time both, interleaved, at batch 1: medians in milliseconds."""
     single = x[:1]

@@ -188,7 +188,7 @@ def picture(models: Results, most: int = 14) -> str:
         for name, r in models.items()
         if r["after"]["convs"] < r["before"]["convs"]
     )[:most]
-    rows = [(f"all {len(models)} models: norms", _sums(models, "norms"))]
+    rows = [(f"all {len(models)} models", _sums(models, "norms"))]
     rows += [(name, _convs(models[name])) for _, name in shrunk]
     parts = [_legend()]
     for k, (name, counts) in enumerate(rows):
