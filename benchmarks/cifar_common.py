@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import fcntl
 import json
+import os
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -20,7 +21,7 @@ from typing import Any
 
 import torch
 from tables import ROOT
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 from torch.nn import functional
 
 from reparam._files import write_text
@@ -45,6 +46,7 @@ def parser(description: str | None, name: str) -> argparse.ArgumentParser:
     options.add_argument("--runs", type=Path, default=ROOT / "runs" / name)
     options.add_argument("--out", type=Path, default=RESULTS / f"{name}.json")
     options.add_argument("--threads", type=int, default=torch.get_num_threads())
+    options.add_argument("--processes", type=int, default=1, help="as many as torchrun starts")
     options.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     options.add_argument("--epochs", type=int, help="fewer or more than the script's own")
     options.add_argument("--images", type=int, help="train on so many images only, to try it out")
@@ -88,7 +90,9 @@ class Records:
         return bool(self.content["runs"].get(key, {}).get("finished"))
 
     def put(self, key: str, record: dict[str, Any]) -> None:
-        """Write a run's record."""
+        """Write a run's record, in the first of several processes."""
+        if not first_process():
+            return
         with self._newest():
             self.content["runs"][key] = record
 
@@ -159,8 +163,11 @@ def run(
         resume=True,
         save_every_steps=50,
         wrap_optimizer=wrap_optimizer,
-        hardware=Hardware(accelerator="cpu"),
+        hardware=Hardware(accelerator="cpu", devices=options.processes),
     )
+    cpu_seconds = torch.tensor(time.process_time() - busy, dtype=torch.float64)
+    if distributed.is_initialized():
+        distributed.all_reduce(cpu_seconds)
     finished = {
         **about,
         "curve": [asdict(entry) for entry in result.history],
@@ -168,11 +175,17 @@ def run(
         "train_seconds": sum(record.train_seconds for record in result.history),
         "seconds": result.seconds,
         "seconds_of_this_start": time.perf_counter() - started,
-        "cpu_seconds_of_this_start": time.process_time() - busy,
+        "cpu_seconds_of_this_start": float(cpu_seconds),
+        "processes": options.processes,
         "finished": True,
     }
     records.put(key, finished)
     return result
+
+
+def first_process() -> bool:
+    """Whether this is the process that writes and reports."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 def step_memory(model: nn.Module, shape: tuple[int, int, int], batch_size: int) -> int:

@@ -173,7 +173,8 @@ def half_table(rows: list[dict[str, Any]]) -> str:
         "its latency / the ResNet's",
         "half the latency?",
     )
-    return markdown(header, body)
+    holds = [f"{row['resnet']}, {row['case']}" for row in rows if row["holds"]]
+    return f"{markdown(header, body)}\n\nIt holds for: {'; '.join(holds) or 'none of these'}."
 
 
 def draw(summary: dict[str, Any], path: Path) -> None:
