@@ -13,6 +13,11 @@ classes lie close together, so in bfloat16 the net as trained loses some of its 
 which is given beside it.
 
     python benchmarks/parity.py [--images 64] [--engines eager,onnxruntime] [--threads 1]
+    python benchmarks/parity.py --engines executorch,ncnn --keep   # add what another run left out
+    python benchmarks/parity.py --tables                           # only write the page's tables
+    python benchmarks/parity.py --check                            # is docs/deploy.md up to date?
+
+The tables of docs/deploy.md are written from the results.
 """
 
 from __future__ import annotations
@@ -26,6 +31,7 @@ from typing import Any
 
 import timm
 import torch
+from tables import ROOT, fill, markdown
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -34,9 +40,10 @@ from reparam._files import write_text
 from reparam.benchmarking import ParityRow, installed_engines, parity_table
 from reparam.benchmarking.environment import describe_environment
 from reparam.data import open_data
+from reparam.engines import engine_names
 from reparam.report.benchmarks import engine_label
 
-ROOT = Path(__file__).resolve().parents[1]
+PAGE = ROOT / "docs" / "deploy.md"
 MODELS: dict[str, Callable[[], nn.Module]] = {
     "RepVGG-A0": reparam.models.repvgg_a0,
     "MobileOne-S0": reparam.models.mobileone_s0,
@@ -108,6 +115,56 @@ def shown(row: ParityRow) -> list[str]:
     ]
 
 
+def rows_of_others(out: Path, engines: list[str], record: dict[str, Any]) -> list[dict[str, Any]]:
+    """Rows of other engines that a former run on the same nets and images left."""
+    former = json.loads(out.read_text(encoding="utf-8"))
+    for key in ("what", "weights", "images"):
+        if former[key] != record[key]:
+            raise SystemExit(f"{out} is about other {key}: {former[key]!r}, here {record[key]!r}")
+    versions = former["environment"]["versions"] | record["environment"]["versions"]
+    record["environment"]["versions"] = versions
+    return [row for row in former["rows"] if row["engine"] not in engines]
+
+
+def in_order(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Rows net by net, engine by engine, whichever run they are from."""
+    nets, engines = list(MODELS), list(engine_names())
+    return sorted(rows, key=lambda row: (nets.index(row["model"]), engines.index(row["engine"])))
+
+
+def page_tables(record: dict[str, Any]) -> dict[str, str]:
+    """The tables of docs/deploy.md by their names: one for each precision."""
+    return {f"parity-{p}": page_table(record, p) for p in ("fp32", "bf16")}
+
+
+def page_table(record: dict[str, Any], precision: str) -> str:
+    rows, kept = record["rows"], record["top1_kept_by_the_trained_net_in_bf16"]
+    found = {(row["model"], row["engine"]): row for row in rows if row["precision"] == precision}
+    engines = [
+        name
+        for name in engine_names()
+        if any(found.get((m, name), {}).get("parity") for m in MODELS)
+    ]
+    lines = []
+    for model in MODELS:
+        cells = (found.get((model, engine), {}) for engine in engines)
+        known = [row["parity"] for row in found.values() if row["model"] == model and row["parity"]]
+        allowed = f"{known[0]['tolerance']:.1e}"
+        own = [f"{kept[model]:.0%}"] if precision == "bf16" else []
+        lines.append([model.removesuffix(" (timm)"), *map(page_cell, cells), allowed, *own])
+    own = ["the trained net itself"] if precision == "bf16" else []
+    return markdown(["net", *map(engine_label, engines), "allowed", *own], lines)
+
+
+def page_cell(row: dict[str, Any]) -> str:
+    """The largest error, and the share of equal top classes."""
+    parity = row.get("parity")
+    if not parity:
+        return "-"
+    told = f"{parity['max_abs']:.1e}, {parity['top1_agreement']:.0%}"
+    return told if parity["ok"] else f"**differs** ({told})"
+
+
 def table(rows: list[list[str]]) -> str:
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     return "\n".join(
@@ -127,7 +184,14 @@ def main() -> int:
     parser.add_argument("--precisions", default="fp32,bf16")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results" / "parity.json")
+    parser.add_argument("--keep", action="store_true", help="keep the rows of other engines")
+    parser.add_argument("--tables", action="store_true", help="measure nothing, write the tables")
+    parser.add_argument("--check", action="store_true", help="only compare the page's tables")
     options = parser.parse_args()
+    if options.check or options.tables:
+        stored = page_tables(json.loads(options.out.read_text(encoding="utf-8")))
+        same = [fill(PAGE, name, text, check=options.check) for name, text in stored.items()]
+        return int(options.check and not all(same))
     torch.set_num_threads(options.threads)
     torch.manual_seed(0)
     calibration, x, what = images(options.data, options.images)
@@ -142,6 +206,7 @@ def main() -> int:
         "images": f"{len(x)} {what}",
         "environment": describe_environment() | {"threads": options.threads},
     }
+    others = rows_of_others(options.out, engines, record) if options.keep else []
     for name, make in MODELS.items():
         reference = trained_form(make, calibration)
         fused = reparam.fuse(reference, x[:1])
@@ -154,9 +219,11 @@ def main() -> int:
         )
         controls[name] = own_agreement(reference, x)
         record["top1_kept_by_the_trained_net_in_bf16"] = controls
-        record["rows"] = [row.as_dict() for row in rows]
+        record["rows"] = in_order([*others, *(row.as_dict() for row in rows)])
         write_text(options.out, json.dumps(record, indent=1) + "\n")
         print(f"{name} done", flush=True)
+    for name, text in page_tables(record).items():
+        fill(PAGE, name, text)
     print(f"\n{record['images']}; {WEIGHTS}\n")
     print(table([head, *(shown(row) for row in rows)]))
     for name, kept in controls.items():

@@ -34,6 +34,18 @@ def straight(num_classes=10):
 def plain():
     return nn.Sequential(nn.Flatten(), nn.Linear(4, 2))
 
+class Stiff(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(3, 4, 3, bias=False), nn.BatchNorm2d(4)
+
+    def forward(self, x):
+        y = self.norm(self.conv(x)).mean((2, 3))
+        return y if x.shape[0] <= 2 else y.flatten().reshape(-1, 4)
+
+def stiff():
+    return Stiff()
+
 def broken():
     raise KeyError("a fault in the user's code")
 """

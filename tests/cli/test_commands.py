@@ -122,6 +122,22 @@ def test_a_wrong_fold_is_not_written(
     assert not Path("net.safetensors").exists()
 
 
+def test_shapes_that_cannot_vary_are_one_message_and_can_be_fixed(
+    reparam_command, tiny: str, folder: Path
+) -> None:
+    pytest.importorskip("onnxruntime")
+    line = ("fuse", f"{tiny}:stiff", "--input-size", "8", "-o", "stiff.onnx")
+    before = set(folder.iterdir())
+    ran = reparam_command(*line)
+    assert ran.code == 2, ran.err
+    assert "variable batch" in ran.err
+    assert "--fixed on the command line" in ran.err
+    assert "TORCH_LOGS" not in ran.err
+    assert set(folder.iterdir()) == before
+    assert reparam_command(*line, "--fixed").code == 0
+    assert Path("stiff.onnx").is_file()
+
+
 @pytest.mark.parametrize(
     ("line", "message"),
     [

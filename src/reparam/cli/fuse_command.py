@@ -47,7 +47,12 @@ OutOption = Annotated[
 ]
 
 
-def fuse(
+FixedOption = Annotated[
+    bool, typer.Option("--fixed", help="Fix every shape in OUT; else batch and size may vary.")
+]
+
+
+def fuse(  # noqa: PLR0913 - one argument for each option
     model: ModelArgument,
     *,
     out: OutOption,
@@ -55,6 +60,7 @@ def fuse(
     shape: ShapeOption = None,
     input_size: InputSizeOption = None,
     num_classes: NumClassesOption = None,
+    fixed: FixedOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Fold MODEL and write it to OUT, once it is shown to compute what MODEL computes."""
@@ -62,7 +68,7 @@ def fuse(
     inputs = inputs_from(shape, input_size)
     _check_destination(out)
     if is_onnx(model):
-        refuse_for_files(model, weights=weights, num_classes=num_classes)
+        refuse_for_files(model, weights=weights, num_classes=num_classes, fixed=fixed or None)
         _fuse_file(terminal, model, out, inputs, as_json=as_json)
         return
     loaded = load_model(model, weights, num_classes=num_classes)
@@ -77,7 +83,13 @@ def fuse(
         verdict.raise_if_different()
         update(3, 4, f"writing {out.name} and reading it back")
         written = reparam.export(
-            fused, out, sample, reference=loaded.model, form="fused", source=model
+            fused,
+            out,
+            sample,
+            reference=loaded.model,
+            dynamic=not fixed,
+            form="fused",
+            source=model,
         )
     counts = (_counts(loaded.model, sample), _counts(fused, sample))
     if as_json:

@@ -12,7 +12,7 @@ import torch
 from reparam import _optional
 from reparam.engines.base import Engine, Runner, Settings, UnsupportedCaseError, register
 from reparam.engines.onnx_writer import write_onnx
-from reparam.engines.program import Dynamic
+from reparam.engines.program import FIXED_SHAPE, Dynamic
 from reparam.errors import ExportError
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ def write_ncnn(
     if dynamic is Dynamic.BATCH:
         raise ExportError(
             "ncnn has no batch dimension, so a variable batch cannot be exported; use dynamic=True "
-            "(a variable size where the model allows it) or dynamic=False"
+            f"(a variable size where the model allows it) or {FIXED_SHAPE}"
         )
     one = tuple(x[:1] for x in inputs)
     with tempfile.TemporaryDirectory(prefix="reparam-", ignore_cleanup_errors=True) as name:

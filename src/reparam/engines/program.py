@@ -27,6 +27,13 @@ _MORE_PIXELS = 16
 _SPATIAL = ("depth", "height", "width")
 
 
+FIXED_SHAPE = "dynamic=False (--fixed on the command line)"
+"""How to ask for shapes that do not vary, for messages."""
+
+_TALKATIVE = ("torch.onnx", "torch.export", "torch.fx.experimental.symbolic_shapes", "onnxscript")
+"""Loggers that tell the terminal what the errors say."""
+
+
 class Dynamic(enum.Enum):
     """Which input dimensions may vary in an exported model.
 
@@ -96,7 +103,7 @@ def export_program(
         except Exception as error:  # noqa: BLE001 - torch.export raises errors of many kinds
             failure = error
     wanted = "" if dynamic is Dynamic.NONE else f" with a variable {_ATTEMPTS[dynamic][-1].what}"
-    hint = "" if dynamic is Dynamic.NONE else "; dynamic=False exports it for one fixed shape"
+    hint = "" if dynamic is Dynamic.NONE else f"; {FIXED_SHAPE} exports it for one fixed shape"
     raise ExportError(
         f"torch.export could not trace {type(model).__name__}{wanted}: {_first_line(failure)}{hint}"
     ) from failure
@@ -184,13 +191,14 @@ def _axes(value: torch.Tensor, what: str) -> dict[int, str]:
 
 def _first_line(error: Exception | None) -> str:
     text = str(error).strip() or type(error).__name__
-    return text.splitlines()[0]
+    # What follows is about torch's own logs.
+    return text.splitlines()[0].partition(" For more information")[0]
 
 
 @contextmanager
 def quiet() -> Iterator[None]:
     """Keep exporters from writing warnings and logs into the user's terminal."""
-    loggers = [logging.getLogger(name) for name in ("torch.onnx", "torch.export", "onnxscript")]
+    loggers = [logging.getLogger(name) for name in _TALKATIVE]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
         logger.setLevel(logging.ERROR)

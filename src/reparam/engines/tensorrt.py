@@ -11,7 +11,7 @@ import torch
 from reparam import _optional
 from reparam.engines.base import Engine, Runner, Settings, UnsupportedCaseError, register
 from reparam.engines.onnx_writer import write_onnx
-from reparam.engines.program import Dynamic
+from reparam.engines.program import FIXED_SHAPE, Dynamic
 from reparam.errors import ExportError
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ def write_tensorrt(
     if dynamic is Dynamic.SIZE:
         raise ExportError(
             "TensorRT engines are written here with a variable batch and a fixed size; "
-            "use dynamic='batch' or dynamic=False"
+            f"use dynamic='batch' or {FIXED_SHAPE}"
         )
     varies = Dynamic.NONE if dynamic is Dynamic.NONE else Dynamic.BATCH
     with tempfile.TemporaryDirectory(prefix="reparam-", ignore_cleanup_errors=True) as folder:

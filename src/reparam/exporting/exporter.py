@@ -12,7 +12,7 @@ from reparam._files import atomic_path
 from reparam.engines import UnsupportedCaseError, get_engine
 from reparam.engines._inputs import as_tuple, check_eval
 from reparam.engines.parity import Parity, Reference
-from reparam.engines.program import Dynamic, other_shapes
+from reparam.engines.program import FIXED_SHAPE, Dynamic, other_shapes
 from reparam.errors import ExportError, InputError, ReparamError
 from reparam.exporting.formats import Axes, Format, find_format
 from reparam.exporting.metadata import FORMS, describe_model, write_sidecar
@@ -196,7 +196,7 @@ def _compare(
     try:
         outputs = runner.run(inputs)
     except Exception as error:
-        hint = "; try dynamic='batch' or dynamic=False" if on else ""
+        hint = f"; try dynamic='batch' or {FIXED_SHAPE}" if on else ""
         raise ExportError(f"{what} fails: {error}{hint}; nothing was kept") from error
     try:
         parity = Reference(reference, inputs).compare(outputs)

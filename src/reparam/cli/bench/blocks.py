@@ -55,9 +55,9 @@ def count_blocks() -> tuple[MemoryRecord, ...]:
     spec = RepVGGSpec(depths=(2,), widths=(_WIDTH,), stem_width=_WIDTH, stem_stride=1, strides=(1,))
     net = RepVGG(spec, num_classes=2).eval()
     pieces = (
-        ("train", "Three branches (RepVGG, train form)", _block(net), 3),
+        ("train", "Three branches (RepVGG)", _block(net), 3),
         ("comparator", "Two branches (residual)", reparam.fuse(_Residual(_WIDTH).eval()), 2),
-        ("deploy", "Single path (RepVGG, deploy form)", _block(reparam.fuse(net)), 1),
+        ("deploy", "Single path", _block(reparam.fuse(net)), 1),
     )
     image = torch.zeros(1, _WIDTH, _SIDE, _SIDE)
     traced = [(*piece, peak_activation_memory(piece[2], image)) for piece in pieces]
