@@ -84,7 +84,9 @@ def test_a_net_is_written_in_integers_and_judged_in_its_engine(name: str, tmp_pa
 
 @pytest.mark.parametrize("name", FILES)
 def test_the_simulation_foretells_the_engine(name: str, tmp_path: Path):
-    result = reparam.quantize(single_path(), tmp_path / name, X, evaluation=X, correct_bias=False)
+    # Its inner layers lose most: engines round the output too, which is not simulated.
+    net = badly_scaled(single_path())
+    result = reparam.quantize(net, tmp_path / name, X, evaluation=X, correct_bias=False)
     assert result.diagnosis is not None
     assert result.score.output_db == pytest.approx(result.diagnosis.output_db, abs=2.0)
 

@@ -158,14 +158,16 @@ def _for_inputs(torchao: ModuleType) -> nn.Module:
 
 
 def _torchao() -> ModuleType:
-    """Import torchao's quantizers without what they log about GPUs."""
-    log = logging.getLogger("torch.utils.cpp_extension")
-    level = log.level
-    log.setLevel(logging.ERROR)
+    """Import torchao's quantizers without what PyTorch logs about them."""
+    logs = [logging.getLogger(f"torch.utils.{name}") for name in ("cpp_extension", "_pytree")]
+    levels = [log.level for log in logs]
+    for log in logs:
+        log.setLevel(logging.ERROR)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             _optional.require("torchao", extra="quantize", purpose=_PURPOSE)
             return importlib.import_module("torchao.quantization.pt2e")
     finally:
-        log.setLevel(level)
+        for log, level in zip(logs, levels, strict=True):
+            log.setLevel(level)

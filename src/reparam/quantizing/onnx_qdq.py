@@ -21,6 +21,11 @@ __all__ = ["write_onnx_int8"]
 
 _PURPOSE = "quantizing for ONNX Runtime"
 _LAYERS = ("Conv", "Gemm", "MatMul")
+# What stands between two layers and changes no value's precision.
+_PASSING = (
+    "AveragePool", "Flatten", "GlobalAveragePool", "LeakyRelu", "MaxPool", "ReduceMean", "Relu",
+    "Reshape", "Transpose",
+)  # fmt: skip
 
 
 def write_onnx_int8(job: Job, path: Path) -> Written:
@@ -44,6 +49,7 @@ def write_onnx_int8(job: Job, path: Path) -> Written:
             ignored = [names[name] for name in job.keep_float]
             _quantize(job, prepared, path, ignored, batch_of(axes))
         written = onnx.load(str(path))
+        _unround_inputs(written.graph, set(ignored))
         onnx.helper.set_model_props(written, dict(job.metadata))
         onnx.checker.check_model(written, full_check=True)
         path.write_bytes(written.SerializeToString())
@@ -92,12 +98,53 @@ def _quantize(job: Job, source: Path, out: Path, ignored: list[str], batch: int)
             weight_type=tools.QuantType.QInt8,
             reduce_range=job.weight_bits == 7,
             nodes_to_exclude=ignored,
+            # A ReLU is left to the rounding behind it, which a layer in float does without.
+            extra_options={"QDQKeepRemovableActivations": True} if ignored else {},
         )
     except Exception as error:
         raise ExportError(
             f"ONNX Runtime could not quantize {type(job.model).__name__}: {error}; "
             "nothing was written"
         ) from error
+
+
+def _unround_inputs(graph: Any, names: set[str]) -> None:
+    """Let layers in float read what was not rounded.
+
+    The tools leave the weights of an excluded layer alone and round its input all the same. The
+    layer before then has no rounded output, so that ONNX Runtime computes it in float as well.
+    """
+    makers = {output: node for node in graph.node for output in node.output}
+    pending = [node for node in graph.node if node.name in names]
+    while pending:
+        node = pending.pop()
+        back = makers.get(node.input[0])
+        there = makers.get(back.input[0]) if _is(back, "DequantizeLinear") else None
+        if there is not None and _is(there, "QuantizeLinear"):
+            node.input[0] = there.input[0]
+        before = makers.get(node.input[0])
+        if before is not None and before.op_type in _PASSING:
+            pending.append(before)
+    _drop_unread(graph)
+
+
+def _is(node: Any, kind: str) -> bool:
+    return node is not None and node.op_type == kind
+
+
+def _drop_unread(graph: Any) -> None:
+    """Remove roundings, and their constants, that nothing reads any more."""
+    rounding = ("QuantizeLinear", "DequantizeLinear")
+    while True:
+        read = {name for node in graph.node for name in node.input}
+        read |= {value.name for value in graph.output}
+        unread = [n for n in graph.node if n.op_type in rounding and n.output[0] not in read]
+        if not unread:
+            break
+        for node in unread:
+            graph.node.remove(node)
+    for constant in [value for value in graph.initializer if value.name not in read]:
+        graph.initializer.remove(constant)
 
 
 def _input_name(path: Path) -> str:

@@ -80,12 +80,17 @@ def _quantize(converted: Any, job: Job, ignored: list[str]) -> Any:
 def quiet_nncf() -> Iterator[Any]:
     """Import NNCF without what it prints, and without the logger class that it installs."""
     logger_class = logging.getLoggerClass()
+    # It asks PyTorch's builder of extensions about GPUs, which answers in the user's terminal.
+    builder = logging.getLogger("torch.utils.cpp_extension")
+    level = builder.level
+    builder.setLevel(logging.ERROR)
     with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
         warnings.simplefilter("ignore")
         try:
             nncf = _optional.require("nncf", extra="quantize", purpose=_PURPOSE)
         finally:
             logging.setLoggerClass(logger_class)
+            builder.setLevel(level)
         nncf.set_log_level(logging.ERROR)
         yield nncf
 

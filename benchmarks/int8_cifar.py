@@ -1,0 +1,359 @@
+"""What eight bits cost: accuracy and latency of fused CIFAR-10 nets, single path and residual.
+
+    python benchmarks/cifar_train.py RepVGG-S/0 ...   # the nets, if runs/cifar lacks them
+    python benchmarks/int8_cifar.py                   # quantizes and judges on all test images
+    python benchmarks/int8_cifar.py --measure         # times the files in turn: on a quiet machine
+    python benchmarks/int8_cifar.py --write           # the tables of docs/quantization.md
+
+Each net is fused, quantized for OpenVINO and for ONNX Runtime without and with the remedies, and
+judged on the test images in that engine. For OpenVINO, NNCF with its own defaults is shown beside
+it. Calibration images are of the training split. The nets are those of the last epoch (nothing was
+chosen by test accuracy). All files take one image; latencies are of one thread. Results are in
+benchmarks/results/int8_cifar.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from cifar_common import ROOT, open_cifar, parser
+from cifar_nets import NETS, RUNS, make_net
+from tables import fill, markdown
+from torch import nn
+
+import reparam
+from reparam._files import write_text
+from reparam.benchmarking.environment import describe_environment
+from reparam.data import ImageData
+from reparam.engines import Settings, get_engine
+from reparam.engines.ov_writer import to_openvino
+from reparam.engines.program import Dynamic
+from reparam.quantizing import Score, finish_qat, labelled_batches, prepare_qat, read_samples
+from reparam.quantizing.openvino_ir import quiet_nncf
+from reparam.quantizing.scoring import score
+from reparam.training import Hardware, load_recipe, train
+
+PAGE = ROOT / "docs" / "quantization.md"
+WANTED = ("RepVGG-S", "QARepVGG-S", "RepOptimizer-S", "ResNet-S", "RepVGG-L", "ResNet-L")
+SUFFIXES = {"openvino": ".xml", "onnxruntime": ".onnx"}
+TITLES = {"openvino": "OpenVINO", "onnxruntime": "ONNX Runtime"}
+ARMS: dict[str, dict[str, Any]] = {
+    "plain": {"equalize": False, "correct_bias": False},
+    "remedies": {"equalize": True, "correct_bias": True},
+}
+PUBLISHED = (
+    ("RepVGG-A0", 72.4, 52.2, "arXiv 2212.01593"),
+    ("QARepVGG-A0", 72.2, 70.4, "arXiv 2212.01593"),
+    ("RepVGG-B1", None, 54.55, "arXiv 2205.15242"),
+    ("RepOpt-B1", 78.47, 75.89, "arXiv 2205.15242"),
+)
+"""ImageNet top-1 in float and after post-training quantization, as the authors published it."""
+
+
+def main() -> None:
+    options = parser(__doc__, "int8_cifar")
+    options.set_defaults(runs=RUNS)
+    options.add_argument("--nets", nargs="+", default=WANTED, choices=NETS)
+    options.add_argument("--files", type=Path, default=ROOT / "runs" / "int8_cifar")
+    options.add_argument("--samples", type=int, default=300)
+    options.add_argument("--limit", type=int, help="judge on so many test images only")
+    options.add_argument("--qat", metavar="NET", help="train NET on while it rounds, for an epoch")
+    options.add_argument("--measure", action="store_true", help="time the files, and stop")
+    options.add_argument("--rounds", type=int, default=25)
+    options.add_argument("--write", action="store_true", help="write the tables, and stop")
+    options.add_argument("--again", action="store_true", help="judge what is judged already, too")
+    options = options.parse_args()
+    found = json.loads(options.out.read_text()) if options.out.exists() else {"nets": {}}
+    if options.measure:
+        measure(found, options)
+    elif not options.write:
+        torch.set_num_threads(options.threads)
+        data = open_cifar(options)
+        if options.qat:
+            aware(options.qat, found, data, options)
+        else:
+            for name in options.nets:
+                judge(name, found, data, options)
+    write_tables(found)
+
+
+def judge(name: str, found: dict[str, Any], data: ImageData, options: argparse.Namespace) -> None:
+    """Quantize one net in all ways, and judge every file in its engine."""
+    known = found["nets"].get(name, {})
+    if "openvino" in known and not options.again:
+        print(f"{name}: judged already")
+        return
+    path = weights_of(name, options)
+    if path is None:
+        return
+    net = make_net(name)
+    reparam.load_checkpoint(net, path)
+    fused = reparam.fuse(net.eval())
+    entry: dict[str, Any] = {
+        "parameters": sum(p.numel() for p in fused.parameters()),
+        "samples": options.samples,
+        "latency_ms": known.get("latency_ms", {}),
+    }
+    options.files.mkdir(parents=True, exist_ok=True)
+    for engine, suffix in SUFFIXES.items():
+        reparam.export(
+            fused, options.files / f"{name}-float{suffix}", read_samples(data, 1).inputs,
+            reference=net, dynamic=False,
+        )  # fmt: skip
+        entry[engine] = {}
+        for arm, remedies in ARMS.items():
+            result = reparam.quantize(
+                fused, options.files / f"{name}-{arm}{suffix}", data,
+                reference=net, evaluation=labelled_batches(data, limit=options.limit),
+                samples=options.samples, dynamic=False, diagnose=arm == "plain", **remedies,
+            )  # fmt: skip
+            entry[engine][arm] = record(result.score) | {"bytes": result.size_bytes}
+            if result.diagnosis is not None:
+                entry["diagnosis"] = result.diagnosis.as_dict()
+            print(f"{name} {engine} {arm}: {result.score}", flush=True)
+        if engine == "openvino":
+            verdict = with_defaults(fused, net, data, options)
+            entry[engine]["defaults"] = record(verdict)
+            print(f"{name} {engine} NNCF's defaults: {verdict}", flush=True)
+    found["nets"][name] = entry
+    save(found, options)
+
+
+def record(verdict: Score) -> dict[str, Any]:
+    """Return a verdict without the name of the data, which is a path of this machine."""
+    return {key: value for key, value in verdict.as_dict().items() if key != "on"}
+
+
+def weights_of(name: str, options: argparse.Namespace) -> Path | None:
+    """Find a net's weights of the last epoch in the folder of runs, or say how to make them."""
+    seed = options.seeds[0]
+    for path in (
+        options.runs / f"{name}-{seed}" / "last.safetensors",
+        options.runs / f"{name}.safetensors",
+    ):
+        if path.exists():
+            return path
+    print(f"{name}: no weights in {options.runs}; python benchmarks/cifar_train.py {name}/{seed}")
+    return None
+
+
+def with_defaults(
+    fused: nn.Module, net: nn.Module, data: ImageData, options: argparse.Namespace
+) -> Score:
+    """Judge what NNCF makes of the net without any argument of ours."""
+    held = read_samples(data, options.samples)
+    converted, _ = to_openvino(fused, (held.first(1),), dynamic=Dynamic.NONE)
+    with quiet_nncf() as nncf, tempfile.TemporaryDirectory() as folder:
+        samples = nncf.Dataset([sample.numpy() for sample in held.batches(1)])
+        quantized = nncf.quantize(converted, samples, subset_size=options.samples)
+        import openvino
+
+        openvino.save_model(quantized, f"{folder}/net.xml", compress_to_fp16=False)
+        runner = get_engine("openvino").load(Path(folder) / "net.xml", Settings())
+        judged = labelled_batches(data, limit=options.limit)
+        return score(net, runner, judged, batch=1, progress=lambda *_: None)
+
+
+def aware(name: str, found: dict[str, Any], data: ImageData, options: argparse.Namespace) -> None:
+    """Train a fused net on while it rounds, quantize it, and judge it beside the same in float."""
+    path = weights_of(name, options)
+    if path is None:
+        return
+    net = make_net(name)
+    reparam.load_checkpoint(net, path)
+    fused = reparam.fuse(net.eval())
+    recipe = load_recipe("cifar10-fast").override(
+        epochs=options.epochs or 1, batch_size=128, ema__decay=0.0,
+        optimizer__learning_rate=1e-3, optimizer__weight_decay=0.0,
+    )  # fmt: skip
+    for kind, begun in (("float", fused), ("aware", prepare_qat(fused, data))):
+        with tempfile.TemporaryDirectory() as folder:
+            train(begun, data, recipe=recipe, out=folder, seed=0,
+                  hardware=Hardware(accelerator="cpu"))  # fmt: skip
+        trained = begun.eval() if kind == "float" else finish_qat(begun)
+        for engine, suffix in SUFFIXES.items():
+            with tempfile.TemporaryDirectory() as folder:
+                result = reparam.quantize(
+                    trained, Path(folder) / f"net{suffix}", data, samples=options.samples,
+                    evaluation=labelled_batches(data, limit=options.limit), dynamic=False,
+                    diagnose=False,
+                )  # fmt: skip
+            entry = found.setdefault("trained_on", {}).setdefault(name, {}).setdefault(engine, {})
+            entry[kind] = record(result.score)
+            print(f"{name} {engine} trained on in {kind}: {result.score}", flush=True)
+    save(found, options)
+
+
+def measure(found: dict[str, Any], options: argparse.Namespace) -> None:
+    """Time all files of all nets in turn, float and int8, an engine at a time."""
+    for engine, suffix in SUFFIXES.items():
+        files = {
+            f"{name} {kind}": options.files / f"{name}-{arm}{suffix}"
+            for name in found["nets"]
+            for kind, arm in (("float", "float"), ("int8", "remedies"))
+        }
+        result = reparam.benchmark(
+            files, torch.randn(1, 3, 32, 32), engines=(engine,), threads=(1,), rounds=options.rounds
+        )
+        for m in result.measurements:
+            name, _, kind = m.case.model.rpartition(" ")
+            times = found["nets"][name]["latency_ms"].setdefault(engine, {})
+            times[kind] = 1e3 * m.latency.median
+            times[f"{kind}_quartiles"] = [1e3 * m.latency.low, 1e3 * m.latency.high]
+            print(f"{name:16s} {engine:12s} {kind:6s} {times[kind]:.4f} ms")
+    found["measured_on"] = describe_environment() | {"threads": 1, "batch": 1}
+    save(found, options)
+
+
+def save(found: dict[str, Any], options: argparse.Namespace) -> None:
+    """Write the results with where they were made."""
+    found["environment"] = describe_environment()
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    write_text(options.out, json.dumps(found, indent=1) + "\n")
+
+
+# Tables ----------------------------------------------------------------------------------------
+
+
+def write_tables(found: dict[str, Any]) -> None:
+    """Write the tables of the page from the results."""
+    nets = {name: found["nets"][name] for name in WANTED if name in found["nets"]}
+    if not nets:
+        print("nothing was judged yet")
+        return
+    tables = {
+        "int8 accuracy": accuracy_table(nets),
+        "int8 latency": latency_table(nets),
+        "int8 gap": gap_table(nets),
+        "int8 layers": layers_table(nets),
+        "int8 published": published_table(),
+    }
+    if "trained_on" in found:
+        tables["int8 training"] = training_table(found["trained_on"])
+    for name, table in tables.items():
+        fill(PAGE, name, table)
+
+
+def percent(share: float) -> str:
+    return f"{100 * share:.2f}"
+
+
+def accuracy_table(nets: dict[str, Any]) -> str:
+    rows = [
+        (
+            name,
+            percent(entry["openvino"]["plain"]["float_accuracy"]),
+            *(cell(entry["openvino"][arm]) for arm in ("defaults", "plain", "remedies")),
+            *(cell(entry["onnxruntime"][arm]) for arm in ("plain", "remedies")),
+        )
+        for name, entry in nets.items()
+    ]
+    head = (
+        "net", "float", "OpenVINO, NNCF's defaults", "OpenVINO, no remedies", "OpenVINO, remedies",
+        "ONNX Runtime, no remedies", "ONNX Runtime, remedies",
+    )  # fmt: skip
+    return markdown(head, rows)
+
+
+def cell(verdict: dict[str, Any]) -> str:
+    """Accuracy, the points lost, and the agreement with the float net."""
+    return (
+        f"{percent(verdict['accuracy'])} ({-verdict['drop']:+.2f}; {verdict['output_db']:.0f} dB)"
+    )
+
+
+def latency_table(nets: dict[str, Any]) -> str:
+    rows = []
+    for name, entry in nets.items():
+        row: list[str] = [name, f"{entry['parameters'] / 1e3:.0f} k"]
+        for engine in SUFFIXES:
+            times = entry["latency_ms"].get(engine)
+            if times is None:
+                row += ["", "", ""]
+            else:
+                row += [f"{times['float']:.3f}", f"{times['int8']:.3f}"]
+                row.append(f"{times['float'] / times['int8']:.2f}x")
+        rows.append(row)
+    columns = [f"{t}, {what}" for t in TITLES.values() for what in ("float ms", "int8 ms", "gain")]
+    return markdown(("net", "parameters", *columns), rows)
+
+
+def gap_table(nets: dict[str, Any]) -> str:
+    """Every single path beside the ResNet of its size: accuracy and latency in eight bits."""
+    rows = []
+    for name, entry in nets.items():
+        other = f"ResNet-{name.rpartition('-')[2]}"
+        if name.startswith("ResNet") or other not in nets:
+            continue
+        for engine, title in TITLES.items():
+            mine, its = entry["latency_ms"].get(engine), nets[other]["latency_ms"].get(engine)
+            if mine is None or its is None:
+                continue
+            points = 100 * (
+                entry[engine]["remedies"]["accuracy"] - nets[other][engine]["remedies"]["accuracy"]
+            )
+            rows.append(
+                (
+                    f"{name} against {other}",
+                    title,
+                    f"{points:+.2f}",
+                    f"{mine['float'] / its['float']:.2f}",
+                    f"{mine['int8'] / its['int8']:.2f}",
+                )
+            )
+    head = ("nets", "engine", "int8 accuracy, points", "latency ratio, float", "int8")
+    return markdown(head, rows)
+
+
+def layers_table(nets: dict[str, Any]) -> str:
+    """The three layers of every net that hurt most, as the diagnosis finds them."""
+    rows = []
+    for name, entry in nets.items():
+        worst = sorted(entry["diagnosis"]["layers"], key=lambda layer: layer["output_db"])[:3]
+        rows += [
+            (
+                name,
+                f"`{layer['name']}`, {layer['what']}",
+                f"{layer['weight_low']:.2f} to {layer['weight_high']:.2f}",
+                f"{layer['input_low']:.1f} to {layer['input_high']:.1f}",
+                f"{layer['input_spread']:.1f}x",
+                f"{layer['weight_db']:.0f}",
+                f"{layer['input_db']:.0f}",
+                f"{layer['output_db']:.0f}",
+            )
+            for layer in worst
+        ]
+    head = (
+        "net", "layer", "weights", "reads", "spread", "weight dB", "input dB", "output dB",
+    )  # fmt: skip
+    return markdown(head, rows)
+
+
+def published_table() -> str:
+    rows = [
+        (name, "" if exact is None else f"{exact:g}", f"{int8:g}", source)
+        for name, exact, int8, source in PUBLISHED
+    ]
+    return markdown(("net", "float", "int8", "published in"), rows)
+
+
+def training_table(trained: dict[str, Any]) -> str:
+    rows = []
+    for name, engines in trained.items():
+        for engine, kinds in engines.items():
+            for kind, verdict in kinds.items():
+                how = "in float" if kind == "float" else "while it rounds"
+                rows.append(
+                    (f"{name}, trained on {how}", TITLES[engine],
+                     percent(verdict["float_accuracy"]), cell(verdict))
+                )  # fmt: skip
+    return markdown(("net", "engine", "float", "int8"), rows)
+
+
+if __name__ == "__main__":
+    main()
