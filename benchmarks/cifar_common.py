@@ -80,11 +80,8 @@ class Records:
         self.content: dict[str, Any] = {"runs": {}}
         path.parent.mkdir(parents=True, exist_ok=True)
         with self._newest():
-            self.content |= {
-                "data": DATA_NOTE,
-                "environment": describe_environment() | {"threads": torch.get_num_threads()},
-                **description,
-            }
+            where = describe_environment() | {"threads": torch.get_num_threads()}
+            self.content = {"data": DATA_NOTE, "environment": where} | self.content | description
 
     def __contains__(self, key: str) -> bool:
         return bool(self.content["runs"].get(key, {}).get("finished"))
@@ -104,12 +101,15 @@ class Records:
     @contextmanager
     def _newest(self) -> Iterator[None]:
         """Change the file's content as it is now, which another process may have written to."""
-        with self.path.with_suffix(".lock").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+        folder = os.open(self.path.parent, os.O_RDONLY)
+        try:
+            fcntl.flock(folder, fcntl.LOCK_EX)
             if self.path.exists():
                 self.content = json.loads(self.path.read_text())
             yield
             write_text(self.path, json.dumps(self.content, indent=1) + "\n")
+        finally:
+            os.close(folder)
 
 
 def run(
