@@ -39,11 +39,11 @@ _CLASSIFIERS = (
 )
 _SEGMENTERS = ("deeplabv3_mobilenet_v3_large", "fcn_resnet50", "lraspp_mobilenet_v3_large")
 _DETECTORS = (
-    "fasterrcnn_mobilenet_v3_large_320_fpn",
-    "fcos_resnet50_fpn",
-    "maskrcnn_resnet50_fpn",
-    "retinanet_resnet50_fpn",
-    "ssdlite320_mobilenet_v3_large",
+    ("fasterrcnn_mobilenet_v3_large_320_fpn", 320),
+    ("fcos_resnet50_fpn", 160),
+    ("maskrcnn_resnet50_fpn", 160),
+    ("retinanet_resnet50_fpn", 160),
+    ("ssdlite320_mobilenet_v3_large", 320),
 )
 _YOLO = ("yolov5n", "yolov6n", "yolov8n", "yolov9t", "yolov10n", "yolo11n", "yolo12n")
 
@@ -109,11 +109,14 @@ def _torchvision() -> Iterator[Entry]:
     bare = {"weights": None, "weights_backbone": None}
     for name in _SEGMENTERS:
         yield Entry(f"torchvision:{name}", lambda name=name: models.get_model(name, **bare), 64)
-    for name in _DETECTORS:
+    # End to end they enlarge an image to 800 pixels, unless told otherwise.
+    small = {"min_size": 160, "max_size": 160}
+    for name, px in _DETECTORS:
+        options = bare if px == 320 else {**bare, **small}
         yield Entry(
             f"torchvision:{name}",
-            lambda name=name: models.get_model(name, **bare),
-            320,
+            lambda name=name, options=options: models.get_model(name, **options),
+            px,
             parts=_detector_parts,
             batch=2,
             end_to_end=True,

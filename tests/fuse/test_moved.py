@@ -89,6 +89,15 @@ def test_an_unpadded_average_lets_a_norm_through() -> None:
     check(net, norms=0)
 
 
+def test_an_average_along_the_channels_lets_no_norm_through() -> None:
+    def forward(net: nn.Module, x: torch.Tensor) -> object:
+        x = net.a(x).relu().flatten(2).transpose(1, 2)
+        return net.c(F.avg_pool1d(x * net.b.weight, 3, 1))
+
+    net = Lambda(forward, conv(), norm(), nn.Linear(2, 3))
+    check(net, image(2, 4, 3, 3))
+
+
 def attention(net: nn.Module, x: torch.Tensor) -> object:
     """Queries of all places and keys of averaged ones, each side with a norm before it."""
     x = net.a(x).flatten(2).transpose(1, 2)

@@ -114,18 +114,22 @@ class Candidate:
 
         Readers of its shape then read that of what stands in its place.
         """
-        if not self.exposed:
-            return True
-        after = {node: {node} for node in self.nodes}
-        for node in sorted(self.nodes, key=lambda n: n.order, reverse=True):
-            for value in node.inputs:
-                if value in after:
-                    after[value] |= after[node]
-        leading = self.leading
+        leading = self.leading if self.exposed else ()
         return all(
-            value in leading or not any(n.is_mixing for n in after[value] - {value})
+            value in leading or not any(n.is_mixing for n in self.followers(value))
             for value in self.exposed
         )
+
+    def followers(self, value: Node) -> set[Node]:
+        """Those of the nodes that are computed from a value."""
+        found: set[Node] = set()
+        waiting = [value]
+        while waiting:
+            before = waiting.pop()
+            fresh = [n for n in self.nodes if before in n.inputs and n not in found]
+            found.update(fresh)
+            waiting += fresh
+        return found
 
     @property
     def leading(self) -> frozenset[Node]:

@@ -130,13 +130,13 @@ class _Mover:
         before = node.inputs[0]
         if self._is_read_once(before) and before.is_mixing and before.stored:
             return None  # the layer before can take it whole
-        if len(readers) == 1 and not _commutes(readers[0]):
+        if len(readers) == 1 and not _commutes(readers[0], node):
             return None  # it can go no further than it is
         if node in self._program.pinned or not all(self._leads_on(r, node) for r in readers):
             return None
         places = []
         for reader in readers:
-            if _commutes(reader):
+            if _commutes(reader, node):
                 copy = _copy(node, reader, reader.axis)
                 places += [(r, reader, copy) for r in self._content_readers(reader)]
             else:
@@ -149,7 +149,7 @@ class _Mover:
         """Whether an operation before ``reader`` can go into layers there or further on."""
         if reader.is_mixing and reader.stored:
             return _takes(reader, node)
-        passes = reader.is_diagonal or _commutes(reader)
+        passes = reader.is_diagonal or _commutes(reader, node)
         if not passes or reader.axis is None or reader in self._program.pinned:
             return False
         onward = self._content_readers(reader)
@@ -197,17 +197,17 @@ class _Mover:
         return Move(node, direction, copies, undo)
 
 
-def _commutes(node: Node) -> bool:
-    """Whether a per-channel operation may as well stand behind this one.
+def _commutes(reader: Node, node: Node) -> bool:
+    """Whether a per-channel operation may as well stand behind one that reads it.
 
     Besides what moves elements or passes them on, that is true of every average of a channel's
     elements: the sum of its weights is one, and no padding is among them.
     """
-    if node.kind in {Kind.LAYOUT, Kind.ALIAS}:
+    if reader.kind in {Kind.LAYOUT, Kind.ALIAS}:
         return True
-    if node.leaf is None or node.stored or not node.is_mixing:
+    if reader.leaf is None or reader.stored or not reader.is_mixing or reader.axis != node.axis:
         return False
-    geometry = node.leaf.geometry
+    geometry = reader.leaf.geometry
     return all(
         taps[0] >= 0 and taps[-1] + extent < 0
         for taps, extent in zip(geometry.offsets, geometry.extent, strict=True)

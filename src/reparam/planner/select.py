@@ -181,7 +181,7 @@ def _saving(candidate: Candidate) -> _Score:
     return before.macs - after.macs, before.layers - after.layers
 
 
-def _dearer_at_borders(candidate: Candidate, candidates: Candidates) -> bool:
+def _dearer_at_borders(candidate: Candidate) -> bool:
     """Whether one layer would run on more positions than layers that it replaces.
 
     Where padding makes an output larger than its input, only layers behind it run on all of the
@@ -190,21 +190,9 @@ def _dearer_at_borders(candidate: Candidate, candidates: Candidates) -> bool:
     growing = [n for n in candidate.nodes if n.leaf and any(e > -1 for e in n.leaf.geometry.extent)]
     if not growing:
         return False
-    early = {n for n in candidate.nodes if _downstream(n, candidate, candidates) & set(growing)}
+    early = {n for n in candidate.nodes if candidate.followers(n) & set(growing)}
     late = [n.leaf.geometry.weights for n in candidate.nodes - early if n.leaf and n.stored]
     return candidate.layer_geometry.weights > sum(late)
-
-
-def _downstream(node: Node, candidate: Candidate, candidates: Candidates) -> set[Node]:
-    """The nodes of a region that are computed from one of them, itself not among them."""
-    reached: set[Node] = set()
-    waiting = [node]
-    while waiting:
-        for user in candidates.users[waiting.pop()]:
-            if user in candidate.nodes and user not in reached:
-                reached.add(user)
-                waiting.append(user)
-    return reached
 
 
 def _pays(candidate: Candidate, candidates: Candidates, veto: Veto) -> bool:
@@ -219,7 +207,7 @@ def _pays(candidate: Candidate, candidates: Candidates, veto: Veto) -> bool:
             f"one layer would cost more multiply-adds: {float(after.macs):,.0f} against "
             f"{float(before.macs):,.0f} per input position"
         )
-    elif _dearer_at_borders(candidate, candidates):
+    elif _dearer_at_borders(candidate):
         reason = "its output is larger than its input: one layer would cost more at the borders"
     elif after.stored > before.stored:
         reason = f"one layer would store more numbers: {after.stored:,} against {before.stored:,}"
