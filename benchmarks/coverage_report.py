@@ -157,7 +157,7 @@ def blocks_table(blocks: dict[str, Any]) -> str:
         for name, b in blocks.items()
     ]
     types = next(iter(blocks.values()))["errors"]
-    return markdown(("block", "operators", "convs", *types), rows)
+    return markdown(("block", "operators", "convs and linears", *types), rows)
 
 
 def _ratio(row: dict[str, Any], engine: str) -> str:
