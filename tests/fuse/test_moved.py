@@ -183,7 +183,7 @@ class Times(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.conv = conv()
+        self.conv = conv(padding=0)
 
     def forward(self, x: torch.Tensor, k: int = 2) -> torch.Tensor:
         return self.conv(x) * (k + 1)
@@ -197,3 +197,14 @@ def test_a_factor_that_only_the_caller_knows_is_refused_in_the_plan(k: int) -> N
     torch.testing.assert_close(fused(image()), net(image()))
     if k == 3:
         assert "called with other arguments" in "\n".join(r.why for r in plan.refusals)
+
+
+def test_regions_that_share_a_norm_fold_together_or_not_at_all() -> None:
+    """The norm goes into both layers, and one of them cannot be rewritten."""
+
+    def forward(net: nn.Module, x: torch.Tensor) -> object:
+        x = net.a(x.relu())
+        return net.b(x), net.c(x, 3)
+
+    net = Lambda(forward, norm(), conv(padding=0), Times())
+    check(net, norms=1, because="another region that would take over a part")
