@@ -149,6 +149,7 @@ def test_shapes_that_cannot_vary_are_one_message_and_can_be_fixed(
         (("plan", "{tiny}:plain"), "give it with --shape"),
         (("fuse", "{tiny}:net", "-o", "net.xyz"), "names no format; use one of: .safetensors"),
         (("fuse", "{tiny}:net", "-o", "absent/net.onnx"), "does not exist; create that folder"),
+        (("fuse", "{tiny}:net", "-o", "net.onnx", "--backend", "x"), "has no backend 'x'"),
         (("verify", "{tiny}:net", "absent.onnx", "--input-size", "8"), "there is no file absent"),
     ],
     ids=lambda value: value if isinstance(value, str) else " ".join(value),

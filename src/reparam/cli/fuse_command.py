@@ -30,6 +30,7 @@ from reparam.cli.targets import Inputs, example_inputs, load_model
 from reparam.cli.terminal import Terminal
 from reparam.errors import InputError
 from reparam.exporting import ExportResult, formats
+from reparam.exporting.formats import find_format
 from reparam.fusing import fuse_onnx_file
 
 __all__ = ["fuse"]
@@ -51,6 +52,11 @@ FixedOption = Annotated[
     bool, typer.Option("--fixed", help="Fix every shape in OUT; else batch and size may vary.")
 ]
 
+BackendOption = Annotated[
+    str | None,
+    typer.Option("--backend", metavar="NAME", help="aoti: .pt2 holds code for this processor."),
+]
+
 
 def fuse(  # noqa: PLR0913 - one argument for each option
     model: ModelArgument,
@@ -61,14 +67,16 @@ def fuse(  # noqa: PLR0913 - one argument for each option
     input_size: InputSizeOption = None,
     num_classes: NumClassesOption = None,
     fixed: FixedOption = False,
+    backend: BackendOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Fold MODEL and write it to OUT, once it is shown to compute what MODEL computes."""
     terminal = Terminal()
     inputs = inputs_from(shape, input_size)
-    _check_destination(out)
+    _check_destination(out, backend)
     if is_onnx(model):
-        refuse_for_files(model, weights=weights, num_classes=num_classes, fixed=fixed or None)
+        unfit = {"weights": weights, "num_classes": num_classes, "backend": backend}
+        refuse_for_files(model, **unfit, fixed=fixed or None)
         _fuse_file(terminal, model, out, inputs, as_json=as_json)
         return
     loaded = load_model(model, weights, num_classes=num_classes)
@@ -88,6 +96,7 @@ def fuse(  # noqa: PLR0913 - one argument for each option
             sample,
             reference=loaded.model,
             dynamic=not fixed,
+            backend=backend,
             form="fused",
             source=model,
         )
@@ -118,11 +127,12 @@ def fuse(  # noqa: PLR0913 - one argument for each option
     terminal.hint("Next:", command)
 
 
-def _check_destination(out: Path) -> None:
+def _check_destination(out: Path, backend: str | None) -> None:
     """Refuse a path that cannot be written before minutes are spent on what goes there."""
     if out.suffix.lower() not in _SUFFIXES:
         known = ", ".join(_SUFFIXES)
         raise InputError(f"the suffix {out.suffix!r} of {out} names no format; use one of: {known}")
+    find_format(out, backend)
     check_destination(out)
 
 
