@@ -130,6 +130,18 @@ def test_a_layer_on_the_image_does_not_go_to_the_tokens(layer: nn.Module) -> Non
     check(Lambda(lambda s, x: s.b(s.a(x.relu()).mean((2, 3))), layer, nn.Linear(4, 3)))
 
 
+def test_a_norm_whose_input_changes_before_its_readers_run_stays() -> None:
+    """Were it the identity, they would read the change."""
+
+    def forward(net: nn.Module, x: torch.Tensor) -> object:
+        y = net.a(x)
+        x.relu_()
+        return net.b(y), net.c(y.flatten(2).transpose(1, 2))
+
+    net = Lambda(forward, norm(), conv(padding=0), nn.Linear(4, 3))
+    check(net, norms=1)
+
+
 # ------------------------------------------------------------------------------ shapes
 
 

@@ -120,6 +120,9 @@ class Objections:
         inside = {origin[n.twin_of or n] for n in region.nodes}
         orders = [n.order for n in region.nodes]
         read = region.source.inputs[0] if region.source.virtual else region.source
+        # An operation that was moved from here will return its input: the same memory.
+        while read.kind in {Kind.ALIAS, Kind.LAYOUT}:
+            read = read.inputs[0]
         base = _base(self._lifted, read)
         for order, node, target in self._lifted.mutations:
             if target is not base:
