@@ -42,8 +42,8 @@ class Grid:
     def over(cls, low: float, high: float) -> Self:
         """Return the grid that reaches from ``low`` to ``high`` and holds zero.
 
-        >>> Grid.over(0.0, 2.55)
-        Grid(step=0.01, zero=0)
+        >>> Grid.over(0.0, 255.0)
+        Grid(step=1.0, zero=0)
         """
         low, high = min(low, 0.0), max(high, 0.0)
         step = (high - low) / _STEPS

@@ -119,17 +119,14 @@ def _unround_inputs(graph: Any, names: set[str]) -> None:
     while pending:
         node = pending.pop()
         back = makers.get(node.input[0])
-        there = makers.get(back.input[0]) if _is(back, "DequantizeLinear") else None
-        if there is not None and _is(there, "QuantizeLinear"):
-            node.input[0] = there.input[0]
+        if back is not None and back.op_type == "DequantizeLinear":
+            there = makers.get(back.input[0])
+            if there is not None and there.op_type == "QuantizeLinear":
+                node.input[0] = there.input[0]
         before = makers.get(node.input[0])
         if before is not None and before.op_type in _PASSING:
             pending.append(before)
     _drop_unread(graph)
-
-
-def _is(node: Any, kind: str) -> bool:
-    return node is not None and node.op_type == kind
 
 
 def _drop_unread(graph: Any) -> None:
