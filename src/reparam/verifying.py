@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_map
 
 from reparam.errors import InputError, VerificationError
 
@@ -113,7 +114,11 @@ def verify(
 
 
 def call(model: Runnable, example_inputs: Any) -> Any:
-    """Call a model with a tensor, a tuple of arguments or a dict of keyword arguments."""
+    """Call a model with a tensor, a tuple of arguments or a dict of keyword arguments.
+
+    The model gets copies: one that writes into its inputs leaves the next one the same numbers.
+    """
+    example_inputs = tree_map(lambda v: v.clone() if isinstance(v, Tensor) else v, example_inputs)
     if isinstance(example_inputs, dict):
         return model(**example_inputs)
     if isinstance(example_inputs, tuple):

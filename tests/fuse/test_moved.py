@@ -142,6 +142,15 @@ def test_a_norm_whose_input_changes_before_its_readers_run_stays() -> None:
     check(net, norms=1)
 
 
+def test_models_that_write_into_their_input_are_compared_on_the_same_numbers() -> None:
+    x = image()
+    before = x.clone()
+    relu = nn.ReLU(inplace=True)
+    assert not reparam.verify(nn.Sequential(nn.Identity(), relu), nn.Identity(), x).ok
+    assert not reparam.verify(nn.Sequential(nn.Identity(), relu), nn.Softplus(), x).ok
+    assert torch.equal(x, before)
+
+
 # ------------------------------------------------------------------------------ shapes
 
 
