@@ -61,25 +61,27 @@ def compare(runs: Records) -> dict[str, Any]:
     }
     both, neither = summary["both"], summary["neither"]
     gain = both["mean"] - neither["mean"]
-    noise = (both["deviation"] ** 2 + neither["deviation"] ** 2) ** 0.5
-    return summary | {
-        "both_minus_neither": gain,
-        "deviation_of_a_difference": noise,
-        "more_than_the_spread": gain > noise,
-    }
+    comparison: dict[str, Any] = {"both_minus_neither": gain}
+    if min(both["runs"], neither["runs"]) > 1:
+        noise = (both["deviation"] ** 2 + neither["deviation"] ** 2) ** 0.5
+        comparison |= {"deviation_of_a_difference": noise, "more_than_the_spread": gain > noise}
+    return summary | comparison
 
 
 def text(summary: dict[str, Any]) -> str:
     """Return the table and what follows from it."""
     rows = [(arm, percent(summary[arm]), f"{PUBLISHED[arm]:.2f}") for arm in ARMS if arm in summary]
-    gain, noise = (
-        100 * summary[key] for key in ("both_minus_neither", "deviation_of_a_difference")
-    )
-    verdict = "more" if summary["more_than_the_spread"] else "not more"
     conclusion = (
-        f"Both branches against neither: {gain:+.2f} points, where the deviation of one such "
-        f"difference is {noise:.2f}: {verdict} than the spread."
+        f"Both branches against neither: {100 * summary['both_minus_neither']:+.2f} points, "
     )
+    if "deviation_of_a_difference" in summary:
+        verdict = "more" if summary["more_than_the_spread"] else "not more"
+        noise = 100 * summary["deviation_of_a_difference"]
+        conclusion += (
+            f"where the deviation of one such difference is {noise:.2f}: {verdict} than the spread."
+        )
+    else:
+        conclusion += "of one run each: too few to say anything."
     header = ("branches beside 3x3", "CIFAR-10 test, %", "published, RepVGG-B0, ImageNet, %")
     return f"{markdown(header, rows)}\n\n{conclusion}"
 

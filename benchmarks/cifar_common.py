@@ -233,11 +233,11 @@ def forward_macs(model: nn.Module, shape: tuple[int, int, int]) -> int:
     return counter.get_total_flops() // 2
 
 
-def spread(values: Sequence[float]) -> dict[str, float]:
-    """Return mean and sample standard deviation."""
+def spread(values: Sequence[float]) -> dict[str, Any]:
+    """Return mean and sample standard deviation, which one value does not have."""
     return {
         "mean": statistics.fmean(values),
-        "deviation": statistics.stdev(values) if len(values) > 1 else float("nan"),
+        "deviation": statistics.stdev(values) if len(values) > 1 else None,
         "runs": len(values),
     }
 
@@ -280,7 +280,7 @@ def seconds_of_steps(
     return {name: statistics.median(values) for name, values in seconds.items()}
 
 
-def percent(entry: dict[str, float]) -> str:
+def percent(entry: dict[str, Any]) -> str:
     """Return a spread of accuracies as a table shows it."""
     if entry["runs"] < 2:
         return f"{100 * entry['mean']:.2f} (one run)"
