@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
 
     from torch import Tensor
 
@@ -45,56 +45,55 @@ class Ladder:
         return {root: torch.cat(parts).sort().values for root, parts in gone.items()}
 
 
-def ladder(
-    groups: Sequence[Group],
-    importance: Sequence[Tensor],
-    prices: Mapping[str, float],
-    *,
-    multiple: int,
-) -> Ladder:
-    """Order the channels of all groups by what they count for what they cost.
+def ladder(groups: Sequence[Group], importance: Sequence[Tensor], *, multiple: int) -> Ladder:
+    r"""Order the channels of all groups by what they count in their group.
 
-    Every rung brings the width of its group down to the next multiple; within a group the channels
-    go in the order of their importance, and between groups in the order of the sum of what a rung
-    loses, divided by what it saves.
+    Every rung brings the width of its group down to the next multiple. Within a group the channels
+    go in the order of their importance. Between groups the rungs go in the order of
+
+    .. math:: \frac{C}{n} \log \frac{I}{I'}
+
+    for a rung that takes n of C channels and leaves I' of the importance I that the group still
+    had. It has no unit, so that layers can be compared; and it grows as a group becomes narrow,
+    where the importance of a channel, which is measured with all the others there, says too little.
 
     Args:
         groups: The groups.
-        importance: For each group, float64, shape (width,), comparable between groups.
-        prices: For each group, by its root: what one channel costs.
+        importance: For each group, float64, shape (width,), not negative.
         multiple: Every width becomes a multiple of this many channels.
     """
     queue: list[tuple[float, int, int]] = []
     steps = [
         _steps(group, values, multiple) for group, values in zip(groups, importance, strict=True)
     ]
-    for index, (group, own) in enumerate(zip(groups, steps, strict=True)):
+    for index, own in enumerate(steps):
         if own:
-            heapq.heappush(queue, (own[0][0] / prices[group.root], index, 0))
+            heapq.heappush(queue, (own[0][0], index, 0))
     rungs = []
     while queue:
         _, index, position = heapq.heappop(queue)
-        root, own = groups[index].root, steps[index]
-        rungs.append((root, own[position][1]))
+        own = steps[index]
+        rungs.append((groups[index].root, own[position][1]))
         if position + 1 < len(own):
-            score = own[position + 1][0] / prices[root]
-            heapq.heappush(queue, (score, index, position + 1))
+            heapq.heappush(queue, (own[position + 1][0], index, position + 1))
     return Ladder(tuple(rungs))
 
 
 def _steps(group: Group, importance: Tensor, multiple: int) -> list[tuple[float, Tensor]]:
-    """Return the rungs of one group: the mean importance of the channels, and the channels."""
+    """Return the rungs of one group: the score of each, and its channels."""
     # One unit is one channel, or one in each group of a grouped convolution.
-    units = importance.view(group.folds, -1).sum(0) / group.folds
+    units = importance.view(group.folds, -1).sum(0)
     order = units.argsort(stable=True)
     step = math.lcm(multiple, group.folds)
     least = max(step, math.ceil(_LEAST * group.width))
     offsets = torch.arange(group.folds).unsqueeze(1) * len(units)
+    left = units[order].flip(0).cumsum(0).flip(0).clamp_min(torch.finfo(units.dtype).tiny)
     steps, width, taken = [], group.width, 0
     while (width - 1) // step * step >= least:
         narrower = (width - 1) // step * step
         count = (width - narrower) // group.folds
         chosen = order[taken : taken + count]
-        steps.append((float(units[chosen].mean()), (chosen + offsets).flatten()))
+        score = len(units) / count * float((left[taken] / left[taken + count]).log())
+        steps.append((score, (chosen + offsets).flatten()))
         width, taken = narrower, taken + count
     return steps

@@ -21,7 +21,7 @@ from reparam.pruning.reconstruction import reconstruct as solve
 from reparam.pruning.result import Kept, PruneResult
 from reparam.pruning.search import Clock, Search
 from reparam.pruning.targets import latency_target, macs_target
-from reparam.pruning.widths import layer_widths, parameters, prices, tied_groups
+from reparam.pruning.widths import layer_widths, parameters, tied_groups
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -131,10 +131,7 @@ def prune(  # noqa: PLR0913 - each is one decision of the user
     groups, kept = find_groups(model, inputs, keep)
     batches = list(criteria.batches(data)) if data is not None else []
     scores = _scores(importance, model, groups, inputs, batches, loss, trained)
-    # A loss can be set against what it saves; shares of a layer's energy are about the layer alone.
-    by_loss = importance == "first_order"
-    costs = prices(model, groups, inputs) if by_loss else {group.root: 1.0 for group in groups}
-    steps = ladder(groups, scores, costs, multiple=multiple)
+    steps = ladder(groups, scores, multiple=multiple)
     steps, unfit = _only_sound(model, inputs, groups, steps, multiple)
     kept += unfit
     if not steps.rungs:
@@ -261,15 +258,12 @@ def _scores(
     loss: Loss | None,
     trained: nn.Module | None,
 ) -> list[Tensor]:
-    """Return what each channel counts, on one scale for all groups."""
+    """Return what each channel of each group counts."""
     if importance == "first_order":
         return criteria.first_order(model, groups, batches, loss)
     if importance == "bn_scale" and trained is not None:
-        found = criteria.bn_scale(model, groups, trained, inputs)
-    else:
-        found = criteria.magnitude(model, groups)
-    # Energies of different layers have nothing to do with one another; shares of a layer's do.
-    return [values / values.mean().clamp_min(torch.finfo(values.dtype).tiny) for values in found]
+        return criteria.bn_scale(model, groups, trained, inputs)
+    return criteria.magnitude(model, groups)
 
 
 def _some(batches: Sequence[Batch]) -> list[Any]:

@@ -114,7 +114,9 @@ def _solve(
     generator = torch.Generator().manual_seed(_SEED)
     for batch in batches:
         given, found = _at(solved, name, batch)
-        lacking = _at(model, name, batch)[1].index_select(_axis(found), kept) - found
+        lacking = (
+            _at(model, name, batch)[1].index_select(_axis(found), kept.to(found.device)) - found
+        )
         for x, y in _parts(layer, given, lacking, _ROWS * unknowns / len(batches), generator):
             known = functional.pad(x, (0, 1), value=1.0) if bias is not None else x
             gram += known.T @ known
