@@ -17,6 +17,7 @@ EXTRAS_ONLY = [
     "PIL",
     "jinja2",
     "lightning",
+    "nncf",
     "numpy",
     "onnx",
     "onnxruntime",
@@ -27,6 +28,7 @@ EXTRAS_ONLY = [
     "safetensors",
     "sklearn",
     "timm",
+    "torch_pruning",
     "torchmetrics",
     "torchvision",
     "typer",
@@ -39,9 +41,10 @@ ROOMS_THAT_MEET_OTHER_PACKAGES = [
     "data",
     "engines",
     "exporting",
+    "pruning",
     "quantizing",
     "report",
-    "train",
+    "training",
 ]
 
 
@@ -112,6 +115,19 @@ def test_every_core_module_imports_with_torch_alone():
                 print(module.name)
     """
     assert "reparam.errors" in run_python(textwrap.dedent(program)).split()
+
+
+def test_training_without_its_extra_says_what_brings_it():
+    program = """
+        import sys
+        sys.modules["lightning"] = None  # to the import system: not installed
+        import reparam
+        try:
+            reparam.train
+        except reparam.ReparamError as error:
+            print(error)
+    """
+    assert "reparam[train]" in run_python(textwrap.dedent(program))
 
 
 def run_python(program):

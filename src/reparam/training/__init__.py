@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+from reparam._optional import require
+
+# Named with the command that brings it, before the modules below import it.
+require("lightning.pytorch", extra="train", purpose="Training")
+
+# ruff: noqa: E402 - the imports come behind the question whether they can be made
 from reparam.training.finishing import Deployment, finish
 from reparam.training.recipe import Ema, Optimizer, Recipe, Schedule, load_recipe, recipe_names
 from reparam.training.result import EpochRecord, Hardware, OnProgress, Progress, TrainResult
