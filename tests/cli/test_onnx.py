@@ -106,6 +106,17 @@ def test_files_of_different_nets_differ(reparam_command, wide_file: str, folder:
     assert ran.out == ""
 
 
+def test_files_with_other_outputs_differ_by_their_shapes(
+    reparam_command, wide_file: str, folder: Path
+) -> None:
+    other = nn.Sequential(nn.Conv2d(3, 5, 8), nn.Flatten()).eval()
+    reparam.export(other, folder / "other.onnx", torch.randn(2, 3, 8, 8))
+    ran = reparam_command("verify", wide_file, "other.onnx", "--size", "8")
+    assert ran.code == 1
+    assert "(1, 5)" in ran.err
+    assert "(1, 3)" in ran.err
+
+
 @pytest.mark.parametrize(
     ("line", "message"),
     [

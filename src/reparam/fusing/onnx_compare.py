@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from reparam._optional import require
-from reparam.errors import InputError
+from reparam.errors import InputError, VerificationError
 from reparam.graph.onnx_tensors import (
     FLOATS,
     MOST_BYTES,
@@ -67,6 +67,7 @@ def compare_onnx_files(
     Raises:
         InputError: ONNX Runtime does not run the original, or the number of the original's results
             depends on rounding, so that there is nothing to compare.
+        VerificationError: The two give results of other shapes.
 
     """
     feeds, expected = _first_run(reference, model, input_shapes or {})
@@ -81,6 +82,13 @@ def compare_onnx_files(
             f"the net without that step, or write without this comparison with check=False"
         )
         raise InputError(msg)
+    shapes = [[tuple(value.shape) for value in values] for values in (expected, found)]
+    if shapes[0] != shapes[1]:
+        msg = (
+            f"{candidate.name} gives results of the shapes {shapes[1]}, where {reference.name} "
+            f"gives {shapes[0]}"
+        )
+        raise VerificationError(msg)
     max_abs = _difference(expected, found)
     scale = max((float(t.abs().max()) for t in expected if t.numel()), default=0.0)
     return Verdict(max_abs, max_abs / scale if scale else max_abs, _FACTOR * control, control)
