@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -135,6 +136,25 @@ def test_bad_input_is_one_message_and_exit_code_2(
     assert message in ran.err
     assert "Traceback" not in ran.err
     assert not Path("reparam-run").exists()
+
+
+def test_a_run_that_is_terminated_says_so_and_can_go_on(tiny: str, folder: Path) -> None:
+    source = str(Path(reparam.__file__).parents[1])
+    ran = subprocess.Popen(
+        [sys.executable, "-m", "reparam", "train", "--data", "digits", "-m", f"{tiny}:classifier",
+         "-o", "run", "--epochs", "500"],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=folder,
+        env=os.environ | {"PYTHONPATH": source, "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    assert ran.stderr is not None
+    next(line for line in ran.stderr if "epoch" in line)
+    ran.terminate()
+    _, told = ran.communicate(timeout=120)
+    assert ran.returncode == 128 + signal.SIGTERM
+    assert "--resume" in told
 
 
 @pytest.mark.slow

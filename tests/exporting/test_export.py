@@ -229,7 +229,8 @@ def small_disk(tmp_path):
     if subprocess.run([mount, *options], check=False, capture_output=True).returncode:
         pytest.skip("a small disk cannot be mounted here")
     yield folder
-    subprocess.run([umount, str(folder)], check=True)
+    # Lazily: a process that still looks into it must not keep it.
+    subprocess.run([umount, "-l", str(folder)], check=True)
 
 
 @pytest.mark.parametrize("suffix", SUFFIXES)

@@ -16,10 +16,12 @@ from reparam.cli.counts import counted
 from reparam.cli.notes import fold_warnings_noted
 from reparam.cli.onnx_files import input_shapes, is_onnx, read
 from reparam.cli.options import (
+    SUFFIXES,
     InputSizeOption,
     JsonOption,
     ModelArgument,
     NumClassesOption,
+    OutFileOption,
     ShapeOption,
     WeightsOption,
     inputs_from,
@@ -29,24 +31,11 @@ from reparam.cli.plan_command import plan_as_dict
 from reparam.cli.targets import Inputs, example_inputs, load_model
 from reparam.cli.terminal import Terminal
 from reparam.errors import InputError
-from reparam.exporting import ExportResult, formats
+from reparam.exporting import ExportResult
 from reparam.exporting.formats import find_format
 from reparam.fusing import fuse_onnx_file
 
 __all__ = ["fuse"]
-
-_SUFFIXES = tuple(dict.fromkeys(entry.suffix for entry in formats()))
-
-OutOption = Annotated[
-    Path,
-    typer.Option(
-        "--out",
-        "-o",
-        metavar="OUT",
-        help=f"File to write; its suffix is the format: {', '.join(_SUFFIXES)}.",
-    ),
-]
-
 
 FixedOption = Annotated[
     bool, typer.Option("--fixed", help="Fix every shape in OUT; else batch and size may vary.")
@@ -61,7 +50,7 @@ BackendOption = Annotated[
 def fuse(  # noqa: PLR0913 - one argument for each option
     model: ModelArgument,
     *,
-    out: OutOption,
+    out: OutFileOption,
     weights: WeightsOption = None,
     shape: ShapeOption = None,
     input_size: InputSizeOption = None,
@@ -129,8 +118,8 @@ def fuse(  # noqa: PLR0913 - one argument for each option
 
 def _check_destination(out: Path, backend: str | None) -> None:
     """Refuse a path that cannot be written before minutes are spent on what goes there."""
-    if out.suffix.lower() not in _SUFFIXES:
-        known = ", ".join(_SUFFIXES)
+    if out.suffix.lower() not in SUFFIXES:
+        known = ", ".join(SUFFIXES)
         raise InputError(f"the suffix {out.suffix!r} of {out} names no format; use one of: {known}")
     find_format(out, backend)
     check_destination(out)

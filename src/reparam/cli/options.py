@@ -9,12 +9,15 @@ import typer
 
 from reparam.cli.targets import Inputs, parse_shape
 from reparam.errors import InputError
+from reparam.exporting import formats
 
 __all__ = [
+    "SUFFIXES",
     "InputSizeOption",
     "JsonOption",
     "ModelArgument",
     "NumClassesOption",
+    "OutFileOption",
     "ShapeOption",
     "WeightsOption",
     "inputs_from",
@@ -40,6 +43,18 @@ InputSizeOption = Annotated[
     int | None,
     typer.Option(
         "--input-size", "--size", metavar="PIXELS", min=1, help="Side of a square example image."
+    ),
+]
+SUFFIXES = tuple(dict.fromkeys(entry.suffix for entry in formats()))
+"""Of the formats that a model can be written in."""
+
+OutFileOption = Annotated[
+    Path,
+    typer.Option(
+        "--out",
+        "-o",
+        metavar="OUT",
+        help=f"File to write; its suffix is the format: {', '.join(SUFFIXES)}.",
     ),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for a program to read.")]

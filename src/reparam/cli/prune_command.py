@@ -12,10 +12,12 @@ import reparam
 from reparam.cli.notes import fold_warnings_noted
 from reparam.cli.onnx_files import is_onnx
 from reparam.cli.options import (
+    SUFFIXES,
     InputSizeOption,
     JsonOption,
     ModelArgument,
     NumClassesOption,
+    OutFileOption,
     ShapeOption,
     WeightsOption,
     inputs_from,
@@ -31,17 +33,6 @@ if TYPE_CHECKING:
 
 __all__ = ["prune"]
 
-_SUFFIXES = tuple(dict.fromkeys(entry.suffix for entry in formats()))
-
-OutOption = Annotated[
-    Path,
-    typer.Option(
-        "--out",
-        "-o",
-        metavar="OUT",
-        help=f"File to write; its suffix is the format: {', '.join(_SUFFIXES)}.",
-    ),
-]
 DataOption = Annotated[
     str | None,
     typer.Option(
@@ -112,7 +103,7 @@ ReconstructOption = Annotated[
 def prune(  # noqa: PLR0913 - one argument for each option
     model: ModelArgument,
     *,
-    out: OutOption,
+    out: OutFileOption,
     weights: WeightsOption = None,
     macs: MacsOption = None,
     latency: LatencyOption = None,
@@ -195,7 +186,7 @@ def _check_destination(out: Path) -> None:
     """Refuse a path that cannot be written before minutes are spent on what goes there."""
     entry = next((entry for entry in formats() if entry.suffix == out.suffix.lower()), None)
     if entry is None:
-        known = ", ".join(_SUFFIXES)
+        known = ", ".join(SUFFIXES)
         raise InputError(f"the suffix {out.suffix!r} of {out} names no format; use one of: {known}")
     if not out.parent.is_dir():
         raise InputError(f"the folder {out.parent} of {out.name} does not exist; make it first")

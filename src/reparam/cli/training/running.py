@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import signal
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -18,7 +20,7 @@ from reparam.errors import InputError
 from reparam.models import resolve
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from torch import nn
 
@@ -68,7 +70,7 @@ def run(request: TrainRequest, terminal: Terminal) -> Finished | None:
     recipe = load_recipe(recipe_name)
     recipe = recipe.override(**request.changes) if request.changes else recipe
     model = _build(model_name, data, request)
-    with terminal.progress("Training") as update:
+    with _stop_told(terminal), terminal.progress("Training") as update:
         result = train(
             model,
             data,
@@ -92,6 +94,23 @@ def run(request: TrainRequest, terminal: Terminal) -> Finished | None:
     with terminal.progress("Fusing, comparing, exporting"), fold_warnings_noted(terminal):
         deployment = finish(result, data, out=request.out, exports=request.export_names)
     return Finished(model_name, request.branch, data, recipe_name, result, deployment)
+
+
+@contextmanager
+def _stop_told(terminal: Terminal) -> Iterator[None]:
+    """Tell of a run that was stopped, and let its exit code say so.
+
+    Lightning turns Ctrl-C and SIGTERM into a silent SystemExit, that of SIGTERM with exit code 0:
+    to a scheduler the run would have ended well.
+    """
+    from lightning.pytorch.utilities.exceptions import SIGTERMException
+
+    try:
+        yield
+    except SystemExit as stop:
+        terminal.error("stopped; the same command with --resume goes on from its last checkpoint")
+        number = signal.SIGTERM if isinstance(stop, SIGTERMException) else signal.SIGINT
+        raise SystemExit(128 + number) from stop
 
 
 def _is_first_process() -> bool:
