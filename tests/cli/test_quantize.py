@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 import reparam
+from reparam.report import load_results
 
 for _package in ("typer", "rich", "safetensors", "sklearn", "onnxruntime", "onnxscript", "nncf"):
     pytest.importorskip(_package)
@@ -85,6 +86,59 @@ def test_bad_input_is_refused_and_nothing_written(
     assert sorted(path.name for path in folder.iterdir() if path.is_file()) == before
 
 
+def test_a_page_of_it_stands_beside_its_numbers(reparam_command, fused, folder: Path):
+    pytest.importorskip("jinja2")
+    ran = reparam_command("quantize", *fused, *DATA, "-o", "q.onnx", "--report", "int8.html")
+    assert ran.code == 0, ran.err
+    assert f"Page: {folder / 'int8.html'}" in ran.out
+    results = load_results("int8.json")
+    (record,) = results.quantizations
+    assert (record.samples, len(record.layers), record.file) == (40, 4, "q.onnx")
+    assert results.files.keys() == {"q.onnx", "int8.json"}
+    assert results.environment["torch"]
+    page = Path("int8.html").read_text(encoding="utf-8")
+    assert all(layer.name in page for layer in record.layers)
+    # The command on the page makes the same again, and the numbers draw a page with others'.
+    assert results.command == (
+        f"reparam quantize {fused[0]} --data digits --out q.onnx --weights fused.safetensors "
+        "--samples 32 --evaluate 40 --input-size 8 --report int8.html"
+    )
+    ran = reparam_command(*results.command.split()[1:], "--json", "--no-bias-correction")
+    assert ran.code == 0, ran.err
+    assert ran.json["score"]["samples"] == 40
+    again = load_results("int8.json")
+    assert again.quantizations[0].bias_corrected is False
+    assert again.command.endswith(
+        "--no-bias-correction --samples 32 --evaluate 40 --input-size 8 --report int8.html --json"
+    )
+    ran = reparam_command("report", "int8.json", "int8.json", "-o", "both.html")
+    assert ran.code == 0, ran.err
+    assert "Float beside eight bits" in Path("both.html").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("page", "message"),
+    [
+        ("int8.pdf", "give --report with the suffix .html, not 'int8.pdf'"),
+        ("missing/int8.html", "missing does not exist"),
+        ("mine.html", "go into mine.json, which is there and is no results file"),
+        ("taken.html", "taken.html"),
+    ],
+)
+def test_a_page_that_cannot_be_written_is_refused_first(
+    reparam_command, fused, folder: Path, page: str, message: str
+):
+    pytest.importorskip("jinja2")
+    Path("mine.json").write_text('{"mine": true}', encoding="utf-8")
+    Path("taken.html").mkdir()
+    before = sorted(folder.iterdir())
+    ran = reparam_command("quantize", *fused, *DATA, "-o", "q.onnx", "--report", page)
+    assert ran.code == 2, ran.err
+    assert message in ran.err
+    assert sorted(folder.iterdir()) == before
+    assert Path("mine.json").read_text(encoding="utf-8") == '{"mine": true}'
+
+
 def test_images_that_do_not_fit_are_refused(reparam_command, tiny: str):
     ran = reparam_command("quantize", f"{tiny}:plain", *DATA, "-o", "q.onnx")
     assert ran.code == 2
@@ -97,6 +151,11 @@ def test_too_large_a_loss_writes_nothing(reparam_command, fused):
     assert ran.code == 1
     assert "nothing was written" in ran.err
     assert not Path("q.onnx").exists()
+    ran = reparam_command(
+        "quantize", *fused, *DATA, "-o", "q.onnx", "--max-drop", "-100", "--report", "int8.html"
+    )
+    assert ran.code == 1
+    assert not list(Path().glob("int8.*"))
 
 
 def test_an_onnx_file_is_no_model_here(reparam_command):

@@ -11,7 +11,10 @@ import torch
 import reparam
 from reparam.checkpoints import read_weights
 from reparam.cli import main
+from reparam.cli.pruning import score
+from reparam.data import ArraySplit, ImageData
 from reparam.models import resolve
+from reparam.report import load_results
 
 for _package in ("typer", "rich", "torch_pruning", "sklearn", "safetensors"):
     pytest.importorskip(_package)
@@ -113,6 +116,40 @@ def test_latency_is_measured(name: str, command) -> None:
     assert not Path("small.pt2").exists()
 
 
+def test_a_page_of_it_stands_beside_its_numbers(name: str, command) -> None:
+    pytest.importorskip("jinja2")
+    Path("out").mkdir()
+    line = ("prune", name, "-w", "fused.pth", "--macs", "0.5", *DIGITS)
+    code, out, err = command(*line, "-o", "out/pruned.pt2", "--report", "pruned.html")
+    assert code == 0, err
+    assert f"Page: {Path('pruned.html').resolve()}" in out
+    results = load_results("pruned.json")
+    (record,) = results.prunings
+    assert record.samples == 50
+    assert record.multiply_adds_after <= 0.5 * record.multiply_adds_before
+    assert f"{100 * record.correct_after / 50:.2f} %" in out
+    # What lies in another folder is not said to lie beside the page.
+    assert results.files.keys() == {"pruned.json"}
+    page = Path("pruned.html").read_text(encoding="utf-8")
+    assert all(layer.name in page for layer in record.layers)
+    assert command("report", "pruned.json", "-o", "again.html")[0] == 0
+    assert Path("again.html").read_text(encoding="utf-8") == page
+
+
+def test_some_images_are_taken_from_all_classes() -> None:
+    labels = torch.arange(50) // 10  # class by class, as in folders
+    split = ArraySplit(torch.zeros(50, 3, 1, 1, dtype=torch.uint8), labels)
+    ones = (1.0, 1.0, 1.0)
+    names = ("a", "b", "c", "d", "e")
+    data = ImageData("arrays", names, (3, 1, 1), ones, ones, split, split, None, "")
+    always_first = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3, 5))
+    with torch.no_grad():
+        always_first[1].weight.zero_()
+        always_first[1].bias.copy_(torch.tensor([1.0, 0.0, 0.0, 0.0, 0.0]))
+    assert score(always_first, data, 10) == (2, 10)
+    assert score(always_first, data, None) == (10, 50)
+
+
 BAD = {
     "not fused": (("-w", "trained.pth", "--macs", "0.5"), "-o fused.safetensors; then give"),
     "no target": (("-w", "fused.pth"), "give either macs= or latency="),
@@ -138,6 +175,11 @@ BAD = {
     "unknown layer": (("-w", "fused.pth", "--macs", "0.5", "--keep", "x"), "no layer 'x' to keep"),
     "suffix": (("-w", "fused.pth", "--macs", "0.5", "-o", "net.xyz"), "names no format"),
     "folder": (("-w", "fused.pth", "--macs", "0.5", "-o", "no/net.pt2"), "does not exist"),
+    "page": (("-w", "fused.pth", "--macs", "0.5", "--report", "page.txt"), "suffix .html"),
+    "page's folder": (
+        ("-w", "fused.pth", "--macs", "0.5", "--report", "no/page.html"),
+        "no does not exist",
+    ),
 }
 
 

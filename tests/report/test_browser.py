@@ -6,9 +6,10 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from reparam.report import from_benchmark, render
+from reparam.report import from_benchmark, merge, render
+from reparam.report.compressed import RoundedLayerRecord
 
-from . import browser
+from . import browser, compressed_cases
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -223,3 +224,105 @@ def test_figure_keeps_contrast_and_text_alternatives(chromium: Any, figure_file:
         page, _ = browser.opened(chromium, figure_file, viewport=WIDE, color_scheme=scheme)
         assert page.evaluate(CONTRAST) >= 4.5
     assert page.evaluate(SILENT_DRAWINGS) == 0
+
+
+@pytest.fixture
+def compressed_file(tmp_path: Path) -> Path:
+    """Many layers of an invented net in eight bits, and an invented pruned net."""
+    layers = tuple(
+        RoundedLayerRecord(
+            f"stages.{index // 8}.{index % 8}.a_rather_long_name_of_a_layer", "3x3 conv 64->64",
+            -1.0, 1.0, 1.0 + index, 0.0, 8.0, 1.5, 35.0, 40.0, 60.0 - index, 0.01, index == 29,
+        )
+        for index in range(30)
+    )  # fmt: skip
+    eight_bits = compressed_cases.quantization_page(
+        layers=layers, simulated_db=30.0, simulated_on=64, kept_float=(layers[29].name,)
+    )
+    return render(merge([eight_bits, compressed_cases.pruning_page()]), tmp_path / "page.html")
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_compressed_loads_silently_with_contrast_and_alternatives(
+    chromium: Any, compressed_file: Path, scheme: str
+) -> None:
+    page, faults = browser.opened(chromium, compressed_file, viewport=WIDE, color_scheme=scheme)
+    assert faults == []
+    assert page.evaluate(CONTRAST) >= 4.5
+    assert page.evaluate(SILENT_DRAWINGS) == 0
+
+
+def test_compressed_on_a_phone(chromium: Any, compressed_file: Path) -> None:
+    page, _ = browser.opened(chromium, compressed_file, viewport=PHONE)
+    page.evaluate("document.querySelectorAll('details').forEach(part => part.open = true)")
+    assert page.evaluate("document.documentElement.scrollWidth") <= PHONE["width"]
+
+
+def test_layers_stand_at_their_decibels_worst_first(chromium: Any, compressed_file: Path) -> None:
+    page, _ = browser.opened(chromium, compressed_file, viewport=WIDE)
+    at = (
+        page.locator(".ranks")
+        .first.locator(".dot-row:not(.dot-axis)")
+        .evaluate_all(
+            """rows => rows.map(row => { const track = row.querySelector('.track')
+          .getBoundingClientRect(); const middle = (mark) => { const box =
+            mark.getBoundingClientRect(); return (box.x + box.width / 2 - track.x) / track.width; };
+          return [middle(row.querySelector('.dotmark')), ...[...row.querySelectorAll('.across')]
+            .map(middle)]; })"""
+        )
+    )
+    # The axis reaches from 20 to 60 dB; the file is at 28, the simulation at 30, the worst at 31.
+    assert len(at) == 24
+    assert [mark for mark, *_ in at] == pytest.approx(
+        [(31 + index - 20) / 40 for index in range(24)], abs=0.005
+    )
+    assert at[0][1:] == pytest.approx([8 / 40, 10 / 40], abs=0.005)
+
+
+def test_the_other_layers_unfold(chromium: Any, compressed_file: Path) -> None:
+    page, _ = browser.opened(chromium, compressed_file, viewport=WIDE)
+    rest = page.locator("#int8 .ranks").nth(1)
+    assert not rest.is_visible()
+    page.locator("#int8 summary", has_text="6 more layers").click()
+    assert rest.is_visible()
+    assert rest.locator(".dot-row").count() == 6
+
+
+def test_layers_kept_in_float_have_a_mark_of_their_own(
+    chromium: Any, compressed_file: Path
+) -> None:
+    page, _ = browser.opened(chromium, compressed_file, viewport=WIDE)
+    assert page.locator("#int8 .ranks .ring").count() == 1
+    assert page.locator("#int8 .legend").inner_text().count("left in float") == 1
+
+
+def test_layer_table_sorts_by_number(chromium: Any, compressed_file: Path) -> None:
+    page, _ = browser.opened(chromium, compressed_file, viewport=WIDE)
+    table = page.locator("#int8 table").first
+    table.locator("thead button", has_text="Output dB").click()
+    table.locator("thead button", has_text="Output dB").click()
+    column = table.locator("tbody td:nth-child(7)").all_inner_texts()
+    assert column == [f"{60 - index:.1f}" for index in range(30)]
+
+
+def test_widths_are_pairs_of_bars_from_zero(chromium: Any, compressed_file: Path) -> None:
+    page, _ = browser.opened(chromium, compressed_file, viewport=WIDE)
+    pairs = page.locator("#pruning .widths .dot-row:not(.dot-axis)").evaluate_all(
+        """rows => rows.map(row => [...row.querySelectorAll('.wide')]
+          .map(bar => bar.getBoundingClientRect().width))"""
+    )
+    widest = pairs[0][0]
+    expected = [(32, 16), (32, 16), (10, 10)]
+    for (before, after), (wide, narrow) in zip(pairs, expected, strict=True):
+        assert before / widest == pytest.approx(wide / 32, abs=0.01)
+        assert after / widest == pytest.approx(narrow / 32, abs=0.01)
+    assert page.locator("#pruning .widths .tag-of").all_inner_texts() == ["A", "A"]
+
+
+def test_the_target_is_drawn_where_it_is(chromium: Any, compressed_file: Path) -> None:
+    page, _ = browser.opened(chromium, compressed_file, viewport=WIDE)
+    goal, width = page.locator("#pruning .goal").first.evaluate(
+        "line => [line.getBoundingClientRect().x - line.ownerSVGElement.getBoundingClientRect().x,"
+        "line.ownerSVGElement.getBoundingClientRect().width]"
+    )
+    assert goal / width == pytest.approx(0.5, abs=0.01)

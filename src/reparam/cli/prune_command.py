@@ -22,14 +22,18 @@ from reparam.cli.options import (
     WeightsOption,
     inputs_from,
 )
+from reparam.cli.pages import PageOption, check_page, circumstances, leave_page
 from reparam.cli.pruning import as_dict, gather, score, tell
 from reparam.cli.terminal import Terminal
 from reparam.engines import get_engine
 from reparam.errors import InputError
 from reparam.exporting import formats
+from reparam.report import from_prune
 
 if TYPE_CHECKING:
     from reparam.cli.pruning import Material
+    from reparam.pruning import PruneResult
+    from reparam.report.from_pruning import Judged
 
 __all__ = ["prune"]
 
@@ -101,6 +105,7 @@ ReconstructOption = Annotated[
 
 
 def prune(  # noqa: PLR0913 - one argument for each option
+    context: typer.Context,
     model: ModelArgument,
     *,
     out: OutFileOption,
@@ -121,11 +126,13 @@ def prune(  # noqa: PLR0913 - one argument for each option
     shape: ShapeOption = None,
     input_size: InputSizeOption = None,
     num_classes: NumClassesOption = None,
+    report: PageOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Remove channels from the fused MODEL down to a target, and write what is left to OUT."""
     terminal = Terminal()
     _check_destination(out)
+    check_page(report)
     if is_onnx(model):
         raise InputError(
             f"{model} is a file, and channels are pruned in the net that it was written from; give "
@@ -160,10 +167,7 @@ def prune(  # noqa: PLR0913 - one argument for each option
             progress=update,
         )
         update(1, 1, "judging and writing")
-        nets, found = (material.model, result.model), material.data
-        accuracy = None
-        if found is not None:
-            accuracy = (score(nets[0], found, evaluate), score(nets[1], found, evaluate))
+        judged = _judged(material, result, evaluate)
         written = reparam.export(
             result.model,
             out,
@@ -173,13 +177,32 @@ def prune(  # noqa: PLR0913 - one argument for each option
             notes={"pruned": json.dumps(result.widths)},
         )
     if as_json:
-        terminal.json(as_dict(model, result, accuracy, written))
-        return
-    tell(terminal, material, result, accuracy, written)
-    if weights is None:
-        terminal.hint("Note:", "no --weights were given; the model has those it was built with")
-    for command in _next(model, out, material, data):
-        terminal.hint("Next:", command)
+        terminal.json(as_dict(model, result, judged, written))
+    else:
+        tell(terminal, material, result, judged, written)
+        if weights is None:
+            terminal.hint("Note:", "no --weights were given; the model has those it was built with")
+        for command in _next(model, out, material, data):
+            terminal.hint("Next:", command)
+    if report is not None:
+        told = from_prune(
+            result,
+            model=model,
+            judged=judged,
+            judged_on="" if material.data is None else f"validation images of {material.data.name}",
+            file=out.name,
+            **circumstances(context),
+        )
+        leave_page(None if as_json else terminal, told, report, net=(out, "the pruned net"))
+
+
+def _judged(material: Material, result: PruneResult, limit: int | None) -> Judged | None:
+    """Count what both nets get right, where there are data."""
+    if material.data is None:
+        return None
+    before, _ = score(material.model, material.data, limit)
+    after, images = score(result.model, material.data, limit)
+    return before, after, images
 
 
 def _check_destination(out: Path) -> None:

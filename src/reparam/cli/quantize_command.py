@@ -16,10 +16,12 @@ from reparam.cli.options import (
     NumClassesOption,
     WeightsOption,
 )
+from reparam.cli.pages import PageOption, check_page, circumstances, leave_page
 from reparam.cli.quantizing import load_fused, tell
 from reparam.cli.terminal import Terminal
 from reparam.data import open_data
 from reparam.errors import InputError
+from reparam.report import from_quantize
 
 if TYPE_CHECKING:
     from reparam.quantizing import QuantizeResult
@@ -80,6 +82,7 @@ MaxDropOption = Annotated[
 
 
 def quantize(  # noqa: PLR0913 - one argument for each option
+    context: typer.Context,
     model: ModelArgument,
     *,
     data: DataOption,
@@ -96,6 +99,7 @@ def quantize(  # noqa: PLR0913 - one argument for each option
     max_drop: MaxDropOption = None,
     input_size: InputSizeOption = None,
     num_classes: NumClassesOption = None,
+    report: PageOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Write the fused MODEL in eight bits to OUT, judged on DATA in the engine that runs it."""
@@ -104,6 +108,7 @@ def quantize(  # noqa: PLR0913 - one argument for each option
 
     terminal = Terminal()
     check_target(out, engine)
+    check_page(report)
     if is_onnx(model):
         raise InputError(
             f"{model} is a file, and what hurts is found in the net that it was written from; give "
@@ -131,6 +136,9 @@ def quantize(  # noqa: PLR0913 - one argument for each option
             progress=update,
         )
     _show(terminal, model, weights, result, as_json=as_json)
+    if report is not None:
+        told = from_quantize(result, model=model, **circumstances(context))
+        leave_page(None if as_json else terminal, told, report, net=(out, "the net in eight bits"))
 
 
 def _show(

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from reparam.report.benchmarks import from_benchmark
+from reparam.report.from_pruning import from_prune
+from reparam.report.from_quantizing import from_quantize
 from reparam.report.loading import load_results, merge
 from reparam.report.page import page_html, render
 from reparam.report.results import Results, to_json
@@ -10,6 +12,8 @@ from reparam.report.results import Results, to_json
 __all__ = [
     "Results",
     "from_benchmark",
+    "from_prune",
+    "from_quantize",
     "load_results",
     "merge",
     "page_html",

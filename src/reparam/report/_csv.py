@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 __all__ = ["to_csv"]
 
 _Row = tuple[str, str, str, str, object, str]
+_SIDES = ("inputs", "outputs")
 _HEADER = ("section", "group", "subject", "quantity", "value", "unit")
 
 
@@ -24,7 +25,11 @@ def to_csv(results: Results) -> str:
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
     writer.writerow(_HEADER)
-    for section in (_models, _training, _accuracy, _plan, _checks, _latency, _memory):
+    sections = (
+        *(_models, _training, _accuracy, _plan, _checks, _latency, _memory),
+        *(_quantizations, _prunings),
+    )
+    for section in sections:
         writer.writerows(section(results))
     return buffer.getvalue()
 
@@ -100,3 +105,51 @@ def _memory(results: Results) -> Iterator[_Row]:
                 zip(trace.operators, trace.live_bytes, strict=True), start=1
             ):
                 yield "memory", memory.title, trace.label, f"{index} {name}", live, "bytes"
+
+
+def _quantizations(results: Results) -> Iterator[_Row]:
+    for net in results.quantizations:
+        label = f"{net.model}, {net.engine}"
+        counted = (("correct in float", net.correct_float), ("correct", net.correct))
+        for quantity, value in (*counted, ("same class", net.agree), ("samples", net.samples)):
+            if value is not None:
+                yield "int8", "verdict", label, quantity, value, "samples"
+        yield "int8", "verdict", label, "signal to noise", net.output_db, "dB"
+        yield "int8", "size", label, "float parameters", net.float_bytes, "bytes"
+        yield "int8", "size", label, "file", net.size_bytes, "bytes"
+        for layer in net.layers:
+            for quantity in ("weight_low", "weight_high", "input_low", "input_high"):
+                yield "int8", layer.name, label, quantity, getattr(layer, quantity), ""
+            for quantity in ("weight_spread", "input_spread"):
+                yield "int8", layer.name, label, quantity, getattr(layer, quantity), "times"
+            for quantity in ("weight_db", "input_db", "output_db"):
+                yield "int8", layer.name, label, quantity, getattr(layer, quantity), "dB"
+            yield "int8", layer.name, label, "kept in float", layer.kept, ""
+
+
+def _prunings(results: Results) -> Iterator[_Row]:
+    for net in results.prunings:
+        for when in ("before", "after"):
+            for quantity in ("multiply_adds", "parameters"):
+                value = getattr(net, f"{quantity}_{when}")
+                yield "pruning", when, net.model, quantity, value, "count"
+            if (correct := getattr(net, f"correct_{when}")) is not None:
+                yield "pruning", when, net.model, "correct", correct, "samples"
+            if net.latency is not None:
+                time = getattr(net.latency, f"{when}_ms")
+                yield "pruning", when, net.model, f"latency, {net.latency.engine}", time, "ms"
+            for layer in net.layers:
+                inputs, outputs = (getattr(layer, f"{side}_{when}") for side in _SIDES)
+                yield "pruning", when, f"{net.model}, {layer.name}", "channels in", inputs, "count"
+                yield (
+                    "pruning",
+                    when,
+                    f"{net.model}, {layer.name}",
+                    "channels out",
+                    outputs,
+                    "count",
+                )
+        if net.samples is not None:
+            yield "pruning", "", net.model, "judged on", net.samples, "samples"
+        for kept in net.kept:
+            yield "pruning", "left alone", f"{net.model}, {kept.where}", "reason", kept.why, ""

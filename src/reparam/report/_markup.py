@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from html import escape
 
-__all__ = ["element", "text"]
+__all__ = ["element", "text", "typeset"]
 
 
 def text(value: object) -> str:
@@ -33,3 +34,12 @@ def _value(value: object) -> str:
     if isinstance(value, float):
         return f"{value:.3f}".rstrip("0").rstrip(".")
     return escape(str(value))
+
+
+def typeset(words: str) -> str:
+    """Plain ASCII as the planner writes it, with the signs a reader expects.
+
+    >>> typeset("3x3 conv 16->32, stride 2")
+    '3×3 conv 16 → 32, stride 2'
+    """
+    return re.sub(r"(?<=\d)x(?=\d)", "×", words).replace("->", " → ")

@@ -25,7 +25,11 @@ _MAX_NAMED_STEPS = 14
 
 @dataclass(frozen=True)
 class Bar:
-    """One row: a value with an interval, drawn in the colour of a model's role."""
+    """One row: a value with an interval, drawn in the colour of a model's role.
+
+    A value that was counted has no interval: `low` and `high` are that value. `goal` is a value to
+    reach, drawn as a line.
+    """
 
     label: str
     detail: str
@@ -35,6 +39,7 @@ class Bar:
     high: float
     shown: str
     solid: bool = True
+    goal: float | None = None
 
 
 @dataclass(frozen=True)
@@ -89,8 +94,6 @@ def _bar_row(bar: Bar, ticks: Sequence[float], end: float) -> str:
 
 
 def _bar_drawing(bar: Bar, ticks: Sequence[float], end: float) -> str:
-    middle = _BAR_HEIGHT / 2
-    low, high = _share(bar.low, end), _share(bar.high, end)
     marks = [
         element("line", x1=_share(tick, end), x2=_share(tick, end), y1=0, y2="100%", class_="grid")
         for tick in ticks
@@ -106,12 +109,21 @@ def _bar_drawing(bar: Bar, ticks: Sequence[float], end: float) -> str:
             class_="bar" if bar.solid else "bar open",
         )
     )
-    marks.append(element("line", x1=low, x2=high, y1=middle, y2=middle, class_="whisker"))
-    marks += [
+    if bar.high > bar.low:
+        marks += _whisker(_share(bar.low, end), _share(bar.high, end))
+    if bar.goal is not None:
+        at = _share(bar.goal, end)
+        marks.append(element("line", x1=at, x2=at, y1=1, y2=_BAR_HEIGHT - 1, class_="goal"))
+    return element("svg", *marks, class_="bar-drawing", height=_BAR_HEIGHT, aria_hidden="true")
+
+
+def _whisker(low: str, high: str) -> list[str]:
+    middle = _BAR_HEIGHT / 2
+    ends = (
         element("line", x1=at, x2=at, y1=middle - 4, y2=middle + 4, class_="whisker")
         for at in (low, high)
-    ]
-    return element("svg", *marks, class_="bar-drawing", height=_BAR_HEIGHT, aria_hidden="true")
+    )
+    return [element("line", x1=low, x2=high, y1=middle, y2=middle, class_="whisker"), *ends]
 
 
 def _bar_axis(ticks: Sequence[float], end: float, unit: str) -> str:

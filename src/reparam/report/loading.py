@@ -16,6 +16,8 @@ from reparam.report.results import SCHEMA, Results
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from reparam.report.compressed import PruningRecord, QuantizationRecord
+
 __all__ = ["Source", "load_results", "merge"]
 
 Source = Results | Mapping[str, object] | str | Path
@@ -53,9 +55,13 @@ def _from_object(value: object, where: str) -> Results:
     else:
         raise InputError(
             f"{where}: found the schema {schema!r}, needed {SCHEMA!r} or {benchmarks.SCHEMA!r}; "
-            "give a results.json that `reparam demo` or `reparam bench` wrote"
+            "give a results file that `reparam demo`, `bench`, `quantize` or `prune` wrote"
         )
     _check_references(results)
+    for quantized in results.quantizations:
+        _check_quantization(quantized, where)
+    for pruned in results.prunings:
+        _check_pruning(pruned, where)
     return results
 
 
@@ -69,6 +75,38 @@ def _check_references(results: Results) -> None:
     named += [trace.model for record in results.memory for trace in record.traces if trace.model]
     for key in named:
         results.model(key)
+
+
+def _check_quantization(record: QuantizationRecord, where: str) -> None:
+    """Raise for counts that no run can have, which shares and ratios cannot be made of."""
+    place = f"{where}: {record.model} in eight bits"
+    if record.samples < 1:
+        raise InputError(f"{place} was judged on {record.samples} samples; at least 1 is needed")
+    _check_right(place, record.samples, record.correct_float, record.correct, record.agree)
+    for size in (record.float_bytes, record.size_bytes):
+        if size < 1:
+            raise InputError(f"{place} has a size of {size} bytes; more than 0 are needed")
+
+
+def _check_pruning(record: PruningRecord, where: str) -> None:
+    """Do the same for a pruned net."""
+    place = f"{where}: {record.model}, pruned,"
+    if not record.layers:
+        raise InputError(f"{place} has no layers; at least 1 is needed")
+    for before in (record.multiply_adds_before, record.parameters_before):
+        if before < 1:
+            raise InputError(
+                f"{place} had {record.multiply_adds_before} multiply-adds and "
+                f"{record.parameters_before} parameters; more than 0 of each are needed"
+            )
+    _check_right(place, record.samples, record.correct_before, record.correct_after)
+
+
+def _check_right(place: str, samples: int | None, *counts: int | None) -> None:
+    for count in counts:
+        if count is not None and not 0 <= count <= (samples or 0):
+            total = "no" if samples is None else f"{samples}"
+            raise InputError(f"{place} got {count} of {total} samples right, which cannot be")
 
 
 def merge(parts: Sequence[Results]) -> Results:
@@ -88,13 +126,14 @@ def merge(parts: Sequence[Results]) -> Results:
         name: tuple(record for part in renamed for record in getattr(part, name))
         for name in (
             "models", "training", "accuracy", "agreement", "checks", "latency", "benchmarks",
-            "memory",
+            "memory", "quantizations", "prunings",
         )
     }  # fmt: skip
     for name in ("data", "plan", "block"):
         joined[name] = next((v for part in renamed if (v := getattr(part, name))), None)
     return replace(
         renamed[0],
+        title=" · ".join(dict.fromkeys(part.title for part in parts)),
         command="; ".join(dict.fromkeys(part.command for part in parts if part.command)),
         created="; ".join(dict.fromkeys(part.created for part in parts if part.created)),
         files={name: what for part in reversed(parts) for name, what in part.files.items()},

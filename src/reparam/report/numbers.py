@@ -11,17 +11,23 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 __all__ = [
+    "NOTHING",
     "Quartiles",
     "count",
+    "decibels",
     "error",
     "kibibytes",
     "milliseconds",
     "nice_ticks",
+    "noise_share",
     "percent",
     "quartiles",
     "ratio",
     "wilson_interval",
 ]
+
+NOTHING = 150.0
+"""Decibels above which an error is no more than single precision's own: the two are equal."""
 
 _SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
@@ -139,6 +145,24 @@ def error(value: float) -> str:
         return "0"
     mantissa, exponent = f"{value:.1e}".split("e")
     return f"{mantissa} × 10{str(int(exponent)).translate(_SUPERSCRIPT)}"
+
+
+def decibels(value: float) -> str:
+    """A ratio of signal to noise.
+
+    >>> decibels(31.24), decibels(200.0)
+    ('31.2 dB', 'no error')
+    """
+    return "no error" if value >= NOTHING else f"{value:.1f} dB"
+
+
+def noise_share(value: float) -> str:
+    """The same ratio as noise in per cent of the signal, by amplitude.
+
+    >>> noise_share(20.0), noise_share(40.0)
+    ('10 %', '1.0 %')
+    """
+    return f"{significant(100 * 10 ** (-value / 20), 2)} %"
 
 
 def nice_ticks(maximum: float, wanted: int = 5) -> list[float]:

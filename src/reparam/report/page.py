@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -12,8 +11,10 @@ from reparam import _files
 from reparam._optional import require
 from reparam.report import story
 from reparam.report._csv import to_csv
+from reparam.report._markup import typeset
 from reparam.report.charts import Bar, Timeline, bar_chart, timelines
 from reparam.report.diagram import block_diagram
+from reparam.report.int8 import int8_section
 from reparam.report.loading import Source, load_results
 from reparam.report.numbers import (
     count,
@@ -24,6 +25,7 @@ from reparam.report.numbers import (
     quartiles,
     wilson_interval,
 )
+from reparam.report.pruned import pruned_section
 from reparam.report.results import (
     AccuracyRecord,
     CheckRecord,
@@ -71,9 +73,13 @@ def page_html(results: Results) -> str:
     """
     jinja2 = require("jinja2", extra="report", purpose="Drawing the report page")
     environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+        loader=jinja2.FunctionLoader(_asset),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
-    template = environment.from_string(_asset("page.html.j2"))
+    template = environment.get_template("page.html.j2")
     html = template.render(**_context(results), style=_asset("style.css"), script=_asset("page.js"))
     return f"{html}\n"
 
@@ -88,14 +94,17 @@ def _context(results: Results) -> dict[str, Any]:
         "results": results,
         "phrases": phrases,
         "headline": "".join(phrase.text for phrase in phrases),
+        "further": story.further(results),
         "figures": story.figures(results),
         "data_line": _data_line(results),
         "diagram": block_diagram(results.block) if results.block else None,
-        "block_caption": _typeset(results.block.caption) if results.block else "",
+        "block_caption": typeset(results.block.caption) if results.block else "",
         "accuracy": _accuracy(results) if results.accuracy else None,
         "latency": [_latency(results, group) for group in results.latency if group.rows],
         "tradeoffs": [tradeoff_section(compared) for compared in tradeoffs(results)],
         "engines": [engines_section(results, group) for group in results.benchmarks if group.rows],
+        "int8": [int8_section(record) for record in results.quantizations],
+        "pruning": [pruned_section(record) for record in results.prunings],
         "memory": [_memory(results, memory) for memory in results.memory if memory.traces],
         "plan": _plan(results.plan) if results.plan else None,
         "checks": [_check(check) for check in results.checks],
@@ -251,8 +260,8 @@ def _plan(plan: PlanRecord) -> dict[str, Any]:
         "regions": [
             {
                 "where": region.where,
-                "what": _typeset(region.what),
-                "into": _typeset(region.into),
+                "what": typeset(region.what),
+                "into": typeset(region.into),
                 "cells": _costs(region.before, region.after),
             }
             for region in plan.regions
@@ -299,15 +308,6 @@ def _model(model: ModelRecord) -> dict[str, Any]:
 
 def _shape(shape: tuple[int, ...]) -> str:
     return "×".join(str(length) for length in shape)
-
-
-def _typeset(words: str) -> str:
-    """Plain ASCII as the planner writes it, with the signs a reader expects.
-
-    >>> _typeset("3x3 conv 16->32, stride 2")
-    '3×3 conv 16 → 32, stride 2'
-    """
-    return re.sub(r"(?<=\d)x(?=\d)", "×", words).replace("->", " → ")
 
 
 def _plural(number: int, noun: str) -> str:

@@ -11,6 +11,7 @@ import json
 from dataclasses import asdict, dataclass, field
 
 from reparam.errors import InputError
+from reparam.report.compressed import PruningRecord, QuantizationRecord
 
 __all__ = [
     "SCHEMA",
@@ -250,6 +251,8 @@ class Results:
     latency: tuple[LatencyRecord, ...] = ()
     benchmarks: tuple[LatencyRecord, ...] = ()
     memory: tuple[MemoryRecord, ...] = ()
+    quantizations: tuple[QuantizationRecord, ...] = ()
+    prunings: tuple[PruningRecord, ...] = ()
     files: dict[str, str] = field(default_factory=dict)
     environment: dict[str, str] = field(default_factory=dict)
 

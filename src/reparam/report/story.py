@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from reparam.report.int8_story import int8_figures, int8_sentence
 from reparam.report.numbers import (
     count,
     error,
@@ -15,6 +16,8 @@ from reparam.report.numbers import (
     ratio,
 )
 from reparam.report.paired import paired
+from reparam.report.phrases import Figure, Phrase, sentence
+from reparam.report.pruned_story import pruned_figures, pruned_sentence
 from reparam.report.tradeoff import Tradeoff, headline_clause, in_engine, tradeoffs
 
 if TYPE_CHECKING:
@@ -28,10 +31,9 @@ if TYPE_CHECKING:
     )
 
 __all__ = [
-    "Figure",
-    "Phrase",
     "accuracy_remarks",
     "figures",
+    "further",
     "headline",
     "latency_remarks",
     "memory_remarks",
@@ -41,23 +43,6 @@ _SAME = 0.03
 """Ratios nearer to one than this are called equal."""
 
 _EAGER = "eager"
-
-
-@dataclass(frozen=True)
-class Phrase:
-    """A piece of a sentence; a strong one carries a number."""
-
-    text: str
-    strong: bool = False
-
-
-@dataclass(frozen=True)
-class Figure:
-    """A key number with what it counts."""
-
-    value: str
-    label: str
-    detail: str = ""
 
 
 @dataclass(frozen=True)
@@ -80,7 +65,26 @@ class _Comparison:
 
 
 def headline(results: Results) -> list[Phrase]:
-    """The one sentence: convolutions, predictions, speed, memory, as far as they were measured."""
+    """The one sentence: of the two forms or the trade-off, else of eight bits, else of pruning."""
+    return next(iter(_sentences(results)), [Phrase(results.title)])
+
+
+def further(results: Results) -> list[str]:
+    """What a page that holds several things says below its headline, a sentence for each."""
+    return ["".join(phrase.text for phrase in told) for told in _sentences(results)[1:]]
+
+
+def _sentences(results: Results) -> list[list[Phrase]]:
+    found = [_of_the_forms(results)]
+    if results.quantizations:
+        found.append(sentence(int8_sentence(results.quantizations)))
+    if results.prunings:
+        found.append(sentence(pruned_sentence(results.prunings)))
+    return [each for each in found if each]
+
+
+def _of_the_forms(results: Results) -> list[Phrase]:
+    """Convolutions, predictions, speed and memory, as far as they were measured."""
     clauses = [
         clause
         for clause in (
@@ -94,8 +98,6 @@ def headline(results: Results) -> list[Phrase]:
     compared = next(iter(tradeoffs(results)), None)
     if compared and not clauses:
         return [Phrase(*piece) for piece in headline_clause(compared)]
-    if not clauses:
-        return [Phrase(results.title)]
     phrases: list[Phrase] = []
     for index, clause in enumerate(clauses):
         phrases += clause
@@ -110,6 +112,8 @@ def _separator(index: int, total: int) -> str:
 
 
 def _capitalised(phrases: list[Phrase]) -> list[Phrase]:
+    if not phrases:
+        return []
     first = phrases[0]
     return [Phrase(first.text[:1].upper() + first.text[1:], first.strong), *phrases[1:]]
 
@@ -207,9 +211,15 @@ def figures(results: Results) -> list[Figure]:
     found = [_convolution_figure(results), _agreement_figure(results), _speed_figure(results)]
     found.append(_memory_figure(results))
     told = [figure for figure in found if figure is not None]
-    return told or [
+    told = told or [
         figure for compared in tradeoffs(results)[:1] for figure in _pair_figures(compared)
     ]
+    brief = sum(map(bool, (told, results.quantizations, results.prunings))) > 1
+    if results.quantizations:
+        told += int8_figures(results.quantizations, brief=brief)
+    if results.prunings:
+        told += pruned_figures(results.prunings, brief=brief)
+    return told
 
 
 def _pair_figures(compared: Tradeoff) -> list[Figure]:

@@ -86,17 +86,25 @@ def gather(  # noqa: PLR0913 - what the command line says of model and data
 
 
 @torch.inference_mode()
-def score(model: nn.Module, data: ImageData, limit: int | None) -> float:
-    """Return the share of the validation images that a net classifies correctly."""
+def score(model: nn.Module, data: ImageData, limit: int | None) -> tuple[int, int]:
+    """Return how many validation images a net classifies correctly, and of how many."""
+    split = _spread(data.validation, limit)
     right = seen = 0
-    total = len(data.validation) if limit is None else min(limit, len(data.validation))
-    for images, labels in eval_loader(data, data.validation, batch_size=min(_BATCH, total)):
+    total = len(split) if limit is None else min(limit, len(split))
+    for images, labels in eval_loader(data, split, batch_size=min(_BATCH, total)):
         count = min(len(labels), total - seen)
         right += int((model(images[:count]).argmax(1) == labels[:count]).sum())
         seen += count
         if seen >= total:
             break
-    return right / seen
+    return right, seen
+
+
+def _spread(split: Split, limit: int | None) -> Split:
+    """Take so many images from all over a split: in folders they stand class by class."""
+    if limit is None or limit >= len(split) or not isinstance(split, ArraySplit | StoredSplit):
+        return split
+    return split.take(torch.linspace(0, len(split) - 1, limit).round().to(torch.int64))
 
 
 def _load(name: str, weights: Path | None, classes: int | None, inputs: Inputs) -> Loaded:

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from reparam.cli.terminal import Terminal
     from reparam.exporting import ExportResult
     from reparam.pruning import PruneResult
+    from reparam.report.from_pruning import Judged
 
 __all__ = ["as_dict", "tell"]
 
@@ -20,13 +21,14 @@ _MOST_LAYERS = 30
 def as_dict(
     model: str,
     result: PruneResult,
-    accuracy: tuple[float, float] | None,
+    judged: Judged | None,
     written: ExportResult,
 ) -> dict[str, Any]:
     """Return all of it as JSON can hold it."""
     told: dict[str, Any] = {"model": model, **result.to_dict(), "export": written.as_dict()}
-    if accuracy is not None:
-        told["accuracy"] = dict(zip(("before", "after"), accuracy, strict=True))
+    if judged is not None:
+        before, after, images = judged
+        told["accuracy"] = {"before": before / images, "after": after / images}
     return told
 
 
@@ -34,7 +36,7 @@ def tell(
     terminal: Terminal,
     material: Material,
     result: PruneResult,
-    accuracy: tuple[float, float] | None,
+    judged: Judged | None,
     written: ExportResult,
 ) -> None:
     """Print the widths, what was saved and lost, and the file."""
@@ -51,7 +53,7 @@ def tell(
     if len(changed) > len(rows):
         terminal.hint("Note:", f"{len(changed) - len(rows)} more layers; --json lists all")
     terminal.text()
-    terminal.table("", ("", "before", "after", "of before"), _totals(result, accuracy))
+    terminal.table("", ("", "before", "after", "of before"), _totals(result, judged))
     for group in result.groups:
         terminal.hint(
             "Together:",
@@ -74,9 +76,7 @@ def _pair(widths: tuple[int, int]) -> str:
     return f"{widths[0]} -> {widths[1]}"
 
 
-def _totals(
-    result: PruneResult, accuracy: tuple[float, float] | None
-) -> list[tuple[str, str, str, str]]:
+def _totals(result: PruneResult, judged: Judged | None) -> list[tuple[str, str, str, str]]:
     rows = [
         (name, count(before), count(after), f"{after / before:.2f}")
         for name, (before, after) in (
@@ -88,8 +88,8 @@ def _totals(
     if timed is not None:
         times = (f"{1e3 * timed.before:.3g} ms", f"{1e3 * timed.after:.3g} ms")
         rows.append((f"latency in {timed.engine}", *times, f"{timed.ratio:.2f}"))
-    if accuracy is not None:
-        before, after = (100 * value for value in accuracy)
+    if judged is not None:
+        before, after = (100 * right / judged[2] for right in judged[:2])
         rows.append(
             ("validation accuracy", f"{before:.2f} %", f"{after:.2f} %", f"{after - before:+.2f}")
         )

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from reparam.report.from_quantizing import quantization_record
+from reparam.report.int8_story import advice
+
 if TYPE_CHECKING:
     from reparam.cli.terminal import Terminal
     from reparam.quantizing import LayerDiagnosis, QuantizeResult
@@ -12,8 +15,6 @@ __all__ = ["tell"]
 
 _ROWS = 8
 """Layers that the table shows; all are in the JSON."""
-_HARMLESS = 0.5
-"""Points of accuracy that quantization usually costs."""
 
 
 def tell(terminal: Terminal, model: str, result: QuantizeResult) -> None:
@@ -73,18 +74,8 @@ def _row(layer: LayerDiagnosis) -> tuple[str, ...]:
 
 
 def _next(result: QuantizeResult) -> list[str]:
-    """Remedies that were not tried, where too much was lost; else the measurement."""
+    """Remedies that were not tried, where too much was lost; and the measurement."""
     size = result.input_shape[-1]
     bench = f"reparam bench {result.path} --engines {result.engine} --input-size {size}"
-    drop = result.score.drop
-    if drop is None or drop <= _HARMLESS:
-        return [bench]
-    hints = []
-    if not result.equalised:
-        hints.append("--equalize, which changes nothing in float")
-    if not result.bias_corrected:
-        hints.append("--bias-correction")
-    if not result.kept_float:
-        hints.append("--keep-float 2, which leaves the two worst layers in float")
-    advice = "; ".join(hints) or "quantization-aware training (reparam.quantizing.prepare_qat)"
-    return [f"{drop:.2f} points were lost; try {advice}", bench]
+    untried = advice(quantization_record(result))
+    return [untried, bench] if untried else [bench]

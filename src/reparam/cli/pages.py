@@ -1,0 +1,129 @@
+"""The page that a command leaves beside its result, and the numbers that it is drawn from."""
+
+from __future__ import annotations
+
+import datetime as dt
+import shlex
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from reparam._files import check_destination, write_text
+from reparam._optional import require
+from reparam.benchmarking.environment import describe_environment
+from reparam.errors import InputError
+from reparam.report import Results, load_results, render, to_json
+from reparam.report.benchmarks import environment_record
+
+if TYPE_CHECKING:
+    from reparam.cli.terminal import Terminal
+
+__all__ = ["PageOption", "check_page", "circumstances", "leave_page"]
+
+PageOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--report",
+        metavar="PAGE",
+        help="HTML page to draw of the result; its numbers stand beside it, PAGE with .json.",
+    ),
+]
+
+
+def numbers_of(page: Path) -> Path:
+    """The results file of a page, which ``reparam report`` draws again, alone or with others."""
+    return page.with_suffix(".json")
+
+
+def check_page(page: Path | None) -> None:
+    """Refuse a page that cannot be written before minutes are spent on what goes there.
+
+    Raises:
+        InputError: its suffix is another, it cannot be written, or its numbers would replace a file
+            that is none of ours.
+        MissingExtraError: jinja2 is not installed.
+    """
+    if page is None:
+        return
+    if page.suffix.lower() not in (".html", ".htm"):
+        raise InputError(
+            f"the page is HTML: give --report with the suffix .html, not {page.name!r}"
+        )
+    require("jinja2", extra="report", purpose="Drawing the report page")
+    numbers = numbers_of(page)
+    for file in (page, numbers):
+        check_destination(file)
+    if numbers.exists():
+        _check_ours(numbers, page)
+
+
+def _check_ours(numbers: Path, page: Path) -> None:
+    try:
+        load_results(numbers)
+    except InputError as error:
+        raise InputError(
+            f"the numbers of {page.name} go into {numbers.name}, which is there and is no results "
+            "file; give the page another name"
+        ) from error
+
+
+def leave_page(
+    terminal: Terminal | None, results: Results, page: Path, *, net: tuple[Path, str]
+) -> None:
+    """Write the numbers and the page, and say where they are.
+
+    Args:
+        terminal: where it is said; None where a program reads what is printed.
+        results: what the page is drawn from.
+        page: the HTML file.
+        net: the file that the results are about, and what it is.
+
+    Raises:
+        InputError: one of them cannot be written.
+    """
+    numbers = numbers_of(page)
+    beside = {numbers: "every number on this page"}
+    out, what = net
+    # The page refers to what lies in its own folder, so that both can move together.
+    if out.resolve().parent == page.resolve().parent:
+        beside = {out: what, **beside}
+    results = replace(results, files={file.name: told for file, told in beside.items()})
+    write_text(numbers, to_json(results))
+    # From the stored file, so that the page shows what was kept and not what was in memory.
+    render(numbers, page)
+    if terminal is not None:
+        terminal.done(f"Wrote {numbers}, which reparam report draws together with others")
+        terminal.hint("Page:", str(page.resolve()))
+
+
+def circumstances(context: typer.Context) -> dict[str, Any]:
+    """When, by which command and on what a result was made."""
+    return {
+        "created": f"{dt.datetime.now(dt.UTC):%Y-%m-%d %H:%M} UTC",
+        "command": _typed(context),
+        "environment": environment_record(describe_environment()),
+    }
+
+
+def _typed(context: typer.Context) -> str:
+    """The command as it has to be typed to get the same: what was given, by its longest name."""
+    words = ["reparam", context.info_name or ""]
+    for parameter in context.command.params:
+        source = context.get_parameter_source(parameter.name or "")
+        if source is None or source.name != "COMMANDLINE":
+            continue
+        value = context.params[parameter.name or ""]
+        words += _words(parameter, value)
+    return shlex.join(words)
+
+
+def _words(parameter: Any, value: Any) -> list[str]:
+    if parameter.param_type_name == "argument":
+        return [str(value)]
+    name = max(parameter.opts, key=len)
+    if isinstance(value, bool):
+        return [name if value else max(parameter.secondary_opts, key=len)]
+    values = value if isinstance(value, list | tuple) else [value]
+    return [word for each in values for word in (name, str(each))]

@@ -1,0 +1,151 @@
+"""What :func:`reparam.prune` did, as records that a page is drawn from."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING
+
+from reparam.errors import InputError
+from reparam.report.benchmarks import engine_label
+from reparam.report.compressed import (
+    ChannelGroupRecord,
+    KeptRecord,
+    PruningRecord,
+    RatioRecord,
+    TrialRecord,
+    WidthRecord,
+)
+from reparam.report.results import Results
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from reparam.pruning import LatencyChange, LayerWidths, PruneResult
+
+__all__ = ["from_prune", "pruning_record"]
+
+Judged = tuple[int, int, int]
+"""Samples right before, samples right after, and samples."""
+
+_TARGETS = {
+    "macs_share": re.compile(r"([0-9.e+-]+) of the multiply-adds"),
+    "latency_share": re.compile(r"([0-9.e+-]+) of the latency"),
+    "latency_ms": re.compile(r"([0-9.e+-]+) ms"),
+}
+"""How a :class:`~reparam.pruning.PruneResult` words what was asked for."""
+
+
+def from_prune(  # noqa: PLR0913 - what the result itself does not know
+    result: PruneResult,
+    *,
+    model: str = "",
+    judged: Judged | None = None,
+    judged_on: str = "",
+    file: str = "",
+    created: str = "",
+    command: str = "",
+    environment: Mapping[str, str] | None = None,
+) -> Results:
+    """Put the widths, the savings and what they cost on record.
+
+    Args:
+        result: What :func:`reparam.prune` returned.
+        model: What to call the net; by default its class.
+        judged: Samples that the net put in their class before and after, and how many there were;
+            None if nobody looked, which the page says.
+        judged_on: What those samples were.
+        file: Name of the file that holds the smaller net.
+        created: When, in words.
+        command: What made it, to repeat it.
+        environment: What it ran on, a line each.
+
+    Raises:
+        InputError: More samples were right than there were.
+
+    >>> import reparam
+    >>> page = reparam.report.render(from_prune(result), "pruned.html")  # doctest: +SKIP
+    """
+    named = model or type(result.model).__name__
+    record = pruning_record(result, named, judged=judged, judged_on=judged_on, file=file)
+    return Results(
+        title=f"{named}, pruned to {result.target}",
+        created=created,
+        models=(),
+        command=command,
+        prunings=(record,),
+        environment=dict(environment or {}),
+    )
+
+
+def pruning_record(
+    result: PruneResult,
+    model: str,
+    *,
+    judged: Judged | None = None,
+    judged_on: str = "",
+    file: str = "",
+) -> PruningRecord:
+    """The result of one pruning, without the net.
+
+    Raises:
+        InputError: More samples were right than there were.
+    """
+    before, after, samples = judged or (None, None, None)
+    if judged and not 0 <= max(judged[:2]) <= judged[2]:
+        raise InputError(
+            f"judged is {judged}: samples right before, right after, and all samples, "
+            "which cannot be fewer"
+        )
+    return PruningRecord(
+        model=model,
+        target=result.target,
+        importance=result.importance,
+        multiply_adds_before=result.multiply_adds[0],
+        multiply_adds_after=result.multiply_adds[1],
+        parameters_before=result.parameters[0],
+        parameters_after=result.parameters[1],
+        layers=tuple(_width(layer) for layer in result.layers),
+        groups=tuple(ChannelGroupRecord(g.layers, g.before, g.after) for g in result.groups),
+        kept=tuple(KeptRecord(kept.where, kept.why) for kept in result.kept),
+        solved=result.solved,
+        latency=_ratio(result.latency),
+        trials=tuple(TrialRecord(t.multiply_adds, _ratio(t.latency)) for t in result.trials),
+        judged_on=judged_on,
+        samples=samples,
+        correct_before=before,
+        correct_after=after,
+        file=file,
+        **_asked_for(result.target),
+    )
+
+
+def _width(layer: LayerWidths) -> WidthRecord:
+    return WidthRecord(layer.name, layer.what, *layer.before, *layer.after)
+
+
+def _ratio(change: LatencyChange | None) -> RatioRecord | None:
+    if change is None:
+        return None
+    low, high = change.quartiles
+    return RatioRecord(
+        engine=engine_label(change.engine),
+        batch=change.batch,
+        before_ms=1e3 * change.before,
+        after_ms=1e3 * change.after,
+        ratio=change.ratio,
+        low=low,
+        high=high,
+        threads=change.threads,
+    )
+
+
+def _asked_for(target: str) -> dict[str, float]:
+    """The target as a number.
+
+    >>> _asked_for("0.5 of the multiply-adds"), _asked_for("2.5 ms")
+    ({'macs_share': 0.5}, {'latency_ms': 2.5})
+    """
+    for name, pattern in _TARGETS.items():
+        if found := pattern.fullmatch(target):
+            return {name: float(found[1])}
+    return {}

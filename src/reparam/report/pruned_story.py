@@ -1,0 +1,151 @@
+"""What there is to say of nets with fewer channels: the headline and the key figures."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from reparam.report.numbers import count, milliseconds, percent
+from reparam.report.phrases import Figure, points, several_points, span
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from reparam.report.compressed import PruningRecord, RatioRecord
+
+__all__ = [
+    "lost",
+    "macs_left",
+    "parameters_left",
+    "pruned_figures",
+    "pruned_sentence",
+    "target_verdict",
+]
+
+
+def lost(record: PruningRecord) -> float | None:
+    """Points of accuracy lost, or None where nothing was judged."""
+    before, after = record.correct_before, record.correct_after
+    if before is None or after is None or not record.samples:
+        return None
+    return 100 * (before - after) / record.samples
+
+
+def macs_left(record: PruningRecord) -> float:
+    """Share of the multiply-adds."""
+    return record.multiply_adds_after / record.multiply_adds_before
+
+
+def parameters_left(record: PruningRecord) -> float:
+    """Share of the parameters."""
+    return record.parameters_after / record.parameters_before
+
+
+def pruned_sentence(records: Sequence[PruningRecord]) -> str:
+    """The headline; numbers stand between asterisks."""
+    if len(records) > 1:
+        return _several(records)
+    record = records[0]
+    left = [f"*{macs_left(record):.2f}* of the multiply-adds"]
+    if record.latency is not None:
+        left.insert(0 if record.macs_share is None else 1, _latency_clause(record.latency))
+    return f"Pruning leaves {' and '.join(left)}{_cost(lost(record))}{_missed(record)}."
+
+
+def _cost(drop: float | None) -> str:
+    if drop is None:
+        return "; what that costs in accuracy was not judged"
+    if round(drop, 2) == 0:
+        return " and costs no accuracy"
+    number = f"*{abs(drop):.2f} points* of accuracy"
+    if drop < 0:
+        return f", with {number} gained"
+    return f" and costs {number}, before any training on"
+
+
+def _missed(record: PruningRecord) -> str:
+    verdict = target_verdict(record)
+    return "; the target was missed" if verdict and not verdict[1] else ""
+
+
+def _several(records: Sequence[PruningRecord]) -> str:
+    shares = span([macs_left(record) for record in records])
+    told = f"Pruning leaves *{shares}* of the multiply-adds of *{len(records)}* nets"
+    drops = [drop for record in records if (drop := lost(record)) is not None]
+    missed = "; not every target was met" if any(map(_missed, records)) else ""
+    if not drops:
+        return f"{told}{missed}."
+    return f"{told}; accuracy: {several_points(drops)}, before any training on{missed}."
+
+
+def _latency_clause(timed: RatioRecord) -> str:
+    if timed.low <= 1 <= timed.high:
+        return f"the latency in {timed.engine} about as it was"
+    return f"*{timed.ratio:.2f}* of the latency in {timed.engine}"
+
+
+def pruned_figures(records: Sequence[PruningRecord], *, brief: bool = False) -> list[Figure]:
+    """The key numbers of one net, two where it is to be `brief`; one each of several."""
+    if len(records) > 1:
+        return [_short_figure(record) for record in records[:4]]
+    record = records[0]
+    timed = [] if record.latency is None else [_latency_figure(record.latency)]
+    judged = _accuracy_figures(record)
+    if brief:
+        return [*(timed or [_macs_figure(record)]), *judged]
+    return [_macs_figure(record), _parameter_figure(record), *timed, *judged]
+
+
+def _macs_figure(record: PruningRecord) -> Figure:
+    counts = f"{count(record.multiply_adds_before)} → {count(record.multiply_adds_after)}"
+    return Figure(f"{macs_left(record):.2f}", "of the multiply-adds", counts)
+
+
+def _parameter_figure(record: PruningRecord) -> Figure:
+    counts = f"{count(record.parameters_before)} → {count(record.parameters_after)}"
+    return Figure(f"{parameters_left(record):.2f}", "of the parameters", counts)
+
+
+def _short_figure(record: PruningRecord) -> Figure:
+    drop = lost(record)
+    label = f"of the multiply-adds of {record.model}"
+    detail = "accuracy not judged" if drop is None else f"{points(drop)} of accuracy"
+    return Figure(f"{macs_left(record):.2f}", label, detail)
+
+
+def _latency_figure(timed: RatioRecord) -> Figure:
+    times = f"{milliseconds(timed.before_ms)} → {milliseconds(timed.after_ms)}"
+    return Figure(f"{timed.ratio:.2f}", f"of the latency in {timed.engine}", times)
+
+
+def _accuracy_figures(record: PruningRecord) -> list[Figure]:
+    drop = lost(record)
+    if drop is None or record.correct_after is None or record.correct_before is None:
+        return []
+    samples = record.samples or 1
+    detail = f"{percent(record.correct_before / samples)} before, {points(drop)}"
+    return [Figure(percent(record.correct_after / samples), "right, not trained on yet", detail)]
+
+
+def target_verdict(record: PruningRecord) -> tuple[str, bool] | None:
+    """What was asked for beside what came of it, and whether that is met; None if not known."""
+    if record.macs_share is not None:
+        met = macs_left(record) <= record.macs_share
+        found = f"{macs_left(record):.3f} are left"
+    elif record.latency is None:
+        return None
+    elif record.latency_share is not None:
+        met, found = record.latency.ratio <= record.latency_share, _measured(record.latency)
+    elif record.latency_ms is not None:
+        met, found = record.latency.after_ms <= record.latency_ms, _measured(record.latency)
+    else:
+        return None
+    found = f"{found[:1].upper()}{found[1:]}"
+    outcome = "met" if met else "missed"
+    return f"Asked for: {record.target}. {found}: the target is {outcome}.", met
+
+
+def _measured(timed: RatioRecord) -> str:
+    return (
+        f"measured {milliseconds(timed.after_ms)}, {timed.ratio:.2f} of before "
+        f"(quartiles {timed.low:.2f} to {timed.high:.2f})"
+    )
