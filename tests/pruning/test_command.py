@@ -130,6 +130,7 @@ def test_a_page_of_it_stands_beside_its_numbers(name: str, command) -> None:
     assert f"{100 * record.correct_after / 50:.2f} %" in out
     # What lies in another folder is not said to lie beside the page.
     assert results.files.keys() == {"pruned.json"}
+    assert {"torch", "torch-pruning"} <= results.environment.keys()
     page = Path("pruned.html").read_text(encoding="utf-8")
     assert all(layer.name in page for layer in record.layers)
     assert command("report", "pruned.json", "-o", "again.html")[0] == 0

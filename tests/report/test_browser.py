@@ -298,6 +298,7 @@ def test_layers_kept_in_float_have_a_mark_of_their_own(
 
 def test_layer_table_sorts_by_number(chromium: Any, compressed_file: Path) -> None:
     page, _ = browser.opened(chromium, compressed_file, viewport=WIDE)
+    page.locator("#int8 summary", has_text="All 30 layers in numbers").click()
     table = page.locator("#int8 table").first
     table.locator("thead button", has_text="Output dB").click()
     table.locator("thead button", has_text="Output dB").click()

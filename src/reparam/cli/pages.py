@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime as dt
+import importlib.metadata
 import shlex
 from dataclasses import replace
 from pathlib import Path
@@ -98,12 +100,15 @@ def leave_page(
         terminal.hint("Page:", str(page.resolve()))
 
 
-def circumstances(context: typer.Context) -> dict[str, Any]:
-    """When, by which command and on what a result was made."""
+def circumstances(context: typer.Context, package: str) -> dict[str, Any]:
+    """When, by which command, on what, and with which version of `package` a result was made."""
+    environment = describe_environment()
+    with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+        environment["versions"][package] = importlib.metadata.version(package)
     return {
         "created": f"{dt.datetime.now(dt.UTC):%Y-%m-%d %H:%M} UTC",
         "command": _typed(context),
-        "environment": environment_record(describe_environment()),
+        "environment": environment_record(environment),
     }
 
 

@@ -191,7 +191,7 @@ def prune(  # noqa: PLR0913 - one argument for each option
             judged=judged,
             judged_on="" if material.data is None else f"validation images of {material.data.name}",
             file=out.name,
-            **circumstances(context),
+            **circumstances(context, "torch-pruning"),
         )
         leave_page(None if as_json else terminal, told, report, net=(out, "the pruned net"))
 

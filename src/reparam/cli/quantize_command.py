@@ -137,7 +137,7 @@ def quantize(  # noqa: PLR0913 - one argument for each option
         )
     _show(terminal, model, weights, result, as_json=as_json)
     if report is not None:
-        told = from_quantize(result, model=model, **circumstances(context))
+        told = from_quantize(result, model=model, **circumstances(context, "nncf"))
         leave_page(None if as_json else terminal, told, report, net=(out, "the net in eight bits"))
 
 

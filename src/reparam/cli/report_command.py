@@ -14,7 +14,9 @@ __all__ = ["report"]
 
 ResultsArgument = Annotated[
     list[Path],
-    typer.Argument(metavar="RESULTS...", help="Results files that demo, bench or Python left."),
+    typer.Argument(
+        metavar="RESULTS...", help="Results that demo, bench, quantize, prune or Python left."
+    ),
 ]
 PageOption = Annotated[
     Path | None,

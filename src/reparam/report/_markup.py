@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from html import escape
 
-__all__ = ["element", "text", "typeset"]
+__all__ = ["element", "layer_label", "text", "typeset"]
 
 
 def text(value: object) -> str:
@@ -34,6 +34,21 @@ def _value(value: object) -> str:
     if isinstance(value, float):
         return f"{value:.3f}".rstrip("0").rstrip(".")
     return escape(str(value))
+
+
+def layer_label(name: str, what: str, *, room: int) -> str:
+    """The name of a layer and, where there is room for both, what it is.
+
+    A name that is too long loses its beginning: layers of one net differ at the end.
+
+    Args:
+        name: path of the layer.
+        what: what it is.
+        room: characters of a name beside which `what` can stand.
+    """
+    return element("code", element("bdi", text(name))) + (
+        element("span", text(what), class_="detail") if len(name) <= room else ""
+    )
 
 
 def typeset(words: str) -> str:

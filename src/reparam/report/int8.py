@@ -167,6 +167,7 @@ def _diagnosis(record: QuantizationRecord) -> dict[str, Any]:
         "samples": record.simulated_on,
         "worst": _worst(ordered, record),
         "rows": [_layer_row(layer) for layer in ordered],
+        "long": len(ordered) > _MOST_ROWS,
         "flips": any(layer.flips is not None for layer in ordered),
     }
 

@@ -114,11 +114,10 @@ def _remarks(record: PruningRecord) -> list[str]:
     told += _latency_remarks(record)
     told.append(_accuracy_remark(record))
     if record.solved:
-        told.append(
-            f"{len(record.solved)} layers were solved anew on data for what they gave before."
-        )
+        solved = len(record.solved)
+        told.append(f"{solved} layers were solved anew on data for what they gave before.")
     elif lost(record) is not None:
-        told.append("No layer was solved anew on data, which costs accuracy (--reconstruct).")
+        told.append("No layer was solved anew on data for what it gave before (--reconstruct).")
     return told
 
 

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from reparam.report._markup import element, text
+from reparam.report._markup import element, layer_label, text
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -15,6 +15,9 @@ __all__ = ["Ranked", "Reference", "decibel_ticks", "ranked_chart"]
 
 _MARKS = {False: ("disc", "deploy"), True: ("ring", "comparator")}
 """Shape and tone of a mark; both differ, for not everybody sees the tone."""
+
+_ROOM = 30
+"""Characters of a name that leave room for what the layer is."""
 
 _LEAST, _MOST = -20.0, 100.0
 """The axis reaches no further; marks beyond it stand at its ends, with their numbers beside."""
@@ -69,7 +72,11 @@ def ranked_chart(
         role="img",
         aria_label=f"{summary}. {spoken}. {lines}.",
     )
-    return _legend(names, references) + shown + _rest(rows[most:], drawn[most:], summary)
+    return (
+        _legend(names, references)
+        + shown
+        + _rest(rows[most:], [*drawn[most:], _axis(ticks)], summary)
+    )
 
 
 def _rest(rows: Sequence[Ranked], drawn: Sequence[str], summary: str) -> str:
@@ -113,8 +120,7 @@ def _row(row: Ranked, references: Sequence[Reference], ticks: Sequence[float]) -
     shape, tone = _MARKS[row.marked]
     label = element(
         "div",
-        element("code", text(row.label)),
-        element("span", text(row.detail), class_="detail"),
+        layer_label(row.label, row.detail, room=_ROOM),
         class_="dot-label",
     )
     return element(

@@ -5,13 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from reparam.report._markup import element, text
+from reparam.report._markup import element, layer_label, text
 from reparam.report.numbers import nice_ticks
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
 __all__ = ["WidthRow", "width_chart"]
+
+_ROOM = 22
+"""Characters of a name that leave room for what the layer is."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +46,7 @@ def width_chart(rows: Sequence[WidthRow], *, summary: str, most: int) -> str:
         role="img",
         aria_label=f"{summary}. {_spoken(rows[:most])}.",
     )
-    return _legend(rows) + shown + _rest(rows[most:], drawn[most:], summary)
+    return _legend(rows) + shown + _rest(rows[most:], [*drawn[most:], _axis(ticks)], summary)
 
 
 def _rest(rows: Sequence[WidthRow], drawn: Sequence[str], summary: str) -> str:
@@ -72,8 +75,7 @@ def _spoken(rows: Sequence[WidthRow]) -> str:
 def _row(row: WidthRow, ticks: Sequence[float]) -> str:
     label = element(
         "div",
-        element("code", text(row.label)),
-        element("span", text(row.detail), class_="detail"),
+        layer_label(row.label, row.detail, room=_ROOM),
         element("span", text(row.tag), class_="tag-of") if row.tag else "",
         class_="dot-label",
     )
