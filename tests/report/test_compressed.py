@@ -21,6 +21,7 @@ from reparam.report import (
     load_results,
     merge,
     page_html,
+    render,
     to_json,
 )
 from reparam.report.int8_story import advice
@@ -119,6 +120,15 @@ def test_the_target_is_known_as_a_number(
     (record,) = from_prune(result).prunings
     names = ("macs_share", "latency_share", "latency_ms")
     assert {n: v for n in names if (v := getattr(record, n)) is not None} == found
+
+
+def test_a_result_itself_is_sent_to_what_puts_it_on_record(
+    quantized: QuantizeResult, tmp_path: Path
+) -> None:
+    with pytest.raises(InputError, match=r"found a QuantizeResult, needed Results .*from_quantize"):
+        render(quantized, tmp_path / "page.html")
+    page = render(from_quantize(quantized), tmp_path / "page.html")
+    assert "Eight bits" in page.read_text(encoding="utf-8")
 
 
 def test_records_survive_json(

@@ -62,8 +62,8 @@ def from_prune(  # noqa: PLR0913 - what the result itself does not know
     Raises:
         InputError: More samples were right than there were.
 
-    >>> import reparam
-    >>> page = reparam.report.render(from_prune(result), "pruned.html")  # doctest: +SKIP
+    >>> from reparam.report import render
+    >>> page = render(from_prune(result), "pruned.html")  # doctest: +SKIP
     """
     named = model or type(result.model).__name__
     record = pruning_record(result, named, judged=judged, judged_on=judged_on, file=file)

@@ -33,8 +33,8 @@ def from_quantize(
         command: What made it, to repeat it.
         environment: What it ran on, a line each.
 
-    >>> import reparam
-    >>> page = reparam.report.render(from_quantize(result), "int8.html")  # doctest: +SKIP
+    >>> from reparam.report import render
+    >>> page = render(from_quantize(result), "int8.html")  # doctest: +SKIP
     """
     record = quantization_record(result, model)
     return Results(

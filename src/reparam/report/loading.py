@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -34,6 +35,11 @@ def load_results(source: Source) -> Results:
         return source
     if isinstance(source, Mapping):
         return _from_object(dict(source), "results")
+    if not isinstance(source, str | os.PathLike):
+        raise InputError(
+            f"found a {type(source).__name__}, needed Results (which from_benchmark, from_quantize "
+            "and from_prune make of what the library returns), their JSON object, or a path"
+        )
     path = Path(source)
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
