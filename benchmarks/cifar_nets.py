@@ -124,12 +124,14 @@ def recipe(epochs: int | None = None) -> Recipe:
     """Return the recipe of all nets of this file: short, so that every comparison is repeated."""
     return load_recipe("cifar10-fast").override(
         summary="A few minutes of one core",
+        model="",
         epochs=epochs or 6,
         batch_size=128,
         label_smoothing=0.1,
         optimizer__learning_rate=0.1,
         optimizer__momentum=0.9,
         optimizer__weight_decay=5e-4,
+        optimizer__norm_bias_rate=1.0,
         ema__decay=0.0,
     )
 

@@ -23,7 +23,7 @@ from typing import Any
 import openvino
 import torch
 from cifar_common import ROOT, open_cifar, parser
-from cifar_nets import NETS, RUNS, make_net
+from cifar_nets import NETS, RUNS, make_net, recipe
 from tables import fill, markdown
 from torch import nn
 
@@ -37,7 +37,7 @@ from reparam.engines.program import Dynamic
 from reparam.quantizing import Score, finish_qat, labelled_batches, prepare_qat, read_samples
 from reparam.quantizing.openvino_ir import quiet_nncf
 from reparam.quantizing.scoring import score
-from reparam.training import Hardware, load_recipe, train
+from reparam.training import Hardware, train
 
 PAGE = ROOT / "docs" / "quantization.md"
 WANTED = ("RepVGG-S", "QARepVGG-S", "RepOptimizer-S", "ResNet-S", "RepVGG-L", "ResNet-L")
@@ -182,13 +182,12 @@ def aware(name: str, found: dict[str, Any], data: ImageData, options: argparse.N
     net = make_net(name)
     reparam.load_checkpoint(net, path)
     fused = reparam.fuse(net.eval())
-    recipe = load_recipe("cifar10-fast").override(
-        epochs=options.epochs or 1, batch_size=128, ema__decay=0.0,
-        optimizer__learning_rate=1e-3, optimizer__weight_decay=0.0,
-    )  # fmt: skip
+    how = recipe(options.epochs or 1).override(
+        optimizer__learning_rate=1e-3, optimizer__weight_decay=0.0
+    )
     for kind, begun in (("float", fused), ("aware", prepare_qat(fused, data))):
         with tempfile.TemporaryDirectory() as folder:
-            train(begun, data, recipe=recipe, out=folder, seed=0,
+            train(begun, data, recipe=how, out=folder, seed=0,
                   hardware=Hardware(accelerator="cpu"))  # fmt: skip
         trained = begun.eval() if kind == "float" else finish_qat(begun)
         for engine, suffix in SUFFIXES.items():

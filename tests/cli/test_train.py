@@ -68,6 +68,17 @@ def test_without_a_model_small_images_get_a_small_net(reparam_command) -> None:
     assert load_file("run/best.safetensors").keys() == fresh.state_dict().keys()
 
 
+def test_a_recipe_names_the_net_it_was_made_for(reparam_command) -> None:
+    Path("mine.toml").write_text(
+        'model = "reparam.models:fastnet"\nepochs = 1\nbatch_size = 1250\n'
+    )
+    ran = reparam_command(
+        "train", "--data", "digits", "--recipe", "mine.toml", *NO_ENGINE, "--accelerator", "cpu"
+    )
+    assert ran.code == 0, ran.err
+    assert "Trained reparam.models:fastnet on digits" in ran.out
+
+
 @pytest.mark.parametrize("kind", ["repvgg", "mobileone"])
 def test_a_plain_net_is_widened_and_ends_plain(reparam_command, tiny: str, kind: str) -> None:
     ran = reparam_command(

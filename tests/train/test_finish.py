@@ -175,3 +175,62 @@ def test_output_folder_that_is_a_file(digits: ImageData, tmp_path: Path) -> None
 def test_nothing_to_train(digits: ImageData, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no trainable parameters"):
         train(linear().requires_grad_(False), digits, recipe="digits", out=tmp_path)
+
+
+class Watching(nn.Module):
+    """Keeps the sizes of the images that it is trained and evaluated on."""
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net = net
+        self.sizes: dict[bool, list[int]] = {True: [], False: []}
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.sizes[self.training].append(x.shape[-1])
+        return self.net(x)
+
+
+def test_images_are_small_first_in_training_alone(digits: ImageData, tmp_path: Path) -> None:
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 10))
+    recipe = load_recipe("digits").override(
+        epochs=2, batch_size=300, small_first__size=6, small_first__share=0.75
+    )
+    result = train(Watching(net), digits, recipe=recipe, out=tmp_path, hardware=CPU)
+    steps = 2 * (len(digits.train) // 300)
+    sizes = result.model.sizes
+    assert sizes[True] == [6] * round(0.75 * steps) + [8] * (steps - round(0.75 * steps))
+    assert set(sizes[False]) == {8}
+
+
+def test_biases_of_norms_move_faster(digits: ImageData, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(
+        nn.Conv2d(3, 4, 3, bias=False), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(144, 10)
+    )
+    moved = {}
+    for rate in (1.0, 8.0):
+        recipe = load_recipe("digits").override(
+            epochs=1, batch_size=len(digits.train), optimizer__norm_bias_rate=rate,
+            schedule__warmup_share=0.0,
+        )  # fmt: skip
+        result = train(net, digits, recipe=recipe, out=tmp_path / str(rate), hardware=CPU)
+        assert result.history[0].learning_rate == pytest.approx(0.1)
+        moved[rate] = result.model[1].bias.detach(), result.model[0].weight.detach()
+    torch.testing.assert_close(moved[8.0][0], 8 * moved[1.0][0])
+    torch.testing.assert_close(moved[8.0][1], moved[1.0][1])
+
+
+def test_a_net_that_fits_data_is_fitted_once_on_a_copy(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    net = models.FastNet((8, 8, 8))
+    data = open_data("digits", image_size=16)
+    before = net.whiten.weight.clone()
+    recipe = load_recipe("digits").override(epochs=1)
+    result = train(net, data, recipe=recipe, out=tmp_path / "a", hardware=CPU)
+    assert torch.equal(net.whiten.weight, before)
+    assert not bool(net.fitted)
+    expected = models.FastNet((8, 8, 8))
+    expected.fit_data_(data.sample(2000)[0])
+    assert torch.equal(result.model.whiten.weight, expected.whiten.weight)
+    again = train(result.model, data, recipe=recipe, out=tmp_path / "b", hardware=CPU, seed=1)
+    assert torch.equal(again.model.whiten.weight, expected.whiten.weight)

@@ -17,7 +17,7 @@ from reparam.training import Ema, Optimizer, Recipe, Schedule, load_recipe, reci
 from reparam.training.ema import WeightAverage
 from reparam.training.kernel_decay import KernelDecay
 from reparam.training.mixing import Mixing
-from reparam.training.optimizers import build_optimizer
+from reparam.training.optimizers import build_optimizer, parameter_groups
 
 
 def test_the_package_brings_these_recipes() -> None:
@@ -139,6 +139,22 @@ def test_exclusions_on_a_resnet_like_net() -> None:
         (("bias", "norm"), {"0.weight"}),
     ]:
         assert decaying(model, Optimizer(weight_decay=0.1, no_decay=no_decay)) == expected
+
+
+def test_biases_of_norms_learn_at_their_own_rate() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.GroupNorm(2, 4))
+    options = Optimizer(weight_decay=0.1, no_decay=("bias",), norm_bias_rate=64.0)
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    found = {
+        names[parameter]: (group["rate"], group["weight_decay"])
+        for group in parameter_groups(model, options)
+        for parameter in group["params"]
+    }
+    assert found == {
+        "0.weight": (1.0, 0.1), "0.bias": (1.0, 0.0),
+        "1.weight": (1.0, 0.1), "1.bias": (64.0, 0.0),
+        "3.weight": (1.0, 0.1), "3.bias": (64.0, 0.0),
+    }  # fmt: skip
 
 
 def test_average_of_weights() -> None:

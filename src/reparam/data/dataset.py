@@ -181,6 +181,18 @@ class ImageData:
                 break
         return torch.cat(images)[:count], torch.cat(labels)[:count]
 
+    def sample(self, count: int) -> tuple[Tensor, Tensor]:
+        """Draw training images, the same at every call, as :meth:`tensors` returns them.
+
+        Files are often sorted by class, so that the first ones would be of one class; shards, which
+        can only be read as streams, give their first images.
+        """
+        split = self.train
+        if not isinstance(split, ShardSplit):
+            order = torch.randperm(len(split), generator=torch.Generator().manual_seed(0))
+            split = split.take(order[:count])
+        return self.tensors(split, limit=count)
+
 
 def fingerprint_arrays(splits: Sequence[ArraySplit]) -> str:
     """Return a hex digest of the pixel values, the labels and their shapes."""

@@ -14,6 +14,7 @@ by name, or write a spec of your own:
 from __future__ import annotations
 
 from reparam.models.blocks import Block, ParallelSum, SqueezeExcite
+from reparam.models.fastnet import FastNet, fastnet
 from reparam.models.lookup import resolve
 from reparam.models.nets import MobileOne, RepVGG, StagedNet
 from reparam.models.specs import (
@@ -53,6 +54,7 @@ __all__ = [
     "BlockSpec",
     "BranchSpec",
     "Factory",
+    "FastNet",
     "MobileOne",
     "MobileOneSpec",
     "NetSpec",
@@ -63,6 +65,7 @@ __all__ = [
     "StagedNet",
     "build",
     "create",
+    "fastnet",
     "mobileone_s0",
     "mobileone_s1",
     "mobileone_s2",

@@ -37,7 +37,6 @@ Source: TypeAlias = ImageData | str | os.PathLike[str] | Tensor | Iterable[Any]
 iterable of tensors or of (inputs, classes)."""
 
 _BATCH = 64
-_SEED = 0
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,7 +96,8 @@ def read_samples(source: Source, count: int) -> Samples:
     if isinstance(source, str | os.PathLike):
         source = open_data(os.fspath(source))
     if isinstance(source, ImageData):
-        return _of_data(source, count)
+        drawn, classes_drawn = source.sample(count)
+        return Samples(f"{len(drawn)} training images of {source.name}", drawn, classes_drawn)
     parts: list[Batch] = []
     for inputs, labels in _batches(source):
         parts.append((inputs, labels))
@@ -114,16 +114,6 @@ def read_samples(source: Source, count: int) -> Samples:
     classes = [labels for _, labels in parts if labels is not None]
     known = torch.cat(classes)[:count] if len(classes) == len(parts) else None
     return Samples("the given batches", torch.cat([x for x, _ in parts])[:count], known)
-
-
-def _of_data(data: ImageData, count: int) -> Samples:
-    """Draw from the training split: files are often sorted by class, so the first are of one."""
-    split: Split = data.train
-    if not isinstance(split, ShardSplit):
-        generator = torch.Generator().manual_seed(_SEED)
-        split = split.take(torch.randperm(len(split), generator=generator)[:count])
-    inputs, labels = data.tensors(split, limit=count)
-    return Samples(f"{len(inputs)} training images of {data.name}", inputs, labels)
 
 
 def read_evaluation(

@@ -9,7 +9,15 @@ require("lightning.pytorch", extra="train", purpose="Training")
 
 # ruff: noqa: E402 - the imports come behind the question whether they can be made
 from reparam.training.finishing import Deployment, finish
-from reparam.training.recipe import Ema, Optimizer, Recipe, Schedule, load_recipe, recipe_names
+from reparam.training.recipe import (
+    Ema,
+    Optimizer,
+    Recipe,
+    Schedule,
+    SmallFirst,
+    load_recipe,
+    recipe_names,
+)
 from reparam.training.result import EpochRecord, Hardware, OnProgress, Progress, TrainResult
 from reparam.training.running import accuracy, train
 
@@ -23,6 +31,7 @@ __all__ = [
     "Progress",
     "Recipe",
     "Schedule",
+    "SmallFirst",
     "TrainResult",
     "accuracy",
     "finish",

@@ -154,12 +154,14 @@ class Training(pl.LightningModule):
         torch.manual_seed(derive_seed(self._seed, "step", epoch, batch_idx, self.global_rank))
         rate = self.recipe.optimizer.learning_rate * self._schedule(epoch, batch_idx)
         for group in self._optimizer().param_groups:
-            group["lr"] = rate
+            group["lr"] = rate * group.get("rate", 1.0)
         self._mark = time.perf_counter()
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         """Return the loss of one batch."""
         images, targets = self._mixing(*batch)
+        if self.recipe.small_first.now(*self._place(self.current_epoch, batch_idx)):
+            images = _shrunk(images, self.recipe.small_first.size)
         loss = functional.cross_entropy(
             self.model(images), targets, label_smoothing=self.recipe.label_smoothing
         )
@@ -207,12 +209,13 @@ class Training(pl.LightningModule):
         self._shown.__exit__(None, None, None)
         loss, correct, images = self._summed(self._evaluation).tolist()
         train_loss, train_images = self._summed(self._train_sum).tolist()
+        group = self._optimizer().param_groups[0]
         record = EpochRecord(
             epoch=self.current_epoch + 1,
             train_loss=train_loss / train_images,
             validation_loss=loss / images,
             validation_accuracy=correct / images,
-            learning_rate=float(self._optimizer().param_groups[0]["lr"]),
+            learning_rate=group["lr"] / group.get("rate", 1.0),
             train_seconds=self._epoch_seconds,
             seconds=self.seconds,
         )
@@ -271,11 +274,15 @@ class Training(pl.LightningModule):
         optimizer: torch.optim.Optimizer = self.trainer.optimizers[0]
         return optimizer
 
+    def _place(self, epoch: int, batch: int) -> tuple[int, int]:
+        """Return the optimizer step that a batch belongs to, from 0, and their number."""
+        steps = len(self.loader) // self.recipe.accumulate
+        return epoch * steps + batch // self.recipe.accumulate, self.recipe.epochs * steps
+
     def _schedule(self, epoch: int, batch: int) -> float:
-        recipe = self.recipe
-        steps = len(self.loader) // recipe.accumulate
-        step, total = epoch * steps + batch // recipe.accumulate, recipe.epochs * steps
-        return recipe.schedule.factor(step, total, round(recipe.schedule.warmup_share * total))
+        step, total = self._place(epoch, batch)
+        schedule = self.recipe.schedule
+        return schedule.factor(step, total, round(schedule.warmup_share * total))
 
     def _summed(self, counts: Tensor) -> Tensor:
         """Return counts added up over all processes."""
@@ -290,3 +297,13 @@ class Training(pl.LightningModule):
         if self._on_progress is not None and self.global_rank == 0:
             epoch, epochs = self.current_epoch + 1, self.recipe.epochs
             self._on_progress(Progress(epoch, epochs, step, len(self.loader), loss, record))
+
+
+def _shrunk(images: Tensor, size: int) -> Tensor:
+    """Return images (B, C, H, W) whose longer side has that many pixels, if it had more."""
+    height, width = images.shape[-2:]
+    longer = max(height, width)
+    if longer <= size:
+        return images
+    smaller = (max(1, round(height * size / longer)), max(1, round(width * size / longer)))
+    return functional.interpolate(images, smaller, mode="bilinear", antialias=True)

@@ -38,22 +38,30 @@ _NORMS = (
 def parameter_groups(
     model: nn.Module, optimizer: Optimizer, without_decay: frozenset[nn.Parameter] = frozenset()
 ) -> list[dict[str, object]]:
-    """Return one group of parameters that decay and one of those that do not.
+    """Return groups of the parameters that are decayed and stepped alike.
+
+    The entry ``rate`` of a group is its learning rate over the recipe's.
 
     Args:
         model: Its trainable parameters are grouped; a shared one comes once.
-        optimizer: Says what does not decay.
+        optimizer: Says what does not decay, and how fast the biases of normalisations learn.
         without_decay: Parameters that do not decay either.
     """
     excluded = set(without_decay) | set(_excluded(model, optimizer))
-    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    decaying = [parameter for parameter in trainable if parameter not in excluded]
-    constant = [parameter for parameter in trainable if parameter in excluded]
-    groups: list[dict[str, object]] = [
-        {"params": decaying, "weight_decay": optimizer.weight_decay},
-        {"params": constant, "weight_decay": 0.0},
+    biases = set(_norm_biases(model)) if optimizer.norm_bias_rate != 1 else set()
+    groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            kind = (parameter in biases, parameter in excluded)
+            groups.setdefault(kind, []).append(parameter)
+    return [
+        {
+            "params": members,
+            "weight_decay": 0.0 if constant else optimizer.weight_decay,
+            "rate": optimizer.norm_bias_rate if fast else 1.0,
+        }
+        for (fast, constant), members in sorted(groups.items())
     ]
-    return [group for group in groups if group["params"]]
 
 
 def build_optimizer(
@@ -81,6 +89,12 @@ def _excluded(model: nn.Module, optimizer: Optimizer) -> Iterator[nn.Parameter]:
             "conv_norm" in optimizer.no_decay and after_convolution
         ):
             yield weight
+
+
+def _norm_biases(model: nn.Module) -> Iterator[nn.Parameter]:
+    for module in model.modules():
+        if isinstance(module, _NORMS) and isinstance(module.bias, nn.Parameter):
+            yield module.bias
 
 
 def _norm_weights(model: nn.Module) -> Iterator[tuple[nn.Parameter, bool]]:

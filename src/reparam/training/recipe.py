@@ -18,7 +18,7 @@ from reparam.training._fields import build
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-__all__ = ["Ema", "Optimizer", "Recipe", "Schedule", "load_recipe", "recipe_names"]
+__all__ = ["Ema", "Optimizer", "Recipe", "Schedule", "SmallFirst", "load_recipe", "recipe_names"]
 
 NoDecay = Literal["bias", "norm", "conv_norm"]
 
@@ -38,6 +38,8 @@ class Optimizer:
             weight; ``"conv_norm"``: the weight of a normalisation that directly follows a
             convolution, so that the normalisation of an identity branch still decays (RepVGG,
             official training code).
+        norm_bias_rate: Learning rate of the normalisations' biases over that of all else (Jordan
+            2024, section 3.4).
     """
 
     kind: Literal["sgd", "adamw"] = "sgd"
@@ -47,6 +49,7 @@ class Optimizer:
     betas: tuple[float, float] = (0.9, 0.999)
     weight_decay: float = 0.0
     no_decay: tuple[NoDecay, ...] = ()
+    norm_bias_rate: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -94,11 +97,36 @@ class Ema:
 
 
 @dataclass(frozen=True)
+class SmallFirst:
+    """Smaller images at the beginning of a run, which cost less and teach the coarse features.
+
+    Attributes:
+        size: Longer side of the images in pixels; 0 for none but the full ones.
+        share: Share of the run that sees them.
+    """
+
+    size: int = 0
+    share: float = 0.0
+
+    def now(self, step: int, steps: int) -> bool:
+        """Whether images are small at one of `steps` optimizer steps.
+
+        Example:
+            >>> small = SmallFirst(size=24, share=0.5)
+            >>> [small.now(step, 4) for step in range(4)]
+            [True, True, False, False]
+        """
+        return self.size > 0 and step < round(self.share * steps)
+
+
+@dataclass(frozen=True)
 class Recipe:
     """How a model is trained.
 
     Attributes:
         summary: One line for a person.
+        model: The MODEL that the recipe was made for, which ``reparam train`` takes where none is
+            named; nothing else depends on it.
         epochs: Times that every training image is seen.
         batch_size: Images of one optimizer step, over all processes and accumulated parts.
         accumulate: Parts that each process splits its share of a step into, to save memory.
@@ -111,9 +139,11 @@ class Recipe:
         schedule: See :class:`Schedule`.
         augment: See :class:`reparam.data.Augment`.
         ema: See :class:`Ema`.
+        small_first: See :class:`SmallFirst`.
     """
 
     summary: str = ""
+    model: str = ""
     epochs: int = 10
     batch_size: int = 128
     accumulate: int = 1
@@ -125,6 +155,7 @@ class Recipe:
     schedule: Schedule = field(default_factory=Schedule)
     augment: Augment = field(default_factory=Augment)
     ema: Ema = field(default_factory=Ema)
+    small_first: SmallFirst = field(default_factory=SmallFirst)
 
     def __post_init__(self) -> None:
         """Refuse values that no training can start from."""
@@ -136,10 +167,15 @@ class Recipe:
         )
         rate = self.optimizer.learning_rate
         _require(rate > 0, "optimizer.learning_rate", rate, "above 0")
+        bias_rate = self.optimizer.norm_bias_rate
+        _require(bias_rate > 0, "optimizer.norm_bias_rate", bias_rate, "above 0")
         _require(0 <= self.ema.decay < 1, "ema.decay", self.ema.decay, "in [0, 1)")
         _require(self.ema.every >= 1, "ema.every", self.ema.every, "at least 1")
         share = self.schedule.warmup_share
         _require(0 <= share < 1, "schedule.warmup_share", share, "in [0, 1)")
+        small = self.small_first
+        _require(small.size >= 0, "small_first.size", small.size, "0 or more pixels")
+        _require(0 <= small.share <= 1, "small_first.share", small.share, "in [0, 1]")
 
     def to_dict(self) -> dict[str, Any]:
         """Return the recipe as nested plain values, which :meth:`from_dict` reads."""

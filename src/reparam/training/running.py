@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
 import lightning.pytorch as pl
 import torch
@@ -30,7 +30,7 @@ from reparam.training.result import Hardware, OnProgress, TrainResult, WrapOptim
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from torch import nn
+    from torch import Tensor, nn
 
     from reparam.data import ImageData, Split
 
@@ -41,6 +41,17 @@ _PRECISIONS: dict[str, Literal["32-true", "bf16-mixed", "16-mixed"]] = {
     "bf16": "bf16-mixed",
     "fp16": "16-mixed",
 }
+
+_FITTED_IMAGES = 2000
+
+
+@runtime_checkable
+class FitsData(Protocol):
+    """A model that has something to learn from images before training, once."""
+
+    def fit_data_(self, images: Tensor) -> object:
+        """Set what depends on the data, unless that was done before."""
+        ...
 
 
 def train(  # noqa: PLR0913 - one keyword for each independent choice
@@ -107,10 +118,11 @@ def train(  # noqa: PLR0913 - one keyword for each independent choice
     check_hardware(chosen, machine)
     _make_folder(files)
     check_disk(model, chosen, files)
+    working = _working_copy(model, data)
     with _quiet():
         trainer = _trainer(chosen, files, machine, progress_bar, save_every_steps, tensorboard)
         training = Training(
-            _working_copy(model),
+            working,
             data,
             chosen,
             seed=seed,
@@ -132,15 +144,16 @@ def accuracy(model: nn.Module, data: ImageData, split: Split) -> float:
     return correct / len(split)
 
 
-def _working_copy(model: nn.Module) -> nn.Module:
-    """Return a copy in training mode with contiguous weights.
+def _working_copy(model: nn.Module, data: ImageData) -> nn.Module:
+    """Return a copy in training mode, set to the data where it can be, with contiguous weights.
 
     On the CPU, torch 2.14.1 crashes in the backward pass of a strided 1x1 convolution of three
     channels in channels_last, which is the stem of RepVGG.
     """
     working = copy.deepcopy(model).to(memory_format=torch.contiguous_format)
-    working.train()
-    return working
+    if isinstance(working, FitsData):
+        working.fit_data_(data.sample(_FITTED_IMAGES)[0])
+    return working.train()
 
 
 def _make_folder(files: RunFiles) -> None:
