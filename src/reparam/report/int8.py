@@ -189,7 +189,7 @@ def _worst(ordered: Sequence[RoundedLayerRecord], record: QuantizationRecord) ->
     (worse, least), (better, most) = sorted(sides, key=lambda side: side[1])
     told = (
         f"{worst.name} hurts most: rounded alone it leaves {decibels(worst.output_db)} at the "
-        f"output, and its {worse} ({decibels(least)}) more than its {better} ({decibels(most)})."
+        f"output. Its {worse} ({decibels(least)}) lost more than its {better} ({decibels(most)})."
     )
     if worst.kept:
         return f"{told} It was left in float."
