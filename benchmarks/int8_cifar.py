@@ -187,19 +187,20 @@ def aware(name: str, found: dict[str, Any], data: ImageData, options: argparse.N
     )
     for kind, begun in (("float", fused), ("aware", prepare_qat(fused, data))):
         with tempfile.TemporaryDirectory() as folder:
-            train(begun, data, recipe=how, out=folder, seed=0,
-                  hardware=Hardware(accelerator="cpu"))  # fmt: skip
-        trained = begun.eval() if kind == "float" else finish_qat(begun)
+            result = train(
+                begun, data, recipe=how, out=folder, seed=0, hardware=Hardware(accelerator="cpu")
+            )
+        trained = result.model if kind == "float" else finish_qat(result.model)
         for engine, suffix in SUFFIXES.items():
             with tempfile.TemporaryDirectory() as folder:
-                result = reparam.quantize(
+                written = reparam.quantize(
                     trained, Path(folder) / f"net{suffix}", data, samples=options.samples,
                     evaluation=labelled_batches(data, limit=options.limit), dynamic=False,
                     diagnose=False,
                 )  # fmt: skip
             entry = found.setdefault("trained_on", {}).setdefault(name, {}).setdefault(engine, {})
-            entry[kind] = record(result.score)
-            print(f"{name} {engine} trained on in {kind}: {result.score}", flush=True)
+            entry[kind] = record(written.score)
+            print(f"{name} {engine} trained on in {kind}: {written.score}", flush=True)
     save(found, options)
 
 

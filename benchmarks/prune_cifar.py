@@ -24,11 +24,11 @@ import torch
 from cifar_common import ROOT, Records, open_cifar, parser, run
 from cifar_nets import RUNS, make_net, recipe
 from tables import fill, markdown
-from torch import Tensor, nn
+from torch import nn
 
 import reparam
 from reparam._files import write_text
-from reparam.data import ArraySplit, ImageData
+from reparam.data import ImageData
 from reparam.pruning import load_pruned
 from reparam.training import Recipe, accuracy
 from reparam.training.checkpoints import RunFiles, save_weights
@@ -98,13 +98,6 @@ def trained_net(name: str, options: argparse.Namespace) -> nn.Module:
     return net.eval()
 
 
-def some(data: ImageData, count: int = IMAGES) -> tuple[Tensor, Tensor]:
-    """Return random training images and their labels: folders stand class by class."""
-    assert isinstance(data.train, ArraySplit)
-    order = torch.randperm(len(data.train), generator=torch.Generator().manual_seed(0))
-    return data.tensors(data.train.take(order[:count]))
-
-
 def pruned_file(name: str, options: argparse.Namespace) -> Path:
     return options.runs / f"{name}-pruned.safetensors"
 
@@ -124,7 +117,7 @@ def prune(name: str, records: Records, data: ImageData, options: argparse.Namesp
         engine=ENGINE,
         threads=1,
         importance="first_order",
-        data=some(data),
+        data=data.sample(IMAGES),
         progress=lambda done, total, what: print(f"{name}: {done}/{total} {what}", flush=True),
     )
     seconds = time.perf_counter() - started
@@ -148,7 +141,7 @@ def train(name: str, records: Records, data: ImageData, options: argparse.Namesp
 
     def branched() -> nn.Module:
         pruned = load_pruned(reparam.fuse(trained_net(name, options)), pruned_file(name, options))
-        return reparam.branch(pruned, "repvgg", calibrate=some(data, 256)[0])
+        return reparam.branch(pruned, "repvgg", calibrate=data.sample(256)[0])
 
     makers: dict[str, Callable[[], nn.Module]] = {
         "trained": branched,
@@ -165,7 +158,7 @@ def nets_of(
     whole = trained_net(name, options)
     fused = reparam.fuse(whole)
     pruned = load_pruned(fused, pruned_file(name, options))
-    branched = reparam.branch(pruned, "repvgg", calibrate=some(data, 256)[0])
+    branched = reparam.branch(pruned, "repvgg", calibrate=data.sample(256)[0])
     nets = {"before": fused, "pruned": pruned}
     for stage, net in (("trained", branched), ("control", whole)):
         if f"{name} {stage}/0" in records:

@@ -43,9 +43,16 @@ def demo() -> str:
     times = {(r["model"], r["engine"]): statistics.median(r["samples_ms"]) for r in group["rows"]}
     engines = list(dict.fromkeys(row["engine"] for row in group["rows"]))
     correct = {a["model"]: a for a in results["accuracy"] if a["engine"] == "eager"}
+    same = next(a for a in results["agreement"] if a["engine"] == "eager")
+    trained = {t["model"]: f"{t['seconds']:.0f} s" for t in results["training"]}
+    lead = (
+        f"What `make demo` trained ({trained['train']}, and the ResNet beside it "
+        f"{trained['resnet']}), folded and timed. Train form and deploy form predicted the same "
+        f"class for {same['agree']} of the {same['total']} test images:"
+    )
     header = [f"{group['input_shape'][0]} images a call", "convolutions", "batch norms"]
     header += ["parameters", "accuracy", *(ENGINES.get(e.lower(), e) for e in engines)]
-    return markdown(
+    table = markdown(
         header,
         [
             [
@@ -60,6 +67,7 @@ def demo() -> str:
             if model["key"] in correct
         ],
     )
+    return f"{lead}\n\n{table}"
 
 
 def fold_cost() -> str:
@@ -97,13 +105,25 @@ def tradeoff() -> str:
     return markdown(["times faster", *ENGINES.values()], rows)
 
 
+def fast() -> str:
+    """What the fast recipe reaches on CIFAR-10."""
+    run = next(run for run in read("cifar_fast.json")["runs"].values() if run.get("finished"))
+    return (
+        "CIFAR-10 from scratch, `reparam train --data cifar10-train.zip --recipe cifar10-fast`: "
+        f"**{100 * run['accuracy']:.2f} %** of the test images after "
+        f"{run['seconds'] / 60:.0f} minutes on these two cores "
+        f"({100 * run['accuracy_mirrored']:.2f} % with each image's mirror image beside it; "
+        "[the curve](docs/training.md#how-fast-a-good-net-can-be-had))."
+    )
+
+
 def short(name: str) -> str:
     """Write a model as papers do."""
     word = name.removesuffix(", deploy form").removeprefix("torchvision:")
     return word.replace("repvgg_a", "RepVGG-A").replace("resnet", "ResNet-")
 
 
-TABLES = {"demo": demo, "fold-cost": fold_cost, "tradeoff": tradeoff}
+TABLES = {"demo": demo, "fold-cost": fold_cost, "tradeoff": tradeoff, "cifar-fast": fast}
 
 
 def main() -> int:

@@ -247,8 +247,6 @@ def test_what_fuse_writes_is_read_into_the_deploy_form_and_back(choice, tmp_path
     assert load_checkpoint(deploy, tmp_path / "fused.pth").complete
     torch.testing.assert_close(deploy(x), fused(x), rtol=0, atol=0)
 
-    if choice == "qarepvgg":
-        pytest.xfail("a fused QARepVGG block keeps its sum by name, which deploy files lack")
     other = reparam.fuse(fresh(spec))
     torch.save(deploy.state_dict(), tmp_path / "deploy.pth")
     assert load_checkpoint(other, tmp_path / "deploy.pth").complete

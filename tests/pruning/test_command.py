@@ -87,6 +87,11 @@ def test_pruned_weights_are_trained_on_with_branches(name: str, command) -> None
     deployed = read_weights("run/deploy.safetensors").tensors
     for layer, (inputs, outputs) in widths.items():
         assert deployed[f"{layer}.weight"].shape[:2] == (outputs, inputs)
+    assert reparam.read_metadata("run/deploy.safetensors")["pruned"] == widths
+    code, out, err = command(
+        "plan", name, "--weights", "run/deploy.safetensors", "--input-size", "8"
+    )
+    assert code == 0, err
 
 
 @pytest.mark.parametrize("importance", ["magnitude", "bn_scale", "first_order"])

@@ -178,7 +178,7 @@ PLAIN = "the model's own names"
 _TRAIN = re.compile(
     r"(?:.*\.)?branches\.(?:bn|(?:sum\.)?(?:kxk\d+\.bn|kxk[1-9]\d*|pointwise|identity))\..+"
 )
-_DEPLOY = re.compile(r"(?:.*\.)?branches\.(?:(?:sum\.)?kxk0\.(?:conv\.)?)?(?:weight|bias)")
+_DEPLOY = re.compile(r"(?:.*\.)?branches\.(?:sum\.)?(?:kxk0\.(?:conv\.)?)?(?:weight|bias)")
 
 
 def form_of(names: Iterable[str]) -> Form | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,7 +19,15 @@ from reparam.models import resolve
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-__all__ = ["Inputs", "Loaded", "example_inputs", "load_model", "parse_shape", "with_weights"]
+__all__ = [
+    "Inputs",
+    "Loaded",
+    "example_inputs",
+    "load_model",
+    "parse_shape",
+    "pruned_note",
+    "with_weights",
+]
 
 _SIZE = 224
 _SEED = 0
@@ -76,7 +85,7 @@ def with_weights(model: nn.Module, weights: Path) -> tuple[nn.Module, LoadReport
     Raises:
         InputError: the file is of no use.
     """
-    if not _is_pruned(weights):
+    if not pruned_note(weights):
         return model, load_checkpoint(model, weights)
     from reparam.pruning import load_pruned
 
@@ -85,13 +94,15 @@ def with_weights(model: nn.Module, weights: Path) -> tuple[nn.Module, LoadReport
     return pruned, LoadReport(weights, "", "reparam, pruned", "deploy", names, (), (), ())
 
 
-def _is_pruned(weights: Path) -> bool:
-    if weights.suffix.lower() != ".safetensors" or not weights.is_file():
-        return False
+def pruned_note(weights: Path | None) -> dict[str, str]:
+    """What a file says of channels that are gone, as a note for what is made from it."""
+    if weights is None or weights.suffix.lower() != ".safetensors" or not weights.is_file():
+        return {}
     try:
-        return "pruned" in read_metadata(weights)
+        metadata = read_metadata(weights)
     except Exception:  # noqa: BLE001 - whatever is wrong with the file, loading it says it better
-        return False
+        return {}
+    return {"pruned": json.dumps(metadata["pruned"])} if "pruned" in metadata else {}
 
 
 def parse_shape(text: str) -> tuple[int, ...]:

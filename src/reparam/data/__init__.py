@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from reparam.data.augment import Augment
 from reparam.data.dataset import ArraySplit, ImageData, ShardSplit, Split, StoredSplit
-from reparam.data.loaders import EvalLoader, Sharding, TrainLoader, eval_loader, train_loader
+from reparam.data.evaluation import EvalLoader, eval_loader
+from reparam.data.loaders import Sharding, TrainLoader, train_loader
 from reparam.data.opening import open_data
 from reparam.data.shards import ShardIndex, index_shards
 

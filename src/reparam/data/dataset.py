@@ -167,7 +167,7 @@ class ImageData:
         Returns:
             Float32 images, normalised, shape (N, C, H, W), and int64 labels, shape (N,).
         """
-        from reparam.data.loaders import eval_loader  # loaders know data sets
+        from reparam.data.evaluation import eval_loader  # loaders know data sets
 
         count = len(split) if limit is None else min(limit, len(split))
         images: list[Tensor] = []

@@ -1,4 +1,4 @@
-"""Loaders whose every batch is a function of (seed, epoch, batch), on any number of processes.
+"""Training loaders: every batch is a function of (seed, epoch, batch), on any number of processes.
 
 A training loader is an endless row of batches with a *position*; it can be told to continue
 anywhere. The images of an optimizer step and their augmentation are drawn for the whole step, and
@@ -9,29 +9,28 @@ them exactly what one would.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any
 
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
-from reparam.data._images import augment_image, view
 from reparam.data._seeds import generator
 from reparam.data.augment import augment_batch, draw_batch
+from reparam.data.batches import Images, rebatch
 from reparam.data.dataset import ArraySplit, ShardSplit, StoredSplit
 from reparam.data.shards import CHUNK, ShardStream
 from reparam.errors import DataError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterator
 
     from torch import Tensor
 
     from reparam.data.augment import Augment
-    from reparam.data.dataset import ImageData, Split
+    from reparam.data.batches import Batch
+    from reparam.data.dataset import ImageData
 
-    Batch: TypeAlias = tuple[Tensor, Tensor]
-
-__all__ = ["EvalLoader", "Sharding", "TrainLoader", "eval_loader", "train_loader"]
+__all__ = ["Sharding", "TrainLoader", "train_loader"]
 
 
 @dataclass(frozen=True)
@@ -185,7 +184,7 @@ class _ImageTrainLoader(TrainLoader):
         for batch in range(start, len(self)):
             step, part = divmod(batch, self.sharding.accumulate)
             batches.append(self._indices(epoch, step)[self.sharding.rows(part)].tolist())
-        images = _Images(
+        images = Images(
             self._split, self.data.image_shape, augment=self.augment, seed=self.seed, epoch=epoch
         )
         yield from DataLoader(images, batch_sampler=batches, num_workers=self._workers)
@@ -248,7 +247,7 @@ class _ShardTrainLoader(TrainLoader):
             skip=start * part // CHUNK,
         )
         chunks = DataLoader(stream, batch_size=None, num_workers=self._workers)
-        for batch, content in zip(range(len(self)), _rebatch(chunks, part), strict=False):
+        for batch, content in zip(range(len(self)), rebatch(chunks, part), strict=False):
             if batch >= start:
                 yield content
 
@@ -280,137 +279,3 @@ def train_loader(
     if isinstance(split, ArraySplit) and not augment.per_image:
         return _ArrayTrainLoader(data, split, sharding, augment, seed)
     return _ImageTrainLoader(data, split, sharding, augment, seed, workers)
-
-
-class EvalLoader:
-    """Every image of a split once, in batches; of several processes each reads its share.
-
-    Batches can be short and processes may get one image or shard less than others, so that
-    nothing is read twice.
-    """
-
-    def __init__(self, length: int, data: ImageData, batches: Iterable[Batch]) -> None:
-        """Normalise `length` uint8 batches of `data`."""
-        self._length = length
-        self._data = data
-        self._batches = batches
-
-    def __len__(self) -> int:
-        """Return the number of batches, at most."""
-        return self._length
-
-    def __iter__(self) -> Iterator[Batch]:
-        """Yield normalised images, float32 (B, C, H, W), and labels, int64 (B,)."""
-        for images, labels in self._batches:
-            yield self._data.normalise(images), labels
-
-
-def eval_loader(
-    data: ImageData,
-    split: Split,
-    *,
-    batch_size: int,
-    rank: int = 0,
-    world_size: int = 1,
-    workers: int = 0,
-) -> EvalLoader:
-    """Return a loader of a split of `data`, in stored order.
-
-    Args:
-        data: Whose normalisation is used.
-        split: What is read.
-        batch_size: Images of one batch.
-        rank: This process.
-        world_size: Number of processes.
-        workers: Processes that decode; not used where nothing is decoded.
-    """
-    if isinstance(split, ShardSplit):
-        stream = ShardStream(split, data.image_shape[1:], rank=rank, world_size=world_size)
-        mine = sum(split.counts[shard] for shard in stream.shards())
-        chunks = DataLoader(stream, batch_size=None, num_workers=workers)
-        return EvalLoader(-(-mine // batch_size), data, _Rebatched(chunks, batch_size))
-    indices = torch.arange(rank, len(split), world_size)
-    groups = [group for group in torch.split(indices, batch_size) if len(group)]
-    if isinstance(split, ArraySplit):
-        return EvalLoader(len(groups), data, _Gathered(split, groups))
-    sampler = [group.tolist() for group in groups]
-    images = _Images(split, data.image_shape)
-    return EvalLoader(
-        len(groups), data, DataLoader(images, batch_sampler=sampler, num_workers=workers)
-    )
-
-
-class _Images(Dataset[Any]):
-    """Single images by position, at one size; augmented when an epoch is given."""
-
-    def __init__(
-        self,
-        split: ArraySplit | StoredSplit,
-        shape: tuple[int, int, int],
-        *,
-        augment: Augment | None = None,
-        seed: int = 0,
-        epoch: int = 0,
-    ) -> None:
-        self._split = split
-        self._size = shape[1:]
-        self._augment = augment if augment is not None and augment.per_image else None
-        self._seed = seed
-        self._epoch = epoch
-
-    def __getitem__(self, position: int) -> tuple[Tensor, int]:
-        split = self._split
-        stored = split.images[position] if isinstance(split, ArraySplit) else split.read(position)
-        label = int(split.labels[position])
-        if self._augment is None:
-            return view(stored, self._size), label
-        image = augment_image(
-            stored,
-            self._size,
-            self._augment,
-            seed=self._seed,
-            epoch=self._epoch,
-            index=position,
-        )
-        return image, label
-
-
-@dataclass(frozen=True, eq=False)
-class _Gathered:
-    """Groups of images of a split in memory."""
-
-    split: ArraySplit
-    groups: list[Tensor]
-
-    def __iter__(self) -> Iterator[Batch]:
-        for group in self.groups:
-            part = self.split.take(group)
-            yield part.images, part.labels
-
-
-@dataclass(frozen=True, eq=False)
-class _Rebatched:
-    """Chunks of any length as batches of one."""
-
-    chunks: Iterable[Batch]
-    size: int
-
-    def __iter__(self) -> Iterator[Batch]:
-        return _rebatch(self.chunks, self.size)
-
-
-def _rebatch(chunks: Iterable[Batch], size: int) -> Iterator[Batch]:
-    """Yield the content of the chunks in batches of `size`, the last one shorter."""
-    held: list[Batch] = []
-    count = 0
-    for chunk in chunks:
-        held.append(chunk)
-        count += len(chunk[1])
-        while count >= size:
-            images, labels = (torch.cat(parts) for parts in zip(*held, strict=True))
-            yield images[:size], labels[:size]
-            held = [(images[size:], labels[size:])]
-            count -= size
-    if count:
-        images, labels = (torch.cat(parts) for parts in zip(*held, strict=True))
-        yield images, labels

@@ -11,8 +11,8 @@ from torch.utils._pytree import tree_map
 from reparam.errors import VerificationError
 from reparam.fusing.discover import Discovery
 from reparam.graph.faithful import with_numbers
+from reparam.graph.running import Arguments
 from reparam.graph.skeleton import runnable_copy
-from reparam.graph.trace import Arguments
 from reparam.verifying import largest_difference, tensors, verify
 
 __all__ = ["compare_runs"]

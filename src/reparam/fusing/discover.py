@@ -14,6 +14,7 @@ from reparam.fusing.found import NOT_TOGETHER, Found, complete, describe
 from reparam.fusing.objections import Objections, owners_of
 from reparam.fusing.place import place_all
 from reparam.fusing.probe import identify
+from reparam.graph.builtin import is_builtin
 from reparam.graph.faithful import (
     Outcome,
     Report,
@@ -24,8 +25,9 @@ from reparam.graph.faithful import (
 )
 from reparam.graph.kinds import AnyConv
 from reparam.graph.lift import Lifted, lift
+from reparam.graph.running import Arguments
 from reparam.graph.skeleton import hooked_modules, shared_copy, with_plain_weights
-from reparam.graph.trace import Arguments, Key, Trace, TraceFailure, is_builtin, join, trace
+from reparam.graph.trace import Key, Trace, TraceFailure, join, trace
 from reparam.planner import select
 
 __all__ = ["Discovery", "Found", "Unfolded", "discover"]

@@ -14,7 +14,8 @@ from reparam.fusing.found import Found
 from reparam.fusing.place import Block, blocks_of, locate, missing
 from reparam.graph.hosted import rebuilt
 from reparam.graph.rewrite import Shell, build
-from reparam.graph.trace import Key, Trace, TraceFailure, is_parameter_only, trace
+from reparam.graph.running import is_parameter_only
+from reparam.graph.trace import Key, Trace, TraceFailure, trace
 
 __all__ = ["CannotPlaceError", "apply_regions", "make_layer"]
 

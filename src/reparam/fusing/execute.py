@@ -16,10 +16,10 @@ from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
 from reparam.algebra import flat_pads
+from reparam.graph.builtin import is_builtin
 from reparam.graph.ir import Kind, Node
 from reparam.graph.kinds import AnyBatchNorm
 from reparam.graph.lift import Lifted
-from reparam.graph.trace import is_builtin
 from reparam.planner import Candidate
 
 __all__ = ["Runner", "pad_as", "run_moved", "run_nodes", "run_region"]

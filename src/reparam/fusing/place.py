@@ -10,7 +10,8 @@ from torch import fx, nn
 
 from reparam.fusing.found import NOT_TOGETHER, Found, complete
 from reparam.graph.ir import Node
-from reparam.graph.trace import Arguments, Key, Trace, TraceFailure, trace
+from reparam.graph.running import Arguments
+from reparam.graph.trace import Key, Trace, TraceFailure, trace
 
 __all__ = ["Block", "Placement", "blocks_of", "locate", "missing", "place_all"]
 

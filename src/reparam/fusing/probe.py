@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from reparam.algebra import AffineConv, Geometry
-from reparam.graph.trace import Arguments
+from reparam.graph.running import Arguments
 
 __all__ = ["identify"]
 

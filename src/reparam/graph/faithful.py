@@ -21,11 +21,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_map
 
 from reparam.graph.arguments import CONVOLUTIONS, bind
+from reparam.graph.builtin import is_builtin
 from reparam.graph.constants import Constants
 from reparam.graph.kinds import AnyConv
+from reparam.graph.running import Arguments as Call
+from reparam.graph.running import bind_inputs, run_until
 from reparam.graph.skeleton import on_meta, runnable_copy
-from reparam.graph.trace import Arguments as Call
-from reparam.graph.trace import Key, Trace, bind_inputs, is_builtin, run_until
+from reparam.graph.trace import Key, Trace
 
 __all__ = [
     "Outcome",

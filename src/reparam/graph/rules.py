@@ -10,6 +10,7 @@ from torch import fx, nn
 from torch.nn import functional as F
 
 from reparam.graph.arguments import CONVOLUTIONS
+from reparam.graph.builtin import is_builtin
 from reparam.graph.hosted import is_hosted
 from reparam.graph.kinds import AnyBatchNorm
 from reparam.graph.lift import Lifter, Rule
@@ -51,7 +52,6 @@ from reparam.graph.rules_scales import (
     reverse_subtract,
     subtract,
 )
-from reparam.graph.trace import is_builtin
 
 __all__ = ["rule_for"]
 

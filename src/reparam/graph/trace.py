@@ -17,14 +17,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch.utils._pytree import tree_flatten, tree_map
+from torch.utils._pytree import tree_flatten
 
+from reparam.graph.builtin import is_builtin
+from reparam.graph.running import Arguments, is_parameter_only, run_until
 from reparam.graph.skeleton import on_meta, shared_copy
 
-__all__ = ["Arguments", "Call", "Key", "Trace", "TraceFailure", "bind_inputs", "run_until", "trace"]
-
-Arguments = tuple[tuple[Any, ...], dict[str, Any]]
-"""Positional and keyword arguments of one call."""
+__all__ = ["Call", "Key", "Trace", "TraceFailure", "join", "trace"]
 
 _MAX_OPAQUE = 64
 """Modules left as opaque calls before a trace is given up."""
@@ -326,86 +325,6 @@ class _InPlaceProxy(fx.Proxy):
 
     def _in_place(self, function: Callable[..., Any], other: Any) -> Any:
         return self.tracer.create_proxy("call_function", function, (self, other), {})
-
-
-def is_parameter_only(node: fx.Node) -> bool:
-    """Whether a value is computed from parameters and buffers alone."""
-    if node.op == "get_attr":
-        return True
-    inputs = node.all_input_nodes
-    return (
-        node.op in {"call_function", "call_method"}
-        and bool(inputs)
-        and all(is_parameter_only(n) for n in inputs)
-    )
-
-
-def bind_inputs(graph: fx.Graph, arguments: Arguments) -> dict[fx.Node, Any]:
-    """Match the arguments of a call with the inputs of a trace; inputs not given are None."""
-    positional, named = list(arguments[0]), dict(arguments[1])
-    values: dict[fx.Node, Any] = {}
-    for node in graph.nodes:
-        if node.op == "placeholder":
-            default = node.args[0] if node.args else None
-            values[node] = positional.pop(0) if positional else named.pop(str(node.target), default)
-    return values
-
-
-def run_until(node: fx.Node, twin: nn.Module, arguments: Arguments) -> Any:
-    """Compute the value of a node of a graph, which may be unfinished, without numbers."""
-    meta = tree_map(lambda v: v.to("meta") if isinstance(v, Tensor) else v, arguments)
-    values = bind_inputs(node.graph, meta)
-    with torch.no_grad():
-        for step in _ancestors(node):
-            if step.op != "placeholder":
-                values[step] = _run_step(step, twin, values)
-    return values[node]
-
-
-def _ancestors(node: fx.Node) -> list[fx.Node]:
-    """A node and all that it is computed from, in program order."""
-    needed, waiting = {node}, [node]
-    while waiting:
-        for source in waiting.pop().all_input_nodes:
-            if source not in needed:
-                needed.add(source)
-                waiting.append(source)
-    return [n for n in node.graph.nodes if n in needed]
-
-
-def _run_step(step: fx.Node, twin: nn.Module, values: dict[fx.Node, Any]) -> Any:
-    if step.op == "get_attr":
-        return operator.attrgetter(str(step.target))(twin)
-    args, kwargs = fx.map_arg((step.args, step.kwargs), values.__getitem__)
-    if step.op == "call_module":
-        return twin.get_submodule(str(step.target))(*args, **kwargs)
-    if step.op == "call_method":
-        return getattr(args[0], str(step.target))(*args[1:], **kwargs)
-    target: Any = step.target
-    return target(*args, **kwargs)
-
-
-def is_builtin(module: nn.Module) -> bool:
-    """Whether a module is one of PyTorch's own with its forward unchanged (not a container)."""
-    kind = type(module)
-    if isinstance(module, nn.Sequential) or kind.__module__.startswith(
-        "torch.nn.modules.container"
-    ):
-        return False
-    defined_in = getattr(kind.forward, "__module__", "")
-    own = kind.__module__.startswith(("torch.nn", "torch.ao.nn"))
-    return own or (defined_in.startswith("torch.nn") and _overrides_nothing(kind))
-
-
-def _overrides_nothing(kind: type[nn.Module]) -> bool:
-    """Whether a subclass of a PyTorch layer leaves all methods that its forward calls alone."""
-    base = next(c for c in kind.__mro__ if c.__module__.startswith("torch.nn"))
-    if base is nn.Module:
-        return False
-    changed = {name for c in kind.__mro__[: kind.__mro__.index(base)] for name in vars(c)}
-    watched = {name for name, value in vars(base).items() if inspect.isfunction(value)}
-    harmless = {"__init__", "extra_repr", "reset_parameters", "_load_from_state_dict"}
-    return not (changed & (watched | {"__call__", "weight", "bias"})) - harmless
 
 
 def _passed(root: nn.Module, example: Arguments | None) -> set[str]:

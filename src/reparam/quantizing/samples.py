@@ -16,7 +16,6 @@ from reparam.errors import DataError, InputError
 if TYPE_CHECKING:
     from torch import nn
 
-    from reparam.data import Split
 
 __all__ = [
     "Batch",

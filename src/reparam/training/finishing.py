@@ -13,12 +13,11 @@ from reparam._files import write_text
 from reparam.data import eval_loader
 from reparam.errors import InputError, VerificationError
 from reparam.fusing import plan
-from reparam.training.checkpoints import save_weights
 from reparam.training.module import EVAL_BATCH
 from reparam.verifying import verify
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from torch import nn
 
@@ -103,6 +102,8 @@ def finish(
     *,
     out: str | Path,
     exports: Sequence[str] = (),
+    source: str | None = None,
+    notes: Mapping[str, str] | None = None,
 ) -> Deployment:
     """Fuse a trained model, compare it with what it was on the validation images, and write it.
 
@@ -111,6 +112,8 @@ def finish(
         data: What it was trained on.
         out: Existing folder for ``deploy.safetensors``, ``deploy.json`` and the exports.
         exports: File names such as ``"deploy.onnx"``; the suffix picks the format.
+        source: What the model was made from, for the files' metadata; None is its class.
+        notes: More for the files' metadata (:func:`reparam.export`).
 
     Returns:
         The fused model and the figures.
@@ -130,8 +133,14 @@ def finish(
     verdict = verify(result.model, fused, images)
     verdict.raise_if_different()
     compared, different, correct = _compare(result.model, fused, data, verdict.tolerance)
-    weights = folder / "deploy.safetensors"
-    save_weights(fused.state_dict(), weights)
+
+    def write(name: str) -> ExportResult:
+        from reparam.exporting import export
+
+        return export(
+            fused, folder / name, images[:4], reference=result.model, source=source, notes=notes
+        )
+
     deployment = Deployment(
         model=fused,
         plan=made,
@@ -141,8 +150,8 @@ def finish(
         accuracy=correct / compared,
         parameters_before=_parameters(result.model),
         parameters_after=_parameters(fused),
-        weights=weights,
-        exports=_export(fused, result.model, folder, exports, images),
+        weights=write("deploy.safetensors").path,
+        exports=tuple(write(name) for name in exports),
     )
     write_text(folder / "deploy.json", json.dumps(deployment.to_dict(), indent=2) + "\n")
     return deployment
@@ -168,16 +177,6 @@ def _compare(
         different += int(changed.sum())
         correct += int((after.argmax(dim=1) == labels).sum())
     return compared, different, correct
-
-
-def _export(
-    fused: nn.Module, trained: nn.Module, folder: Path, names: Sequence[str], images: torch.Tensor
-) -> tuple[ExportResult, ...]:
-    if not names:
-        return ()
-    from reparam.exporting import export
-
-    return tuple(export(fused, folder / name, images[:4], reference=trained) for name in names)
 
 
 def _parameters(model: nn.Module) -> int:

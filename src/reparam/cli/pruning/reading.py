@@ -22,7 +22,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Material", "gather", "score"]
 
-_SEED = 0
 _BATCH = 128
 
 
@@ -162,10 +161,6 @@ def _check_fused(loaded: Loaded, sample: Tensor, weights: Path | None, inputs: I
 
 
 def _batches(data: ImageData, images: int) -> tuple[tuple[Tensor, Tensor], ...]:
-    """Random training images: in folders they stand class by class."""
-    split: Split = data.train
-    if isinstance(split, ArraySplit | StoredSplit):
-        generator = torch.Generator().manual_seed(_SEED)
-        split = split.take(torch.randperm(len(split), generator=generator)[:images])
-    found, labels = data.tensors(split, limit=images)
+    """Random training images, in batches."""
+    found, labels = data.sample(images)
     return tuple(zip(found.split(_BATCH), labels.split(_BATCH), strict=True))

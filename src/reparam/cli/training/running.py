@@ -14,7 +14,7 @@ import reparam
 from reparam._optional import require
 from reparam.cli import small
 from reparam.cli.notes import fold_warnings_noted
-from reparam.cli.targets import with_weights
+from reparam.cli.targets import pruned_note, with_weights
 from reparam.data import ImageData, open_data
 from reparam.errors import InputError
 from reparam.models import resolve
@@ -92,7 +92,14 @@ def run(request: TrainRequest, terminal: Terminal) -> Finished | None:
     if not first:
         return None
     with terminal.progress("Fusing, comparing, exporting"), fold_warnings_noted(terminal):
-        deployment = finish(result, data, out=request.out, exports=request.export_names)
+        deployment = finish(
+            result,
+            data,
+            out=request.out,
+            exports=request.export_names,
+            source=model_name,
+            notes=pruned_note(request.weights),
+        )
     return Finished(model_name, request.branch, data, recipe_name, result, deployment)
 
 

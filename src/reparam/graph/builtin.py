@@ -1,0 +1,32 @@
+"""Which modules are PyTorch's own, so that their forward need not be traced."""
+
+from __future__ import annotations
+
+import inspect
+
+from torch import nn
+
+__all__ = ["is_builtin"]
+
+
+def is_builtin(module: nn.Module) -> bool:
+    """Whether a module is one of PyTorch's own with its forward unchanged (not a container)."""
+    kind = type(module)
+    if isinstance(module, nn.Sequential) or kind.__module__.startswith(
+        "torch.nn.modules.container"
+    ):
+        return False
+    defined_in = getattr(kind.forward, "__module__", "")
+    own = kind.__module__.startswith(("torch.nn", "torch.ao.nn"))
+    return own or (defined_in.startswith("torch.nn") and _overrides_nothing(kind))
+
+
+def _overrides_nothing(kind: type[nn.Module]) -> bool:
+    """Whether a subclass of a PyTorch layer leaves all methods that its forward calls alone."""
+    base = next(c for c in kind.__mro__ if c.__module__.startswith("torch.nn"))
+    if base is nn.Module:
+        return False
+    changed = {name for c in kind.__mro__[: kind.__mro__.index(base)] for name in vars(c)}
+    watched = {name for name, value in vars(base).items() if inspect.isfunction(value)}
+    harmless = {"__init__", "extra_repr", "reset_parameters", "_load_from_state_dict"}
+    return not (changed & (watched | {"__call__", "weight", "bias"})) - harmless
