@@ -132,6 +132,9 @@ def recipe(epochs: int | None = None) -> Recipe:
         optimizer__momentum=0.9,
         optimizer__weight_decay=5e-4,
         optimizer__norm_bias_rate=1.0,
+        augment__translate=2,
+        augment__cutout=0,
+        small_first__size=0,
         ema__decay=0.0,
     )
 

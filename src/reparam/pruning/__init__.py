@@ -13,13 +13,16 @@ from reparam.pruning.result import (
     PruneResult,
     Trial,
 )
+from reparam.pruning.targets import LatencyTarget, MacsTarget
 
 __all__ = [
     "CRITERIA",
     "ChannelGroup",
     "Kept",
     "LatencyChange",
+    "LatencyTarget",
     "LayerWidths",
+    "MacsTarget",
     "PruneResult",
     "Trial",
     "load_pruned",

@@ -20,7 +20,7 @@ from reparam.pruning.proof import compare, sound_groups
 from reparam.pruning.reconstruction import reconstruct as solve
 from reparam.pruning.result import Kept, PruneResult
 from reparam.pruning.search import Clock, Search
-from reparam.pruning.targets import latency_target, macs_target
+from reparam.pruning.targets import LatencyTarget, target_of
 from reparam.pruning.widths import layer_widths, parameters, tied_groups
 
 if TYPE_CHECKING:
@@ -116,13 +116,11 @@ def prune(  # noqa: PLR0913 - each is one decision of the user
         ((24, 16), True)
     """
     inputs = as_tuple(example_inputs)
-    if (macs is None) == (latency is None):
-        raise InputError("give either macs= or latency=, the share that is to be left, such as 0.5")
-    share = None if macs is None else macs_target(macs)
-    wanted = None if latency is None else latency_target(latency)
+    target = target_of(macs, latency)
+    by_clock = isinstance(target, LatencyTarget)
     if multiple < 1:
         raise InputError(f"multiple is {multiple}; widths are multiples of at least 1 channel")
-    clock = _clock(engine, precision, threads, rounds, needed=wanted is not None)
+    clock = _clock(engine, precision, threads, rounds, needed=by_clock)
     _check_criterion(importance, data, trained)
     _check_model(model, inputs)
     check_keep(model, keep)
@@ -137,10 +135,7 @@ def prune(  # noqa: PLR0913 - each is one decision of the user
     if not steps.rungs:
         raise InputError(_nothing_to_remove(model, kept, multiple))
     search = Search(model, inputs, steps, progress)
-    if wanted is not None and clock is not None:
-        found, target = search.to_latency(wanted, clock), str(wanted)
-    else:
-        found, target = search.to_macs(share or 0.0), f"{share:g} of the multiply-adds"
+    found = search.reach(target, clock)
     removed = steps.removed(found.rung)
     verdict = compare(model, found.model, groups, removed, inputs)
     if not verdict.ok:
@@ -149,7 +144,7 @@ def prune(  # noqa: PLR0913 - each is one decision of the user
     if reconstruct and batches:
         pruned, solved = solve(model, pruned, groups, removed, _some(batches))
     timed = found.latency
-    if wanted is None and clock is not None:
+    if not by_clock and clock is not None:
         timed = clock.compare(model, pruned, inputs, 2)
     layers = layer_widths(model, pruned)
     return PruneResult(

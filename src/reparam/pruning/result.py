@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from torch import nn
 
+    from reparam.pruning.targets import Target
+
 __all__ = ["ChannelGroup", "Kept", "LatencyChange", "LayerWidths", "PruneResult", "Trial"]
 
 
@@ -109,7 +111,7 @@ class PruneResult:
     Attributes:
         model: The new net, in eval mode: of the same classes, with fewer channels.
         importance: The criterion.
-        target: What was asked for, in words.
+        target: What was asked for; as text, in words.
         layers: Every layer with channels, in the order in which the net registers them.
         groups: Layers that write the same channels, where they are more than one: the price of
             additions, which a single path does not pay.
@@ -123,7 +125,7 @@ class PruneResult:
 
     model: nn.Module
     importance: str
-    target: str
+    target: Target
     layers: tuple[LayerWidths, ...]
     groups: tuple[ChannelGroup, ...]
     kept: tuple[Kept, ...]
@@ -140,7 +142,7 @@ class PruneResult:
 
     def to_dict(self) -> dict[str, Any]:
         """Return all but the net, as plain values for JSON."""
-        found = {key: getattr(self, key) for key in ("importance", "target")}
+        found: dict[str, Any] = {"importance": self.importance, "target": str(self.target)}
         found |= {
             key: [asdict(entry) for entry in getattr(self, key)]
             for key in ("layers", "groups", "kept", "trials")

@@ -10,12 +10,13 @@ from reparam.benchmarking import benchmark, profile
 from reparam.errors import InputError
 from reparam.pruning.graph import cut
 from reparam.pruning.result import LatencyChange, Trial
+from reparam.pruning.targets import MacsTarget
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from reparam.pruning.ladder import Ladder
-    from reparam.pruning.targets import LatencyTarget
+    from reparam.pruning.targets import LatencyTarget, Target
 
 __all__ = ["Clock", "Outcome", "Progress", "Search"]
 
@@ -108,6 +109,17 @@ class Search:
         smaller = cut(self._model, self._inputs, self._ladder.removed(rung))
         self._counted[rung] = profile(smaller, self._inputs).multiply_adds
         return smaller
+
+    def reach(self, target: Target, clock: Clock | None) -> Outcome:
+        """Return the largest net that meets a target; a latency needs a clock.
+
+        Raises:
+            InputError: The smallest net does not meet it.
+        """
+        if isinstance(target, MacsTarget):
+            return self.to_macs(target.share)
+        assert clock is not None  # noqa: S101 - the caller makes one for latencies
+        return self.to_latency(target, clock)
 
     def to_macs(self, share: float) -> Outcome:
         """Return the largest net with at most that share of the multiply-adds.

@@ -5,13 +5,28 @@ from __future__ import annotations
 import math
 import re
 from dataclasses import dataclass
+from typing import TypeAlias
 
 from reparam.errors import InputError
 
-__all__ = ["LatencyTarget", "latency_target", "macs_target"]
+__all__ = ["LatencyTarget", "MacsTarget", "Target", "latency_target", "macs_target", "target_of"]
 
 _TIME = re.compile(r"\s*([0-9.eE+-]+)\s*(ms|us|µs|s)\s*")
 _UNITS = {"s": 1.0, "ms": 1e-3, "us": 1e-6, "µs": 1e-6}
+
+
+@dataclass(frozen=True)
+class MacsTarget:
+    """Multiply-adds to reach.
+
+    Attributes:
+        share: Of those of the net that was given.
+    """
+
+    share: float
+
+    def __str__(self) -> str:
+        return f"{self.share:g} of the multiply-adds"
 
 
 @dataclass(frozen=True)
@@ -38,6 +53,22 @@ class LatencyTarget:
         return self.ratio is not None and ratio <= self.ratio
 
 
+Target: TypeAlias = MacsTarget | LatencyTarget
+
+
+def target_of(macs: float | None, latency: float | str | None) -> Target:
+    """Read the one that is given.
+
+    Raises:
+        InputError: It is of no use, or not one of the two is given.
+    """
+    if macs is not None and latency is None:
+        return macs_target(macs)
+    if latency is not None and macs is None:
+        return latency_target(latency)
+    raise InputError("give either macs= or latency=, the share that is to be left, such as 0.5")
+
+
 def latency_target(value: float | str) -> LatencyTarget:
     """Read a ratio, or a time with its unit.
 
@@ -62,13 +93,13 @@ def latency_target(value: float | str) -> LatencyTarget:
     )
 
 
-def macs_target(value: float) -> float:
-    """Check a share of the multiply-adds.
+def macs_target(value: float) -> MacsTarget:
+    """Read a share of the multiply-adds.
 
     Raises:
         InputError: It is none.
     """
-    return _ratio(value, "macs", "")
+    return MacsTarget(_ratio(value, "macs", ""))
 
 
 def _number(text: str, value: str) -> float:

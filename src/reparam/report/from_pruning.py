@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import re
 from typing import TYPE_CHECKING
 
 from reparam.errors import InputError
+from reparam.pruning.targets import MacsTarget
 from reparam.report.benchmarks import engine_label
 from reparam.report.compressed import (
     ChannelGroupRecord,
@@ -21,18 +21,12 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from reparam.pruning import LatencyChange, LayerWidths, PruneResult
+    from reparam.pruning.targets import Target
 
 __all__ = ["from_prune", "pruning_record"]
 
 Judged = tuple[int, int, int]
 """Samples right before, samples right after, and samples."""
-
-_TARGETS = {
-    "macs_share": re.compile(r"([0-9.e+-]+) of the multiply-adds"),
-    "latency_share": re.compile(r"([0-9.e+-]+) of the latency"),
-    "latency_ms": re.compile(r"([0-9.e+-]+) ms"),
-}
-"""How a :class:`~reparam.pruning.PruneResult` words what was asked for."""
 
 
 def from_prune(  # noqa: PLR0913 - what the result itself does not know
@@ -98,7 +92,7 @@ def pruning_record(
         )
     return PruningRecord(
         model=model,
-        target=result.target,
+        target=str(result.target),
         importance=result.importance,
         multiply_adds_before=result.multiply_adds[0],
         multiply_adds_after=result.multiply_adds[1],
@@ -139,13 +133,10 @@ def _ratio(change: LatencyChange | None) -> RatioRecord | None:
     )
 
 
-def _asked_for(target: str) -> dict[str, float]:
-    """The target as a number.
-
-    >>> _asked_for("0.5 of the multiply-adds"), _asked_for("2.5 ms")
-    ({'macs_share': 0.5}, {'latency_ms': 2.5})
-    """
-    for name, pattern in _TARGETS.items():
-        if found := pattern.fullmatch(target):
-            return {name: float(found[1])}
-    return {}
+def _asked_for(target: Target) -> dict[str, float]:
+    """The target as a number."""
+    if isinstance(target, MacsTarget):
+        return {"macs_share": target.share}
+    if target.seconds is not None:
+        return {"latency_ms": 1e3 * target.seconds}
+    return {} if target.ratio is None else {"latency_share": target.ratio}
