@@ -269,7 +269,7 @@ def draw(records: Records) -> None:
         minutes = [record["seconds"] / 60 for record in entry["curve"]]
         percents = [100 * record["validation_accuracy"] for record in entry["curve"]]
         axes.plot(minutes, percents, "o-", label=augmentation(entry))
-    axes.set_ylim(bottom=60)
+    axes.set_ylim(60, 95)
     axes.axhline(94, color="grey", linestyle=":", label="94 %")
     axes.set(xlabel="minutes on two cores", ylabel="CIFAR-10 test accuracy, %")
     axes.legend()

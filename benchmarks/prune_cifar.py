@@ -271,6 +271,12 @@ def groups_table(content: dict[str, Any]) -> str:
     return markdown(["net", "layers that share their channels", "before", "after"], body)
 
 
+def _label(x: float, y: float, anchor: str, colour: str, text: str) -> str:
+    return (
+        f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}" style="fill:{colour}">{text}</text>'
+    )
+
+
 def picture(rows: list[dict[str, Any]]) -> str:
     """Draw accuracy against latency, an arrow from each stage to the next."""
     width, height, left, top, right, bottom = 720, 400, 64, 24, 700, 340
@@ -310,13 +316,15 @@ def picture(rows: list[dict[str, Any]]) -> str:
         for stage, (x, y) in own.items():
             fill = "#ffffff" if stage == "control" else colour
             parts.append(f'<circle cx="{x}" cy="{y}" r="5" fill="{fill}" stroke="{colour}"/>')
+        # The residual net is the faster one, so its labels go to the left of its marks.
+        side, shift = ("end", -9) if kind == "residual" else ("start", 9)
         x, y = own["before"]
-        parts.append(f'<text x="{x + 9}" y="{y + 16}" fill="{colour}">{name}, {kind}</text>')
+        place = (x - 9, y - 8, "end") if kind == "residual" else (x, y + 22, "middle")
+        parts.append(_label(*place, colour, f"{name}, {kind}"))
         for stage, label in (("pruned", "pruned"), ("trained", "trained on"), ("control", "whole")):
-            if stage not in own:
-                continue
-            x, y = own[stage]
-            parts.append(f'<text x="{x + 9}" y="{y - 7}" fill="{colour}">{label}</text>')
+            if stage in own:
+                x, y = own[stage]
+                parts.append(_label(x + shift, y - 7, side, colour, label))
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" role="img" '
         'aria-label="Accuracy against latency of a single path and of a residual net: before '
