@@ -112,7 +112,8 @@ def fast() -> str:
     runs = read("cifar_fast.json")["runs"].values()
     run = next(run for run in runs if run.get("finished") and run["recipe"] == recipe)
     return (
-        "CIFAR-10 from scratch, `reparam train --data cifar10-train.zip --recipe cifar10-fast`: "
+        "CIFAR-10 (JPEG) from scratch by the recipe `cifar10-fast` "
+        "(`python benchmarks/cifar_fast.py`): "
         f"**{100 * run['accuracy']:.2f} %** of the test images after "
         f"{run['seconds'] / 60:.0f} minutes on these two cores "
         f"({100 * run['accuracy_mirrored']:.2f} % with each image's mirror image beside it; "

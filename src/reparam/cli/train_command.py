@@ -28,7 +28,12 @@ ValidationOption = Annotated[
 ]
 ModelOption = Annotated[
     str | None,
-    typer.Option("--model", "-m", metavar="MODEL", help="Any MODEL; a small RepVGG if left out."),
+    typer.Option(
+        "--model",
+        "-m",
+        metavar="MODEL",
+        help="Any MODEL; if left out the recipe's own, or a small RepVGG.",
+    ),
 ]
 ImageSizeOption = Annotated[
     int | None,

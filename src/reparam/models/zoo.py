@@ -15,7 +15,17 @@ from reparam.models.specs import BRANCHES, BranchSpec, MobileOneSpec, NetSpec, R
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-__all__ = ["SPECS", "Factory", "Form", "build", "canonical_name", "create", "names", "suggestion"]
+__all__ = [
+    "SPECS",
+    "Factory",
+    "Form",
+    "branch_spec",
+    "build",
+    "canonical_name",
+    "create",
+    "names",
+    "suggestion",
+]
 
 Form: TypeAlias = Literal["train", "deploy"]
 
@@ -182,10 +192,10 @@ def _changed(name: str, spec: NetSpec, changes: Mapping[str, Any]) -> NetSpec:
                 f"its options are {', '.join(known)}"
             )
     branches = changes.get("branches", spec.branches)
-    return replace(spec, **{**changes, "branches": _branch_spec(branches)})
+    return replace(spec, **{**changes, "branches": branch_spec(branches)})
 
 
-def _branch_spec(choice: str | BranchSpec) -> BranchSpec:
+def branch_spec(choice: str | BranchSpec) -> BranchSpec:
     """Return the branches that a name stands for, and a spec as it is."""
     if isinstance(choice, BranchSpec):
         return choice

@@ -30,7 +30,7 @@ class TrainRequest:
     Attributes:
         data: as :func:`reparam.data.open_data` takes it.
         out: folder of the run.
-        model: MODEL, or None for a small RepVGG.
+        model: MODEL, or None for the recipe's own, or else a small RepVGG.
         recipe: a name or a file, or None for the one that fits the data.
         branch: a kind of branching, to widen a plain MODEL with, or None.
         weights: checkpoint to begin from, or None for fresh weights.

@@ -67,7 +67,7 @@ def run(request: TrainRequest, terminal: Terminal) -> Finished | None:
     data = _open(request, terminal)
     recipe_name = request.recipe or _default_recipe(data)
     recipe = load_recipe(recipe_name)
-    model_name = request.model or (request.recipe and recipe.model) or _default_model(data)
+    model_name = request.model or recipe.model or _default_model(data)
     recipe = recipe.override(**request.changes) if request.changes else recipe
     model = _build(model_name, data, request)
     with _stop_told(terminal), terminal.progress("Training") as update:
