@@ -13,6 +13,9 @@ DEMO_OUT ?= reparam-demo
 # Test processes, one torch thread each; more of them than cores only slows the tests down.
 WORKERS ?= 2
 PYTEST_ARGS ?=
+# The newest versions that pyproject.toml allows; `make test CONSTRAINTS=constraints.txt` takes those of
+# the last green run on Linux, x86-64 and Python 3.11.
+CONSTRAINTS ?=
 
 .PHONY: help
 help: ## Show this list
@@ -59,8 +62,14 @@ format: $(READY) ## Format the code and mend what can be mended safely
 	$(BIN)/ruff check --fix
 
 .PHONY: dist
-dist: $(READY) ## Build the wheel and the source distribution into dist/
-	$(BIN)/python -m build
+dist: $(READY) ## Build the wheel and the source distribution into dist/, and check them
+	rm -rf dist
+	$(BIN)/python -m build --no-isolation
+	$(BIN)/twine check --strict dist/*
+
+.PHONY: evidence
+evidence: $(READY) ## List the scripts behind the published numbers; RUN=fold_cost runs one
+	$(BIN)/python benchmarks/evidence.py $(RUN)
 
 .PHONY: clean
 clean: ## Remove caches and build outputs (not .venv, runs or reports)
@@ -81,5 +90,5 @@ $(READY): pyproject.toml
 	fi; \
 	echo "Making $(VENV) with $$python: a download of several GB, most of it PyTorch."; \
 	"$$python" -m venv $(VENV)
-	$(BIN)/python -m pip install --editable '.[dev]'
+	$(BIN)/python -m pip install --editable '.[dev]' $(addprefix --constraint ,$(CONSTRAINTS))
 	@touch $@

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from make_cifar10 import TEST, TRAIN
 from tables import ROOT
 from torch import Tensor, distributed, nn
 from torch.nn import functional
@@ -40,9 +41,8 @@ def parser(description: str | None, name: str) -> argparse.ArgumentParser:
     options = argparse.ArgumentParser(
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    data = ROOT.parent / "shared" / "data"
-    options.add_argument("--train", type=Path, default=data / "cifar10-train.zip")
-    options.add_argument("--test", type=Path, default=data / "cifar10-test.zip")
+    options.add_argument("--train", type=Path, default=TRAIN, help="make_cifar10.py makes it")
+    options.add_argument("--test", type=Path, default=TEST)
     options.add_argument("--runs", type=Path, default=ROOT / "runs" / name)
     options.add_argument("--out", type=Path, default=RESULTS / f"{name}.json")
     options.add_argument("--threads", type=int, default=torch.get_num_threads())

@@ -33,6 +33,7 @@ from typing import Any
 
 import timm
 import torch
+from make_cifar10 import TEST
 from tables import ROOT, fill, markdown
 from torch import Tensor, nn
 from torch.nn import functional
@@ -187,8 +188,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    data = ROOT.parent / "shared" / "data" / "cifar10-test.zip"
-    parser.add_argument("--data", type=Path, default=data, help="folder or zip of images")
+    parser.add_argument("--data", type=Path, default=TEST, help="folder or zip of images")
     parser.add_argument("--images", type=int, default=64)
     parser.add_argument("--engines", help="names with commas; every installed one if left out")
     parser.add_argument("--precisions", default="fp32,bf16")

@@ -9,30 +9,9 @@ import textwrap
 
 import pytest
 
+from extras import EXTRAS_ONLY
 from reparam._optional import available, require
 from reparam.errors import MissingExtraError, ReparamError
-
-# Import names of what the extras bring.
-EXTRAS_ONLY = [
-    "PIL",
-    "jinja2",
-    "lightning",
-    "nncf",
-    "numpy",
-    "onnx",
-    "onnxruntime",
-    "onnxscript",
-    "openvino",
-    "plotly",
-    "rich",
-    "safetensors",
-    "sklearn",
-    "timm",
-    "torch_pruning",
-    "torchmetrics",
-    "torchvision",
-    "typer",
-]
 
 # Their modules may import optional packages at the top; everything else is core.
 ROOMS_THAT_MEET_OTHER_PACKAGES = [

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from reparam.training import train
     from reparam.verifying import Verdict, verify
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = [
     "AffineConv",
