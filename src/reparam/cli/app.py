@@ -2,29 +2,57 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+import importlib
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from reparam import __version__
-from reparam.cli import (
-    bench_command,
-    demo_command,
-    fuse_command,
-    plan_command,
-    prune_command,
-    quantize_command,
-    report_command,
-    train_command,
-    verify_command,
-)
 from reparam.cli.guard import DEBUG_FLAG, guarded
 from reparam.cli.terminal import Terminal
 
-__all__ = ["app", "run"]
+__all__ = ["COMMANDS", "app", "run"]
+
+COMMANDS = {
+    "demo": "The whole story on bundled data, with a page at the end.",
+    "plan": "What would fold in MODEL, what not, and why.",
+    "fuse": "Fold MODEL and write the equal net to OUT.",
+    "verify": "Compare two models on the same input.",
+    "train": "Train MODEL on DATA, and fuse it.",
+    "bench": "Time models in train and deploy form, in every engine.",
+    "quantize": "Write the fused MODEL in eight bits to OUT.",
+    "prune": "Remove channels from the fused MODEL down to a target.",
+    "report": "Draw one page of stored results.",
+}
+"""Every command and its purpose; ``reparam plan`` is ``plan`` in ``reparam.cli.plan_command``."""
+
+
+class _Commands(TyperGroup):
+    """The commands, each imported when it is run: their packages take seconds to load."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**{**settings, "commands": dict.fromkeys(COMMANDS)})
+
+    def list_commands(self, ctx: Any) -> list[str]:  # noqa: ARG002 - typer passes it
+        return list(COMMANDS)
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:  # noqa: ARG002 - typer passes it
+        if cmd_name not in COMMANDS:
+            return None
+        module = importlib.import_module(f"reparam.cli.{cmd_name}_command")
+        alone = typer.Typer(add_completion=False, rich_markup_mode=None)
+        alone.command(cmd_name)(getattr(module, cmd_name))
+        return typer.main.get_command(alone)
+
+    def format_commands(self, ctx: Any, formatter: Any) -> None:  # noqa: ARG002 - typer passes it
+        with formatter.section("Commands"):
+            formatter.write_dl(list(COMMANDS.items()))
+
 
 app = typer.Typer(
     name="reparam",
+    cls=_Commands,
     help="Train wide, deploy straight: fold multi-branch networks into equal, faster ones.",
     no_args_is_help=True,
     add_completion=False,
@@ -54,17 +82,6 @@ def _options(
     ] = False,
 ) -> None:
     """Fold multi-branch networks into equal, faster ones."""
-
-
-app.command("demo")(demo_command.demo)
-app.command("plan")(plan_command.plan)
-app.command("fuse")(fuse_command.fuse)
-app.command("verify")(verify_command.verify)
-app.command("train")(train_command.train)
-app.command("bench")(bench_command.bench)
-app.command("quantize")(quantize_command.quantize)
-app.command("prune")(prune_command.prune)
-app.command("report")(report_command.report)
 
 
 def run(arguments: list[str]) -> int:
