@@ -6,11 +6,13 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
 from reparam.benchmarking import BenchmarkResult
 from reparam.cli.bench import FIGURE1_MODELS
+from reparam.cli.bench.measuring import at_published_size
 from reparam.report import load_results
-from reparam.report.published import SINGLE_PATH_FAMILIES, published
+from reparam.report.published import REPARAMETERIZED_FAMILIES, published
 
 pytest.importorskip("typer")
 pytest.importorskip("rich")
@@ -128,6 +130,14 @@ def test_figure1_counts_as_many_maps_as_branches(reparam_command, tiny: str) -> 
     assert {t.predicted_bytes for t in eager.traces} == {None}
 
 
+def test_a_net_is_timed_at_the_size_of_its_published_accuracy() -> None:
+    image = torch.ones(1, 3, 224, 224)
+    for name, side in (("timm:fastvit_t8", 256), ("timm:repvit_m0_9", 224), ("my:net", 224)):
+        given = at_published_size(name, torch.nn.Identity(), image)(image)
+        assert given.shape == (1, 3, side, side)
+        assert given.sum() == image.sum()
+
+
 def test_report_draws_several_files_on_one_page(reparam_command, tiny: str) -> None:
     pytest.importorskip("jinja2")
     for name in ("net", "other"):
@@ -144,7 +154,7 @@ def test_report_draws_several_files_on_one_page(reparam_command, tiny: str) -> N
 def test_figure1_compares_both_kinds_and_knows_their_accuracies() -> None:
     known = [published(name) for name in FIGURE1_MODELS]
     assert all(entry is not None for entry in known)
-    single = [entry.family in SINGLE_PATH_FAMILIES for entry in known if entry]
+    single = [entry.family in REPARAMETERIZED_FAMILIES for entry in known if entry]
     assert any(single)
     assert not all(single)
 

@@ -9,8 +9,8 @@ import typer
 
 from reparam._files import check_destination
 from reparam.cli.bench import (
-    FIGURE1_MODELS,
     Request,
+    figure1_models,
     is_file,
     measure,
     numbers,
@@ -30,7 +30,7 @@ __all__ = ["bench"]
 
 _ROUNDS, _MOST_ROUNDS = 15, 60
 _FIGURE1_SECONDS = 480.0
-_FIGURE1_TITLE = "Accuracy against latency: RepVGG and ResNets on this machine"
+_FIGURE1_TITLE = "Accuracy against latency: re-parameterized nets and others on this machine"
 _FIGURE1_OUT = Path("reparam-figure1.json")
 
 ModelsArgument = Annotated[
@@ -77,7 +77,8 @@ PickOption = Annotated[
 Figure1Option = Annotated[
     bool,
     typer.Option(
-        "--figure1", help="RepVGG against ResNets, deploy form, with a page; within 10 minutes."
+        "--figure1",
+        help="RepVGG, MobileOne and others against ResNets, deploy form, with a page; 10 minutes.",
     ),
 ]
 
@@ -107,9 +108,14 @@ def bench(  # noqa: PLR0913 - one argument for each option
     installed, missing = usable_engines()
     if missing and engines is None:
         terminal.note(f"note: {missing}")
+    if figure1 and not models:
+        drawn, left_out = figure1_models()
+        models = list(drawn)
+        if left_out:
+            terminal.note(f"note: {left_out}")
     seconds = seconds or (_FIGURE1_SECONDS if figure1 else None)
     request = Request(
-        models=tuple(models or (FIGURE1_MODELS if figure1 else ())),
+        models=tuple(models or ()),
         forms=words(forms or ("deploy" if figure1 else "train,deploy"), "--forms"),
         engines=installed if engines is None else words(engines, "--engines"),
         precisions=words(precisions, "--precisions"),
@@ -119,7 +125,7 @@ def bench(  # noqa: PLR0913 - one argument for each option
         rounds=rounds or (_ROUNDS if seconds is None else _MOST_ROUNDS),
         seconds=seconds,
         title=_FIGURE1_TITLE if figure1 else "",
-        blocks=figure1,
+        figure1=figure1,
     )
     if pick:
         outcome = picked(request, terminal, stem=out, weights=weights)

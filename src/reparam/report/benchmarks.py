@@ -6,7 +6,7 @@ import json
 from typing import TYPE_CHECKING, Any
 
 from reparam.errors import InputError
-from reparam.report.published import SINGLE_PATH_FAMILIES, published
+from reparam.report.published import REPARAMETERIZED_FAMILIES, published
 from reparam.report.results import (
     LatencyRecord,
     MemoryRecord,
@@ -96,6 +96,8 @@ def model_details(of: str, form: str = "", **counts: int) -> dict[str, Any]:
             "family": known.family,
             "published_top1": known.top1,
             "published_in": known.source,
+            "published_recipe": known.recipe,
+            "published_longer": known.longer,
         }
     return details
 
@@ -145,7 +147,7 @@ def _model(name: str, details: Mapping[str, Any]) -> ModelRecord:
     from reparam.report._decode import decode
 
     family, form = details.get("family", ""), details.get("form", "")
-    if family and family not in SINGLE_PATH_FAMILIES:
+    if family and family not in REPARAMETERIZED_FAMILIES:
         role = "comparator"
     else:
         role = "train" if form == "train" else "deploy"

@@ -45,7 +45,9 @@ class ModelRecord:
     `role` is ``"train"``, ``"deploy"`` or ``"comparator"``; it decides the colour, and which two
     models the headline compares. Counts are None where nobody counted. `of` is the model that this
     is the `form` (``"train"`` or ``"deploy"``) of. `published_top1` is an accuracy in percent that
-    `published_in` reports; it was not measured here.
+    `published_in` reports and `published_recipe` led to; it was not measured here.
+    `published_longer` says that the recipe was longer than the papers' simple one, had stronger
+    augmentation or a teacher.
     """
 
     key: str
@@ -62,6 +64,8 @@ class ModelRecord:
     family: str = ""
     published_top1: float | None = None
     published_in: str = ""
+    published_recipe: str = ""
+    published_longer: bool = False
 
 
 @dataclass(frozen=True)

@@ -33,8 +33,8 @@ _SIDES = ("up left", "down right", "up right", "down left")
 class Mark:
     """A point: horizontal value with an interval, vertical value, and what is said about it.
 
-    `prefix` is the part of the name that a narrow screen leaves out. `strong` points are filled,
-    and a line runs through them.
+    `prefix` is the part of the name that a narrow screen leaves out. A line runs through the
+    `strong` points; what `hollow` ones mean, the caller's legend says.
     """
 
     prefix: str
@@ -46,6 +46,7 @@ class Mark:
     y: float
     facts: tuple[str, ...]
     strong: bool
+    hollow: bool = False
 
     @property
     def label(self) -> str:
@@ -160,7 +161,7 @@ def _point(mark: Mark, frame: _Frame, side: str) -> str:
     far = " far" if frame.left(mark.x) > 0.5 else ""
     return element(
         "button",
-        element("span", class_="mark" if mark.strong else "mark open"),
+        element("span", class_="mark open" if mark.hollow else "mark"),
         element(
             "span",
             element("span", text(mark.prefix), class_="prefix") + text(mark.name),
@@ -168,7 +169,7 @@ def _point(mark: Mark, frame: _Frame, side: str) -> str:
         ),
         element("span", element("b", text(mark.label)) + tip, class_=f"tip{far}"),
         type="button",
-        class_=f"point role-{mark.tone}",
+        class_=f"point role-{mark.tone}{' strong' if mark.strong else ''}",
         style=f"left:{_percent(frame.left(mark.x))};top:{_percent(frame.top(mark.y))}",
         aria_label=f"{mark.label}: {', '.join(mark.facts)}",
     )

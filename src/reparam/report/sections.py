@@ -8,16 +8,16 @@ from reparam.report.charts import Bar, bar_chart
 from reparam.report.dots import DotRow, dot_chart
 from reparam.report.engines import engine_remarks, fastest_engine, form_remarks
 from reparam.report.numbers import count, milliseconds, quartiles, significant
-from reparam.report.published import SINGLE_PATH_FAMILIES
+from reparam.report.published import REPARAMETERIZED_FAMILIES
 from reparam.report.scatter import Mark, scatter
-from reparam.report.tradeoff import in_engine, ratio_cell, short_label, verdict
+from reparam.report.tradeoff import FAR_BETTER, in_engine, ratio_cell, short_label, verdict
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from reparam.report.numbers import Quartiles
     from reparam.report.results import LatencyRecord, ModelRecord, Results
-    from reparam.report.tradeoff import Point, Tradeoff
+    from reparam.report.tradeoff import Duel, Point, Tradeoff
 
 __all__ = ["conditions", "engines_section", "tradeoff_section"]
 
@@ -40,6 +40,7 @@ def tradeoff_section(compared: Tradeoff) -> dict[str, Any]:
         "conditions": conditions(compared.group),
         "note": compared.group.note,
         "sources": compared.sources,
+        "far_better": f"{FAR_BETTER:g}",
         "families": [{"name": family, "tone": _tone(family)} for family in families],
         "choices": [
             {
@@ -51,30 +52,46 @@ def tradeoff_section(compared: Tradeoff) -> dict[str, Any]:
                     y_title="ImageNet top-1 in %, published",
                     summary=f"Published accuracy against latency in {in_engine(engine)}",
                 ),
+                "rows": _met(compared, engine),
             }
             for engine in compared.engines
         ],
-        "pairs": [
+        "meeting": list(dict.fromkeys(mine.family for mine, _ in compared.pairs)),
+        "nets": [
             {
-                "name": f"{short_label(mine)} against {short_label(other)}",
-                "accuracies": f"{mine.published_top1:.2f} and {other.published_top1:.2f} %",
+                "name": short_label(model),
+                "top1": f"{model.published_top1:.2f}",
+                "recipe": model.published_recipe,
+                "source": model.published_in,
             }
-            for mine, other in compared.pairs
-        ],
-        "ratios": [
-            {
-                "engine": engine,
-                "cells": [_ratio(compared, mine, other, engine) for mine, other in compared.pairs],
-            }
-            for engine in compared.engines
+            for model in _nets(compared)
         ],
     }
+
+
+def _nets(compared: Tradeoff) -> list[ModelRecord]:
+    """Every net that is drawn, the least accurate first."""
+    found = {p.model.key: p.model for points in compared.points.values() for p in points}
+    return sorted(found.values(), key=lambda model: model.published_top1 or 0.0)
+
+
+def _met(compared: Tradeoff, engine: str) -> list[dict[str, Any]]:
+    """One row for each other net: what each family's equal member gains over it."""
+    families = dict.fromkeys(mine.family for mine, _ in compared.pairs)
+    rows: dict[str, dict[str, Any]] = {}
+    for duel in compared.duels_in(engine):
+        name = f"{short_label(duel.other)} ({duel.other.published_top1:.1f} %)"
+        row = rows.setdefault(
+            duel.other.key, {"name": name, "cells": dict.fromkeys(families, _NONE)}
+        )
+        row["cells"][duel.mine.family] = _ratio(duel)
+    return [row | {"cells": list(row["cells"].values())} for row in rows.values()]
 
 
 def _tone(family: str) -> str:
     if family == "RepVGG":
         return "deploy"
-    return "train" if family in SINGLE_PATH_FAMILIES else "comparator"
+    return "train" if family in REPARAMETERIZED_FAMILIES else "comparator"
 
 
 def _mark(point: Point, points: Sequence[Point]) -> Mark:
@@ -96,11 +113,13 @@ def _mark(point: Point, points: Sequence[Point]) -> Mark:
         y=point.top1,
         facts=(
             f"{point.top1:.2f} % published",
+            *([model.published_recipe] if model.published_recipe else []),
             f"{milliseconds(time.median)} ({significant(time.low)} to {significant(time.high)})",
             *([", ".join(costs)] if costs else []),
             _standing(point, points),
         ),
         strong=point.front,
+        hollow=model.published_longer,
     )
 
 
@@ -113,15 +132,19 @@ def _standing(point: Point, points: Sequence[Point]) -> str:
     return f"beaten by {short_label(better.model)}"
 
 
-def _ratio(
-    compared: Tradeoff, mine: ModelRecord, other: ModelRecord, engine: str
-) -> dict[str, str]:
-    for duel in compared.duels_in(engine):
-        if (duel.mine.key, duel.other.key) == (mine.key, other.key):
-            result = duel.result
-            kind = "ok" if result.wins else "bad" if result.loses else ""
-            return {"shown": ratio_cell(result), "sort": repr(result.factor), "kind": kind}
-    return {"shown": "–", "sort": "", "kind": ""}
+_NONE = {"net": "", "shown": "–", "sort": "", "kind": ""}
+"""The cell of a family without a member of equal accuracy."""
+
+
+def _ratio(duel: Duel) -> dict[str, str]:
+    result = duel.result
+    kind = "ok" if result.wins else "bad" if result.loses else ""
+    return {
+        "net": short_label(duel.mine),
+        "shown": ratio_cell(result),
+        "sort": repr(result.factor),
+        "kind": kind,
+    }
 
 
 def engines_section(results: Results, group: LatencyRecord) -> dict[str, Any]:

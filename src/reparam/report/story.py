@@ -223,7 +223,7 @@ def figures(results: Results) -> list[Figure]:
 
 
 def _pair_figures(compared: Tradeoff) -> list[Figure]:
-    """How many pairs a single path wins, engine by engine."""
+    """How many pairs the re-parameterized nets win, engine by engine."""
     told = []
     for engine in compared.engines:
         results = [duel.result for duel in compared.duels_in(engine)]

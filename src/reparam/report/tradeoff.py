@@ -1,8 +1,8 @@
 """Accuracy against latency: published accuracy, and latency measured in the run at hand.
 
 Which net to compare with which is decided by the accuracies alone, before any time is looked at:
-every net with shortcuts or branches meets the least accurate single path that is at least as
-accurate. Who wins is read off the ratios of the rounds.
+every other net meets, of each re-parameterized family, the least accurate member that is at least
+as accurate and not far better. Who wins is read off the ratios of the rounds.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from reparam.report.numbers import Quartiles, quartiles, ratio
 from reparam.report.paired import Paired, paired
-from reparam.report.published import INPUT_SIZE, SINGLE_PATH_FAMILIES
+from reparam.report.published import INPUT_SIZE, REPARAMETERIZED_FAMILIES
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from reparam.report.results import LatencyRecord, ModelRecord, Results
 
 __all__ = [
+    "FAR_BETTER",
     "Duel",
     "Point",
     "Tradeoff",
@@ -35,6 +36,9 @@ __all__ = [
 
 _HALF = 2.0
 """The paper's claim of half the latency at equal accuracy."""
+
+FAR_BETTER = 2.5
+"""Points of top-1 above which two nets are no longer called equally accurate."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +72,7 @@ class Tradeoff:
 
     @property
     def pairs(self) -> tuple[tuple[ModelRecord, ModelRecord], ...]:
-        """Single path and the net it meets, each pair once."""
+        """Re-parameterized net and the net it meets, each pair once."""
         return tuple({(d.mine.key, d.other.key): (d.mine, d.other) for d in self.duels}.values())
 
     def duels_in(self, engine: str) -> tuple[Duel, ...]:
@@ -148,13 +152,29 @@ def pareto_front(points: Sequence[Point]) -> tuple[Point, ...]:
 
 
 def _pairs(models: Sequence[ModelRecord]) -> list[tuple[ModelRecord, ModelRecord]]:
-    single = [model for model in models if model.family in SINGLE_PATH_FAMILIES]
-    pairs = []
-    for other in models:
-        able = [m for m in single if (m.published_top1 or 0) >= (other.published_top1 or 0)]
-        if other not in single and able:
-            pairs.append((min(able, key=lambda m: m.published_top1 or 0), other))
-    return pairs
+    families: dict[str, list[ModelRecord]] = {}
+    for model in sorted(models, key=_top1):
+        if model.family in REPARAMETERIZED_FAMILIES:
+            families.setdefault(model.family, []).append(model)
+    return [
+        (mine, other)
+        for other in models
+        if other.family not in REPARAMETERIZED_FAMILIES
+        for family in families.values()
+        if (mine := _equal(family, other)) is not None
+    ]
+
+
+def _equal(family: Sequence[ModelRecord], other: ModelRecord) -> ModelRecord | None:
+    """The least accurate of a family that equals the other net, if one does."""
+    least = next((model for model in family if _top1(model) >= _top1(other)), None)
+    if least is None or _top1(least) > _top1(other) + FAR_BETTER:
+        return None
+    return least
+
+
+def _top1(model: ModelRecord) -> float:
+    return model.published_top1 or 0.0
 
 
 def form_duels(results: Results, group: LatencyRecord) -> list[Duel]:
@@ -176,18 +196,14 @@ def verdict(compared: Tradeoff, engine: str) -> str:
     duels = compared.duels_in(engine)
     if not duels:
         return f"In {in_engine(engine)} no two nets can be compared at equal published accuracy."
-    sides = (
-        ("wins", [d for d in duels if d.result.wins]),
-        ("loses", [d for d in duels if d.result.loses]),
-        ("is level in", [d for d in duels if not d.result.clear]),
+    counts = (
+        ("win", sum(d.result.wins for d in duels)),
+        ("lose", sum(d.result.loses for d in duels)),
+        ("are level in", sum(not d.result.clear for d in duels)),
     )
     total = len(duels)
-    told = [
-        f"{verb} {_of_all(len(part), total)}: {'; '.join(map(_score, part))}"
-        for verb, part in sides
-        if part
-    ]
-    return f"In {in_engine(engine)} single path {'. It '.join(told)}. {_claim(duels)}"
+    told = [f"{verb} {_of_all(count, total)}" for verb, count in counts if count]
+    return f"In {in_engine(engine)} re-parameterized nets {' and '.join(told)}. {_claim(duels)}"
 
 
 def _of_all(number: int, total: int) -> str:
@@ -196,28 +212,33 @@ def _of_all(number: int, total: int) -> str:
     return f"{number} of {total} pairs"
 
 
-def _score(duel: Duel) -> str:
-    mine, other = short_label(duel.mine), short_label(duel.other)
-    if duel.result.same:
-        return f"{mine} is as fast as {other}"
-    if not duel.result.clear:
-        return f"neither {mine} nor {other} was faster in most rounds"
-    return f"{mine} is {duel.result} than {other}"
-
-
 def _claim(duels: Sequence[Duel]) -> str:
-    """Does "half the latency at equal accuracy" hold here?"""
-    held = [d for d in duels if d.result.clear and d.result.low >= _HALF]
-    if not held:
-        best = max(duels, key=lambda d: d.result.factor)
-        return (
-            "Half the latency at equal accuracy holds for no pair"
-            f" (nearest: {short_label(best.mine)} takes {1 / best.result.factor:.2f} of the time"
-            f" of {short_label(best.other)})."
-        )
-    named = ", ".join(f"{short_label(d.mine)} against {short_label(d.other)}" for d in held)
-    every = len(held) == len(duels)
-    return f"Half the latency at equal accuracy holds for {'every pair' if every else named}."
+    """Against whom "half the latency at equal accuracy" holds here, and against whom not."""
+    by_other: dict[str, list[Duel]] = {}
+    for duel in duels:
+        by_other.setdefault(short_label(duel.other), []).append(duel)
+    twice = {
+        other: held for other, met in by_other.items() if (held := [d for d in met if _halves(d)])
+    }
+    never = [
+        f"{other} (nearest: {_score(max(met, key=lambda d: d.result.factor))})"
+        for other, met in by_other.items()
+        if other not in twice
+    ]
+    claim = "Half the latency at equal or better accuracy"
+    if not twice:
+        return f"{claim} holds against none: {', '.join(never)}."
+    named = [f"{other} ({', '.join(map(_score, held))})" for other, held in twice.items()]
+    against = f"{claim} holds against {', '.join(named)}"
+    return f"{against}; not against {', '.join(never)}." if never else f"{against}."
+
+
+def _halves(duel: Duel) -> bool:
+    return duel.result.clear and duel.result.low >= _HALF
+
+
+def _score(duel: Duel) -> str:
+    return f"{short_label(duel.mine)} {duel.result.factor:.2f}×"
 
 
 def headline_clause(compared: Tradeoff) -> list[tuple[str, bool]]:
@@ -229,9 +250,11 @@ def headline_clause(compared: Tradeoff) -> list[tuple[str, bool]]:
     """
     if not compared.duels:
         return [("Accuracy against latency, measured on this machine.", False)]
-    pieces = [("At equal or better published accuracy, single path is clearly faster in ", False)]
+    lead = "At equal or better published accuracy, re-parameterized nets are clearly faster in "
+    pieces = [(lead, False)]
     # Reduced precision has its place below; one sentence cannot hold everything.
-    engines = [e for e in compared.engines if " bf16" not in e] or list(compared.engines)
+    full = [e for e in compared.engines if not e.endswith((" bf16", " int8"))]
+    engines = full or list(compared.engines)
     for index, engine in enumerate(engines):
         duels = compared.duels_in(engine)
         wins = sum(duel.result.wins for duel in duels)

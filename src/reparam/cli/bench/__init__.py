@@ -4,13 +4,21 @@ from __future__ import annotations
 
 from reparam.cli.bench.measuring import is_file, measure
 from reparam.cli.bench.picking import Picked, picked, tell_picked
-from reparam.cli.bench.request import FIGURE1_MODELS, Request, numbers, usable_engines, words
+from reparam.cli.bench.request import (
+    FIGURE1_MODELS,
+    Request,
+    figure1_models,
+    numbers,
+    usable_engines,
+    words,
+)
 from reparam.cli.bench.summary import summary, tell
 
 __all__ = [
     "FIGURE1_MODELS",
     "Picked",
     "Request",
+    "figure1_models",
     "is_file",
     "measure",
     "numbers",

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn import functional
 
 import reparam
 from reparam.benchmarking import BenchmarkResult
@@ -25,8 +26,9 @@ from reparam.cli.terminal import Terminal
 from reparam.errors import InputError
 from reparam.exporting import formats
 from reparam.report.benchmarks import BUSY, model_details
+from reparam.report.published import INPUT_SIZE, published
 
-__all__ = ["is_file", "measure"]
+__all__ = ["at_published_size", "is_file", "measure"]
 
 _NOT_LIVE = "measuring {cases} cases, up to {rounds} rounds{limit} ..."
 
@@ -76,7 +78,7 @@ def measure(request: Request, terminal: Terminal, weights: Path | None = None) -
         "models": {subject.name: subject.details for subject in subjects},
         "load_before": load,
     }
-    if request.blocks:
+    if request.figure1:
         about["memory"] = [asdict(record) for record in count_blocks()]
     return replace(result, settings=result.settings | about)
 
@@ -128,10 +130,37 @@ def _subjects(
             taken = example_inputs(loaded, inputs)
             if sample is None:
                 sample, inputs = taken, Inputs(shape=tuple(taken.shape))
-            subjects += _forms(name, loaded.model, taken, request.forms)
+            model = (
+                at_published_size(name, loaded.model, taken) if request.figure1 else loaded.model
+            )
+            subjects += _forms(name, model, taken, request.forms)
     if sample is None:
         raise InputError("there is nothing to measure; give one or more MODEL")
     return subjects, sample
+
+
+class _Bordered(nn.Module):
+    """A model of larger images, which gets its input with a border of zeros around it."""
+
+    def __init__(self, model: nn.Module, border: int) -> None:
+        super().__init__()
+        self.model, self.border = model, border
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y: torch.Tensor = self.model(functional.pad(x, (self.border,) * 4))
+        return y
+
+
+def at_published_size(name: str, model: nn.Module, sample: torch.Tensor) -> nn.Module:
+    """The model as it computes on images of the size that its published accuracy was found on.
+
+    Every model of a measurement gets the same input; one whose accuracy is of larger images puts a
+    border of zeros around it.
+    """
+    known = published(name)
+    if known is None or sample.shape[-2:] != (INPUT_SIZE, INPUT_SIZE) or known.size <= INPUT_SIZE:
+        return model
+    return _Bordered(model, (known.size - INPUT_SIZE) // 2).eval()
 
 
 def _forms(

@@ -5,11 +5,20 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from reparam._optional import available
 from reparam.cli.targets import Inputs
 from reparam.engines import Settings, get_engine
 from reparam.errors import InputError
 
-__all__ = ["FIGURE1_MODELS", "FORMS", "Request", "numbers", "usable_engines", "words"]
+__all__ = [
+    "FIGURE1_MODELS",
+    "FORMS",
+    "Request",
+    "figure1_models",
+    "numbers",
+    "usable_engines",
+    "words",
+]
 
 FORMS = ("train", "deploy")
 
@@ -17,12 +26,21 @@ FIGURE1_MODELS = (
     "repvgg_a0",
     "repvgg_a1",
     "repvgg_a2",
-    "repvgg_b0",
+    "mobileone_s0",
+    "mobileone_s1",
+    "mobileone_s2",
+    "timm:fastvit_t8",
+    "timm:repvit_m0_9",
     "torchvision:resnet18",
     "torchvision:resnet34",
     "torchvision:resnet50",
+    "torchvision:resnet101",
+    "torchvision:regnet_y_800mf",
+    "torchvision:efficientnet_b0",
+    "torchvision:mobilenet_v3_large",
 )
-"""The nets of the first figure of RepVGG (arXiv 2101.03697) that a small machine runs in time."""
+"""Nets of the first figure of RepVGG (arXiv 2101.03697), the families that came after it, and what
+they compete with, as far as a small machine runs them in time."""
 
 _USUAL_ENGINES = ("eager", "onnxruntime", "openvino")
 
@@ -42,7 +60,8 @@ class Request:
         rounds: interleaved rounds, at most.
         seconds: time for all of it, or None.
         title: what the page is called.
-        blocks: whether to count the memory of blocks with more branches and with fewer, too.
+        figure1: whether to measure each net at the image size of its published accuracy, and to
+            count the memory of blocks with more branches and with fewer, too.
     """
 
     models: tuple[str, ...]
@@ -55,7 +74,7 @@ class Request:
     rounds: int = 15
     seconds: float | None = None
     title: str = ""
-    blocks: bool = False
+    figure1: bool = False
 
     def __post_init__(self) -> None:
         """Refuse what cannot be measured.
@@ -66,8 +85,8 @@ class Request:
         """
         if not self.models:
             raise InputError(
-                "there is nothing to measure; give one or more MODEL, or --figure1 for RepVGG "
-                "against ResNets"
+                "there is nothing to measure; give one or more MODEL, or --figure1 for "
+                "re-parameterized nets against others"
             )
         unknown = [form for form in self.forms if form not in FORMS]
         if unknown:
@@ -82,7 +101,8 @@ class Request:
 
     def as_command(self) -> str:
         """The command line that measures this again."""
-        parts = ["reparam bench", *self.models, "--forms", ",".join(self.forms)]
+        parts = ["reparam bench", *self.models, *(["--figure1"] if self.figure1 else [])]
+        parts += ["--forms", ",".join(self.forms)]
         parts += ["--engines", ",".join(self.engines), "--precisions", ",".join(self.precisions)]
         parts += ["--batches", ",".join(map(str, self.batches))]
         if self.threads != (None,):
@@ -122,6 +142,16 @@ def numbers(text: str, option: str) -> tuple[int, ...]:
         raise InputError(
             f"{option} {text!r} is no list of whole numbers; give something like 1,16"
         ) from None
+
+
+def figure1_models() -> tuple[tuple[str, ...], str]:
+    """The nets of the figure that can be built here, and a sentence about those that cannot."""
+    have = tuple(
+        name for name in FIGURE1_MODELS if ":" not in name or available(name.partition(":")[0])
+    )
+    lack = [name for name in FIGURE1_MODELS if name not in have]
+    hint = "pip install 'reparam[all]'"
+    return have, f"left out: {', '.join(lack)}; {hint} brings what they need" if lack else ""
 
 
 def usable_engines(wanted: Sequence[str] = _USUAL_ENGINES) -> tuple[tuple[str, ...], str]:

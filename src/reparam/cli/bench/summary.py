@@ -1,4 +1,4 @@
-"""What the times say, for a terminal: the table, the ratios, where single path wins, what next."""
+"""What the times say, for a terminal: the table, the ratios, who wins, what next."""
 
 from __future__ import annotations
 
