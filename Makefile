@@ -30,7 +30,7 @@ test: $(READY) ## Run the tests (PYTEST_ARGS="-m slow" for the long ones)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) $(PYTEST_ARGS)
 
 .PHONY: check
-check: format-check lint types imports doctest tables ## Everything but the tests: format, lint, types, imports, doctests, tables
+check: format-check lint types imports doctest tables docs ## Everything but the tests
 
 .PHONY: format-check
 format-check: $(READY) ## Is the code formatted?
@@ -49,8 +49,12 @@ imports: $(READY) ## Check that imports point down and that the core needs torch
 	$(BIN)/lint-imports --no-logo
 
 .PHONY: doctest
-doctest: $(READY) ## Run the examples of the docstrings
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --doctest-modules src $(PYTEST_ARGS)
+doctest: $(READY) ## Run the examples of the docstrings and of the pages
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --doctest-modules --doctest-glob='*.md' src docs $(PYTEST_ARGS)
+
+.PHONY: docs
+docs: $(READY) ## Build the site into site/, offline; a broken link fails
+	PATH="$(BIN):$$PATH" NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
 
 .PHONY: tables
 tables: $(READY) ## Does README say what the committed results say?
