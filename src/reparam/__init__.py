@@ -18,9 +18,10 @@ if TYPE_CHECKING:
     from reparam.checkpoints import load_checkpoint
     from reparam.errors import ReparamError, TrainingModeError
     from reparam.exporting import export, read_metadata
-    from reparam.fusing import FoldWarning, Plan, Refusal, Region, fuse, operator, plan
+    from reparam.fusing import FoldWarning, Plan, Region, fuse, operator, plan
     from reparam.pruning import PruneResult, prune
     from reparam.quantizing import quantize
+    from reparam.reasons import Reason, Refusal, Why
     from reparam.rep_optimizer import RepOptimizer
     from reparam.training import train
     from reparam.verifying import Verdict, verify
@@ -32,12 +33,14 @@ __all__ = [
     "FoldWarning",
     "Plan",
     "PruneResult",
+    "Reason",
     "Refusal",
     "Region",
     "RepOptimizer",
     "ReparamError",
     "TrainingModeError",
     "Verdict",
+    "Why",
     "benchmark",
     "branch",
     "export",
@@ -59,12 +62,14 @@ _HOMES = {
     "FoldWarning": "reparam.fusing",
     "Plan": "reparam.fusing",
     "PruneResult": "reparam.pruning",
-    "Refusal": "reparam.fusing",
+    "Reason": "reparam.reasons",
+    "Refusal": "reparam.reasons",
     "Region": "reparam.fusing",
     "RepOptimizer": "reparam.rep_optimizer",
     "ReparamError": "reparam.errors",
     "TrainingModeError": "reparam.errors",
     "Verdict": "reparam.verifying",
+    "Why": "reparam.reasons",
     "benchmark": "reparam.benchmarking",
     "branch": "reparam.branching",
     "export": "reparam.exporting",

@@ -5,6 +5,8 @@ Messages follow one shape: what was found, what was needed, where, and what the 
 
 from __future__ import annotations
 
+from reparam.reasons import Reason, Why
+
 __all__ = [
     "CheckpointError",
     "DataError",
@@ -28,7 +30,17 @@ class InputError(ReparamError, ValueError):
 
 
 class InexactError(ReparamError, ValueError):
-    """Two operators cannot be combined without changing the function they compute."""
+    """Two operators cannot be combined without changing the function they compute.
+
+    Attributes:
+        reason: Why, as data.
+
+    """
+
+    def __init__(self, why: Reason | str) -> None:
+        """Take a reason, or the message of one that only a person reads."""
+        self.reason = Why.INEXACT(found=why) if isinstance(why, str) else why
+        super().__init__(str(self.reason))
 
 
 class TrainingModeError(ReparamError, RuntimeError):

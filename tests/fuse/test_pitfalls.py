@@ -13,6 +13,7 @@ from torch.nn.utils import parametrizations, parametrize
 import reparam
 from checking import Snapshot, assert_same_function
 from counting import count
+from reparam import Why
 from small_nets import TOLERANCE, Lambda, check, conv, image, norm
 from zoo import randomise
 
@@ -20,7 +21,9 @@ from zoo import randomise
 
 
 def test_bias_seen_through_zero_padding_is_refused() -> None:
-    check(nn.Sequential(conv(k=1, bias=True), conv(cout=2)), convs=2, because="bias")
+    check(
+        nn.Sequential(conv(k=1, bias=True), conv(cout=2)), convs=2, because=Why.BIAS_THROUGH_PADDING
+    )
 
 
 def test_bias_without_padding_is_exact() -> None:
@@ -80,7 +83,7 @@ def test_padding_with_another_number_than_zero_is_not_zero_padding() -> None:
 def test_zeros_around_reflected_padding_are_no_layer_of_their_own() -> None:
     first = conv(cout=24, k=1, padding=1, padding_mode="reflect")
     net = nn.Sequential(first, conv(24, 4, k=3, padding=1))
-    check(net, convs=2, because="cannot pad twice")
+    check(net, convs=2, because=Why.PADS_TWICE)
     check(nn.Sequential(first, conv(24, 4, k=3, padding=0)), convs=1)
 
 
@@ -95,12 +98,12 @@ def test_other_padding_modes_take_the_norm_and_no_branch_with_zeros(mode: str) -
 @pytest.mark.parametrize("branch", [nn.AvgPool2d(3, 1, 1, count_include_pad=False)])
 def test_a_pool_that_does_not_count_its_padding_is_refused(branch: nn.Module) -> None:
     model = Lambda(lambda m, x: m.a(x) + m.b(m.c(x)), conv(), norm(), branch)
-    check(model, because="count_include_pad")
+    check(model, because=Why.UNCOUNTED_PADDING)
 
 
 def test_a_pool_in_ceil_mode_is_refused() -> None:
     pool = nn.AvgPool2d(3, 2, 1, ceil_mode=True)
-    check(nn.Sequential(conv(), pool, norm()), image(2, 4, 10, 8), because="ceil_mode")
+    check(nn.Sequential(conv(), pool, norm()), image(2, 4, 10, 8), because=Why.CEIL_MODE)
 
 
 def test_a_pool_that_counts_its_padding_folds_into_a_dense_kernel() -> None:
@@ -197,7 +200,7 @@ def test_statistics_that_something_else_reads_stay_where_they_are() -> None:
         x = F.batch_norm(x, net.b.running_mean, net.b.running_var, eps=net.b.eps)
         return net.b(net.b(x.relu()))
 
-    check(Lambda(forward, conv(), norm()), because="used elsewhere")
+    check(Lambda(forward, conv(), norm()), because=Why.USED_ELSEWHERE)
 
 
 def test_tied_weights() -> None:

@@ -13,6 +13,7 @@ from torch import nn
 import reparam
 from checking import Snapshot, assert_same_function, worst_error
 from counting import count
+from reparam import Why
 from reparam.errors import TrainingModeError, UnsupportedModelError, VerificationError
 from zoo import randomise
 
@@ -64,8 +65,8 @@ def x() -> torch.Tensor:
     return torch.randn(2, 3, 12, 14, dtype=torch.float64)
 
 
-def _why(plan: reparam.Plan) -> str:
-    return "\n".join(f"{r.where}: {r.what}: {r.why}" for r in plan.refusals)
+def _why(plan: reparam.Plan) -> set[tuple[str, Why]]:
+    return {(r.where, r.reason.kind) for r in plan.refusals}
 
 
 # ------------------------------------------------------------------------------- odd states
@@ -86,8 +87,7 @@ def test_a_norm_without_running_statistics_is_refused(net: Net, x: torch.Tensor)
     net.stem_norm = nn.BatchNorm2d(4, track_running_stats=False).double().eval()
     plan = reparam.plan(net)
     fused = plan.apply()
-    assert "stem_norm" in _why(plan)
-    assert "running statistics" in _why(plan)
+    assert ("stem_norm", Why.NO_STATISTICS) in _why(plan)
     assert count(fused, x)[1].norms == 1
     assert_same_function(net, fused, x, tolerance=TOLERANCE)
 
@@ -99,8 +99,7 @@ def test_non_finite_weights_are_refused_and_the_rest_folds(
     with torch.no_grad():
         net.blocks[0].dense[0].weight[0, 0, 0, 0] = bad
     plan = reparam.plan(net)
-    assert "finite" in _why(plan)
-    assert "blocks.0" in _why(plan)
+    assert ("blocks.0.dense.0", Why.NOT_FINITE) in _why(plan)
     fused = plan.apply()
     assert count(fused, x)[1].norms <= 2
     torch.testing.assert_close(fused(x), net(x), equal_nan=True, rtol=1e-12, atol=1e-12)
@@ -110,8 +109,7 @@ def test_zero_variance_without_epsilon_is_refused(net: Net, x: torch.Tensor) -> 
     net.stem_norm.eps = 0.0
     net.stem_norm.running_var[1] = 0.0
     plan = reparam.plan(net)
-    assert "stem_norm" in _why(plan)
-    assert "variance" in _why(plan)
+    assert ("stem_norm", Why.NO_SCALE) in _why(plan)
     torch.testing.assert_close(plan.apply()(x), net(x), equal_nan=True, rtol=1e-12, atol=1e-12)
 
 
@@ -142,7 +140,7 @@ def test_a_hook_inside_a_region_is_refused_and_still_fires(
 
     getattr(net.get_submodule(what), f"register_{when}_hook")(hook)
     plan = reparam.plan(net)
-    assert "hook" in _why(plan)
+    assert Why.HOOKED in dict(_why(plan)).values()
     fused = plan.apply()
     calls.clear()
     assert_same_function(net, fused, x, tolerance=TOLERANCE)

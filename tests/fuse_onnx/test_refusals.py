@@ -13,6 +13,7 @@ from onnx import TensorProto, helper
 
 import reparam
 from onnx_graphs import Graph, assert_equal, counts
+from reparam import Why
 from reparam.errors import InputError, UnsupportedModelError
 
 
@@ -121,21 +122,21 @@ def quantised():
 
 
 REFUSED = {
-    "a bias behind padding": (bias_through_padding, "bias is seen through zero padding"),
-    "a padded second kernel": (padded_second_kernel, "padded second kernel"),
-    "uncounted padding": (uncounted_padding, "count_include_pad=0"),
-    "negative pads": (negative_pads, "pads by a negative number"),
-    "ceil_mode": (ceil_mode, "ceil_mode=1"),
-    "a pool with auto_pad": (strided_auto_pad_pool, "auto_pad=SAME_UPPER"),
-    "a norm in training mode": (training_norm, "export the model in eval mode"),
-    "dropout in training mode": (training_dropout, "export the model in eval mode"),
-    "a norm without a scale": (no_scale, "batch norm has no scale"),
-    "weights that are not finite": (not_finite, "not finite"),
-    "a weight that is not constant": (weight_from_input, "weight that is not constant"),
-    "a tied weight": (tied_weights, "its weight is also used elsewhere"),
-    "a dearer layer": (too_dear, "more multiply-adds"),
-    "a value with two readers": (two_readers, "is also read by Sigmoid"),
-    "a quantised graph": (quantised, "it is quantised (1 DequantizeLinear, 1 QuantizeLinear)"),
+    "a bias behind padding": (bias_through_padding, Why.BIAS_THROUGH_PADDING),
+    "a padded second kernel": (padded_second_kernel, Why.PADDED_SECOND_KERNEL),
+    "uncounted padding": (uncounted_padding, Why.UNCOUNTED_PADDING),
+    "negative pads": (negative_pads, Why.NEGATIVE_PADDING),
+    "ceil_mode": (ceil_mode, Why.CEIL_MODE),
+    "a pool with auto_pad": (strided_auto_pad_pool, Why.AUTO_PAD),
+    "a norm in training mode": (training_norm, Why.NORM_IN_TRAINING),
+    "dropout in training mode": (training_dropout, Why.DROPOUT_IN_TRAINING),
+    "a norm without a scale": (no_scale, Why.NO_SCALE),
+    "weights that are not finite": (not_finite, Why.NOT_FINITE),
+    "a weight that is not constant": (weight_from_input, Why.NOT_CONSTANT),
+    "a tied weight": (tied_weights, Why.USED_ELSEWHERE),
+    "a dearer layer": (too_dear, Why.MORE_WORK),
+    "a value with two readers": (two_readers, Why.ALSO_READ),
+    "a quantised graph": (quantised, Why.QUANTISED),
 }
 
 
@@ -147,8 +148,7 @@ def test_what_is_not_exact_or_does_not_pay_is_left_with_its_reason(case):
     plan = reparam.plan(model)
 
     assert not plan.regions
-    assert any(reason in refusal.why for refusal in plan.refusals), str(plan)
-    assert reason.split()[0] in str(plan)
+    assert reason in {r.reason.kind for r in plan.refusals}, str(plan)
     fused = plan.apply()
     assert fused.graph == model.graph
     assert fused is not model
@@ -183,7 +183,7 @@ def test_control_flow_is_left_and_what_it_captures_is_kept():
     fused = plan.apply()
 
     assert [r.what for r in plan.regions] == ["3x3 conv + BN"]
-    assert any("its own graph" in r.why and r.what == "If" for r in plan.refusals)
+    assert any(r.reason.kind is Why.INNER_GRAPH and r.what == "If" for r in plan.refusals)
     assert before in fused.graph.node[0].output
     onnx.checker.check_model(fused, full_check=True)
 
@@ -200,7 +200,7 @@ def test_operations_of_functions_are_left():
 
     plan = reparam.plan(model)
 
-    assert any(r.where == "call" and "its own graph" in r.why for r in plan.refusals)
+    assert any(r.where == "call" and r.reason.kind is Why.INNER_GRAPH for r in plan.refusals)
     assert counts(plan.apply()) == counts(model)
 
 
@@ -275,7 +275,7 @@ def test_an_old_opset_is_left():
 
     [refusal] = reparam.plan(model).refusals
 
-    assert "version_converter" in refusal.why
+    assert refusal.reason.kind is Why.OLD_OPSET
 
 
 def test_an_overridable_initializer_is_not_constant():

@@ -10,6 +10,7 @@ from torch import Tensor
 from reparam.algebra.affine_conv import AffineConv
 from reparam.algebra.geometry import Geometry
 from reparam.errors import InexactError
+from reparam.reasons import Why
 
 __all__ = [
     "average_pool",
@@ -146,11 +147,7 @@ def batch_norm(
     spread = var.to(torch.float64) + eps
     if not bool((spread > 0).all()):
         worst = spread.min().item()
-        msg = (
-            f"batch norm has no scale: the smallest variance + eps is {worst:g} with eps={eps:g}; "
-            f"needed more than zero"
-        )
-        raise InexactError(msg)
+        raise InexactError(Why.NO_SCALE(found=worst, eps=eps))
     factor = spread.rsqrt() if weight is None else weight.to(torch.float64) / spread.sqrt()
     shift = -mean.to(torch.float64) * factor
     return scale(factor, shift if bias is None else bias.to(torch.float64) + shift, dims=dims)

@@ -24,6 +24,7 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 
 from reparam.errors import InexactError
+from reparam.reasons import Why
 
 __all__ = ["Geometry", "compose", "parallel"]
 
@@ -197,8 +198,16 @@ def parallel(first: Geometry, second: Geometry) -> Geometry:
         left, right = getattr(first, name), getattr(second, name)
         if left != right:
             what, hint = _PARALLEL[name]
-            msg = f"branches differ in {what}: {left} ({first}) against {right} ({second}){hint}"
-            raise InexactError(msg)
+            raise InexactError(
+                Why.BRANCHES_DIFFER(
+                    what=what,
+                    left=str(left),
+                    first=str(first),
+                    right=str(right),
+                    second=str(second),
+                    hint=hint,
+                )
+            )
     return replace(
         first,
         groups=math.gcd(first.groups, second.groups),
@@ -237,17 +246,18 @@ def compose(outer: Geometry, inner: Geometry) -> Geometry:
 
     """
     if outer.in_channels != inner.out_channels:
-        msg = (
-            f"channels do not match: {outer.in_channels} expected by the second ({outer}) "
-            f"against {inner.out_channels} given by the first ({inner})"
+        raise InexactError(
+            Why.CHANNELS_DIFFER(
+                expected=outer.in_channels,
+                outer=str(outer),
+                given=inner.out_channels,
+                inner=str(inner),
+            )
         )
-        raise InexactError(msg)
     if outer.dims != inner.dims:
-        msg = (
-            f"spatial dimensions do not match: {outer.dims} ({outer}) "
-            f"against {inner.dims} ({inner})"
+        raise InexactError(
+            Why.DIMENSIONS_DIFFER(outer=f"{outer.dims} ({outer})", inner=f"{inner.dims} ({inner})")
         )
-        raise InexactError(msg)
     for dim in range(outer.dims):
         _check_padding_reads(outer, inner, dim)
     return Geometry(
@@ -273,21 +283,13 @@ def _check_padding_reads(outer: Geometry, inner: Geometry, dim: int) -> None:
     if low <= 0 and high <= 0:
         return
     if inner.bias:
-        msg = (
-            f"a bias is seen through zero padding: the second ({outer}) pads its input with "
-            f"zeros, where the first ({inner}) with its bias would not be zero"
-        )
-        raise InexactError(msg)
+        raise InexactError(Why.BIAS_THROUGH_PADDING(outer=str(outer), inner=str(inner)))
     taps, step, extent = inner.offsets[dim], inner.stride[dim], inner.extent[dim]
     # The nearest virtual outputs are -1 and m; m * step is at least n + extent + 1.
     meets_low = low > 0 and taps[-1] > step - 1
     meets_high = high > 0 and extent + 1 + taps[0] < 0
     if meets_low or meets_high:
-        msg = (
-            f"a padded second kernel: the second ({outer}) pads its input with zeros, where "
-            f"the first ({inner}) still meets its own input and would not be zero"
-        )
-        raise InexactError(msg)
+        raise InexactError(Why.PADDED_SECOND_KERNEL(outer=str(outer), inner=str(inner)))
 
 
 def _per_dim(values: tuple[object, ...]) -> str:

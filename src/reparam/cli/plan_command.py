@@ -60,5 +60,8 @@ def plan_as_dict(found: reparam.Plan) -> dict[str, object]:
     """The regions and refusals of a plan as JSON can hold them."""
     return {
         "regions": [asdict(region) for region in found.regions],
-        "refusals": [asdict(refusal) for refusal in found.refusals],
+        "refusals": [
+            {"where": r.where, "what": r.what, "why": r.why, "kind": r.reason.kind.name}
+            for r in found.refusals
+        ],
     }

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from reparam.fusing.equivalent import operator
 from reparam.fusing.onnx_file import FusedFile, fuse_onnx_file
-from reparam.fusing.plans import FoldWarning, Plan, Refusal, Region, fuse, plan
+from reparam.fusing.plans import FoldWarning, Plan, Region, fuse, plan
 
 __all__ = [
     "FoldWarning",
     "FusedFile",
     "Plan",
-    "Refusal",
     "Region",
     "fuse",
     "fuse_onnx_file",

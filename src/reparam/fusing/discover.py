@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from reparam.algebra import AffineConv
 from reparam.fusing.explain import explain
-from reparam.fusing.found import NOT_TOGETHER, Found, complete, describe
+from reparam.fusing.found import Found, complete, describe
 from reparam.fusing.objections import Objections, owners_of
 from reparam.fusing.place import place_all
 from reparam.fusing.probe import identify
@@ -29,17 +29,9 @@ from reparam.graph.running import Arguments
 from reparam.graph.skeleton import hooked_modules, shared_copy, with_plain_weights
 from reparam.graph.trace import Key, Trace, TraceFailure, join, trace
 from reparam.planner import select
+from reparam.reasons import Reason, Refusal, Why
 
-__all__ = ["Discovery", "Found", "Unfolded", "discover"]
-
-
-@dataclass(frozen=True, slots=True)
-class Unfolded:
-    """Something that was left as it is, and why."""
-
-    where: str
-    what: str
-    why: str
+__all__ = ["Discovery", "Found", "discover"]
 
 
 @dataclass(eq=False)
@@ -50,7 +42,7 @@ class Discovery:
         model: The user's model.
         skeleton: The copy that was read.
         regions: What folds.
-        unfolded: What does not.
+        refusals: What does not.
         probed: Modules that were identified from their responses.
         calls: By path of a traced module, arguments that it ran with: to run the result with.
         traces: Traces of blocks to rewrite, by path and inlined children, for one use each.
@@ -61,7 +53,7 @@ class Discovery:
     model: nn.Module
     skeleton: nn.Module
     regions: list[Found] = field(default_factory=list)
-    unfolded: list[Unfolded] = field(default_factory=list)
+    refusals: list[Refusal] = field(default_factory=list)
     probed: list[Probed] = field(default_factory=list)
     calls: dict[str, Arguments] = field(default_factory=dict)
     known_call: Callable[[str], Arguments | None] = lambda _path: None
@@ -123,13 +115,15 @@ class _Finder:
                 self._leave(
                     path or "the model",
                     type(module).__name__,
-                    f"its forward cannot be traced ({failure})",
+                    Why.NOT_TRACED(failure=str(failure)),
                 )
             self._visit_children(path, module)
             return
         report = self._compare(traced)
         if report.outcome is Outcome.DIFFERENT:
-            self._leave(path or "the model", type(module).__name__, report.why)
+            self._leave(
+                path or "the model", type(module).__name__, Why.TRACE_DIFFERS(found=report.why)
+            )
             self._visit_children(path, module)
             return
         ranks = report.ranks if self._example is not None else None
@@ -144,7 +138,7 @@ class _Finder:
                 self._leave(
                     inner,
                     type(child).__name__,
-                    f"its forward cannot be traced ({traced.opaque[inner]})",
+                    Why.NOT_TRACED(failure=traced.opaque[inner]),
                 )
             self._visit_children(inner, child)
 
@@ -170,7 +164,7 @@ class _Finder:
             self._captured = capture_calls(self.skeleton, self._example)
         return self._captured.get(path)
 
-    def _is_believable(self, one: Found, report: Report) -> str | None:
+    def _is_believable(self, one: Found, report: Report) -> Reason | None:
         """Where the whole trace could not be compared, compare the block of a region."""
         if report.outcome is Outcome.EQUAL:
             return None
@@ -180,11 +174,11 @@ class _Finder:
                 block = self.skeleton.get_submodule(path)
                 own = self._compare(trace(block, path, example=self._known_call(path)))
             except TraceFailure as failure:
-                return f"its forward cannot be traced by itself ({failure})"
+                return Why.NOT_TRACED_ALONE(failure=str(failure))
             if own.outcome is Outcome.EQUAL:
                 return None
             report = own
-        return f"its trace could not be compared with eager execution: {report.why}"
+        return Why.NOT_COMPARED(found=report.why)
 
     def _identify(self, path: str, module: nn.Module) -> AffineConv | None:
         """Probe a module that cannot be traced; its operator, if it is one convolution."""
@@ -193,11 +187,11 @@ class _Finder:
             return None
         call = self._known_call(path) or guess_for_module(module)
         if call is None:
-            self._leave(path, type(module).__name__, "it cannot be probed without example_inputs")
+            self._leave(path, type(module).__name__, Why.NOT_PROBED())
             return None
         found = identify(module, call)
         if isinstance(found, str):
-            self._leave(path, type(module).__name__, f"probed, but {found}")
+            self._leave(path, type(module).__name__, Why.PROBED_OTHERWISE(found=found))
             return None
         like = max(floating, key=lambda t: t.numel())
         self.result.probed.append(Probed(path, type(module).__name__, found, like))
@@ -230,7 +224,7 @@ class _Finder:
             if seen[one.keys] < calls:
                 self._leave(
                     one.block, one.region.output.what,
-                    f"its block is called {calls} times and folds in {seen[one.keys]} of them only",
+                    Why.FOLDS_IN_SOME_CALLS(calls=calls, folds=seen[one.keys]),
                 )  # fmt: skip
                 continue
             doubt = self._is_believable(one, report)
@@ -252,7 +246,7 @@ class _Finder:
         together = complete(regions, every)
         self.result.regions += together
         for one in set(regions) - set(together):
-            self._leave(one.reach or "the model", one.region.output.what, NOT_TOGETHER)
+            self._leave(one.reach or "the model", one.region.output.what, Why.NOT_TOGETHER())
 
     def place(self) -> None:
         """Keep the regions whose blocks can be rewritten."""
@@ -262,10 +256,10 @@ class _Finder:
         for one, why in placement.refused:
             self._leave(one.reach or "the model", one.region.output.what, why)
 
-    def _leave(self, where: str, what: str, why: str) -> None:
-        entry = Unfolded(where, what, why)
-        if entry not in self.result.unfolded:
-            self.result.unfolded.append(entry)
+    def _leave(self, where: str, what: str, reason: Reason) -> None:
+        entry = Refusal(where, what, reason)
+        if entry not in self.result.refusals:
+            self.result.refusals.append(entry)
 
 
 def _has_layers(module: nn.Module) -> bool:

@@ -65,7 +65,7 @@ def operator(block: nn.Module) -> AffineConv:
         if candidate.source is inputs[0] and candidate.expression is not None:
             return evaluate(candidate.expression)
     opaque = [n for n in lifted.program.nodes if n.kind.name == "OPAQUE" and n not in inputs]
-    reasons = [r for n in lifted.program.nodes for r in found.given_up.get(n, [])]
+    reasons = [str(r) for n in lifted.program.nodes for r in found.given_up.get(n, [])]
     reasons += [f"{n.what} at {n.where}: {n.reason or 'is not affine'}" for n in opaque]
     why = "; ".join(reasons) or "nothing in it is affine"
     msg = f"{name} is not one convolution of its input: {why}"

@@ -5,28 +5,39 @@ from __future__ import annotations
 from collections.abc import Hashable
 
 from reparam.graph.ir import Kind, Node
-from reparam.planner import NO_COMMON_SOURCE, Selection
+from reparam.planner import Selection
+from reparam.reasons import Reason, Why
 
 __all__ = ["explain"]
+
+_OF_ITS_INPUT = {Why.ALSO_READ, Why.IS_SEEN}
+"""What is said better of the operation that makes the input."""
+
+_BESIDE_LAYERS = {
+    Why.CEIL_MODE, Why.UNCOUNTED_PADDING, Why.AUTO_PAD, Why.NEGATIVE_PADDING, Why.INEXACT,
+    Why.DROPOUT_IN_TRAINING,
+}  # fmt: skip
+"""What is worth saying only of an operation that stands beside something that folds."""
 
 
 def explain(  # noqa: PLR0911 (one return per kind of node reads best)
     node: Node, folded: set[Hashable], selection: Selection
-) -> list[str]:
+) -> list[Reason]:
     """Reasons why a node that a reader would expect to be folded is still there; often none."""
     if node.virtual or node.twin_of is not None:
         return []
     if node.reason is not None:
-        return [node.reason] if _meets_layers(node, selection) else []
+        alone = node.reason.kind in _BESIDE_LAYERS and not _meets_layers(node, selection)
+        return [] if alone else [node.reason]
     given_up = selection.reasons.get(node, [])
     if node.is_mixing or (node.key in folded and node.is_diagonal):
         # Two layers that follow each other and do not become one.
-        return [reason for reason in given_up if not reason.startswith("its input, ")][:1]
+        return [reason for reason in given_up if reason.kind not in _OF_ITS_INPUT][:1]
     if node.key in folded:
         return []
     if node.kind is Kind.SUM:
         terms = [term for term in node.inputs if term.kind is Kind.AFFINE]
-        return [r for r in given_up if r != NO_COMMON_SOURCE] if terms else []
+        return [r for r in given_up if r.kind is not Why.NO_COMMON_SOURCE] if terms else []
     if node.is_diagonal and node.stored:
         return [_why_diagonal(node, given_up, selection)]
     return []
@@ -34,21 +45,19 @@ def explain(  # noqa: PLR0911 (one return per kind of node reads best)
 
 def _meets_layers(node: Node, selection: Selection) -> bool:
     """Whether a node stands beside something that could have folded with it."""
-    if "norm" in node.what.lower() or "Conv" in node.what or "conv" in (node.reason or ""):
-        return True
     beside = (*node.inputs, *selection.users.get(node, []))
     return any(n.kind in {Kind.AFFINE, Kind.SUM} for n in beside)
 
 
-def _why_diagonal(node: Node, given_up: list[str], selection: Selection) -> str:
+def _why_diagonal(node: Node, given_up: list[Reason], selection: Selection) -> Reason:
     behind = [
         reason
         for user in selection.users.get(node, [])
         for reason in selection.reasons.get(user, [])
-        if not reason.startswith("its input, ")
+        if reason.kind not in _OF_ITS_INPUT
     ]
     # A residual sum behind it says nothing of the norm itself.
-    known = [reason for reason in (*given_up, *behind) if reason != NO_COMMON_SOURCE]
+    known = [reason for reason in (*given_up, *behind) if reason.kind is not Why.NO_COMMON_SOURCE]
     if known:
         return known[0]
     before, readers = _made_by(node), _read_by(node, selection)
@@ -57,20 +66,11 @@ def _why_diagonal(node: Node, given_up: list[str], selection: Selection) -> str:
     if before.kind is Kind.AFFINE:
         rivals = [reader for reader in _read_by(before, selection) if reader is not node]
         if rivals:
-            return (
-                f"the {before.what} before it is also read by {_names(rivals)}, and what is read "
-                f"there must stay as it is"
-            )
-        return f"the {before.what} before it cannot take it"
+            return Why.INPUT_ALSO_READ(before=before.what, readers=_names(rivals))
+        return Why.NOT_TAKEN(before=before.what)
     if layers and others:
-        return (
-            f"the {layers[0].what} behind it would have to take it, but {_names(others)} reads the "
-            f"same value"
-        )
-    return (
-        f"it stands between {before.what} and {_names(readers) or 'nothing'}, which no scale and "
-        f"shift can pass, so no convolution or linear layer can take it"
-    )
+        return Why.OUTPUT_ALSO_READ(layer=layers[0].what, readers=_names(others))
+    return Why.NO_LAYER_BESIDE(before=before.what, readers=_names(readers) or "nothing")
 
 
 def _made_by(node: Node) -> Node:

@@ -14,10 +14,7 @@ from reparam.graph.lift import Lifted
 from reparam.graph.trace import Key
 from reparam.planner import Candidate
 
-__all__ = ["NOT_TOGETHER", "Found", "complete", "describe"]
-
-NOT_TOGETHER = "another region that would take over a part of the same operation does not fold"
-"""Why :func:`complete` drops a region."""
+__all__ = ["Found", "complete", "describe"]
 
 
 @dataclass(frozen=True, slots=True, eq=False)

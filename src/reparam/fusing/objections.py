@@ -10,6 +10,7 @@ from reparam.graph.ir import Kind, Node
 from reparam.graph.lift import Lifted
 from reparam.graph.trace import Call, Key
 from reparam.planner import Candidate
+from reparam.reasons import Reason, Why
 
 __all__ = ["Objections", "common_call"]
 
@@ -37,11 +38,11 @@ class Objections:
         self._readers: dict[Tensor, set[Key]] = defaultdict(set)
         self._index()
 
-    def __call__(self, region: Candidate) -> str | None:
+    def __call__(self, region: Candidate) -> Reason | None:
         """The reason not to fold a region, or None."""
         layers = [n for n in region.nodes if n.is_mixing or n.kind is Kind.SUM]
         if region.source.virtual and region.source.pads is None and len(layers) > 1:
-            return f"{region.source.what} cannot be read by a new layer"
+            return Why.INPUT_OF_ITS_OWN(what=region.source.what)
         nodes = [self._lifted.node_of(n) for n in region.nodes if n.kind is not Kind.ALIAS]
         shared = common_call([self._full_stack(n) for n in nodes])
         return (
@@ -83,25 +84,22 @@ class Objections:
         key = self._lifted.trace.keys[node]
         return (*stack, Call(key.target, key.count))
 
-    def _hook(self, nodes: list[fx.Node], depth: int) -> str | None:
+    def _hook(self, nodes: list[fx.Node], depth: int) -> Reason | None:
         for node in nodes:
             for call in self._full_stack(node)[depth:]:
                 if call.path in self._hooked:
-                    return (
-                        f"{call.path} has {self._hooked[call.path]}, which would see other values; "
-                        f"remove the hook to fold"
-                    )
+                    return Why.HOOKED(where=call.path, hook=self._hooked[call.path])
         return None
 
-    def _called_again(self, nodes: list[fx.Node], shared: Stack) -> str | None:
+    def _called_again(self, nodes: list[fx.Node], shared: Stack) -> Reason | None:
         for node in nodes:
             for call in self._full_stack(node)[len(shared) :]:
                 times = sum(1 for s in self._module_calls[call.path] if s[: len(shared)] == shared)
                 if times > 1:
-                    return f"{call.path} is called {times} times (a shared module)"
+                    return Why.SHARED_MODULE(where=call.path, times=times)
         return None
 
-    def _tied(self, region: Candidate) -> str | None:
+    def _tied(self, region: Candidate) -> Reason | None:
         keys = {n.key for n in region.nodes}
         held_by = {k.target if k.is_module else k.owner for k in keys if isinstance(k, Key)}
         for node in region.nodes:
@@ -109,12 +107,12 @@ class Objections:
                 others = {path for path in self._owners.get(tensor, set()) if path not in held_by}
                 others = {p for p in others if not any(_inside(p, h) for h in held_by)}
                 if others:
-                    return f"its weight is tied to that of {min(others)}"
+                    return Why.TIED(to=min(others))
                 if not self._readers[tensor] <= keys:
-                    return "its weight is also used elsewhere"
+                    return Why.USED_ELSEWHERE()
         return None
 
-    def _changed_in_place(self, region: Candidate) -> str | None:
+    def _changed_in_place(self, region: Candidate) -> Reason | None:
         """Refuse where an in-place operation changes the source between or within the nodes."""
         origin = self._lifted.origin
         inside = {origin[n.twin_of or n] for n in region.nodes}
@@ -128,9 +126,9 @@ class Objections:
             if target is not base:
                 continue
             if node in inside:
-                return "an in-place operation of it changes its own input, which others may read"
+                return Why.WRITES_ITS_INPUT()
             if min(orders) < order < max(orders):
-                return f"its input is changed in place by {node.name} between its operations"
+                return Why.WRITTEN_BETWEEN(by=node.name)
         return None
 
 

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from reparam.errors import UnsupportedModelError
-from reparam.fusing.discover import Unfolded
 from reparam.fusing.explain import explain
 from reparam.graph.ir import Kind, Node, Program
 from reparam.graph.onnx_constants import Constants
@@ -19,6 +18,7 @@ from reparam.graph.onnx_shapes import Shapes
 from reparam.graph.onnx_tensors import FLOATS
 from reparam.graph.onnx_valid import check_readable
 from reparam.planner import Candidate, select
+from reparam.reasons import Reason, Refusal, Why
 
 if TYPE_CHECKING:
     from onnx import GraphProto, ModelProto
@@ -89,19 +89,19 @@ class OnnxDiscovery:
     Attributes:
         lifted: The lifted model.
         regions: What folds.
-        unfolded: What does not.
+        refusals: What does not.
 
     """
 
     lifted: OnnxLifted
     regions: list[OnnxFound] = field(default_factory=list)
-    unfolded: list[Unfolded] = field(default_factory=list)
+    refusals: list[Refusal] = field(default_factory=list)
 
-    def leave(self, where: str, what: str, why: str) -> None:
+    def leave(self, where: str, what: str, reason: Reason) -> None:
         """Note that something is left as it is."""
-        entry = Unfolded(where, what, why)
-        if entry not in self.unfolded:
-            self.unfolded.append(entry)
+        entry = Refusal(where, what, reason)
+        if entry not in self.refusals:
+            self.refusals.append(entry)
 
 
 def discover_onnx(model: Any) -> OnnxDiscovery:
@@ -123,11 +123,11 @@ def discover_onnx(model: Any) -> OnnxDiscovery:
     if why is not None:
         shapes = Shapes()
         nothing = OnnxLifted(model, Program(), Constants(model, shapes, opset), shapes, opset)
-        return OnnxDiscovery(nothing, unfolded=[Unfolded("the model", "the whole graph", why)])
+        return OnnxDiscovery(nothing, refusals=[Refusal("the model", "the whole graph", why)])
     result = OnnxDiscovery(lift_onnx(model, opset))
     _select(result)
     for where, what in _inner_layers(model):
-        result.leave(where, what, "the operations in its own graph are left as they are")
+        result.leave(where, what, Why.INNER_GRAPH())
     return result
 
 
@@ -143,21 +143,21 @@ def _select(result: OnnxDiscovery) -> None:
             result.leave(node.where, node.what, reason)
 
 
-def _objection(lifted: OnnxLifted, region: Candidate) -> str | None:
+def _objection(lifted: OnnxLifted, region: Candidate) -> Reason | None:
     """The reason not to fold a region that the algebra allows, or None."""
     layers = [n for n in region.nodes if n.is_mixing or n.kind is Kind.SUM]
     if region.source.virtual and len(layers) > 1:
-        return f"{region.source.what} cannot be read by a new layer"
+        return Why.INPUT_OF_ITS_OWN(what=region.source.what)
     if not any(n.is_mixing and n.stored for n in region.nodes):
-        return "it holds no layer with numbers of its own"
+        return Why.NO_NUMBERS()
     if OnnxFound.of(region).dtype(lifted) is None:
-        return "the type of its weight is not known"
+        return Why.UNKNOWN_TYPE()
     inside = {index for node in region.nodes for index in lifted.indices_of(node)}
     for node in region.nodes:
         for name in lifted.reads.get(node, ()) if node.is_mixing else ():
             shared = len(lifted.constants.shape(name)) > 1 and _is_tied(lifted, name, inside)
             if shared:
-                return "its weight is also used elsewhere"
+                return Why.USED_ELSEWHERE()
     return None
 
 
@@ -180,20 +180,14 @@ def _is_tied(lifted: OnnxLifted, name: str, inside: set[int]) -> bool:
     return False
 
 
-def _left_alone(graph: GraphProto, opset: int) -> str | None:
+def _left_alone(graph: GraphProto, opset: int) -> Reason | None:
     """Why nothing in a graph is touched, or None."""
     if opset < _NUMPY_BROADCASTING:
-        return (
-            f"its opset {opset} broadcasts by another rule than opset {_NUMPY_BROADCASTING} and "
-            f"later; convert it with onnx.version_converter first"
-        )
+        return Why.OLD_OPSET(found=opset, needed=_NUMPY_BROADCASTING)
     found = Counter(node.op_type for node in graph.node if node.op_type in _QUANTISED)
     if found:
         names = ", ".join(f"{times} {name}" for name, times in sorted(found.items()))
-        return (
-            f"it is quantised ({names}): its scales hold for its layers as they are; fuse the "
-            f"float model, then quantise it"
-        )
+        return Why.QUANTISED(found=names)
     return None
 
 

@@ -13,9 +13,10 @@ from reparam.fusing.fold import FoldedLayer, in_parallel
 from reparam.fusing.onnx_discover import OnnxDiscovery, OnnxFound, discover_onnx
 from reparam.fusing.onnx_edit import write_model
 from reparam.fusing.onnx_fold import fold_onnx
-from reparam.fusing.plans import FoldWarning, Plan, Refusal, region_record
+from reparam.fusing.plans import FoldWarning, Plan, region_record
 from reparam.graph.onnx_lift import OnnxLifted
 from reparam.graph.onnx_valid import complaint
+from reparam.reasons import Reason, Why
 
 if TYPE_CHECKING:
     from onnx import ModelProto
@@ -53,8 +54,8 @@ class OnnxPlan(Plan):
             self._discovery.regions,
             size=lambda f: f.region.geometry.weights,
         ):
-            why = layer if isinstance(layer, str) else _doubt(layer)
-            if why is None and not isinstance(layer, str):
+            why = layer if isinstance(layer, Reason) else _doubt(layer)
+            if why is None and not isinstance(layer, Reason):
                 folded.append((found, layer))
                 continue
             dropped.append(found)
@@ -63,10 +64,10 @@ class OnnxPlan(Plan):
             )
         lifted.constants.forget()
         model = write_model(lifted, _without(folded, dropped))
-        why = complaint(model)
-        if why is not None:
+        wrong = complaint(model)
+        if wrong is not None:
             msg = (
-                f"the fused model is not a valid one, and nothing is returned: {why}. Please "
+                f"the fused model is not a valid one, and nothing is returned: {wrong}. Please "
                 f"report this model: its graph was edited wrongly"
             )
             raise VerificationError(msg)
@@ -87,25 +88,25 @@ def plan_onnx(model: Any) -> OnnxPlan:
     discovery.lifted.constants.forget()
     return OnnxPlan(
         tuple(region_record(one.region, one.anchor.where) for one in discovery.regions),
-        tuple(Refusal(u.where, u.what, u.why) for u in discovery.unfolded),
+        tuple(discovery.refusals),
         discovery,
     )
 
 
-def _attempt(lifted: OnnxLifted, found: OnnxFound) -> FoldedLayer | str:
+def _attempt(lifted: OnnxLifted, found: OnnxFound) -> FoldedLayer | Reason:
     """Fold a region, or say why its operations could not be run to compare with."""
     try:
         return fold_onnx(lifted, found)
     except Exception as error:  # noqa: BLE001 (the reference evaluator's operators raise anything)
-        return f"onnx's reference evaluator cannot run it to compare with ({error})"
+        return Why.NOT_RUN(error=str(error))
 
 
-def _doubt(layer: FoldedLayer) -> str | None:
+def _doubt(layer: FoldedLayer) -> Reason | None:
     if not layer.agrees:
-        return f"its folded layer differs by {layer.error:.1e} of its largest value in float64"
+        return Why.FOLD_DIFFERS(error=layer.error)
     numbers = (layer.weight, layer.bias)
     if not all(t is None or bool(torch.isfinite(t).all()) for t in numbers):
-        return f"a number of its folded layer is too large for {layer.weight.dtype}"
+        return Why.OVERFLOWS(dtype=str(layer.weight.dtype))
     return None
 
 

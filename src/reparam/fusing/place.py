@@ -8,10 +8,11 @@ from dataclasses import dataclass, field
 
 from torch import fx, nn
 
-from reparam.fusing.found import NOT_TOGETHER, Found, complete
+from reparam.fusing.found import Found, complete
 from reparam.graph.ir import Node
 from reparam.graph.running import Arguments
 from reparam.graph.trace import Key, Trace, TraceFailure, trace
+from reparam.reasons import Reason, Why
 
 __all__ = ["Block", "Placement", "blocks_of", "locate", "missing", "place_all"]
 
@@ -119,7 +120,7 @@ class Placement:
     """
 
     kept: list[Found]
-    refused: list[tuple[Found, str]]
+    refused: list[tuple[Found, Reason]]
     traces: Traces
 
 
@@ -153,7 +154,7 @@ def place_all(
                 placement.refused.append((found, why))
                 together = complete(placement.kept, every)
                 dropped = [one for one in placement.kept if one not in together]
-                placement.refused.extend((one, NOT_TOGETHER) for one in dropped)
+                placement.refused.extend((one, Why.NOT_TOGETHER()) for one in dropped)
                 placement.kept[:] = together
 
 
@@ -163,7 +164,7 @@ def _misfits(
     model: nn.Module,
     known_call: Callable[[str], Arguments | None],
     traces: Traces,
-) -> list[tuple[Found, str]]:
+) -> list[tuple[Found, Reason]]:
     """Regions that cannot be placed in a block."""
     name = path or "the model"
     traced = traces.get((path, block.key))
@@ -174,12 +175,12 @@ def _misfits(
                 example=known_call(path),
             )  # fmt: skip
         except TraceFailure as failure:
-            why = f"{name} cannot be rewritten by itself: {failure}"
+            why = Why.NOT_REWRITTEN(block=name, found=str(failure))
             return [(found, why) for found in block.regions()]
         traces[path, block.key] = traced
     present = set(traced.keys.values())
     misfits = [
-        (found, f"{name} cannot be rewritten by itself: {missing(key)}")
+        (found, Why.NOT_REWRITTEN(block=name, found=missing(key)))
         for key, found in block.erased.items()
         if key not in present
     ]
@@ -187,7 +188,7 @@ def _misfits(
         try:
             locate(found, traced)
         except LookupError as error:
-            misfits.append((found, f"{name} cannot be rewritten by itself: {error}"))
+            misfits.append((found, Why.NOT_REWRITTEN(block=name, found=str(error))))
     return misfits
 
 

@@ -21,6 +21,7 @@ from reparam.graph.ir import Kind, Node
 from reparam.graph.kinds import AnyBatchNorm
 from reparam.graph.skeleton import unwrap
 from reparam.planner import Candidate
+from reparam.reasons import Refusal, Why
 
 if TYPE_CHECKING:
     from onnx import ModelProto
@@ -31,7 +32,6 @@ __all__ = [
     "FoldWarning",
     "ModulePlan",
     "Plan",
-    "Refusal",
     "Region",
     "describe",
     "fuse",
@@ -71,22 +71,6 @@ class Region:
     stored_before: int
     stored_after: int
     probed: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Refusal:
-    """Something that looks foldable and is left as it is.
-
-    Attributes:
-        where: Path of the module.
-        what: The operation.
-        why: The reason, with what was found and what was needed.
-
-    """
-
-    where: str
-    what: str
-    why: str
 
 
 @dataclass(frozen=True, eq=False)
@@ -139,8 +123,8 @@ class ModulePlan(Plan):
                 folded.append((found, layer))
                 continue
             warnings.warn(
-                f"{found.block or 'the model'} is left as it is: its folded layer differs by "
-                f"{layer.error:.1e} of its largest value in float64",
+                f"{found.block or 'the model'} is left as it is: "
+                f"{Why.FOLD_DIFFERS(error=layer.error)}",
                 FoldWarning,
                 stacklevel=2,
             )
@@ -220,7 +204,7 @@ def plan(model: Any, example_inputs: Any = None, *, probe: bool = False) -> Plan
             *(_region(found) for found in discovery.regions),
             *(_probed_region(probed) for probed in discovery.probed),
         ),
-        tuple(Refusal(u.where, u.what, u.why) for u in discovery.unfolded),
+        tuple(discovery.refusals),
         discovery,
     )
 

@@ -8,6 +8,8 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Protocol
 
+from reparam.reasons import Refusal
+
 __all__ = ["render"]
 
 _WIDTH = 100
@@ -33,16 +35,7 @@ class _Region(Protocol):
     def stored_after(self) -> int: ...
 
 
-class _Refusal(Protocol):
-    @property
-    def where(self) -> str: ...
-    @property
-    def what(self) -> str: ...
-    @property
-    def why(self) -> str: ...
-
-
-def render(regions: Sequence[_Region], refusals: Sequence[_Refusal]) -> str:
+def render(regions: Sequence[_Region], refusals: Sequence[Refusal]) -> str:
     """Write the regions, the refusals grouped by reason, and a summary line."""
     lines: list[str] = []
     if regions:
@@ -61,7 +54,7 @@ def _change(region: _Region) -> str:
     return f"{100 * region.macs_after / region.macs_before:.0f} %"
 
 
-def _summary(regions: Sequence[_Region], refusals: Sequence[_Refusal]) -> str:
+def _summary(regions: Sequence[_Region], refusals: Sequence[Refusal]) -> str:
     if not regions:
         tail = f"; {len(refusals)} refused" if refusals else ""
         return f"Nothing folds{tail}."
@@ -116,7 +109,7 @@ def _cell(text: str, width: int) -> list[str]:
     return [line[k : k + width] for line in lines for k in range(0, len(line), width)]
 
 
-def _grouped(refusals: Sequence[_Refusal]) -> list[str]:
+def _grouped(refusals: Sequence[Refusal]) -> list[str]:
     lines = []
     for why, times in Counter(r.why for r in refusals).most_common(_MOST_ROWS):
         places = [f"{r.what} at {r.where}" for r in refusals if r.why == why]

@@ -11,6 +11,7 @@ from collections.abc import Hashable, Iterable
 from dataclasses import dataclass, field
 
 from reparam.algebra import Leaf
+from reparam.reasons import Reason
 
 __all__ = ["Kind", "Node", "Program"]
 
@@ -72,7 +73,7 @@ class Node:
     axis: int | None = None
     stored: int = 0
     computed: int = 0
-    reason: str | None = None
+    reason: Reason | None = None
     shape_only: bool = False
     own_axis: int | None = None
     part: tuple[int, int, int] | None = None
@@ -83,7 +84,12 @@ class Node:
 
     def __repr__(self) -> str:
         """Name the operation, without all that it is computed from."""
-        return f"<{self.what} at {self.where}>"
+        return f"<{self.place}>"
+
+    @property
+    def place(self) -> str:
+        """What it is and where, for a person."""
+        return f"{self.what} at {self.where}"
 
     @property
     def is_diagonal(self) -> bool:

@@ -14,6 +14,7 @@ from reparam.graph.constants import Constants
 from reparam.graph.effects import base_of, metadata_read, mutated_argument
 from reparam.graph.ir import Kind, Node, Program
 from reparam.graph.trace import Key, Trace
+from reparam.reasons import Reason
 
 __all__ = ["Facts", "Lifted", "Lifter", "lift"]
 
@@ -119,7 +120,7 @@ class Lifter:
                 try:
                     lifted = rule(self, node)
                 except InexactError as error:
-                    lifted = self.opaque(node, str(error))
+                    lifted = self.opaque(node, error.reason)
             lifted = lifted or self.opaque(node)
             self.nodes[node] = lifted
             rank = self._ranks.get(self.trace.keys[node])
@@ -222,7 +223,7 @@ class Lifter:
         self.facts[lifted] = Facts(self.facts_of(before[0]).rank, total)
         return lifted
 
-    def opaque(self, node: fx.Node, reason: str | None = None, *, keeps: bool = False) -> Node:
+    def opaque(self, node: fx.Node, reason: Reason | None = None, *, keeps: bool = False) -> Node:
         """Make a node that the planner does not look into.
 
         ``keeps`` says that it works on every element by itself, so that the axes stay in place.

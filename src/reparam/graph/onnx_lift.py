@@ -12,6 +12,7 @@ from reparam.errors import InexactError
 from reparam.graph.ir import Kind, Node, Program
 from reparam.graph.onnx_constants import DEFAULT_DOMAINS, Constants, has_subgraph
 from reparam.graph.onnx_shapes import Shape, Shapes, infer
+from reparam.reasons import Reason
 
 if TYPE_CHECKING:
     from onnx import ModelProto, NodeProto
@@ -134,7 +135,7 @@ class OnnxLifter:
         try:
             return None if rule is None else rule(self, proto)
         except InexactError as error:
-            return self.opaque(proto, str(error))
+            return self.opaque(proto, error.reason)
 
     def _enter(self, proto: NodeProto, lifted: Node) -> None:
         """Give the values of an operation their nodes; what folds has one value."""
@@ -223,7 +224,9 @@ class OnnxLifter:
         )
         return lifted
 
-    def opaque(self, proto: NodeProto, reason: str | None = None, *, keeps: bool = False) -> Node:
+    def opaque(
+        self, proto: NodeProto, reason: Reason | None = None, *, keeps: bool = False
+    ) -> Node:
         """Make a node that the planner does not look into.
 
         ``keeps`` says that it works on every element by itself, so that the axes stay in place.

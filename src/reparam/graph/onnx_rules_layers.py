@@ -14,7 +14,8 @@ from reparam.algebra import AffineConv, Geometry, Leaf, Rows
 from reparam.graph.hosted import rows_of_transposed
 from reparam.graph.ir import Node
 from reparam.graph.onnx_lift import OnnxLifter, attributes
-from reparam.graph.weights import first_not_finite, weight_loader
+from reparam.graph.weights import all_finite, weight_loader
+from reparam.reasons import Why
 
 if TYPE_CHECKING:
     from onnx import NodeProto
@@ -125,20 +126,15 @@ def batch_norm(lifter: OnnxLifter, proto: NodeProto) -> Node | None:
     """``BatchNormalization`` with constant statistics."""
     given, constants = attributes(proto), lifter.constants
     if given.get("training_mode", 0) or len([name for name in proto.output if name]) > 1:
-        return lifter.opaque(
-            proto, "its batch norm is in training mode; export the model in eval mode"
-        )
+        return lifter.opaque(proto, Why.NORM_IN_TRAINING(remedy="export the model in eval mode"))
     if lifter.opset < _SIGNED_BATCH_NORM and not given.get("spatial", 1):
-        return lifter.opaque(proto, "its batch norm normalises positions, not channels (spatial=0)")
+        return lifter.opaque(proto, Why.NORM_OF_POSITIONS())
     source, numbers = proto.input[0], list(proto.input[1:5])
     rank = lifter.rank(source) or _rank_of_axis(lifter.axis(source))
     if not all(name in constants for name in numbers) or not lifter.is_value(source):
-        return lifter.opaque(proto, "its batch norm has numbers that are not constant")
+        return lifter.opaque(proto, Why.NOT_CONSTANT(what="batch norm"))
     if rank is None:
-        return lifter.opaque(
-            proto,
-            "the number of dimensions of its input is not known, so its channel axis is not",
-        )
+        return lifter.opaque(proto, Why.UNKNOWN_RANK(remedy="give the file shapes"))
     eps = given.get("epsilon", 1e-5)
 
     def load(rows: Rows | None) -> AffineConv:
@@ -148,7 +144,7 @@ def batch_norm(lifter: OnnxLifter, proto: NodeProto) -> Node | None:
 
     whole = load(None)  # a variance that gives no scale raises here, with its value in the message
     if not _finite(whole.kernel, whole.bias):
-        return lifter.opaque(proto, "its batch norm has numbers that are not finite")
+        return lifter.opaque(proto, Why.NOT_FINITE(what="batch norm"))
     return lifter.affine(
         proto, source, Leaf(_per_channel(whole.geometry), load), "batch norm", axis=1 - rank,
         stored=4 * whole.geometry.out_channels, reads=numbers,
@@ -222,12 +218,12 @@ def _weights_refused(lifter: OnnxLifter, proto: NodeProto) -> Node | None:
     constants = lifter.constants
     numbers = [name for name in proto.input[1:3] if name]
     if not lifter.is_value(proto.input[0]) or not all(name in constants for name in numbers):
-        return lifter.opaque(proto, f"its {proto.op_type} has a weight that is not constant")
+        return lifter.opaque(proto, Why.NOT_CONSTANT(what=proto.op_type))
     if not all(constants.is_floating(name) for name in numbers):
-        return lifter.opaque(proto, f"the numbers of its {proto.op_type} are not floating point")
+        return lifter.opaque(proto, Why.NOT_FLOATING(what=proto.op_type))
     for name in numbers:
-        if first_not_finite({constants.numbers(name)}) is not None:
-            return lifter.opaque(proto, f"its {proto.op_type} has numbers that are not finite")
+        if not all_finite({constants.numbers(name)}):
+            return lifter.opaque(proto, Why.NOT_FINITE(what=proto.op_type))
     return None
 
 

@@ -10,6 +10,7 @@ from reparam.graph.ir import Node
 from reparam.graph.onnx_lift import OnnxLifter, attributes
 from reparam.graph.onnx_rules_layers import pads_of
 from reparam.graph.onnx_shapes import channel_axis_after
+from reparam.reasons import Why
 
 if TYPE_CHECKING:
     from onnx import NodeProto
@@ -46,14 +47,11 @@ def average_pool(lifter: OnnxLifter, proto: NodeProto) -> Node | None:
     dilations = tuple(given.get("dilations", (1,) * dims))
     pads = pads_of(proto, sizes, strides, dilations)
     if given.get("ceil_mode", 0):
-        why = "its last windows may be cut off, and divided by less (ceil_mode=1)"
-        return lifter.opaque(proto, why, keeps=True)
+        return lifter.opaque(proto, Why.CEIL_MODE(value=1), keeps=True)
     if pads is None:
-        why = f"its padding depends on the size of its input (auto_pad={given['auto_pad']})"
-        return lifter.opaque(proto, why, keeps=True)
+        return lifter.opaque(proto, Why.AUTO_PAD(value=given["auto_pad"]), keeps=True)
     if not given.get("count_include_pad", 0) and any(pair != (0, 0) for pair in pads):
-        why = "it pads and does not count its padding (count_include_pad=0)"
-        return lifter.opaque(proto, why, keeps=True)
+        return lifter.opaque(proto, Why.UNCOUNTED_PADDING(value=0), keeps=True)
     channels = lifter.channels(source)
     if channels is None:
         return lifter.opaque(proto, keeps=True)
@@ -102,8 +100,7 @@ def pad(lifter: OnnxLifter, proto: NodeProto) -> Node | None:
     if pairs is None or axis is None or mode not in {"constant", *_PADDING_MODES}:
         return None
     if any(low < 0 or high < 0 for low, high in pairs):
-        why = "it pads by a negative number, which onnx's reference evaluator cannot check"
-        return lifter.opaque(proto, why, keeps=True)
+        return lifter.opaque(proto, Why.NEGATIVE_PADDING(), keeps=True)
     if mode == "constant":
         zeros = _pad_value(lifter, proto) == 0.0
         return _zero_pad(lifter, proto, pairs) if zeros else None
@@ -156,9 +153,7 @@ def dropout(lifter: OnnxLifter, proto: NodeProto) -> Node | None:
     if training:
         constants = lifter.constants
         if training not in constants or bool(constants.value(training).any()):
-            return lifter.opaque(
-                proto, "its dropout is in training mode; export the model in eval mode", keeps=True
-            )
+            return lifter.opaque(proto, Why.DROPOUT_IN_TRAINING(), keeps=True)
     masks = [name for name in proto.output[1:] if name in lifter.readers or name in lifter.outputs]
     return lifter.opaque(proto, keeps=True) if masks else lifter.alias(proto, proto.input[0])
 

@@ -14,6 +14,7 @@ from reparam.graph.ir import Node
 from reparam.graph.onnx_lift import OnnxLifter
 from reparam.graph.onnx_rules_layers import paired_bias
 from reparam.graph.rules_scales import is_per_channel
+from reparam.reasons import Why
 
 if TYPE_CHECKING:
     from onnx import NodeProto
@@ -111,7 +112,7 @@ def _affine_map(  # noqa: PLR0913 (the parts of one affine map)
 
     whole = load(None)
     if not all(t is None or bool(torch.isfinite(t).all()) for t in (whole.kernel, whole.bias)):
-        return lifter.opaque(proto, "its constant is not finite")
+        return lifter.opaque(proto, Why.NOT_FINITE(what="constant"))
     geometry = Geometry.pointwise(
         channels, channels, dims=0, groups=channels, bias=shift is not None
     )

@@ -16,11 +16,12 @@ from reparam.graph.ir import Node
 from reparam.graph.kinds import AnyBatchNorm
 from reparam.graph.lift import Lifter
 from reparam.graph.weights import (
+    all_finite,
     constant_weight,
-    first_not_finite,
     module_reader,
     weight_loader,
 )
+from reparam.reasons import Why
 
 __all__ = [
     "batch_norm_function",
@@ -39,7 +40,7 @@ def conv_module(lifter: Lifter, node: fx.Node) -> Node | None:
     module = lifter.module(node)
     assert isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d)  # noqa: S101 (the rule's key)
     if isinstance(module.weight, nn.parameter.UninitializedParameter):
-        return lifter.opaque(node, "its weight is not initialised yet (a lazy layer)")
+        return lifter.opaque(node, Why.NOT_INITIALISED())
     reads = {*module.parameters(), *module.buffers()}
     padding, padded = _padding(module.padding), None
     if module.padding_mode != "zeros" and any(_numbers(module.padding)):
@@ -62,9 +63,8 @@ def hosted_module(lifter: Lifter, node: fx.Node) -> Node | None:
     if nn.utils.parametrize.is_parametrized(module):
         return None
     reads = {*module.parameters(), *module.buffers()}
-    broken = first_not_finite(reads)
-    if broken is not None:
-        return lifter.opaque(node, f"{type(module).__name__} has {broken}")
+    if not all_finite(reads):
+        return lifter.opaque(node, Why.NOT_FINITE(what=type(module).__name__))
     geometry = hosted_geometry(module)
 
     def load(_rows: Rows | None) -> AffineConv:
@@ -95,7 +95,7 @@ def linear_module(lifter: Lifter, node: fx.Node) -> Node | None:
     module = lifter.module(node)
     assert isinstance(module, nn.Linear)  # noqa: S101 (the rule's key)
     if isinstance(module.weight, nn.parameter.UninitializedParameter):
-        return lifter.opaque(node, "its weight is not initialised yet (a lazy layer)")
+        return lifter.opaque(node, Why.NOT_INITIALISED())
     geometry = algebra.conv_geometry(module.weight.shape, bias=module.bias is not None)
     leaf = Leaf(geometry, weight_loader(geometry, module_reader(module)))
     return _mixing(lifter, node, leaf, {*module.parameters(), *module.buffers()})
@@ -151,13 +151,12 @@ def _mixing(
     lifter: Lifter, node: fx.Node, leaf: Leaf, reads: set[Tensor], padded: Node | None = None
 ) -> Node | None:
     if any(not t.is_floating_point() for t in reads if t.dim() > 0):
-        return lifter.opaque(node, "its numbers are not real floating point")
+        return lifter.opaque(node, Why.NOT_FLOATING(what=str(leaf.geometry)))
     source = first(node)
     dims = leaf.geometry.dims
     what = str(leaf.geometry)
-    broken = first_not_finite(reads)
-    if broken is not None:
-        return lifter.opaque(node, f"{what} has {broken}")
+    if not all_finite(reads):
+        return lifter.opaque(node, Why.NOT_FINITE(what=what))
     return lifter.affine(
         node, source, leaf, what, axis=-(dims + 1), rank=dims + 2 if dims else None,
         stored=leaf.geometry.parameters, reads=reads, padded=padded,
@@ -169,11 +168,9 @@ def batch_norm_module(lifter: Lifter, node: fx.Node) -> Node | None:
     module = lifter.module(node)
     assert isinstance(module, AnyBatchNorm)  # noqa: S101 (the rule's key)
     if module.running_mean is None or module.running_var is None:
-        return lifter.opaque(
-            node, "its batch norm keeps no running statistics, so it depends on the batch"
-        )
+        return lifter.opaque(node, Why.NO_STATISTICS())
     if module.training and not lifter.training:
-        return lifter.opaque(node, "its batch norm is in training mode; call eval() first")
+        return lifter.opaque(node, Why.NORM_IN_TRAINING(remedy="call eval() first"))
     fixed = {nn.BatchNorm1d: None, nn.BatchNorm2d: -3, nn.BatchNorm3d: -4}
     axis = next((a for kind, a in fixed.items() if isinstance(module, kind)), None)
 
@@ -193,11 +190,9 @@ def batch_norm_function(lifter: Lifter, node: fx.Node) -> Node | None:
     )
     constants = lifter.constants
     if training is not False and not lifter.training:
-        return lifter.opaque(node, "its batch norm is in training mode; call eval() first")
+        return lifter.opaque(node, Why.NORM_IN_TRAINING(remedy="call eval() first"))
     if not all(constants.is_tensor(t) for t in (mean, var)) or not lifter.is_value(x):
-        return lifter.opaque(
-            node, "its batch norm keeps no running statistics, so it depends on the batch"
-        )
+        return lifter.opaque(node, Why.NO_STATISTICS())
     if any(t not in constants for t in (weight, bias)) or not isinstance(eps, float | int):
         return None
 
@@ -220,11 +215,7 @@ def _batch_norm(
         if rank is None and lifter.vectors and lifter.nodes[source].axis in {None, -1}:
             rank = 2
         if rank is None:
-            return lifter.opaque(
-                node,
-                "the number of dimensions of its input is not known here, so its channel axis is "
-                "not; pass example_inputs",
-            )
+            return lifter.opaque(node, Why.UNKNOWN_RANK(remedy="pass example_inputs"))
         axis = 1 - rank
 
     def load(rows: Rows | None) -> AffineConv:
@@ -236,7 +227,7 @@ def _batch_norm(
 
     values = [t for t in read() if t is not None]
     if not all(bool(torch.isfinite(t).all()) for t in values):
-        return lifter.opaque(node, "its batch norm has numbers that are not finite")
+        return lifter.opaque(node, Why.NOT_FINITE(what="batch norm"))
     load(None)  # a variance that gives no scale raises here, with its value in the message
     geometry = Geometry.pointwise(channels, channels, dims=0, groups=channels, bias=True)
     return lifter.affine(

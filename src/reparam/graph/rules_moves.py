@@ -13,6 +13,7 @@ from reparam.graph.arguments import axis_from_readers, bind, channels_of, first,
 from reparam.graph.effects import metadata_read
 from reparam.graph.ir import Kind, Node
 from reparam.graph.lift import Lifter, Rule
+from reparam.reasons import Why
 
 __all__ = [
     "average_pool_function",
@@ -76,11 +77,9 @@ def _average_pool(  # noqa: PLR0913 (the layer's own arguments)
     if channels is None or divisor is not None:
         return lifter.opaque(node, keeps=True)
     if ceil_mode:
-        why = "its last windows may be cut off, and divided by less (ceil_mode=True)"
-        return lifter.opaque(node, why, keeps=True)
+        return lifter.opaque(node, Why.CEIL_MODE(value="True"), keeps=True)
     if not count_pads and any(pads):
-        why = "it pads and does not count its padding (count_include_pad=False)"
-        return lifter.opaque(node, why, keeps=True)
+        return lifter.opaque(node, Why.UNCOUNTED_PADDING(value="False"), keeps=True)
     geometry = algebra.average_pool_geometry(channels, sizes, strides, pads)
 
     def load(rows: Rows | None) -> AffineConv:

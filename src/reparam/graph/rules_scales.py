@@ -12,6 +12,7 @@ from reparam.algebra import AffineConv, Geometry, Leaf, Rows
 from reparam.graph.arguments import bind, first
 from reparam.graph.ir import Node
 from reparam.graph.lift import Lifter, scalar
+from reparam.reasons import Why
 
 __all__ = [
     "add",
@@ -115,7 +116,7 @@ def _affine_map(  # noqa: PLR0913 (the parts of one affine map)
 
     numbers = [load(None).kernel, load(None).bias]
     if any(t is not None and not bool(torch.isfinite(t).all()) for t in numbers):
-        return lifter.opaque(node, "its constant is not finite")
+        return lifter.opaque(node, Why.NOT_FINITE(what="constant"))
     geometry = Geometry.pointwise(
         channels, channels, dims=0, groups=channels, bias=shift is not None
     )

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from reparam.algebra import AffineConv, Geometry, Rows
 from reparam.graph.lift import Lifter
 
-__all__ = ["constant_weight", "first_not_finite", "module_reader", "weight_loader"]
+__all__ = ["all_finite", "constant_weight", "module_reader", "weight_loader"]
 
 
 def constant_weight(lifter: Lifter, x: Any, weight: Any, bias: Any) -> bool:
@@ -81,13 +81,13 @@ def weight_loader(
     return load
 
 
-def first_not_finite(tensors: set[Tensor]) -> str | None:
-    """Find numbers that are not finite; a sum is enough, it is not finite then either."""
+def all_finite(tensors: set[Tensor]) -> bool:
+    """Whether all numbers are finite; a sum is enough, it is not finite either if one is not."""
     for tensor in tensors:
         if tensor.is_floating_point() and tensor.device.type != "meta":
             total = tensor.detach().sum(
                 dtype=torch.float32 if tensor.dtype != torch.float64 else None
             )
             if not bool(torch.isfinite(total)) and not bool(torch.isfinite(tensor).all()):
-                return "weights that are not finite"
-    return None
+                return False
+    return True

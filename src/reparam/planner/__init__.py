@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from reparam.planner.candidates import NO_COMMON_SOURCE, Candidate, Cost
+from reparam.planner.candidates import Candidate, Cost
 from reparam.planner.select import Selection, select
 
-__all__ = ["NO_COMMON_SOURCE", "Candidate", "Cost", "Selection", "select"]
+__all__ = ["Candidate", "Cost", "Selection", "select"]

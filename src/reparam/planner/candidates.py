@@ -18,11 +18,9 @@ from reparam.algebra import (
 )
 from reparam.errors import InexactError
 from reparam.graph.ir import Kind, Node, Program
+from reparam.reasons import Reason, Why
 
-__all__ = ["NO_COMMON_SOURCE", "Candidate", "Candidates", "Cost"]
-
-NO_COMMON_SOURCE = "its branches do not start from one common value"
-"""Why a sum does not fold; true of every residual connection around an activation."""
+__all__ = ["Candidate", "Candidates", "Cost"]
 
 _LONGEST = 256
 """Nodes in one region at the most: bounds the work on very long affine programs."""
@@ -144,8 +142,8 @@ class Candidates:
     program: Program
     users: dict[Node, list[Node]] = field(init=False)
     found: dict[Node, list[Candidate]] = field(init=False, default_factory=dict)
-    given_up: dict[Node, list[str]] = field(init=False, default_factory=dict)
-    vetoed: list[tuple[Candidate, str]] = field(init=False, default_factory=list)
+    given_up: dict[Node, list[Reason]] = field(init=False, default_factory=dict)
+    vetoed: list[tuple[Candidate, Reason]] = field(init=False, default_factory=list)
 
     def __post_init__(self) -> None:
         """Walk the program once, in order."""
@@ -163,7 +161,7 @@ class Candidates:
                     by_source.setdefault(longer.source, longer)
             self.found[node] = list(by_source.values())
 
-    def give_up(self, node: Node, reason: str) -> None:
+    def give_up(self, node: Node, reason: Reason) -> None:
         """Note why a region that ends at ``node`` was not possible."""
         reasons = self.given_up.setdefault(node, [])
         if reason not in reasons:
@@ -197,7 +195,7 @@ class Candidates:
         _share_padding(node.inputs, per_term)
         common = [s for s in per_term[0] if all(s in choices for choices in per_term[1:])]
         if not common:
-            self._explain_no_common_source(node)
+            self.give_up(node, Why.NO_COMMON_SOURCE())
         made = (self._sum_from(node, source, [p[source] for p in per_term]) for source in common)
         return [candidate for candidate in made if candidate is not None]
 
@@ -210,7 +208,7 @@ class Candidates:
             return None
         axes = {t.axis for t in terms if t is not None and t.expression is not None}
         if len(axes) > 1:
-            self.give_up(node, "the branches have their channels on different axes")
+            self.give_up(node, Why.AXES_OF_BRANCHES_DIFFER())
             return None
         try:
             total = Sum.of(
@@ -220,7 +218,7 @@ class Candidates:
                 )
             )
         except InexactError as error:
-            self.give_up(node, str(error))
+            self.give_up(node, error.reason)
             return None
         nodes = frozenset({node}).union(*(t.nodes for t in terms if t is not None))
         cost = Cost(0, node.stored, 1)
@@ -250,14 +248,12 @@ class Candidates:
                 stride: tuple[int, ...] = () if inner.expression is None else inner.geometry.stride
             else:
                 if _differ(candidate.axis, inner.axis):
-                    self.give_up(
-                        candidate.output, "its channels are on another axis than its input's"
-                    )
+                    self.give_up(candidate.output, Why.AXES_DIFFER())
                     continue
                 try:
                     expression = Composition.of(outer, inner.expression)
                 except InexactError as error:
-                    self.give_up(candidate.output, str(error))
+                    self.give_up(candidate.output, error.reason)
                     continue
                 stride = inner.geometry.stride
             extended = Candidate(
@@ -271,22 +267,15 @@ class Candidates:
             if extended.keeps_shapes:
                 longer.append(extended)
             else:
-                self.give_up(
-                    candidate.output,
-                    f"the shape of {source.what} at {source.where} is read, which one layer would "
-                    f"not compute",
-                )
+                self.give_up(candidate.output, Why.SHAPE_IS_READ(value=source.place))
         return longer
 
-    def _why_open(self, value: Node, nodes: frozenset[Node]) -> str:
+    def _why_open(self, value: Node, nodes: frozenset[Node]) -> Reason:
         others = [user for user in self.users[value] if user not in nodes]
         if value in self.program.pinned and not others:
-            return f"its input, {value.what} at {value.where}, is an output or is changed in place"
-        readers = ", ".join(f"{user.what} at {user.where}" for user in others[:2])
-        return f"its input, {value.what} at {value.where}, is also read by {readers or 'others'}"
-
-    def _explain_no_common_source(self, node: Node) -> None:
-        self.give_up(node, NO_COMMON_SOURCE)
+            return Why.IS_SEEN(value=value.place)
+        readers = ", ".join(user.place for user in others[:2])
+        return Why.ALSO_READ(value=value.place, readers=readers or "others")
 
 
 def _passed(source: Node, nodes: frozenset[Node]) -> Iterable[Node]:

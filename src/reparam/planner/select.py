@@ -10,10 +10,11 @@ from fractions import Fraction
 from reparam.graph.ir import Node, Program
 from reparam.planner.candidates import Candidate, Candidates
 from reparam.planner.moves import Direction, Move, plan_moves
+from reparam.reasons import Reason, Why
 
 __all__ = ["Selection", "Veto", "select"]
 
-Veto = Callable[[Candidate], str | None]
+Veto = Callable[[Candidate], Reason | None]
 """A front end's objection to a region (a hook, a shared module), or None."""
 
 _Score = tuple[Fraction | int, int]
@@ -33,9 +34,9 @@ class Selection:
     """
 
     regions: list[Candidate] = field(default_factory=list)
-    reasons: dict[Node, list[str]] = field(default_factory=dict)
+    reasons: dict[Node, list[Reason]] = field(default_factory=dict)
     users: dict[Node, list[Node]] = field(default_factory=dict)
-    vetoed: list[tuple[Candidate, str]] = field(default_factory=list)
+    vetoed: list[tuple[Candidate, Reason]] = field(default_factory=list)
 
     @property
     def folded(self) -> set[Node]:
@@ -203,16 +204,13 @@ def _pays(candidate: Candidate, candidates: Candidates, veto: Veto) -> bool:
     before, after = candidate.cost, candidate.cost_after
     reason = None
     if after.macs > before.macs:
-        reason = (
-            f"one layer would cost more multiply-adds: {float(after.macs):,.0f} against "
-            f"{float(before.macs):,.0f} per input position"
-        )
+        reason = Why.MORE_WORK(after=float(after.macs), before=float(before.macs))
     elif _dearer_at_borders(candidate):
-        reason = "its output is larger than its input: one layer would cost more at the borders"
+        reason = Why.MORE_WORK_AT_BORDERS()
     elif after.stored > before.stored:
-        reason = f"one layer would store more numbers: {after.stored:,} against {before.stored:,}"
+        reason = Why.MORE_NUMBERS(after=after.stored, before=before.stored)
     elif candidate.pads_twice:
-        reason = f"one layer cannot pad twice: zeros around its input's {candidate.source.what}"
+        reason = Why.PADS_TWICE(padding=candidate.source.what)
     if reason is None:
         reason = veto(candidate)
         if reason is not None:
