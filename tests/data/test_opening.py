@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import io
+import os
 import pickle
 import tarfile
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -142,6 +144,11 @@ def test_normalised_training_images_have_mean_zero_and_deviation_one() -> None:
     torch.testing.assert_close(images.std(dim=(0, 2, 3)), torch.ones(3), rtol=1e-4, atol=0)
 
 
+def _edited(path: Path, change: Callable[[bytes], bytes]) -> Path:
+    path.write_bytes(change(path.read_bytes()))
+    return path
+
+
 ERRORS = {
     "missing": (lambda _: "no/such/place", r"no data at 'no/such/place'.*looked in"),
     "near miss": (lambda _: "digit", r"did you mean 'digits'"),
@@ -161,6 +168,78 @@ ERRORS = {
         lambda _: "torchvision:FakeDat",
         "did you mean 'FakeData'",
     ),
+    "empty class": (
+        lambda p: (as_folder(p / "a", tree("")) and (p / "a/emu").mkdir()) or p / "a",
+        r"the folder .*emu holds no images",
+    ),
+    "class of other files": (
+        lambda p: as_folder(p / "a", {**tree(""), "emu/1.txt": b""}),
+        r"the folder .*emu holds no images",
+    ),
+    "empty class in a zip file": (
+        lambda p: as_zip(p / "a.zip", {**tree(""), "emu/": b""}),
+        r"the folder .*emu holds no images",
+    ),
+    "empty class in one split": (
+        lambda p: as_folder(p / "a", {**tree("train/", "val/"), "val/emu/1.txt": b""}),
+        r"the folder .*val/emu holds no images",
+    ),
+    "empty split": (
+        lambda p: as_folder(p / "a", {**tree("train/"), "val/1.txt": b""}),
+        r"the folder .*val holds no images",
+    ),
+    "class of validation images alone": (
+        lambda p: as_folder(p / "a", {**tree("train/", "val/"), "val/emu/1.png": png(1)}),
+        r"the class 'emu' of the validation images has no training images",
+    ),
+    "class of test images alone": (
+        lambda p: as_folder(p / "a", {**tree("train/", "test/"), "test/emu/1.png": png(1)}),
+        r"the class 'emu' of the test images has no training images",
+    ),
+    "folder beside splits": (
+        lambda p: as_folder(p / "a", {**tree("train/", "val/"), "more/emu/1.png": png(1)}),
+        r"'more' stands beside train, val",
+    ),
+    "pipe for an image": (
+        lambda p: (as_folder(p / "a", tree("")) and os.mkfifo(p / "a/cat/x.png")) or p / "a",
+        r"x\.png is not a plain file",
+    ),
+    "pipe for a zip file": (
+        lambda p: os.mkfifo(p / "a.zip") or p / "a.zip",
+        r"a\.zip is not a plain file",
+    ),
+    "device": (lambda _: "/dev/null", "/dev/null is not a plain file"),
+    "link to nothing": (
+        lambda p: (
+            (as_folder(p / "a", tree("")) and (p / "a/cat/x.png").symlink_to("gone")) or p / "a"
+        ),
+        r"x\.png cannot be read",
+    ),
+    "link to a folder above": (
+        lambda p: (as_folder(p / "a", tree("")) and (p / "a/cat/up").symlink_to("..")) or p / "a",
+        r"up is a link to a folder above it",
+    ),
+    "empty zip file": (lambda p: as_zip(p / "a.zip", {}), "holds no images"),
+    "zip file of 0 bytes": (lambda p: as_folder(p, {"a.zip": b""}) / "a.zip", "is not a zip file"),
+    "zip file that is cut off": (
+        lambda p: _edited(as_zip(p / "a.zip", tree("")), lambda c: c[: len(c) // 2]),
+        "is not a zip file",
+    ),
+    "zip file with a broken index": (
+        lambda p: _edited(as_zip(p / "a.zip", tree("")), lambda c: c.replace(b"PK\1\2", b"PK\0\0")),
+        "is not a zip file",
+    ),
+    "zip file with a broken entry": (
+        lambda p: _edited(as_zip(p / "a.zip", tree("")), lambda c: c.replace(b"IDAT", b"IDAX")),
+        r"\.png cannot be unpacked",
+    ),
+    "zip file with a password": (
+        lambda p: _edited(
+            as_zip(p / "a.zip", tree("")),
+            lambda c: c.replace(b"PK\1\2\x14\3\x14\0\0", b"PK\1\2\x14\3\x14\0\1"),
+        ),
+        r"\.png cannot be unpacked",
+    ),
     "missing shard": (lambda p: f"{p}/x-{{0..3}}.tar", "validation shards"),
 }
 
@@ -170,6 +249,26 @@ def test_early_errors(case: str, tmp_path: Path) -> None:
     make, message = ERRORS[case]
     with pytest.raises(DataError, match=message):
         open_data(make(tmp_path))
+
+
+def test_an_unreadable_class_folder_is_refused(tmp_path: Path) -> None:
+    path = as_folder(tmp_path / "a", tree(""))
+    (path / "dog").chmod(0)
+    if os.access(path / "dog", os.R_OK):  # an administrator may read it all the same
+        (path / "dog").chmod(0o755)
+        pytest.skip("this user may read every folder")
+    with pytest.raises(DataError, match=r"the folder .*dog cannot be read"):
+        open_data(path)
+
+
+def test_folders_within_a_class_may_be_empty(tmp_path: Path) -> None:
+    path = as_folder(tmp_path / "a", {**tree(""), "cat/notes/1.txt": b"", ".git/1.txt": b""})
+    assert open_data(path).class_names == ("cat", "dog")
+
+
+def test_a_class_may_be_called_train(tmp_path: Path) -> None:
+    files = {**tree(""), **{f"train/{number}.png": png(number) for number in range(3)}}
+    assert open_data(as_folder(tmp_path / "a", files)).class_names == ("cat", "dog", "train")
 
 
 def test_other_classes_in_the_validation_data(tmp_path: Path) -> None:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import os
+import stat
 import zipfile
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Protocol
+from typing import NoReturn, Protocol
 
 import torch
 
@@ -28,6 +29,9 @@ _SPLIT_NAMES = {
     "testing": "test",
 }
 
+_MOST_BYTES = 1 << 30
+"""No encoded image is larger; what a zip file says beyond is made to fill the memory."""
+
 
 @dataclass(frozen=True, eq=False)
 class FolderContent:
@@ -45,8 +49,18 @@ class FolderContent:
 
 
 class _Archive(Protocol):
+    """A tree of files.
+
+    Attributes:
+        path: Where it is.
+        names: Its images.
+        empty: Folders with no image in or below them.
+        digest: Of names and sizes.
+    """
+
     path: Path
     names: tuple[str, ...]
+    empty: tuple[str, ...]
     digest: str
 
     def content(self, name: str) -> bytes: ...
@@ -58,18 +72,27 @@ class _Directory:
     def __init__(self, path: Path) -> None:
         self.path = path
         digest = hashlib.sha256()
-        names = []
-        for folder, folders, files in os.walk(path, followlinks=True):
-            folders.sort()
+        names, below = [], []
+        for folder, folders, files in os.walk(path, followlinks=True, onerror=_raise_unlisted):
+            _check_no_cycle(Path(folder), path)
+            folders[:] = sorted(filter(_is_shown, folders))
             relative = Path(folder).relative_to(path)
+            below += [(relative / name).as_posix() for name in folders]
             names += [(relative / file).as_posix() for file in files if _is_image(file)]
         self.names = tuple(sorted(names))
+        self.empty = _without_images(below, self.names)
         for name in self.names:
-            digest.update(f"{name}\0{(path / name).stat().st_size}\0".encode())
+            size = os.fsencode(str(_regular(path / name).st_size))
+            digest.update(os.fsencode(name) + b"\0" + size + b"\0")
         self.digest = digest.hexdigest()
 
     def content(self, name: str) -> bytes:
-        return (self.path / name).read_bytes()
+        file = self.path / name
+        _regular(file)  # reading a pipe would wait for ever
+        try:
+            return file.read_bytes()
+        except OSError as error:
+            raise DataError(f"{file} cannot be read: {error.strerror}") from error
 
 
 class _Zip:
@@ -80,21 +103,32 @@ class _Zip:
         self._opened: tuple[int, zipfile.ZipFile] | None = None
         digest = hashlib.sha256()
         entries = sorted(self._file().infolist(), key=lambda entry: entry.filename)
+        folders = [entry.filename.rstrip("/") for entry in entries if entry.is_dir()]
         entries = [entry for entry in entries if _is_image(entry.filename)]
         for entry in entries:
             digest.update(f"{entry.filename}\0{entry.file_size}\0{entry.CRC}\0".encode())
         self.names = tuple(entry.filename for entry in entries)
+        self.empty = _without_images(folders, self.names)
         self.digest = digest.hexdigest()
 
     def content(self, name: str) -> bytes:
-        return self._file().read(name)
+        archive = self._file()
+        size = archive.getinfo(name).file_size
+        if size > _MOST_BYTES:
+            raise DataError(f"{self.path}:{name} is said to unpack to {size:,} bytes; no image is")
+        try:
+            return archive.read(name)
+        except Exception as error:  # broken, encrypted or of a foreign method: each its own kind
+            raise DataError(f"{self.path}:{name} cannot be unpacked: {error}") from error
 
     def _file(self) -> zipfile.ZipFile:
         process = os.getpid()
         if self._opened is None or self._opened[0] != process:
             try:
                 self._opened = (process, zipfile.ZipFile(self.path))
-            except zipfile.BadZipFile as error:
+            except OSError as error:
+                raise DataError(f"{self.path} cannot be read: {error.strerror}") from error
+            except Exception as error:  # a broken index leads zipfile to errors of many kinds
                 raise DataError(f"{self.path} is not a zip file, or is cut off: {error}") from error
         return self._opened[1]
 
@@ -117,13 +151,17 @@ def read_folder(path: Path) -> FolderContent:
     """List an ImageFolder tree: ``<class>/<image>``, with or without split folders above.
 
     Folders named train, val, valid, validation or test above the classes are splits, also when
-    there is only one; a single folder around everything is looked through.
+    there is only one; a single folder around everything is looked through. Hidden files and folders
+    are passed over.
 
     Raises:
-        DataError: There is no such file, no image in it, or no class folder.
+        DataError: There is no such file, no image in it, or no class folder; a folder or file
+            cannot be read; a class has no images, or none to train on.
     """
     if not path.exists():
         raise DataError(f"{path} does not exist (looked in {Path.cwd()})")
+    if not path.is_dir():
+        _regular(path)
     archive: _Archive = _Directory(path) if path.is_dir() else _Zip(path)
     if not archive.names:
         kinds = ", ".join(sorted(SUFFIXES))
@@ -151,9 +189,13 @@ def _look_through(parts: list[tuple[str, ...]]) -> tuple[list[tuple[str, ...]], 
 def _sort_out(archive: _Archive, parts: list[tuple[str, ...]], only: str) -> FolderContent:
     heads = {part[0].lower() for part in parts}
     has_splits = heads <= _SPLIT_NAMES.keys() and min(map(len, parts)) >= 2
+    _check_all_splits(archive, parts)
+    above = len(PurePosixPath(archive.names[0]).parts) - 1 - len(parts[0]) + has_splits
+    _check_filled(archive, depth=above + 1)
     names = [part[1] if has_splits else part[0] for part in parts]
     split_names = [_SPLIT_NAMES[part[0].lower()] if has_splits else only for part in parts]
     class_names = tuple(sorted(set(names)))
+    _check_trained_on(archive, names, split_names)
     number = {name: label for label, name in enumerate(class_names)}
     labels = torch.tensor([number[name] for name in names], dtype=torch.int64)
     source = _FolderSource(archive)
@@ -165,7 +207,74 @@ def _sort_out(archive: _Archive, parts: list[tuple[str, ...]], only: str) -> Fol
     return FolderContent(class_names, splits, archive.digest)
 
 
+def _check_filled(archive: _Archive, *, depth: int) -> None:
+    """Refuse a class folder without images: it would vanish and shift the labels of the others."""
+    for name in archive.empty:
+        if len(PurePosixPath(name).parts) <= depth:
+            kinds = ", ".join(sorted(SUFFIXES))
+            raise DataError(
+                f"the folder {archive.path}:{name} holds no images (files ending in {kinds}); fill "
+                "it or remove it, for without it a class would be missing"
+            )
+
+
+def _check_all_splits(archive: _Archive, parts: list[tuple[str, ...]]) -> None:
+    """Refuse folders beside splits, which would make classes of the splits."""
+    split = {part[0] for part in parts if part[0].lower() in _SPLIT_NAMES}
+    others = {part[0] for part in parts} - split
+    if split and others and all(len(part) >= 2 for part in parts if part[0] in split):
+        raise DataError(
+            f"{archive.path}: {min(others)!r} stands beside {', '.join(sorted(split))}, which look "
+            "like splits with classes in them; move it elsewhere, or the splits into one folder"
+        )
+
+
+def _check_trained_on(archive: _Archive, names: list[str], splits: list[str]) -> None:
+    """Refuse a class that only the validation or test images have: no net could learn it."""
+    if "train" not in splits:
+        return
+    trained = {name for name, split in zip(names, splits, strict=True) if split == "train"}
+    for name, split in zip(names, splits, strict=True):
+        if name not in trained:
+            raise DataError(
+                f"{archive.path}: the class {name!r} of the {split} images has no training images; "
+                "every class needs some, under the same name"
+            )
+
+
+def _without_images(folders: list[str], images: tuple[str, ...]) -> tuple[str, ...]:
+    """The outermost of the folders in and below which there is no image."""
+    filled = {str(parent) for name in images for parent in PurePosixPath(name).parents}
+    empty = {name for name in folders if name not in filled and _is_shown(name)}
+    return tuple(sorted(n for n in empty if str(PurePosixPath(n).parent) not in empty))
+
+
+def _check_no_cycle(folder: Path, root: Path) -> None:
+    """Refuse a link to a folder above itself, through which each image would be found for ever."""
+    here = folder.parent.resolve()
+    if folder != root and folder.is_symlink() and folder.resolve() in (here, *here.parents):
+        raise DataError(f"{folder} is a link to a folder above it; remove the link")
+
+
+def _raise_unlisted(error: OSError) -> NoReturn:
+    raise DataError(f"the folder {error.filename} cannot be read: {error.strerror}") from error
+
+
+def _regular(file: Path) -> os.stat_result:
+    """What the system says of a file, which a pipe or a device is not."""
+    try:
+        found = file.stat()
+    except OSError as error:
+        raise DataError(f"{file} cannot be read: {error.strerror}") from error
+    if not stat.S_ISREG(found.st_mode):
+        raise DataError(f"{file} is not a plain file; needed an image, or a zip file of images")
+    return found
+
+
 def _is_image(name: str) -> bool:
-    path = PurePosixPath(name)
-    hidden = path.name.startswith(".") or "__MACOSX" in path.parts
-    return path.suffix.lower() in SUFFIXES and not hidden
+    return PurePosixPath(name).suffix.lower() in SUFFIXES and _is_shown(name)
+
+
+def _is_shown(name: str) -> bool:
+    parts = PurePosixPath(name).parts
+    return not any(part.startswith(".") or part == "__MACOSX" for part in parts)

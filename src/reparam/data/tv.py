@@ -33,10 +33,15 @@ _SPLITS = {
 @dataclass(frozen=True, eq=False)
 class _TorchvisionSource:
     dataset: Any
+    name: str
 
     def read(self, index: int) -> torch.Tensor:
-        image = self.dataset[index][0]
-        return image if isinstance(image, torch.Tensor) else from_pil(image)
+        where = f"torchvision:{self.name}, image {index},"
+        try:
+            image = self.dataset[index][0]
+        except (OSError, SyntaxError, ValueError) as error:
+            raise DataError(f"{where} cannot be read as an image: {error}") from error
+        return image if isinstance(image, torch.Tensor) else from_pil(image, where)
 
 
 def read_torchvision(name: str, root: Path) -> FolderContent:
@@ -94,7 +99,7 @@ def _content(opened: dict[str, Any], name: str) -> FolderContent:
         labels = _labels(dataset, name)
         digest.update(split.encode() + labels.numpy().tobytes())
         splits["all" if len(opened) == 1 else split] = StoredSplit(
-            _TorchvisionSource(dataset), torch.arange(len(dataset)), labels
+            _TorchvisionSource(dataset, name), torch.arange(len(dataset)), labels
         )
     classes = getattr(opened["train"], "classes", None)
     count = 1 + max(int(split.labels.max()) for split in splits.values())
