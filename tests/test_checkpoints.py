@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import datetime as dt
 import os
 import pickle
 from collections import OrderedDict
 from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -72,6 +75,37 @@ WRAPPED = {
         "",
     ),
     "torch's average": ({"n_averaged": torch.tensor(5), **prefixed("module.", state())}, ""),
+    **{
+        f"averaged as {name}": ({"net": OTHER, name: state()}, name)
+        for name in (
+            "ema_net",
+            "ema_model",
+            "model_ema_state_dict",
+            "swa_model",
+            "params_ema",
+            "ema.net",
+            "model_averaged",
+            "EMA",
+        )
+    },
+    "averaged, with a module inside": (
+        {"model": OTHER, "ema": {"module": state(), "updates": 7, "warmups": 0}},
+        "ema.module",
+    ),
+    "averaged, with a shadow inside": (
+        {"model": OTHER, "ema": {"decay": 0.9, "shadow": state()}},
+        "ema.shadow",
+    ),
+    "settings of an average": ({"model": state(), "ema": {"decay": 0.99}}, "model"),
+    "a count of averages": ({"model": state(), "n_averaged": torch.tensor(5)}, "model"),
+    "arguments of the run": (
+        {
+            "state_dict": state(),
+            "args": argparse.Namespace(lr=0.1, out=Path("run"), inner=SimpleNamespace(x=1)),
+            "metric": np.float64(71.5),
+        },
+        "state_dict",
+    ),
     "four deep": (prefixed("a.b.c.", state()), ""),
 }
 
@@ -272,13 +306,25 @@ def saved(content: object, path: Path, **options) -> None:
 
 UNREADABLE = {
     "a whole model": (lambda p: saved(make(), p), r"RepVGG.*content.state_dict\(\)"),
-    "arguments": (
-        lambda p: saved({"model": state(), "args": argparse.Namespace(lr=0.1)}, p),
-        r"argparse.Namespace.*weights_only=False",
+    "objects": (
+        lambda p: saved({"model": state(), "date": dt.date(2020, 1, 1)}, p),
+        r"datetime.date.*weights_only=False",
     ),
-    "arguments, old torch": (
-        lambda p: saved(argparse.Namespace(), p, _use_new_zipfile_serialization=False),
-        "argparse.Namespace",
+    "objects, old torch": (
+        lambda p: saved(dt.date(2020, 1, 1), p, _use_new_zipfile_serialization=False),
+        "datetime.date",
+    ),
+    "an average without names": (
+        lambda p: saved({"model": state(), "ema": {"shadow_params": list(state().values())}}, p),
+        "averaged weights in 'ema', of which no names are known.*key=",
+    ),
+    "another entry": (
+        lambda p: saved({"run": {"best": state()}, "epoch": 1}, p),
+        "there are some in key='run.best'",
+    ),
+    "cut short": (
+        lambda p: saved(state(), p) or p.write_bytes(p.read_bytes()[:-30]),
+        "was cut short",
     ),
     "torchscript": (
         lambda p: torch.jit.trace(nn.Linear(1, 1), torch.ones(1, 1)).save(str(p)),
@@ -307,18 +353,19 @@ def test_unreadable_files_are_named(case, tmp_path):
         load_checkpoint(make(), tmp_path / "net.pth")
 
 
-@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+@pytest.mark.parametrize("suffix", [".pth", ".pth.tar", ".safetensors"])
 def test_damaged_files_are_refused_whatever_is_damaged(suffix, tmp_path):
     file = tmp_path / f"net{suffix}"
-    if suffix == ".pth":
-        torch.save(state(), file)
+    if suffix.startswith(".pth"):
+        torch.save(state(), file, _use_new_zipfile_serialization=suffix == ".pth")
     else:
         pytest.importorskip("safetensors.torch").save_file(state(), file)
     whole = file.read_bytes()
-    for end in range(0, len(whole), len(whole) // 50):
+    for end in (*range(100), *range(100, len(whole), len(whole) // 50)):
         file.write_bytes(whole[:end])
-        with pytest.raises(CheckpointError):
+        with pytest.raises(CheckpointError) as caught:
             load_checkpoint(make(), file)
+        assert "Errno" not in str(caught.value)
     generator = torch.Generator().manual_seed(0)
     for size in range(1, 200):
         noise = torch.randint(256, (size,), generator=generator, dtype=torch.uint8)

@@ -15,7 +15,14 @@ from pathlib import Path
 import pytest
 
 from reparam import _files
-from reparam._files import atomic_path, check_destination, staged_folder, write_bytes, write_text
+from reparam._files import (
+    atomic_path,
+    check_destination,
+    kept,
+    staged_folder,
+    write_bytes,
+    write_text,
+)
 from reparam.errors import InputError, ReparamError, VerificationError
 
 posix = pytest.mark.skipif(os.name != "posix", reason="needs POSIX files")
@@ -342,3 +349,51 @@ def test_files_that_moved_are_taken_back_when_a_later_one_cannot(tmp_path, monke
         "a.bin": "old a",
         "net.xml": "old net",
     }
+
+
+@pytest.mark.parametrize("link", ["itself", "symlink", "hardlink", "symlink to the output"])
+def test_what_is_kept_is_not_written_over(link: str, tmp_path: Path) -> None:
+    trained, out = tmp_path / "trained.pth", tmp_path / "out.pth"
+    (out if link == "symlink to the output" else trained).write_bytes(b"trained")
+    match link:
+        case "itself":
+            out = trained
+        case "symlink":
+            out.symlink_to(trained)
+        case "hardlink":
+            out.hardlink_to(trained)
+        case _:
+            trained.symlink_to(out)
+    with kept([trained, tmp_path / "absent"]):
+        with pytest.raises(InputError, match="is an input"):
+            check_destination(out)
+        with pytest.raises(InputError, match="is an input"):
+            write_bytes(out, b"")
+        with pytest.raises(InputError, match="is an input"), staged_folder(tmp_path) as stage:
+            (stage / out.name).write_bytes(b"")  # as a file that a format writes beside its own
+        write_bytes(tmp_path / "another.pth", b"")
+    assert trained.read_bytes() == b"trained"
+    write_bytes(out, b"now")
+
+
+WRITER = """
+import os, signal, sys
+from reparam._files import atomic_path
+with atomic_path(sys.argv[1]) as path:
+    path.write_bytes(b"half")
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_what_a_killed_process_left_is_removed_and_what_another_writes_is_not(
+    tmp_path: Path,
+) -> None:
+    subprocess.run([sys.executable, "-c", WRITER, str(tmp_path / "a")], check=False)
+    (left,) = tmp_path.glob(".reparam-*")
+    with atomic_path(tmp_path / "b") as first:
+        assert not left.exists()
+        with atomic_path(tmp_path / "c") as second:
+            assert first.parent.is_dir()
+            second.write_bytes(b"c")
+        first.write_bytes(b"b")
+    assert {file.name for file in tmp_path.iterdir()} == {"b", "c"}

@@ -3,7 +3,7 @@
 What is written goes into a hidden folder beside its destination, so that the last step is a rename
 within one file system, which is atomic. Whatever goes wrong before it leaves the folder of the user
 as it was. A process that is killed outright can leave that hidden folder (``.reparam-*``) behind,
-never half a file under the name that was asked for.
+never half a file under the name that was asked for; the next process that writes there removes it.
 """
 
 from __future__ import annotations
@@ -12,17 +12,32 @@ import errno
 import os
 import shutil
 import stat
+import sys
 import tempfile
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from contextvars import ContextVar
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from reparam.errors import InputError, ReparamError
 
-if TYPE_CHECKING:
-    from collections.abc import Iterator
+if sys.platform != "win32":
+    import fcntl
 
-__all__ = ["atomic_path", "check_destination", "staged_folder", "write_bytes", "write_text"]
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+__all__ = [
+    "atomic_path",
+    "check_destination",
+    "kept",
+    "staged_folder",
+    "write_bytes",
+    "write_text",
+]
+
+_PREFIX = ".reparam-"
+_KEPT: ContextVar[frozenset[tuple[int, int]]] = ContextVar("kept", default=frozenset())
 
 # What an OSError means to the person who chose the destination.
 _DISK_FULL = {
@@ -69,8 +84,7 @@ def staged_folder(folder: str | os.PathLike[str], *, main: str | None = None) ->
     """
     destination = Path(folder)
     wanted = destination / main if main else destination
-    stage = _make_stage(destination, wanted)
-    try:
+    with _stage(destination, wanted) as stage:
         with _disk_errors_explained(wanted):
             mode = _mode_of_a_new_file(stage)
             yield stage
@@ -79,8 +93,6 @@ def staged_folder(folder: str | os.PathLike[str], *, main: str | None = None) ->
                 _finish(file, destination / file.name, mode)
         with _move_errors_explained(wanted):
             _move_all(written, destination)
-    finally:
-        shutil.rmtree(stage, ignore_errors=True)
 
 
 @contextmanager
@@ -145,10 +157,83 @@ def write_bytes(path: str | os.PathLike[str], content: bytes) -> None:
         temporary.write_bytes(content)
 
 
-def _make_stage(folder: Path, wanted: Path) -> Path:
+@contextmanager
+def kept(paths: Iterable[str | os.PathLike[str]]) -> Iterator[None]:
+    """Refuse to write over these files while the block runs, under whatever name they are found.
+
+    Links of both kinds are seen through. What does not exist, or is no file, is passed over.
+
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     trained = Path(folder) / "trained.pth"
+    ...     _ = trained.write_bytes(bytes(4))
+    ...     Path(folder, "out.pth").hardlink_to(trained)
+    ...     with kept([trained]):
+    ...         write_text(Path(folder) / "out.pth", "")
+    Traceback (most recent call last):
+    reparam.errors.InputError: cannot write ...out.pth: it is an input ...
+    """
+    found = set()
+    for path in paths:
+        with suppress(OSError, ValueError):  # of names that no file can have
+            status = Path(path).stat()
+            if not stat.S_ISDIR(status.st_mode):
+                found.add((status.st_dev, status.st_ino))
+    token = _KEPT.set(_KEPT.get() | found)
+    try:
+        yield
+    finally:
+        _KEPT.reset(token)
+
+
+@contextmanager
+def _stage(folder: Path, wanted: Path) -> Iterator[Path]:
+    """Yield a new hidden folder that is locked for as long as its process lives."""
     _check_folder(folder, wanted)
+    _clear_left_over(folder)
     with _move_errors_explained(wanted):
-        return Path(tempfile.mkdtemp(prefix=".reparam-", dir=folder))
+        stage, lock = _locked_folder(folder)
+    try:
+        yield stage
+    finally:
+        shutil.rmtree(stage, ignore_errors=True)
+        if lock is not None:
+            os.close(lock)
+
+
+def _locked_folder(folder: Path) -> tuple[Path, int | None]:
+    """Make a folder and lock it, before another process takes it for one that was left over."""
+    while True:
+        stage = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=folder))
+        lock = _lock(stage, wait=True)
+        if stage.exists():
+            return stage, lock
+        if lock is not None:
+            os.close(lock)
+
+
+def _lock(stage: Path, *, wait: bool) -> int | None:
+    """Lock a folder; None where another process has, and where folders cannot be locked."""
+    if sys.platform == "win32":
+        return None
+    try:
+        handle = os.open(stage, os.O_RDONLY)
+    except OSError:
+        return None
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(handle)
+        return None
+    return handle
+
+
+def _clear_left_over(folder: Path) -> None:
+    """Remove what killed processes left behind: their folders, which nobody holds a lock on."""
+    for stage in folder.glob(f"{_PREFIX}*"):
+        lock = None if stage.is_symlink() or not stage.is_dir() else _lock(stage, wait=False)
+        if lock is not None:
+            shutil.rmtree(stage, ignore_errors=True)
+            os.close(lock)
 
 
 def _check_folder(folder: Path, wanted: Path) -> None:
@@ -245,9 +330,15 @@ def _check_replaceable(target: Path) -> None:
     with _closed_folders_explained(target):
         if not target.exists():
             return
+        found = target.stat()
+    if (found.st_dev, found.st_ino) in _KEPT.get():
+        raise InputError(
+            f"cannot write {target}: it is an input of what is done, and would be overwritten; "
+            "choose another path"
+        )
     if not target.is_file():
-        found = "a folder" if target.is_dir() else "not a plain file"
-        raise InputError(f"cannot write {target}: it is {found}; choose another path")
+        kind = "a folder" if target.is_dir() else "not a plain file"
+        raise InputError(f"cannot write {target}: it is {kind}; choose another path")
     if not _may_write(target):
         raise InputError(
             f"cannot write {target}: the file is write-protected; make it writable, delete it, or "

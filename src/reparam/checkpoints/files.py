@@ -2,31 +2,29 @@
 
 from __future__ import annotations
 
-import pickle
 import re
+import sys
 import warnings
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from reparam._optional import require
+from reparam._spelling import advice
 from reparam.errors import CheckpointError
 
 if TYPE_CHECKING:
     import os
+    from collections.abc import Iterator
 
 __all__ = ["Weights", "listed", "read_weights"]
 
 WRAPPERS = (
-    "state_dict_ema",
-    "ema_state_dict",
-    "model_ema",
-    "ema",
     "state_dict",
     "model_state_dict",
     "model",
@@ -34,9 +32,14 @@ WRAPPERS = (
     "network",
     "weights",
     "params",
+    "module",
+    "shadow",
 )
-"""Entries under which training code keeps the weights. Averaged weights come first: they are what
-the reported accuracy of a training run belongs to."""
+"""Entries under which training code keeps the weights, beside those of :data:`_AVERAGED`."""
+
+_AVERAGED = re.compile(r"(?:.*[_.])?(?:ema|swa|averaged?|avg)(?:[_.].*)?", re.IGNORECASE)
+"""Entries with averaged weights (``ema``, ``model_ema_state_dict``, ``swa_model``). They come first,
+for they are what the reported accuracy of a training run belongs to."""
 
 _NOT_CHECKPOINTS = (
     (b"version https://git-lfs", "a Git LFS pointer; fetch the file itself with: git lfs pull"),
@@ -45,19 +48,18 @@ _NOT_CHECKPOINTS = (
     (b"\x89HDF", "an HDF5 file; save the weights with torch.save or safetensors"),
 )
 
-# What unpickling bytes that are no checkpoint has been seen to raise.
-_UNREADABLE = (
-    pickle.UnpicklingError,
-    RuntimeError,
-    EOFError,
-    OSError,
-    ValueError,
-    KeyError,
-    IndexError,
-    TypeError,
-    AttributeError,
-    AssertionError,
+_DATA_ONLY = (
+    ("argparse", "Namespace"),  # timm keeps the arguments of the run
+    ("types", "SimpleNamespace"),
+    ("pathlib", "PosixPath"),
+    ("pathlib", "PurePosixPath"),
+    ("numpy._core.multiarray", "scalar"),  # a metric
+    ("numpy", "dtype"),
+    ("numpy.dtypes", "Float64DType"),
+    ("numpy.dtypes", "Float32DType"),
+    ("numpy.dtypes", "Int64DType"),
 )
+"""Classes that hold values and run nothing, which training code stores beside the weights."""
 
 
 @dataclass(frozen=True)
@@ -79,7 +81,7 @@ def read_weights(path: str | os.PathLike[str], *, key: str | None = None) -> Wei
     Args:
         path: A ``.safetensors`` file, or whatever ``torch.save`` wrote, under any other suffix.
         key: The entry that holds the weights, dotted if nested. By default it is looked for, and
-            averaged weights (``model_ema`` and the like) are preferred.
+            averaged weights (``model_ema``, ``swa_model`` and the like) are preferred.
 
     Raises:
         CheckpointError: There is no such file, it is no checkpoint, it needs more than tensors and
@@ -88,7 +90,9 @@ def read_weights(path: str | os.PathLike[str], *, key: str | None = None) -> Wei
     """
     file = Path(path)
     if not file.is_file():
-        what = "a folder" if file.is_dir() else "no such file"
+        what = (
+            "a folder" if file.is_dir() else "not a plain file" if file.exists() else "no such file"
+        )
         raise CheckpointError(f"cannot read weights from {file}: {what}")
     content = _read_safetensors(file) if file.suffix == ".safetensors" else _read_torch(file)
     return _entry(content, key, file) if key else _unwrapped(content, file)
@@ -109,7 +113,7 @@ def _read_safetensors(file: Path) -> object:
     error_type = require("safetensors", extra="deploy", purpose=f"Reading {file}").SafetensorError
     try:
         return safetensors.load_file(file)
-    except (error_type, OSError) as error:
+    except (error_type, OSError, ValueError) as error:
         raise CheckpointError(
             f"{file} is no safetensors file: {error}{_lookalike(file)}"
         ) from error
@@ -118,12 +122,12 @@ def _read_safetensors(file: Path) -> object:
 def _read_torch(file: Path) -> object:
     zipped = zipfile.is_zipfile(file)
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), torch.serialization.safe_globals(_data_only()):
             # What torch has to say of an odd file is said better by the error below.
             warnings.simplefilter("ignore")
             # Mapped, the tensors are paged in while they are copied, and not held twice.
             return torch.load(file, map_location="cpu", weights_only=True, mmap=zipped)
-    except _UNREADABLE as error:
+    except Exception as error:  # bytes that are no checkpoint lead the unpickler to any error
         if needed := _python_objects(file, str(error), zipped=zipped):
             raise CheckpointError(
                 f"{file} contains more than tensors: reading it would run code for "
@@ -138,17 +142,32 @@ def _read_torch(file: Path) -> object:
                 f"torch.save(torch.jit.load('{file.name}').state_dict(), 'weights.pth')"
             ) from error
         raise CheckpointError(
-            f"{file} is no checkpoint that torch.load can read{_lookalike(file)}: {error}"
+            f"{file} is no checkpoint that torch.load can read{_lookalike(file)}"
+            f"{_told_briefly(error)}"
         ) from error
+
+
+def _data_only() -> list[Any]:
+    """Those of the harmless classes that are there: numpy need not be, nor under this name."""
+    modules = ((sys.modules.get(module), name) for module, name in _DATA_ONLY)
+    return [found for module, name in modules if (found := getattr(module, name, None))]
+
+
+def _told_briefly(error: Exception) -> str:
+    """The first line of what torch says, where it says something of the file."""
+    said = str(error).strip().partition("\n")[0]
+    return f": {said}" if said and not isinstance(error, OSError) else ""
 
 
 def _python_objects(file: Path, message: str, *, zipped: bool) -> list[str]:
     """List the classes and functions that a refused pickle refers to."""
     if zipped:
         try:
-            return sorted(torch.serialization.get_unsafe_globals_in_checkpoint(file))
-        except _UNREADABLE:
-            pass  # a damaged file, or a torch from before this function
+            found = torch.serialization.get_unsafe_globals_in_checkpoint(file)
+        except Exception:  # noqa: BLE001 - a damaged file, or a torch from before this function
+            found = []
+        allowed = {f"{module}.{name}" for module, name in _DATA_ONLY}
+        return sorted(set(found) - allowed)
     return re.findall(r"GLOBAL ([\w.]+)", message)
 
 
@@ -161,6 +180,8 @@ def _lookalike(file: Path) -> str:
         return ""
     if not start:
         return "; it is empty"
+    if start.startswith(b"PK") and not zipfile.is_zipfile(file):
+        return "; its end is missing: it was cut short while it was written or copied"
     for prefix, what in _NOT_CHECKPOINTS:
         if start.startswith(prefix):
             return f"; it is {what}"
@@ -179,21 +200,57 @@ def _entry(content: object, key: str, file: Path) -> Weights:
 
 def _unwrapped(content: object, file: Path) -> Weights:
     """Follow the usual entries down to the named tensors."""
-    path: list[str] = []
-    while isinstance(content, Mapping):
-        if content and all(isinstance(value, Tensor) for value in content.values()):
-            return Weights({str(name): value for name, value in content.items()}, ".".join(path))
-        filled = (k for k in WRAPPERS if isinstance(content.get(k), Mapping) and content[k])
-        wrapper = next(filled, None)
-        if wrapper is None:
-            break
-        path.append(wrapper)
-        content = content[wrapper]
-    where = f" in {'.'.join(path)!r}" if path else ""
+    found = _search(content, file)
+    if found is not None:
+        return found
+    elsewhere = max(_named_tensors(content), default=None)
+    hint = advice("; name the entry that holds them with {key}", key=...)
+    if elsewhere:
+        hint = advice("; there are some in {key}", key=elsewhere[1])
     raise CheckpointError(
-        f"{file} holds {_described(content)}{where}; needed are named tensors, at the top or "
-        f"under one of {', '.join(WRAPPERS)} (or name the entry with key=...)"
+        f"{file} holds {_described(content)}; needed are named tensors, at the top or under one of "
+        f"{', '.join(WRAPPERS)}, or an average of them under a name like model_ema{hint}"
     )
+
+
+def _search(content: object, file: Path, path: tuple[str, ...] = ()) -> Weights | None:
+    """Look for named tensors at the top and in the usual entries, averaged ones first."""
+    if not isinstance(content, Mapping):
+        return None
+    if content and all(isinstance(value, Tensor) for value in content.values()):
+        return Weights({str(name): value for name, value in content.items()}, ".".join(path))
+    averaged = [name for name in content if _AVERAGED.fullmatch(str(name))]
+    for name in (*averaged, *(name for name in WRAPPERS if name in content)):
+        found = _search(content[name], file, (*path, str(name)))
+        if found is not None:
+            return found
+        if name in averaged and _holds_tensors(content[name]):
+            where = ".".join((*path, str(name)))
+            raise CheckpointError(
+                f"{file} holds averaged weights in {where!r}, of which no names are known: "
+                f"{_described(content[name])}"
+                + advice("; name another entry with {key} to load weights as they were", key=...)
+            )
+    return None
+
+
+def _holds_tensors(content: object) -> bool:
+    """Whether there are weights somewhere inside, and not numbers alone."""
+    if isinstance(content, Mapping):
+        content = list(content.values())
+    if isinstance(content, list | tuple):
+        return any(map(_holds_tensors, content))
+    return isinstance(content, Tensor) and content.dim() > 0
+
+
+def _named_tensors(content: object, path: tuple[str, ...] = ()) -> Iterator[tuple[int, str]]:
+    """Yield the number of tensors and the dotted name of every entry that holds nothing else."""
+    if isinstance(content, Mapping):
+        if path and content and all(isinstance(value, Tensor) for value in content.values()):
+            yield len(content), ".".join(path)
+            return
+        for name, value in content.items():
+            yield from _named_tensors(value, (*path, str(name)))
 
 
 def _described(content: object) -> str:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
+from reparam._spelling import advice
 from reparam.checkpoints.files import Weights, listed, read_weights
 from reparam.checkpoints.layouts import form_of
 from reparam.checkpoints.matching import Match, Mismatch, compare, model_names, read_names
@@ -88,7 +89,7 @@ def load_checkpoint(
         strict: Whether everything must match. Otherwise what fits is loaded, and the report says
             what did not.
         key: The entry of the file that holds the weights. By default it is looked for, and averaged
-            weights (``model_ema`` and the like) are preferred.
+            weights (``model_ema``, ``swa_model`` and the like) are preferred.
 
     Returns:
         What was loaded and what was not; its ``str`` is for a person.
@@ -188,12 +189,13 @@ def _does_not_fit(report: LoadReport) -> str:
     if classes := _classes(report):
         found, needed = classes
         lines.append(
-            f"  The file is for {found} classes and the model for {needed}: build the model with "
-            f"num_classes={found}, or load with strict=False, which leaves its classifier as it is"
+            f"  The file is for {found} classes and the model for {needed}"
+            + advice(": build the model with {num_classes}", num_classes=found)
+            + advice("; or load with {strict}, which leaves its classifier as it is", strict=False)
         )
     else:
-        lines.append("  Load with strict=False to take what fits")
-    return "\n".join(lines)
+        lines.append(advice("  Load with {strict} to take what fits", strict=False))
+    return "\n".join(filter(None, lines))
 
 
 def _classes(report: LoadReport) -> tuple[int, int] | None:

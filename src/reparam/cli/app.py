@@ -9,6 +9,7 @@ import typer
 from typer.core import TyperGroup
 
 from reparam import __version__
+from reparam.cli.command import Command, check_checkpoints
 from reparam.cli.guard import DEBUG_FLAG, guarded
 from reparam.cli.terminal import Terminal
 
@@ -37,12 +38,17 @@ class _Commands(TyperGroup):
     def list_commands(self, ctx: Any) -> list[str]:  # noqa: ARG002 - typer passes it
         return list(COMMANDS)
 
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        if args and args[0] in COMMANDS:
+            check_checkpoints(args[1:])
+        return super().resolve_command(ctx, args)
+
     def get_command(self, ctx: Any, cmd_name: str) -> Any:  # noqa: ARG002 - typer passes it
         if cmd_name not in COMMANDS:
             return None
         module = importlib.import_module(f"reparam.cli.{cmd_name}_command")
         alone = typer.Typer(add_completion=False, rich_markup_mode=None)
-        alone.command(cmd_name)(getattr(module, cmd_name))
+        alone.command(cmd_name, cls=Command)(getattr(module, cmd_name))
         return typer.main.get_command(alone)
 
     def format_commands(self, ctx: Any, formatter: Any) -> None:  # noqa: ARG002 - typer passes it

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
@@ -45,11 +45,15 @@ class Terminal:
 
     def note(self, value: str) -> None:
         """What a person may want to know, and a program reading the output must not see."""
-        self._err.print(Text(value, style="dim"), soft_wrap=True)
+        self._aside(Text(value, style="dim"))
 
     def error(self, value: str) -> None:
         """What went wrong, and what to do."""
-        self._err.print(Text("reparam: ", style="bold red") + Text(value), soft_wrap=True)
+        self._aside(Text("reparam: ", style="bold red") + Text(value))
+
+    def _aside(self, text: Text) -> None:
+        with suppress(OSError):  # where nobody reads, the exit code has to do
+            self._err.print(text, soft_wrap=True)
 
     def json(self, value: object) -> None:
         """A result for a program."""

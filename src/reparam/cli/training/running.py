@@ -112,12 +112,16 @@ def _stop_told(terminal: Terminal) -> Iterator[None]:
     """
     from lightning.pytorch.utilities.exceptions import SIGTERMException
 
+    # Lightning ends a run between two batches, if nobody else takes the signal first.
+    former = signal.signal(signal.SIGTERM, signal.SIG_DFL)
     try:
         yield
     except SystemExit as stop:
         terminal.error("stopped; the same command with --resume goes on from its last checkpoint")
         number = signal.SIGTERM if isinstance(stop, SIGTERMException) else signal.SIGINT
         raise SystemExit(128 + number) from stop
+    finally:
+        signal.signal(signal.SIGTERM, former)
 
 
 def _is_first_process() -> bool:
