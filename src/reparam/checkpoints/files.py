@@ -38,8 +38,8 @@ WRAPPERS = (
 """Entries under which training code keeps the weights, beside those of :data:`_AVERAGED`."""
 
 _AVERAGED = re.compile(r"(?:.*[_.])?(?:ema|swa|averaged?|avg)(?:[_.].*)?", re.IGNORECASE)
-"""Entries with averaged weights (``ema``, ``model_ema_state_dict``, ``swa_model``). They come first,
-for they are what the reported accuracy of a training run belongs to."""
+"""Entries with averaged weights (``ema``, ``model_ema_state_dict``, ``swa_model``). They win, for
+they are what the reported accuracy of a training run belongs to."""
 
 _NOT_CHECKPOINTS = (
     (b"version https://git-lfs", "a Git LFS pointer; fetch the file itself with: git lfs pull"),
