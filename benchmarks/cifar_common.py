@@ -148,7 +148,7 @@ def run(
         curve[:] = [*(entry for entry in curve if entry.epoch < record.epoch), record]
         print(
             f"{key}: epoch {record.epoch}/{progress.epochs}  loss {record.train_loss:.3f}  "
-            f"test {100 * record.validation_accuracy:.2f} %  {record.seconds:.0f} s",
+            f"validation {100 * record.validation_accuracy:.2f} %  {record.seconds:.0f} s",
             flush=True,
         )
         records.put(key, {**about, "curve": [asdict(entry) for entry in curve]})
@@ -171,7 +171,7 @@ def run(
     finished = {
         **about,
         "curve": [asdict(entry) for entry in result.history],
-        "accuracy": result.validation_accuracy,
+        "accuracy": result.accuracy,
         "train_seconds": sum(record.train_seconds for record in result.history),
         "seconds": result.seconds,
         "seconds_of_this_start": time.perf_counter() - started,

@@ -80,11 +80,15 @@ def widened(kind: str) -> nn.Module:
     return reparam.branch(repvgg(**SMALL, branches="neither"), kind, norms="absorb", init="fresh")
 
 
-def begun_as_branches() -> nn.Module:
-    """Return the small plain net, begun as the sum of the branches that RepOptimizer imagines."""
-    net = repvgg(**SMALL, branches="neither")
+def begin_as_branches(net: nn.Module) -> nn.Module:
+    """Return a plain net that begins as the sum of the branches that RepOptimizer imagines."""
     initialize_(net, default_scales(net))
     return net
+
+
+def begun_as_branches() -> nn.Module:
+    """Return the small plain net, begun as branches."""
+    return begin_as_branches(repvgg(**SMALL, branches="neither"))
 
 
 def imagine_branches(base: torch.optim.Optimizer, model: nn.Module) -> torch.optim.Optimizer:

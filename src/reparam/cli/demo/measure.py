@@ -13,8 +13,9 @@ import reparam
 from reparam._optional import require
 from reparam.benchmarking import peak_activation_memory
 from reparam.cli.demo import records
-from reparam.models import repvgg_a0
+from reparam.models import mobileone_s1
 from reparam.report.benchmarks import environment_record
+from reparam.report.published import published
 from reparam.report.results import MemoryRecord, ModelRecord, Results, TraceRecord
 from reparam.report.story import latency_remarks
 
@@ -41,7 +42,7 @@ _HELD_NOTE = (
 
 
 def measure(results: Results, nets: Nets, settings: Settings, reporter: Reporter) -> Results:
-    """Time the nets, then RepVGG-A0 beside ResNet-18, and count the memory of a block."""
+    """Time the nets, then MobileOne-S1 beside ResNet-50, and count the memory of a block."""
     results = _time_demo_nets(results, nets, settings, reporter)
     if settings.reference_size:
         results = _time_reference_nets(results, settings, reporter)
@@ -81,27 +82,27 @@ def _timed(
 
 
 def _time_reference_nets(results: Results, settings: Settings, reporter: Reporter) -> Results:
-    """RepVGG-A0 and ResNet-18, which the paper compares, at the size it compares them."""
-    models = require("torchvision.models", extra="train", purpose="Building ResNet-18")
+    """MobileOne-S1 and ResNet-50, of about equal published accuracy, at the size of that."""
+    models = require("torchvision.models", extra="train", purpose="Building ResNet-50")
     torch.manual_seed(settings.seed)
     side = settings.reference_size
     image = torch.randn(1, 3, side, side, generator=torch.Generator().manual_seed(0))
-    train_form = repvgg_a0().eval()
+    train_form = mobileone_s1().eval()
     nets = {
-        "a0-train": train_form,
-        "a0-deploy": reparam.fuse(train_form, image),
-        "resnet18": models.resnet18(weights=None).eval(),
+        "s1-train": train_form,
+        "s1-deploy": reparam.fuse(train_form, image),
+        "resnet50": reparam.fuse(models.resnet50(weights=None).eval(), image),
     }
-    title = f"RepVGG-A0 and ResNet-18, one image of {side} pixels a call"
+    title = f"MobileOne-S1 and ResNet-50, one image of {side} pixels a call"
     result = _timed(nets, image, settings, reporter, title)
     group = records.latency_record(
         title,
         result,
         {key: key for key in nets},
         torch.get_num_threads(),
-        "The weights are untrained: this is about speed only.",
+        _about_accuracy(),
     )
-    labels = ("RepVGG-A0, train form", "RepVGG-A0, deploy form", "ResNet-18")
+    labels = ("MobileOne-S1, train form", "MobileOne-S1, deploy form", "ResNet-50")
     roles = ("train", "deploy", "comparator")
     listed: list[ModelRecord] = [
         records.model_record(key, label, role, net, image, _UNTRAINED)
@@ -109,11 +110,24 @@ def _time_reference_nets(results: Results, settings: Settings, reporter: Reporte
     ]
     medians = {name: result[name, "eager"].latency.median for name in nets}
     reporter.outcome(
-        f"Timed RepVGG-A0 (untrained): {1e3 * medians['a0-train']:.0f} ms in train form, "
-        f"{1e3 * medians['a0-deploy']:.0f} ms in deploy form; "
-        f"ResNet-18 {1e3 * medians['resnet18']:.0f} ms"
+        f"Timed MobileOne-S1 (untrained): {1e3 * medians['s1-train']:.0f} ms in train form, "
+        f"{1e3 * medians['s1-deploy']:.0f} ms in deploy form; "
+        f"ResNet-50 {1e3 * medians['resnet50']:.0f} ms"
     )
     return replace(results, latency=(*results.latency, group), models=(*results.models, *listed))
+
+
+def _about_accuracy() -> str:
+    """What was published of the two nets, whose weights are random here."""
+    told = [
+        f"{known.label} {known.top1:.1f} % ({known.recipe}; {known.source})"
+        for known in map(published, ("mobileone_s1", "torchvision:resnet50"))
+        if known is not None
+    ]
+    return (
+        "The weights are untrained: this is about speed only. Published ImageNet accuracies: "
+        f"{', '.join(told)}."
+    )
 
 
 def _count_memory(results: Results, nets: Nets, settings: Settings, reporter: Reporter) -> Results:

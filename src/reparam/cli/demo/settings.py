@@ -18,7 +18,7 @@ class Settings:
         epochs: Of training, for both nets.
         batch: Images of a call in the larger of the two timings.
         rounds: Interleaved rounds of each timing.
-        reference_size: Side of the images on which RepVGG-A0 and ResNet-18 are timed; 0 for not
+        reference_size: Side of the images on which MobileOne-S1 and ResNet-50 are timed; 0 for not
             at all.
         seed: Decides the initial weights and the order of the images.
         warning: What a reader of the results must know.
