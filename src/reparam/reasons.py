@@ -48,6 +48,11 @@ class Why(enum.Enum):
     NOT_FINITE = "its {what} has numbers that are not finite"
     NOT_FLOATING = "the numbers of its {what} are not real floating point"
     NOT_CONSTANT = "its {what} has a weight that is not constant"
+    OVERRIDABLE = (
+        "callers may change the weight of its {what}: {name} has a default and is listed as an "
+        "input, too; freeze the inputs that have defaults to fold it"
+    )
+    QUANTISED_WEIGHT = "the weight of its {what} is stored in integers (DequantizeLinear)"
     NO_STATISTICS = "its batch norm keeps no running statistics, so it depends on the batch"
     NORM_IN_TRAINING = "its batch norm is in training mode; {remedy}"
     DROPOUT_IN_TRAINING = "its dropout is in training mode; export the model in eval mode"

@@ -5,12 +5,14 @@ from __future__ import annotations
 from reparam.fusing.equivalent import operator
 from reparam.fusing.onnx_file import FusedFile, fuse_onnx_file
 from reparam.fusing.plans import FoldWarning, Plan, Region, fuse, plan
+from reparam.graph.onnx_inputs import freeze_inputs
 
 __all__ = [
     "FoldWarning",
     "FusedFile",
     "Plan",
     "Region",
+    "freeze_inputs",
     "fuse",
     "fuse_onnx_file",
     "operator",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Hashable, Iterable, Iterator
+from collections.abc import Hashable, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +14,7 @@ from reparam.fusing.explain import explain
 from reparam.graph.ir import Kind, Node, Program
 from reparam.graph.onnx_constants import Constants
 from reparam.graph.onnx_lift import OnnxLifted, lift_onnx
+from reparam.graph.onnx_nodes import inner_graphs, sorted_model
 from reparam.graph.onnx_shapes import Shapes
 from reparam.graph.onnx_tensors import FLOATS
 from reparam.graph.onnx_valid import check_readable
@@ -28,8 +29,12 @@ __all__ = ["OnnxDiscovery", "OnnxFound", "discover_onnx"]
 _NUMPY_BROADCASTING = 7
 """Opset from which operations broadcast as numpy does."""
 
+_SORTED = (
+    "its operations did not stand in the order that ONNX demands; the fused model has them in order"
+)
+
 _QUANTISED = {
-    "QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "QLinearConv", "QLinearMatMul",
+    "QuantizeLinear", "DynamicQuantizeLinear", "QLinearConv", "QLinearMatMul",
     "ConvInteger", "MatMulInteger", "QLinearAdd", "QLinearGlobalAveragePool", "QLinearConcat",
     "QGemm",
 }  # fmt: skip
@@ -90,12 +95,14 @@ class OnnxDiscovery:
         lifted: The lifted model.
         regions: What folds.
         refusals: What does not.
+        notes: What else the reader of a plan should know of the model, a sentence each.
 
     """
 
     lifted: OnnxLifted
     regions: list[OnnxFound] = field(default_factory=list)
     refusals: list[Refusal] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
 
     def leave(self, where: str, what: str, reason: Reason) -> None:
         """Note that something is left as it is."""
@@ -119,12 +126,15 @@ def discover_onnx(model: Any) -> OnnxDiscovery:
         )
         raise UnsupportedModelError(msg)
     opset = check_readable(model)
-    why = _left_alone(model.graph, opset)
+    ordered = sorted_model(model)
+    notes = [] if ordered is model else [_SORTED]
+    constants = Constants(ordered, Shapes(), opset)
+    why = _left_alone(ordered.graph, constants, opset)
     if why is not None:
-        shapes = Shapes()
-        nothing = OnnxLifted(model, Program(), Constants(model, shapes, opset), shapes, opset)
-        return OnnxDiscovery(nothing, refusals=[Refusal("the model", "the whole graph", why)])
-    result = OnnxDiscovery(lift_onnx(model, opset))
+        nothing = OnnxLifted(ordered, Program(), constants, Shapes(), opset)
+        left = [Refusal("the model", "the whole graph", why)]
+        return OnnxDiscovery(nothing, refusals=left, notes=notes)
+    result = OnnxDiscovery(lift_onnx(ordered, opset), notes=notes)
     _select(result)
     for where, what in _inner_layers(model):
         result.leave(where, what, Why.INNER_GRAPH())
@@ -180,11 +190,15 @@ def _is_tied(lifted: OnnxLifted, name: str, inside: set[int]) -> bool:
     return False
 
 
-def _left_alone(graph: GraphProto, opset: int) -> Reason | None:
+def _left_alone(graph: GraphProto, constants: Constants, opset: int) -> Reason | None:
     """Why nothing in a graph is touched, or None."""
     if opset < _NUMPY_BROADCASTING:
         return Why.OLD_OPSET(found=opset, needed=_NUMPY_BROADCASTING)
-    found = Counter(node.op_type for node in graph.node if node.op_type in _QUANTISED)
+    # Weights that are stored with fewer bits do not keep other layers from folding.
+    found = Counter(
+        node.op_type for node in graph.node
+        if node.op_type in _QUANTISED and not all(name in constants for name in node.input if name)
+    )  # fmt: skip
     if found:
         names = ", ".join(f"{times} {name}" for name, times in sorted(found.items()))
         return Why.QUANTISED(found=names)
@@ -197,13 +211,11 @@ def _inner_layers(model: ModelProto) -> Iterator[tuple[str, str]]:
         (f.domain, f.name) for f in model.functions if any(n.op_type in _LAYERS for n in f.node)
     }
     for node in model.graph.node:
-        bodies = [g for a in node.attribute for g in (*a.graphs, a.g) if a.type in {5, 10}]
-        if (node.domain, node.op_type) in functions or any(_has_layers(g) for g in bodies):
+        if (node.domain, node.op_type) in functions or any(map(_has_layers, inner_graphs(node))):
             yield node.name or node.output[0], node.op_type
 
 
 def _has_layers(graph: GraphProto) -> bool:
-    inner: Iterable[GraphProto] = (
-        g for n in graph.node for a in n.attribute for g in (*a.graphs, a.g) if a.type in {5, 10}
+    return any(
+        node.op_type in _LAYERS or any(map(_has_layers, inner_graphs(node))) for node in graph.node
     )
-    return any(node.op_type in _LAYERS for node in graph.node) or any(map(_has_layers, inner))

@@ -10,16 +10,15 @@ from torch import Tensor
 from reparam.algebra import layer_arguments
 from reparam.fusing.fold import FoldedLayer
 from reparam.fusing.onnx_discover import OnnxFound
-from reparam.graph.onnx_lift import OnnxLifted, outer_reads
+from reparam.graph.onnx_inputs import FIRST_SEPARATE_INITIALIZERS, open_sizes
+from reparam.graph.onnx_lift import OnnxLifted
+from reparam.graph.onnx_nodes import in_order, inner_graphs, outer_reads
 from reparam.graph.onnx_tensors import from_torch, onnx_module
 
 if TYPE_CHECKING:
     from onnx import GraphProto, ModelProto, NodeProto
 
 __all__ = ["write_model"]
-
-_FIRST_SEPARATE_INITIALIZERS = 4
-"""IR version from which initializers need not be inputs, too."""
 
 _BARE_GEMM = 11
 """Opset from which Gemm needs no addend."""
@@ -97,7 +96,7 @@ class _Edits:
         for name, value in self._old.ListFields():
             if name.name not in {"node", "initializer", "value_info", "quantization_annotation"}:
                 _set(graph, name.name, value)
-        graph.node.extend(_in_order([n for n in nodes if not unread.issuperset(n.output)]))
+        graph.node.extend(in_order([n for n in nodes if not unread.issuperset(n.output)]))
         self._write_tensors(graph, unread)
         made = {name for node in graph.node for name in node.output}
         made |= {v.name for v in (*graph.input, *graph.initializer)}
@@ -105,6 +104,7 @@ class _Edits:
         graph.quantization_annotation.extend(
             a for a in self._old.quantization_annotation if a.tensor_name in made
         )
+        open_sizes(model)
         return model  # type: ignore[no-any-return]
 
     # ---------------------------------------------------------------- layers
@@ -242,7 +242,7 @@ class _Edits:
         return unread
 
     def _write_tensors(self, graph: Any, unread: set[str]) -> None:
-        listed = self._lifted.model.ir_version < _FIRST_SEPARATE_INITIALIZERS
+        listed = self._lifted.model.ir_version < FIRST_SEPARATE_INITIALIZERS
         if listed:
             kept = [v for v in graph.input if v.name not in unread | set(self._tensors)]
             del graph.input[:]
@@ -269,30 +269,8 @@ def _names(graph: GraphProto) -> set[str]:
     found = {tensor.name for tensor in graph.initializer} | {v.name for v in graph.input}
     for node in graph.node:
         found |= {*node.input, *node.output, node.name}
-        for attribute in node.attribute:
-            if attribute.type in {5, 10}:
-                found = found.union(*map(_names, (attribute.g, *attribute.graphs)))
+        found = found.union(*map(_names, inner_graphs(node)))
     return found
-
-
-def _in_order(nodes: list[NodeProto]) -> list[NodeProto]:
-    """Put operations behind those whose values they read; where they are already, nothing moves.
-
-    A layer that reads a padded value can stand for branches that came before the padding.
-    """
-    maker = {name: k for k, node in enumerate(nodes) for name in node.output if name}
-    done: dict[int, NodeProto] = {}
-    for start in range(len(nodes)):
-        waiting = [start]
-        while waiting:
-            node = nodes[waiting[-1]]
-            reads = (maker.get(name) for name in (*node.input, *sorted(outer_reads(node))))
-            pending = [k for k in reads if k is not None and k not in done]
-            if pending:
-                waiting += pending
-            else:
-                done.setdefault(waiting.pop(), node)
-    return list(done.values())
 
 
 def _set(target: Any, name: str, value: Any) -> None:

@@ -15,6 +15,7 @@ from reparam._files import atomic_path
 from reparam.errors import InputError, VerificationError
 from reparam.fusing.onnx_compare import compare_onnx_files
 from reparam.fusing.onnx_plan import OnnxPlan, plan_onnx
+from reparam.graph.onnx_inputs import freeze_inputs as frozen
 from reparam.graph.onnx_tensors import MOST_BYTES, bytes_of, onnx_module
 from reparam.graph.onnx_valid import check_readable
 from reparam.verifying import Verdict
@@ -57,6 +58,7 @@ def fuse_onnx_file(
     *,
     input_shapes: Mapping[str, Sequence[int]] | None = None,
     check: bool = True,
+    freeze_inputs: bool = False,
 ) -> FusedFile:
     """Fold everything in an ONNX file that folds exactly, and write the result to another file.
 
@@ -69,9 +71,11 @@ def fuse_onnx_file(
         path: The file to read, with its weights inside or beside it.
         out: The file to write.
         input_shapes: Shapes of inputs by name, to compare on; needed where the file leaves them
-            open and does not take a batch of 2 and a size of 64 or 224.
+            open and does not take a batch of 2 or 1 and one of some usual sizes.
         check: Compare with the original in ONNX Runtime; if not, each fold is still compared with
             what it replaces.
+        freeze_inputs: Take the defaults of inputs for good, as old exporters list all weights as
+            inputs; see :func:`reparam.fusing.freeze_inputs`.
 
     Raises:
         InputError: ``path`` is no valid ONNX file, or ONNX Runtime does not run it; or ``out``
@@ -84,7 +88,7 @@ def fuse_onnx_file(
     model = read_onnx_file(source)
     _check_apart(source, target)
     external = _external_files(source)
-    plan = plan_onnx(model)
+    plan = plan_onnx(frozen(model) if freeze_inputs else model)
     fused = plan.apply()
     before, after = _counts(model), _counts(fused)
     outside = bool(external) or bytes_of(fused) > MOST_BYTES

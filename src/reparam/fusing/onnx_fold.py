@@ -12,7 +12,8 @@ from reparam.fusing.fold import FoldedLayer, fold_onto
 from reparam.fusing.onnx_discover import OnnxFound
 from reparam.graph.hosted import transposed_of_rows
 from reparam.graph.ir import Node
-from reparam.graph.onnx_lift import OnnxLifted, attributes
+from reparam.graph.onnx_lift import OnnxLifted
+from reparam.graph.onnx_nodes import attributes
 from reparam.graph.onnx_run import run_nodes
 
 __all__ = ["fold_onnx"]

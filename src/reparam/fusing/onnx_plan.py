@@ -26,9 +26,19 @@ __all__ = ["OnnxPlan", "plan_onnx"]
 
 @dataclass(frozen=True, eq=False)
 class OnnxPlan(Plan):
-    """The plan of an ONNX model."""
+    """The plan of an ONNX model.
 
+    Attributes:
+        notes: What else there is to know of the model, a sentence each.
+
+    """
+
+    notes: tuple[str, ...]
     _discovery: OnnxDiscovery = field(repr=False)
+
+    def __str__(self) -> str:
+        """A table of at most 100 columns, and the notes."""
+        return "\n".join([super().__str__(), *(f"Note: {note}." for note in self.notes)])
 
     def apply(self) -> ModelProto:
         """Write the fused model: a new one, whose inputs, outputs and metadata have their names.
@@ -89,6 +99,7 @@ def plan_onnx(model: Any) -> OnnxPlan:
     return OnnxPlan(
         tuple(region_record(one.region, one.anchor.where) for one in discovery.regions),
         tuple(discovery.refusals),
+        tuple(discovery.notes),
         discovery,
     )
 

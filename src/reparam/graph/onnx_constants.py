@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 from reparam.errors import InexactError
+from reparam.graph.onnx_inputs import overridable
+from reparam.graph.onnx_nodes import inner_graphs
 from reparam.graph.onnx_run import constant_of, run_nodes
 from reparam.graph.onnx_shapes import Shapes
 from reparam.graph.onnx_tensors import FLOATS, as_double, onnx_module, to_torch
@@ -16,7 +18,7 @@ from reparam.graph.onnx_tensors import FLOATS, as_double, onnx_module, to_torch
 if TYPE_CHECKING:
     from onnx import ModelProto, NodeProto
 
-__all__ = ["DEFAULT_DOMAINS", "Constants", "has_subgraph"]
+__all__ = ["DEFAULT_DOMAINS", "Constants"]
 
 DEFAULT_DOMAINS = {"", "ai.onnx"}
 
@@ -25,9 +27,6 @@ _LARGE = 1 << 18
 
 _LARGE_KEPT = 8
 """Large tensors that are kept: those of the regions that are folded at one time."""
-
-_FIRST_SEPARATE_INITIALIZERS = 4
-"""IR version from which an initializer that is also an input is a default, not a constant."""
 
 _NEVER = {
     "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Multinomial",
@@ -46,12 +45,11 @@ class Constants:
     def __init__(self, model: ModelProto, shapes: Shapes, opset: int) -> None:
         """Find them, in the order of the graph."""
         self._opset, self._shapes = opset, shapes
-        inputs = {value.name for value in model.graph.input}
-        overridable = model.ir_version >= _FIRST_SEPARATE_INITIALIZERS
+        self.overridable = overridable(model)
         self._stored = {
             tensor.name: tensor
             for tensor in model.graph.initializer
-            if not (overridable and tensor.name in inputs)
+            if tensor.name not in self.overridable
         }
         self._made: dict[str, NodeProto] = {}
         self.nodes: set[int] = set()
@@ -121,7 +119,7 @@ class Constants:
         return stored, sum(node.op_type != "Identity" for node in makers.values())
 
     def _is_constant(self, node: NodeProto) -> bool:
-        if node.domain not in DEFAULT_DOMAINS or node.op_type in _NEVER or has_subgraph(node):
+        if node.domain not in DEFAULT_DOMAINS or node.op_type in _NEVER or any(inner_graphs(node)):
             return False
         if node.op_type == "Constant":
             return constant_of(node) is not None
@@ -166,8 +164,3 @@ class Constants:
     def is_floating(self, name: str) -> bool:
         """Whether a constant has one of the types that weights have."""
         return self.type(name) in FLOATS
-
-
-def has_subgraph(node: NodeProto) -> bool:
-    """Whether a node holds graphs of its own: If, Loop, Scan."""
-    return any(attribute.type in {5, 10} for attribute in node.attribute)

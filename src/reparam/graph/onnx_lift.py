@@ -5,19 +5,20 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from reparam.algebra import Leaf
 from reparam.errors import InexactError
 from reparam.graph.ir import Kind, Node, Program
-from reparam.graph.onnx_constants import DEFAULT_DOMAINS, Constants, has_subgraph
+from reparam.graph.onnx_constants import DEFAULT_DOMAINS, Constants
+from reparam.graph.onnx_nodes import inner_graphs, outer_reads
 from reparam.graph.onnx_shapes import Shape, Shapes, infer
-from reparam.reasons import Reason
+from reparam.reasons import Reason, Why
 
 if TYPE_CHECKING:
     from onnx import ModelProto, NodeProto
 
-__all__ = ["OnnxLifted", "OnnxLifter", "Rule", "attributes", "lift_onnx", "outer_reads"]
+__all__ = ["OnnxLifted", "OnnxLifter", "Rule", "lift_onnx"]
 
 Pads = tuple[tuple[int, int], ...]
 
@@ -120,7 +121,7 @@ class OnnxLifter:
             self._index = index
             if index in self.constants.nodes:
                 continue
-            default = proto.domain in DEFAULT_DOMAINS and not has_subgraph(proto)
+            default = proto.domain in DEFAULT_DOMAINS and not any(inner_graphs(proto))
             lifted = self._apply(rule_for(proto) if default else None, proto)
             if index in self._paired.values():
                 # Nothing but the operation that it is one with reads its value.
@@ -289,6 +290,15 @@ class OnnxLifter:
         indices = self.lifted.origin.get(self.values[name])
         return None if indices is None else self.graph.node[indices[-1]]
 
+    def why_not_constant(self, what: str, names: Iterable[str]) -> Reason:
+        """The reason why numbers that an operation reads are not constant."""
+        inputs, makers = self._behind(names)
+        if inputs and inputs <= self.constants.overridable:
+            return Why.OVERRIDABLE(what=what, name=min(inputs))
+        if not inputs and "DequantizeLinear" in makers:
+            return Why.QUANTISED_WEIGHT(what=what)
+        return Why.NOT_CONSTANT(what=what)
+
     def only_reader(self, name: str) -> int | None:
         """The position of the operation that alone reads a value, once."""
         readers = self.readers.get(name, [])
@@ -306,6 +316,24 @@ class OnnxLifter:
                 if name:
                     readers[name].append(index)
         self.readers.update(readers)
+
+    def _behind(self, names: Iterable[str]) -> tuple[set[str], set[str]]:
+        """The inputs, and the kinds of operations, that values are computed from."""
+        inputs: set[str] = set()
+        makers: set[str] = set()
+        waiting = [name for name in names if name in self.values]
+        seen = set(waiting)
+        while waiting:
+            name = waiting.pop()
+            maker = self.maker(name)
+            if maker is None:
+                inputs.add(name)
+                continue
+            makers.add(maker.op_type)
+            fresh = {read for read in maker.input if read in self.values} - seen
+            seen |= fresh
+            waiting += fresh
+        return inputs, makers
 
     def _input(self, name: str) -> None:
         lifted = Node(Kind.OPAQUE, (), ("input", name), -1, f"input {name}", name)
@@ -356,35 +384,3 @@ def lift_onnx(model: ModelProto, opset: int) -> OnnxLifted:
 def _first_output(proto: NodeProto) -> str:
     """The first value that an operation returns; empty where it leaves that one out."""
     return proto.output[0] if proto.output else ""
-
-
-def attributes(proto: NodeProto) -> dict[str, Any]:
-    """The attributes of an operation as plain values; text as bytes, as onnx stores it."""
-    found: dict[str, Any] = {}
-    for attribute in proto.attribute:
-        match attribute.type:
-            case 1:
-                found[attribute.name] = attribute.f
-            case 2:
-                found[attribute.name] = attribute.i
-            case 3:
-                found[attribute.name] = attribute.s.decode()
-            case 6:
-                found[attribute.name] = list(attribute.floats)
-            case 7:
-                found[attribute.name] = list(attribute.ints)
-    return found
-
-
-def outer_reads(proto: NodeProto) -> set[str]:
-    """Names that the graphs inside of an operation (If, Loop, Scan) read from around it."""
-    found: set[str] = set()
-    for attribute in proto.attribute:
-        for graph in (attribute.g, *attribute.graphs) if attribute.type in {5, 10} else ():
-            own = {v.name for v in graph.input} | {t.name for t in graph.initializer}
-            for inner in graph.node:
-                found |= {name for name in inner.input if name and name not in own}
-                found |= outer_reads(inner) - own
-                own |= set(inner.output)
-            found |= {value.name for value in graph.output} - own
-    return found

@@ -13,7 +13,8 @@ from reparam import algebra
 from reparam.algebra import AffineConv, Geometry, Leaf, Rows
 from reparam.graph.hosted import rows_of_transposed
 from reparam.graph.ir import Node
-from reparam.graph.onnx_lift import OnnxLifter, attributes
+from reparam.graph.onnx_lift import OnnxLifter
+from reparam.graph.onnx_nodes import attributes
 from reparam.graph.weights import all_finite, weight_loader
 from reparam.reasons import Why
 
@@ -88,7 +89,9 @@ def gemm(lifter: OnnxLifter, proto: NodeProto) -> Node | None:
 def matmul(lifter: OnnxLifter, proto: NodeProto) -> Node | None:
     """``MatMul`` with a constant matrix, together with the addition of a constant behind it."""
     if proto.input[1] not in lifter.constants or not lifter.is_value(proto.input[0]):
-        return None
+        why = lifter.why_not_constant(proto.op_type, proto.input[1:])
+        # A product of two values is no layer, and nobody expects it to fold.
+        return None if why.kind is Why.NOT_CONSTANT else lifter.opaque(proto, why)
     refused = _weights_refused(lifter, proto)
     if refused is not None:
         return refused
@@ -132,7 +135,7 @@ def batch_norm(lifter: OnnxLifter, proto: NodeProto) -> Node | None:
     source, numbers = proto.input[0], list(proto.input[1:5])
     rank = lifter.rank(source) or _rank_of_axis(lifter.axis(source))
     if not all(name in constants for name in numbers) or not lifter.is_value(source):
-        return lifter.opaque(proto, Why.NOT_CONSTANT(what="batch norm"))
+        return lifter.opaque(proto, lifter.why_not_constant("batch norm", numbers))
     if rank is None:
         return lifter.opaque(proto, Why.UNKNOWN_RANK(remedy="give the file shapes"))
     eps = given.get("epsilon", 1e-5)
@@ -218,7 +221,7 @@ def _weights_refused(lifter: OnnxLifter, proto: NodeProto) -> Node | None:
     constants = lifter.constants
     numbers = [name for name in proto.input[1:3] if name]
     if not lifter.is_value(proto.input[0]) or not all(name in constants for name in numbers):
-        return lifter.opaque(proto, Why.NOT_CONSTANT(what=proto.op_type))
+        return lifter.opaque(proto, lifter.why_not_constant(proto.op_type, numbers))
     if not all(constants.is_floating(name) for name in numbers):
         return lifter.opaque(proto, Why.NOT_FLOATING(what=proto.op_type))
     for name in numbers:

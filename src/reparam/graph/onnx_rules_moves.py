@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 from reparam import algebra
 from reparam.algebra import AffineConv, Leaf, Rows
 from reparam.graph.ir import Node
-from reparam.graph.onnx_lift import OnnxLifter, attributes
+from reparam.graph.onnx_lift import OnnxLifter
+from reparam.graph.onnx_nodes import attributes
 from reparam.graph.onnx_rules_layers import pads_of
 from reparam.graph.onnx_shapes import channel_axis_after
 from reparam.reasons import Why

@@ -9,6 +9,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from reparam.graph.onnx_inputs import declared_sizes, open_sizes
 from reparam.graph.onnx_tensors import onnx_module
 
 if TYPE_CHECKING:
@@ -58,7 +59,7 @@ def infer(model: ModelProto) -> Shapes:
 
 
 def skeleton(model: ModelProto) -> ModelProto:
-    """Copy a model without the numbers of its weights."""
+    """Copy a model without the numbers of its weights, and with open sizes declared as such."""
     onnx = onnx_module()
     bare: ModelProto = onnx.ModelProto(ir_version=model.ir_version)
     bare.opset_import.extend(model.opset_import)
@@ -71,6 +72,7 @@ def skeleton(model: ModelProto) -> ModelProto:
     graph.value_info.extend(model.graph.value_info)
     graph.initializer.extend(_without_numbers(t) for t in model.graph.initializer)
     graph.sparse_initializer.extend(model.graph.sparse_initializer)
+    open_sizes(bare)
     return bare
 
 
@@ -118,18 +120,14 @@ def _distinct_names(values: Iterable[ValueInfoProto]) -> set[str]:
 
 def _note(info: ValueInfoProto, known: Shapes, names: Container[str] | None = None) -> None:
     """Take a declared type and shape; of the names of sizes only the given ones, if any are."""
-    kind = info.type.tensor_type
-    if kind.elem_type:
-        known.types[info.name] = kind.elem_type
-    if kind.HasField("shape"):
+    kind, sizes = info.type.tensor_type.elem_type, declared_sizes(info)
+    if kind:
+        known.types[info.name] = kind
+    if sizes is not None:
         known.shapes[info.name] = tuple(
-            d.dim_value if d.HasField("dim_value") else _name(d.dim_param, names)
-            for d in kind.shape.dim
+            size if not isinstance(size, str) or names is None or size in names else None
+            for size in sizes
         )
-
-
-def _name(name: str, trusted: Container[str] | None) -> str | None:
-    return name if name and (trusted is None or name in trusted) else None
 
 
 def _without_numbers(tensor: TensorProto) -> TensorProto:

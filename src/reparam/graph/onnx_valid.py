@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from reparam.errors import InputError
 from reparam.graph.onnx_constants import DEFAULT_DOMAINS
+from reparam.graph.onnx_nodes import sorted_model
 from reparam.graph.onnx_shapes import skeleton
 from reparam.graph.onnx_tensors import onnx_module
 
@@ -29,17 +30,17 @@ def check_readable(model: ModelProto) -> int:
         )
         raise InputError(msg)
     opset = _known_versions(model)
-    why = complaint(model)
+    why = complaint(model, any_order=True)
     if why is not None:
         msg = f"this is not a valid ONNX model, onnx.checker says: {why}"
         raise InputError(msg)
     return opset
 
 
-def complaint(model: ModelProto) -> str | None:
+def complaint(model: ModelProto, *, any_order: bool = False) -> str | None:
     """What ``onnx.checker`` has against the graph of a model; its weights need no check."""
     onnx = onnx_module()
-    bare = skeleton(model)
+    bare = sorted_model(skeleton(model)) if any_order else skeleton(model)
     inputs = {value.name for value in bare.graph.input}
     # The checker looks for the files of weights that lie outside; inputs do as well.
     for tensor in [t for t in bare.graph.initializer if t.data_location == 1]:
