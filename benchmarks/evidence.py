@@ -16,6 +16,7 @@ from make_cifar10 import TEST, TRAIN
 HERE = Path(__file__).parent
 IMAGES = "CIFAR-10"
 NEEDS: dict[str, tuple[str, str]] = {
+    "accounts": ("minutes", "timm"),
     "block_kinds": ("hours", IMAGES),
     "branch_ablation": ("hours", IMAGES),
     "cifar_fast": ("half an hour", IMAGES),

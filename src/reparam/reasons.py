@@ -64,6 +64,12 @@ class Why(enum.Enum):
     CEIL_MODE = "its last windows may be cut off, and divided by less (ceil_mode={value})"
     UNCOUNTED_PADDING = "it pads and does not count its padding (count_include_pad={value})"
     AUTO_PAD = "its padding depends on the size of its input (auto_pad={value})"
+    STACKED = "branches are joined through torch.stack, which is not read; add them, and divide"
+    UNKNOWN_CHANNELS = (
+        "the number of channels of its input, or their axis, is not known here, so its constant of "
+        "shape {shape} may not be one number for each"
+    )
+    NOT_PER_CHANNEL = "its constant of shape {shape} is not one number for each channel"
     NEGATIVE_PADDING = "it pads by a negative number, which onnx's reference evaluator cannot check"
 
     # Why a region is not possible, or does not pay.
@@ -81,6 +87,7 @@ class Why(enum.Enum):
         "its output is larger than its input: one layer would cost more at the borders"
     )
     MORE_NUMBERS = "one layer would store more numbers: {after:,} against {before:,}"
+    NO_LAYER = "it holds no convolution or linear layer that could take the rest"
     PADS_TWICE = "one layer cannot pad twice: zeros around its input's {padding}"
 
     # What a front end objects to.
@@ -91,7 +98,6 @@ class Why(enum.Enum):
     USED_ELSEWHERE = "its weight is also used elsewhere"
     WRITES_ITS_INPUT = "an in-place operation of it changes its own input, which others may read"
     WRITTEN_BETWEEN = "its input is changed in place by {by} between its operations"
-    NO_NUMBERS = "it holds no layer with numbers of its own"
     UNKNOWN_TYPE = "the type of its weight is not known"
     INNER_GRAPH = "the operations in its own graph are left as they are"
     OLD_OPSET = (
@@ -102,6 +108,11 @@ class Why(enum.Enum):
         "it is quantised ({found}): its scales hold for its layers as they are; fuse the float "
         "model, then quantise it"
     )
+
+    # How a norm is out of reach.
+    NOT_CALLED = "no forward that was read calls it"
+    PARENT_NOT_TRACED = "the forward of {parent}, which calls it, cannot be traced"
+    NOT_A_SCALE = "its forward is no scale and shift of each channel"
 
     # How a model could not be read, or not be written.
     NOT_TRACED = "its forward cannot be traced ({failure})"

@@ -229,4 +229,4 @@ def test_regions_that_share_a_norm_fold_together_or_not_at_all() -> None:
         return net.b(x), net.c(x, 3)
 
     net = Lambda(forward, norm(), conv(padding=0), Times())
-    check(net, norms=1, because=Why.NOT_TOGETHER)
+    check(net, norms=1, because=Why.NOT_REWRITTEN)

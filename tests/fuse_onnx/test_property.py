@@ -8,7 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import reparam
+from accounting import unaccounted
 from onnx_graphs import Graph, evaluate
+from reparam.graph.onnx_lift import lift_onnx
 
 WIDTHS = (2, 4)
 # Float64 rounding of some hundred operations on numbers of the size of the largest one inside.
@@ -159,3 +161,9 @@ def stored(model):
     """Numbers in initializers, those aside that are single or whole."""
     sizes = [int(np.prod(t.dims)) for t in model.graph.initializer if t.dims]
     return sum(sizes)
+
+
+@given(models())
+def test_each_norm_scale_and_branch_is_in_a_region_or_refused_once(model):
+    plan = reparam.plan(model)
+    assert unaccounted(plan, lift_onnx(model, 17)) == [], str(plan)

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterable
+from collections.abc import Callable, Hashable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor, nn
 
 from reparam.algebra import AffineConv
-from reparam.fusing.explain import explain
+from reparam.fusing.account import Account
 from reparam.fusing.found import Found, complete, describe
 from reparam.fusing.objections import Objections, owners_of
 from reparam.fusing.place import place_all
@@ -23,7 +23,8 @@ from reparam.graph.faithful import (
     guess_calls,
     guess_for_module,
 )
-from reparam.graph.kinds import AnyConv
+from reparam.graph.ir import Node
+from reparam.graph.kinds import AnyConv, AnyNorm
 from reparam.graph.lift import Lifted, lift
 from reparam.graph.running import Arguments
 from reparam.graph.skeleton import hooked_modules, shared_copy, with_plain_weights
@@ -42,7 +43,7 @@ class Discovery:
         model: The user's model.
         skeleton: The copy that was read.
         regions: What folds.
-        refusals: What does not.
+        account: What does not, and why.
         probed: Modules that were identified from their responses.
         calls: By path of a traced module, arguments that it ran with: to run the result with.
         traces: Traces of blocks to rewrite, by path and inlined children, for one use each.
@@ -53,11 +54,17 @@ class Discovery:
     model: nn.Module
     skeleton: nn.Module
     regions: list[Found] = field(default_factory=list)
-    refusals: list[Refusal] = field(default_factory=list)
+    account: Account = field(default_factory=lambda: Account(_name_of))
     probed: list[Probed] = field(default_factory=list)
     calls: dict[str, Arguments] = field(default_factory=dict)
     known_call: Callable[[str], Arguments | None] = lambda _path: None
     traces: dict[tuple[str, frozenset[str]], Trace] = field(default_factory=dict)
+
+    @property
+    def refusals(self) -> tuple[Refusal, ...]:
+        """What is left as it is."""
+        folded = {_name_of(node) for one in self.regions for node in one.region.nodes}
+        return self.account.settle(folded)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -77,6 +84,7 @@ def discover(model: nn.Module, example_inputs: Any = None, *, probe: bool = Fals
     finder.visit("", finder.skeleton)
     finder.place()
     finder.drop_folded_probes()
+    finder.leave_unseen_norms()
     return finder.result
 
 
@@ -100,6 +108,9 @@ class _Finder:
         self._hooked = hooked_modules(model)
         self._owners = owners_of(self.skeleton)
         self._visited: set[nn.Module] = set()
+        self._account = self.result.account
+        self._seen: set[str] = set()
+        self._untraced: set[str] = set()
 
     def visit(self, path: str, module: nn.Module) -> None:
         """Trace a module; where it cannot be traced, go on with its children."""
@@ -112,18 +123,14 @@ class _Finder:
             if self._identify(path, module):
                 return
             if _has_layers(module) or not path:
-                self._leave(
-                    path or "the model",
-                    type(module).__name__,
-                    Why.NOT_TRACED(failure=str(failure)),
-                )
+                self._leave(path, module, Why.NOT_TRACED(failure=str(failure)))
+            self._untraced.add(path)
             self._visit_children(path, module)
             return
         report = self._compare(traced)
         if report.outcome is Outcome.DIFFERENT:
-            self._leave(
-                path or "the model", type(module).__name__, Why.TRACE_DIFFERS(found=report.why)
-            )
+            self._leave(path, module, Why.TRACE_DIFFERS(found=report.why))
+            self._untraced.add(path)
             self._visit_children(path, module)
             return
         ranks = report.ranks if self._example is not None else None
@@ -135,11 +142,8 @@ class _Finder:
                 continue
             child = self.skeleton.get_submodule(inner)
             if _has_layers(child):
-                self._leave(
-                    inner,
-                    type(child).__name__,
-                    Why.NOT_TRACED(failure=traced.opaque[inner]),
-                )
+                self._leave(inner, child, Why.NOT_TRACED(failure=traced.opaque[inner]))
+            self._untraced.add(inner)
             self._visit_children(inner, child)
 
     def _compare(self, traced: Trace) -> Report:
@@ -187,11 +191,11 @@ class _Finder:
             return None
         call = self._known_call(path) or guess_for_module(module)
         if call is None:
-            self._leave(path, type(module).__name__, Why.NOT_PROBED())
+            self._leave(path, module, Why.NOT_PROBED())
             return None
         found = identify(module, call)
         if isinstance(found, str):
-            self._leave(path, type(module).__name__, Why.PROBED_OTHERWISE(found=found))
+            self._leave(path, module, Why.PROBED_OTHERWISE(found=found))
             return None
         like = max(floating, key=lambda t: t.numel())
         self.result.probed.append(Probed(path, type(module).__name__, found, like))
@@ -201,6 +205,24 @@ class _Finder:
         """Keep of the probed modules those that no larger region replaces."""
         folded = {key.target for one in self.result.regions for key in one.keys if key.is_module}
         self.result.probed = [p for p in self.result.probed if p.path not in folded]
+
+    def leave_unseen_norms(self) -> None:
+        """Say of each norm that no program holds as a scale and shift why that is."""
+        probed = {one.path for one in self.result.probed}
+        told = {refusal.where for refusal in self.result.refusals}
+        told |= {node.where for one in self.result.regions for node in one.region.nodes}
+        for path, module in self.skeleton.named_modules():
+            around = list(_upwards(path))
+            if not isinstance(module, AnyNorm) or path in told or probed.intersection(around):
+                continue
+            untraced = next((outer for outer in around if outer in self._untraced), None)
+            if path in self._seen:
+                reason = Why.NOT_A_SCALE()
+            elif untraced is None:
+                reason = Why.NOT_CALLED()
+            else:
+                reason = Why.PARENT_NOT_TRACED(parent=untraced or "the model")
+            self._leave(path, module, reason)
 
     def _visit_children(self, path: str, module: nn.Module) -> None:
         for name, child in module.named_children():
@@ -222,31 +244,23 @@ class _Finder:
         for one in every:
             calls = objections.calls_of(one.block)
             if seen[one.keys] < calls:
-                self._leave(
-                    one.block, one.region.output.what,
-                    Why.FOLDS_IN_SOME_CALLS(calls=calls, folds=seen[one.keys]),
-                )  # fmt: skip
+                why = Why.FOLDS_IN_SOME_CALLS(calls=calls, folds=seen[one.keys])
+                self._account.leave_region(one.region, why)
                 continue
             doubt = self._is_believable(one, report)
             if doubt is not None:
-                self._leave(one.reach or "the model", one.region.output.what, doubt)
+                self._account.leave_region(one.region, doubt)
                 continue
             kept[one.keys] = one
         self._keep(kept.values(), every)
-        # What a region holds that is left for a reason of its own needs no other.
-        regions = (*self.result.regions, *every)
-        folded: set[Hashable] = {key for one in regions for key in one.keys}
-        for region, reason in selection.vetoed:
-            self._leave(region.output.where, region.output.what, reason)
-        for node in lifted.program.nodes:
-            for reason in explain(node, folded, selection):
-                self._leave(node.where, node.what, reason)
+        self._account.explain(lifted.program, selection)
+        self._seen |= {node.where for node in lifted.program.nodes}
 
     def _keep(self, regions: Iterable[Found], every: Iterable[Found]) -> None:
         together = complete(regions, every)
         self.result.regions += together
         for one in set(regions) - set(together):
-            self._leave(one.reach or "the model", one.region.output.what, Why.NOT_TOGETHER())
+            self._account.leave_region(one.region, Why.NOT_TOGETHER())
 
     def place(self) -> None:
         """Keep the regions whose blocks can be rewritten."""
@@ -254,14 +268,26 @@ class _Finder:
         self.result.regions[:] = placement.kept
         self.result.traces.update(placement.traces)
         for one, why in placement.refused:
-            self._leave(one.reach or "the model", one.region.output.what, why)
+            self._account.leave_region(one.region, why)
 
-    def _leave(self, where: str, what: str, reason: Reason) -> None:
-        entry = Refusal(where, what, reason)
-        if entry not in self.result.refusals:
-            self.result.refusals.append(entry)
+    def _leave(self, path: str, module: nn.Module, reason: Reason) -> None:
+        self._account.leave(path or "the model", type(module).__name__, reason, path)
+
+
+def _name_of(node: Node) -> Hashable:
+    """What tells operations of a model apart: a module is one however often it is called."""
+    key = Found.key_of(node)
+    return key.target if key.is_module else key
+
+
+def _upwards(path: str) -> Iterator[str]:
+    """A path and those of the modules around it, innermost first."""
+    while path:
+        yield path
+        path = path.rpartition(".")[0]
+    yield path
 
 
 def _has_layers(module: nn.Module) -> bool:
-    kinds = (AnyConv, nn.Linear)
+    kinds = (AnyConv, AnyNorm, nn.Linear)
     return any(isinstance(m, kinds) for m in module.modules())

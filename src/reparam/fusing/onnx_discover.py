@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from reparam.errors import UnsupportedModelError
-from reparam.fusing.explain import explain
+from reparam.fusing.account import Account
 from reparam.graph.ir import Kind, Node, Program
 from reparam.graph.onnx_constants import Constants
 from reparam.graph.onnx_lift import OnnxLifted, lift_onnx
@@ -94,21 +94,20 @@ class OnnxDiscovery:
     Attributes:
         lifted: The lifted model.
         regions: What folds.
-        refusals: What does not.
+        account: What does not, and why.
         notes: What else the reader of a plan should know of the model, a sentence each.
 
     """
 
     lifted: OnnxLifted
     regions: list[OnnxFound] = field(default_factory=list)
-    refusals: list[Refusal] = field(default_factory=list)
+    account: Account = field(default_factory=Account)
     notes: list[str] = field(default_factory=list)
 
-    def leave(self, where: str, what: str, reason: Reason) -> None:
-        """Note that something is left as it is."""
-        entry = Refusal(where, what, reason)
-        if entry not in self.refusals:
-            self.refusals.append(entry)
+    @property
+    def refusals(self) -> tuple[Refusal, ...]:
+        """What is left as it is."""
+        return self.account.settle({n.key for one in self.regions for n in one.region.nodes})
 
 
 def discover_onnx(model: Any) -> OnnxDiscovery:
@@ -132,12 +131,13 @@ def discover_onnx(model: Any) -> OnnxDiscovery:
     why = _left_alone(ordered.graph, constants, opset)
     if why is not None:
         nothing = OnnxLifted(ordered, Program(), constants, Shapes(), opset)
-        left = [Refusal("the model", "the whole graph", why)]
-        return OnnxDiscovery(nothing, refusals=left, notes=notes)
+        result = OnnxDiscovery(nothing, notes=notes)
+        result.account.leave("the model", "the whole graph", why)
+        return result
     result = OnnxDiscovery(lift_onnx(ordered, opset), notes=notes)
     _select(result)
     for where, what in _inner_layers(model):
-        result.leave(where, what, Why.INNER_GRAPH())
+        result.account.leave(where, what, Why.INNER_GRAPH())
     return result
 
 
@@ -145,12 +145,7 @@ def _select(result: OnnxDiscovery) -> None:
     lifted = result.lifted
     selection = select(lifted.program, lambda region: _objection(lifted, region))
     result.regions.extend(OnnxFound.of(region) for region in selection.regions)
-    folded: set[Hashable] = {n.key for one in result.regions for n in one.region.nodes}
-    for region, reason in selection.vetoed:
-        result.leave(region.output.where, region.output.what, reason)
-    for node in lifted.program.nodes:
-        for reason in explain(node, folded, selection):
-            result.leave(node.where, node.what, reason)
+    result.account.explain(lifted.program, selection)
 
 
 def _objection(lifted: OnnxLifted, region: Candidate) -> Reason | None:
@@ -158,8 +153,6 @@ def _objection(lifted: OnnxLifted, region: Candidate) -> Reason | None:
     layers = [n for n in region.nodes if n.is_mixing or n.kind is Kind.SUM]
     if region.source.virtual and len(layers) > 1:
         return Why.INPUT_OF_ITS_OWN(what=region.source.what)
-    if not any(n.is_mixing and n.stored for n in region.nodes):
-        return Why.NO_NUMBERS()
     if OnnxFound.of(region).dtype(lifted) is None:
         return Why.UNKNOWN_TYPE()
     inside = {index for node in region.nodes for index in lifted.indices_of(node)}

@@ -98,7 +98,7 @@ def plan_onnx(model: Any) -> OnnxPlan:
     discovery.lifted.constants.forget()
     return OnnxPlan(
         tuple(region_record(one.region, one.anchor.where) for one in discovery.regions),
-        tuple(discovery.refusals),
+        discovery.refusals,
         tuple(discovery.notes),
         discovery,
     )

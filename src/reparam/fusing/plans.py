@@ -57,6 +57,7 @@ class Region:
         macs_after: The same after folding; never more.
         stored_before: Numbers stored now: weights, biases, running statistics.
         stored_after: The same after folding; never more.
+        parts: Places of the operations.
         probed: Whether the operator was read off the module's responses to impulses instead of its
             code: evidence, not proof.
 
@@ -70,6 +71,7 @@ class Region:
     macs_after: float
     stored_before: int
     stored_after: int
+    parts: tuple[str, ...] = ()
     probed: bool = False
 
 
@@ -204,7 +206,7 @@ def plan(model: Any, example_inputs: Any = None, *, probe: bool = False) -> Plan
             *(_region(found) for found in discovery.regions),
             *(_probed_region(probed) for probed in discovery.probed),
         ),
-        tuple(discovery.refusals),
+        discovery.refusals,
         discovery,
     )
 
@@ -270,6 +272,7 @@ def region_record(region: Candidate, where: str) -> Region:
         macs_after=float(after.macs),
         stored_before=before.stored,
         stored_after=after.stored,
+        parts=tuple(dict.fromkeys(n.where for n in sorted(region.nodes, key=lambda n: n.order))),
     )
 
 
@@ -284,6 +287,7 @@ def _probed_region(probed: Probed) -> Region:
         macs_after=0.0,
         stored_before=geometry.parameters,
         stored_after=geometry.parameters,
+        parts=(probed.path or "the model",),
         probed=True,
     )
 

@@ -13,8 +13,8 @@ from reparam.algebra import AffineConv, Geometry, Leaf, Rows
 from reparam.graph.ir import Node
 from reparam.graph.onnx_lift import OnnxLifter
 from reparam.graph.onnx_rules_layers import paired_bias
-from reparam.graph.rules_scales import is_per_channel
-from reparam.reasons import Why
+from reparam.graph.rules_scales import doubt, is_per_channel
+from reparam.reasons import Reason, Why
 
 if TYPE_CHECKING:
     from onnx import NodeProto
@@ -99,10 +99,9 @@ def _affine_map(  # noqa: PLR0913 (the parts of one affine map)
     if times == 1.0 and _changes_nothing(lifter, x, factor, shift):
         return lifter.alias(proto, x)
     channels, axis = lifter.channels(x), lifter.axis(x)
-    if channels is None or axis is None:
-        return None
-    if not all(_is_per_channel(lifter, name, x) for name in numbers):
-        return lifter.opaque(proto)
+    doubts = [_doubt(lifter, name, x) for name in numbers]
+    if channels is None or axis is None or any(doubts):
+        return lifter.opaque(proto, next(filter(None, doubts), None))
 
     def load(rows: Rows | None) -> AffineConv:
         scale = times * _per_channel(lifter, factor, channels, invert=invert)
@@ -144,6 +143,16 @@ def _changes_nothing(lifter: OnnxLifter, x: str, factor: str | None, shift: str 
         if not bool((lifter.constants.value(name) == neutral).all()):
             return False
     return True
+
+
+def _doubt(lifter: OnnxLifter, name: str, x: str) -> Reason | None:
+    """Why a constant may not act on each channel of a value by itself."""
+    if _is_per_channel(lifter, name, x):
+        return None
+    shape = lifter.constants.shape(name)
+    if lifter.channels(x) is None or lifter.axis(x) is None:
+        return doubt(shape, None, None)
+    return Why.NOT_PER_CHANNEL(shape=str(shape))
 
 
 def _is_per_channel(lifter: OnnxLifter, name: str, x: str) -> bool:

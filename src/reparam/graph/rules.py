@@ -41,6 +41,7 @@ from reparam.graph.rules_moves import (
     permute,
     reshape,
     shape_of_another,
+    stack,
     transpose,
     zero_pad_module,
 )
@@ -127,6 +128,7 @@ _FUNCTIONS: dict[Any, Rule] = {
     F.dropout: dropout_function,
     torch.dropout: dropout_function,
     **dict.fromkeys((torch.cat, torch.concat, torch.concatenate), concat),
+    torch.stack: stack,
     torch.flatten: flatten,
     operator.getitem: item,
     torch.permute: permute,

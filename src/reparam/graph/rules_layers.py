@@ -194,7 +194,7 @@ def batch_norm_function(lifter: Lifter, node: fx.Node) -> Node | None:
     if not all(constants.is_tensor(t) for t in (mean, var)) or not lifter.is_value(x):
         return lifter.opaque(node, Why.NO_STATISTICS())
     if any(t not in constants for t in (weight, bias)) or not isinstance(eps, float | int):
-        return None
+        return lifter.opaque(node, Why.NOT_CONSTANT(what="batch norm"))
 
     def read() -> tuple[Tensor | None, ...]:
         values = (mean, var, weight, bias)

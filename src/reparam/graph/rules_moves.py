@@ -32,6 +32,7 @@ __all__ = [
     "permute",
     "reshape",
     "shape_of_another",
+    "stack",
     "transpose",
     "zero_pad_module",
 ]
@@ -200,6 +201,11 @@ def concat(lifter: Lifter, node: fx.Node) -> Node | None:
     if (dim if dim < 0 else dim - (rank or 0)) != axis:
         return None
     return lifter.concat(node, list(parts))
+
+
+def stack(lifter: Lifter, node: fx.Node) -> Node | None:
+    """``torch.stack``: its values are joined along an axis of their own."""
+    return lifter.opaque(node, Why.STACKED())
 
 
 def flatten(lifter: Lifter, node: fx.Node) -> Node | None:

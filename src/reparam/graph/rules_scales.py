@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -12,11 +13,12 @@ from reparam.algebra import AffineConv, Geometry, Leaf, Rows
 from reparam.graph.arguments import bind, first
 from reparam.graph.ir import Node
 from reparam.graph.lift import Lifter, scalar
-from reparam.reasons import Why
+from reparam.reasons import Reason, Why
 
 __all__ = [
     "add",
     "divide",
+    "doubt",
     "is_per_channel",
     "multiply",
     "negate",
@@ -92,11 +94,9 @@ def _affine_map(  # noqa: PLR0913 (the parts of one affine map)
         return lifter.alias(node, x)
     channels, axis = lifter.known(x).channels, lifter.nodes[x].axis
     tensors = [t for t in (factor, shift) if lifter.constants.is_tensor(t)]
-    if channels is None or axis is None:
-        return lifter.opaque(node)
-    for tensor in tensors:
-        if not is_per_channel(lifter.constants.shape(tensor), channels, axis):
-            return lifter.opaque(node)
+    doubts = [doubt(lifter.constants.shape(t), channels, axis) for t in tensors]
+    if channels is None or axis is None or any(doubts):
+        return lifter.opaque(node, next(filter(None, doubts), None))
     if any(scalar(v) is None for v in (factor, shift) if v is not None and v not in tensors):
         return lifter.opaque(node)
 
@@ -130,6 +130,17 @@ def _affine_map(  # noqa: PLR0913 (the parts of one affine map)
 def _changes_nothing(factor: Any, shift: Any) -> bool:
     nothing_times = factor is None or scalar(factor) == 1.0
     return nothing_times and (shift is None or scalar(shift) == 0.0)
+
+
+def doubt(shape: tuple[int, ...], channels: int | None, axis: int | None) -> Reason | None:
+    """Why a constant of this shape may not act on each channel by itself."""
+    if channels is None or axis is None:
+        # Several numbers along one axis look like one for each channel, others do not.
+        vector = math.prod(shape) == max(shape, default=1) > 1
+        return Why.UNKNOWN_CHANNELS(shape=str(tuple(shape))) if vector else None
+    if is_per_channel(shape, channels, axis):
+        return None
+    return Why.NOT_PER_CHANNEL(shape=str(tuple(shape)))
 
 
 def is_per_channel(shape: tuple[int, ...], channels: int, axis: int) -> bool:

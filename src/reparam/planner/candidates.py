@@ -107,16 +107,14 @@ class Candidate:
         return next((n.axis for n in self.nodes if n.axis is not None and n.leaf is not None), None)
 
     @property
-    def keeps_shapes(self) -> bool:
-        """Whether every exposed value has the shape of the source or that of the output.
+    def lost_shape(self) -> Node | None:
+        """An exposed value that has neither the shape of the source nor that of the output.
 
-        Readers of its shape then read that of what stands in its place.
+        Readers of any other exposed shape then read that of what stands in its place.
         """
         leading = self.leading if self.exposed else ()
-        return all(
-            value in leading or not any(n.is_mixing for n in self.followers(value))
-            for value in self.exposed
-        )
+        between = (value for value in self.exposed if value not in leading)
+        return next((v for v in between if any(n.is_mixing for n in self.followers(v))), None)
 
     def followers(self, value: Node) -> set[Node]:
         """Those of the nodes that are computed from a value."""
@@ -227,7 +225,7 @@ class Candidates:
             cost += term.cost
             exposed |= term.exposed
         candidate = Candidate(node, source, total, nodes, cost, exposed)
-        return candidate if candidate.keeps_shapes else None
+        return candidate if self._keeps_shapes(candidate) else None
 
     def _extend(self, candidate: Candidate) -> list[Candidate]:
         """Carry a candidate on past its source, where the source is read by it alone."""
@@ -264,11 +262,16 @@ class Candidates:
                 inner.cost + candidate.cost.at_stride(stride),
                 candidate.exposed | inner.exposed | self.exposed([source]),
             )
-            if extended.keeps_shapes:
+            if self._keeps_shapes(extended):
                 longer.append(extended)
-            else:
-                self.give_up(candidate.output, Why.SHAPE_IS_READ(value=source.place))
         return longer
+
+    def _keeps_shapes(self, candidate: Candidate) -> bool:
+        """Whether readers of a shape inside can read another; notes the shape where they cannot."""
+        lost = candidate.lost_shape
+        if lost is not None:
+            self.give_up(candidate.output, Why.SHAPE_IS_READ(value=lost.place))
+        return lost is None
 
     def _why_open(self, value: Node, nodes: frozenset[Node]) -> Reason:
         others = [user for user in self.users[value] if user not in nodes]

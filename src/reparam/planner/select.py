@@ -87,8 +87,7 @@ def _select_once(program: Program, veto: Veto) -> Selection:
             regions.append(region)
             done |= region.nodes
     regions.reverse()
-    kept = [c for c in candidates.vetoed if not c[0].nodes <= done]
-    return Selection(regions, candidates.given_up, candidates.users, kept)
+    return Selection(regions, candidates.given_up, candidates.users, candidates.vetoed)
 
 
 def _best(program: Program, candidates: Candidates, veto: Veto) -> dict[Node, Candidate]:

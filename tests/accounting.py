@@ -1,0 +1,82 @@
+"""The invariant of a plan: each norm, scale and branch is in a region or in exactly one refusal."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from torch import nn
+
+from reparam.graph.ir import Kind, Node, Program
+from reparam.graph.trace import Key
+
+if TYPE_CHECKING:
+    from collections.abc import Hashable
+
+    from reparam.fusing.onnx_plan import OnnxPlan
+    from reparam.fusing.plans import ModulePlan
+    from reparam.graph.lift import Lifted
+    from reparam.graph.onnx_lift import OnnxLifted
+
+__all__ = ["unaccounted", "unaccounted_norms"]
+
+NORMS = (nn.modules.batchnorm._NormBase,)
+
+
+def unaccounted_norms(model: nn.Module, plan: ModulePlan) -> list[str]:
+    """Norm modules that the plan names twice, or not at all."""
+    folded = {part for region in plan.regions for part in region.parts}
+    refused = Counter(refusal.where for refusal in plan.refusals)
+    wrong = []
+    for path, module in model.named_modules():
+        if isinstance(module, NORMS):
+            probed = any(r.probed and path.startswith(f"{r.where}.") for r in plan.regions)
+            if (path in folded or probed) + refused[path] != 1:
+                wrong.append(f"{path}: folded {path in folded}, refused {refused[path]} times")
+    return wrong
+
+
+def unaccounted(plan: ModulePlan | OnnxPlan, lifted: Lifted | OnnxLifted) -> list[str]:
+    """Norms, scales and branches of a program, not moved yet, that are in both or in neither."""
+    folded = {name(n) for found in plan._discovery.regions for n in found.region.nodes}
+    places = {name(node): (node.where, node.what) for node in items(lifted.program)}
+    left = Counter(place for key, place in places.items() if key not in folded)
+    told = Counter((r.where, r.what) for r in plan.refusals)
+    known = set(places.values())
+    return [f"{p}: {left[p]} left, {told[p]} refused" for p in known if left[p] != told[p]]
+
+
+def name(node: Node) -> Hashable:
+    """What makes operations one of the model: a module is one however often it is called."""
+    key = node.key
+    return key.target if isinstance(key, Key) and key.is_module else key
+
+
+def items(program: Program) -> Iterator[Node]:
+    """The norms and scales with numbers of their own, and the sums of branches with numbers."""
+    for node in program.nodes:
+        if node.twin_of is None and (
+            (node.is_diagonal and node.stored) or (node.kind is Kind.SUM and _is_branching(node))
+        ):
+            yield node
+
+
+def _is_branching(node: Node) -> bool:
+    """Whether all terms are affine in one value, and not all of them are that value."""
+    ways = [_affine_ways(term) for term in node.inputs]
+    common = set(ways[0]).intersection(*ways[1:])
+    nearest = max(common, key=lambda n: len(_affine_ways(n)), default=None)
+    return any(way[nearest] for way in ways if nearest is not None)
+
+
+def _affine_ways(node: Node) -> dict[Node, bool]:
+    """The values that a value is an affine function of, and whether numbers come in on the way."""
+    ways = {node: False}
+    if node.kind in {Kind.AFFINE, Kind.ALIAS}:
+        ways |= {v: bool(node.stored) or had for v, had in _affine_ways(node.inputs[0]).items()}
+    elif node.kind is Kind.SUM:
+        terms: list[dict[Node, bool]] = [_affine_ways(term) for term in node.inputs]
+        for source in set(terms[0]).intersection(*terms[1:]):
+            ways[source] = any(way[source] for way in terms)
+    return ways
