@@ -125,7 +125,7 @@ class Why(enum.Enum):
     NOT_TOGETHER = "another region that would take over a part of the same operation does not fold"
     NOT_REWRITTEN = "{block} cannot be rewritten by itself: {found}"
     FOLD_DIFFERS = "its folded layer differs by {error:.1e} of its largest value in float64"
-    OVERFLOWS = "a number of its folded layer is too large for {dtype}"
+    OVERFLOWS = "a number of its folded layer overflows {dtype}"
     NOT_RUN = "onnx's reference evaluator cannot run it to compare with ({error})"
 
     # Why a scale and shift stands where it does.

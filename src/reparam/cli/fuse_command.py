@@ -13,7 +13,7 @@ from torch import nn
 import reparam
 from reparam._files import check_destination
 from reparam.cli.counts import counted
-from reparam.cli.notes import fold_warnings_noted
+from reparam.cli.notes import warnings_noted
 from reparam.cli.onnx_files import input_shapes, is_onnx, read
 from reparam.cli.options import (
     SUFFIXES,
@@ -70,7 +70,7 @@ def fuse(  # noqa: PLR0913 - one argument for each option
         return
     loaded = load_model(model, weights, num_classes=num_classes)
     sample = example_inputs(loaded, inputs)
-    with terminal.progress(f"Fusing {model}") as update, fold_warnings_noted(terminal):
+    with terminal.progress(f"Fusing {model}") as update, warnings_noted(terminal):
         update(0, 4, "reading")
         found = reparam.plan(loaded.model, sample)
         update(1, 4, "folding")
@@ -140,7 +140,7 @@ def _fuse_file(terminal: Terminal, model: str, out: Path, inputs: Inputs, *, as_
     """Fold an ONNX file into another, compared in ONNX Runtime before it takes its place."""
     if not is_onnx(str(out)):
         raise InputError(f"an ONNX file is fused into an ONNX file; give -o a name.onnx, not {out}")
-    with terminal.progress(f"Fusing {model}"), fold_warnings_noted(terminal):
+    with terminal.progress(f"Fusing {model}"), warnings_noted(terminal):
         shapes = input_shapes(model, read(model), inputs)
         fused = fuse_onnx_file(model, out, input_shapes=shapes)
     verdict = fused.verdict

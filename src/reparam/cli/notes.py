@@ -7,21 +7,23 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import reparam
+from reparam.verifying import NothingShownWarning
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from reparam.cli.terminal import Terminal
 
-__all__ = ["fold_warnings_noted"]
+__all__ = ["warnings_noted"]
 
 
 @contextmanager
-def fold_warnings_noted(terminal: Terminal) -> Iterator[None]:
-    """Tell on standard error what folding warned of; other packages' warnings are dropped."""
+def warnings_noted(terminal: Terminal) -> Iterator[None]:
+    """Tell on standard error what this package warned of; others' warnings are dropped."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("ignore")
-        warnings.simplefilter("always", reparam.FoldWarning)
+        for kind in (reparam.FoldWarning, NothingShownWarning):
+            warnings.simplefilter("always", kind)
         yield
     for warning in caught:
         terminal.note(f"note: {warning.message}")

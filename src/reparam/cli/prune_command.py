@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 import reparam
-from reparam.cli.notes import fold_warnings_noted
+from reparam.cli.notes import warnings_noted
 from reparam.cli.onnx_files import is_onnx
 from reparam.cli.options import (
     SUFFIXES,
@@ -139,7 +139,7 @@ def prune(  # noqa: PLR0913 - one argument for each option
             "that as MODEL, with its fused weights as --weights"
         )
     criterion = importance or ("magnitude" if data is None else "first_order")
-    with terminal.progress(f"Pruning {model}") as update, fold_warnings_noted(terminal):
+    with terminal.progress(f"Pruning {model}") as update, warnings_noted(terminal):
         material = gather(
             model,
             weights,

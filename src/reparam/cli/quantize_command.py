@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from reparam.cli.notes import fold_warnings_noted
+from reparam.cli.notes import warnings_noted
 from reparam.cli.onnx_files import is_onnx
 from reparam.cli.options import (
     InputSizeOption,
@@ -114,7 +114,7 @@ def quantize(  # noqa: PLR0913 - one argument for each option
             f"{model} is a file, and what hurts is found in the net that it was written from; give "
             "that as MODEL, with its fused weights as --weights"
         )
-    with terminal.progress(f"Quantizing {model}") as update, fold_warnings_noted(terminal):
+    with terminal.progress(f"Quantizing {model}") as update, warnings_noted(terminal):
         update(0, 1, f"opening {data}")
         found = open_data(data, validation=validation, image_size=input_size)
         fused = load_fused(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
@@ -56,8 +57,9 @@ class Terminal:
             self._err.print(text, soft_wrap=True)
 
     def json(self, value: object) -> None:
-        """A result for a program."""
-        self._out.print(Text(json.dumps(value, indent=2, allow_nan=False)), soft_wrap=True)
+        """A result for a program; numbers that are not finite are null, as JSON has none."""
+        text = json.dumps(_finite(value), indent=2, allow_nan=False)
+        self._out.print(Text(text), soft_wrap=True)
 
     def table(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
         """A table with its first column to the left and the others to the right."""
@@ -100,3 +102,11 @@ class Terminal:
                 progress.update(task, completed=done, total=total, detail=detail)
 
             yield update
+
+
+def _finite(value: object) -> object:
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

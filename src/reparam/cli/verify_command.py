@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 
 import reparam
+from reparam.cli.notes import warnings_noted
 from reparam.cli.onnx_files import is_onnx, verify_files
 from reparam.cli.options import (
     InputSizeOption,
@@ -74,7 +75,7 @@ def verify(  # noqa: PLR0913 - one argument for each option
     else:
         loaded = load_model(reference, weights, num_classes=num_classes)
         sample = example_inputs(loaded, inputs)
-        with terminal.progress(f"Comparing {candidate} with {reference}"):
+        with terminal.progress(f"Comparing {candidate} with {reference}"), warnings_noted(terminal):
             run = _runnable(loaded, candidate, candidate_weights, num_classes)
             verdict = reparam.verify(loaded.model, run, sample)
         origin, compared = loaded.origin, list(sample.shape)

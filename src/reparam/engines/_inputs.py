@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
-from torch.nn.modules.batchnorm import _NormBase
 from torch.utils import _pytree as pytree
 
+from reparam._arguments import in_training
 from reparam.errors import InputError, TrainingModeError
 
 if TYPE_CHECKING:
@@ -70,15 +70,7 @@ def check_eval(model: nn.Module, what: str) -> None:
     Raises:
         TrainingModeError: The model, a normalisation or a dropout in it is in training mode.
     """
-    random = (_NormBase, nn.modules.dropout._DropoutNd)  # noqa: SLF001 - no public base class
-    where = next(
-        (
-            name or type(module).__name__
-            for name, module in model.named_modules()
-            if module.training and (module is model or isinstance(module, random))
-        ),
-        None,
-    )
+    where = in_training(model, whole=True)
     if where is not None:
         raise TrainingModeError(
             f"{what} needs a model in eval mode, and {where!r} of {type(model).__name__} is in "

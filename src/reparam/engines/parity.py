@@ -15,12 +15,20 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from reparam._arguments import running_on
 from reparam.engines._inputs import flat_outputs
 from reparam.errors import UnsupportedModelError, VerificationError
-from reparam.verifying import largest_difference, noise_control
+from reparam.verifying import (
+    Difference,
+    constant_outputs,
+    differences,
+    judge,
+    rounding_of,
+    unsound_weight,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
 
     from torch import nn
 
@@ -47,7 +55,10 @@ class Parity:
             reference; ``None`` where the output is not
             (samples, classes).
         samples: Number of samples compared.
-        ok: Whether ``max_abs`` is at most ``tolerance``.
+        ok: Whether something was compared, ``max_abs`` is at most ``tolerance``, and integers and
+            booleans are equal.
+        problem: Why the numbers show nothing, where they do not (they are not finite, or none).
+        unequal: Number of integers and booleans that differ.
     """
 
     max_abs: float
@@ -57,6 +68,8 @@ class Parity:
     top1_agreement: float | None
     samples: int
     ok: bool
+    problem: str | None = None
+    unequal: int = 0
 
     def as_dict(self) -> dict[str, Any]:
         """Return the numbers as a dictionary that JSON can hold."""
@@ -72,15 +85,18 @@ class Parity:
             raise VerificationError(f"{what} {self}")
 
     def __str__(self) -> str:
+        if self.problem is not None:
+            return f"shows nothing beside the reference: {self.problem}"
         verb = "agrees with" if self.ok else "differs from"
         agreement = (
             ""
             if self.top1_agreement is None
             else f"; top-1 agrees on {self.top1_agreement:.2%} of {self.samples} samples"
         )
+        integers = f"; {self.unequal:,} integers are not equal" if self.unequal else ""
         return (
             f"{verb} the reference: max error {self.max_abs:.2e} where {self.tolerance:.2e} is "
-            f"allowed (the reference's own rounding error is {self.noise:.2e}){agreement}"
+            f"allowed (the reference's own rounding error is {self.noise:.2e}){integers}{agreement}"
         )
 
 
@@ -95,9 +111,10 @@ class Reference:
     def __init__(self, model: nn.Module, inputs: Sequence[torch.Tensor]) -> None:
         self._model = model
         self._inputs = tuple(inputs)
-        with torch.no_grad():
+        with torch.no_grad(), running_on("the reference", self._inputs):
             self._outputs = flat_outputs(model(*self._inputs))
-        self._noise: dict[str, float] = {}
+        self._culprit = unsound_weight(model)
+        self._noise: dict[str, Difference] = {}
 
     def compare(self, outputs: Sequence[torch.Tensor], precision: str = "fp32") -> Parity:
         """Judge the flattened outputs of a candidate that ran in ``precision``.
@@ -109,25 +126,35 @@ class Reference:
         self._check_shapes(outputs)
         if precision not in self._noise:
             self._noise[precision] = self._measure_noise(precision)
-        noise, error = self._noise[precision], largest_difference(self._outputs, list(outputs))
-        scale = max((float(y.abs().max()) for y in self._outputs if y.numel()), default=0.0)
-        tolerance = FACTORS[precision] * noise
+        noise = self._noise[precision]
+        verdict = judge(self._outputs, list(outputs), noise, factor=FACTORS[precision])
         return Parity(
-            max_abs=error,
-            max_rel=error / scale if scale else error,
-            noise=noise,
-            tolerance=tolerance,
-            top1_agreement=_top1_agreement(outputs, self._outputs),
+            max_abs=verdict.max_abs,
+            max_rel=verdict.max_rel,
+            noise=verdict.control,
+            tolerance=verdict.tolerance,
+            top1_agreement=verdict.agreement,
             samples=self._inputs[0].shape[0] if self._inputs[0].dim() else 1,
-            # A candidate that is not finite compares false, and so fails.
-            ok=bool(error <= tolerance),
+            ok=verdict.ok and self._culprit is None,
+            problem=self._culprit or verdict.problem,
+            unequal=verdict.unequal,
         )
 
-    def _measure_noise(self, precision: str) -> float:
+    def is_constant(self, tolerance: float) -> bool:
+        """Whether no output changes with the inputs by more than what counts as rounding."""
+
+        def run(inputs: Any) -> Any:
+            return self._model(*inputs)
+
+        rounding = [tolerance] * len(self._outputs)
+        constant = constant_outputs(run, self._inputs, self._outputs, rounding)
+        return len(constant) == sum(1 for y in self._outputs if y.numel())
+
+    def _measure_noise(self, precision: str) -> Difference:
         with torch.no_grad():
             if precision == "fp32":
-                return noise_control(self._model, self._inputs, self._outputs)
-            return largest_difference(self._outputs, self._in_bfloat16())
+                return rounding_of(self._model, self._inputs, self._outputs)
+            return differences(self._outputs, self._in_bfloat16())
 
     def _in_bfloat16(self) -> list[torch.Tensor]:
         dtype = torch.bfloat16
@@ -147,14 +174,3 @@ class Reference:
             raise VerificationError(
                 f"the outputs have the shapes {found}, and those of the reference are {needed}"
             )
-
-
-def _top1_agreement(
-    outputs: Sequence[torch.Tensor], reference: Sequence[torch.Tensor]
-) -> float | None:
-    """Compare the predictions where the model is a classifier: one (samples, classes) output."""
-    classifier = 2
-    if not outputs or outputs[0].dim() != classifier or outputs[0].shape[1] < classifier:
-        return None
-    same: Callable[..., torch.Tensor] = torch.eq
-    return float(same(outputs[0].argmax(1), reference[0].argmax(1)).double().mean())

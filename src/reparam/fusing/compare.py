@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import copy
+import warnings
+from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
 from torch.utils._pytree import tree_map
 
 from reparam.errors import VerificationError
@@ -13,7 +18,15 @@ from reparam.fusing.discover import Discovery
 from reparam.graph.faithful import with_numbers
 from reparam.graph.running import Arguments
 from reparam.graph.skeleton import runnable_copy
-from reparam.verifying import largest_difference, tensors, verify
+from reparam.verifying import (
+    NothingShownWarning,
+    constant_outputs,
+    differences,
+    largest_difference,
+    structural_difference,
+    tensors,
+    verify,
+)
 
 __all__ = ["compare_runs"]
 
@@ -29,7 +42,7 @@ def compare_runs(discovery: Discovery, fused: nn.Module) -> None:
     """Compare every module that was traced with its successor, on the inputs of its trace.
 
     Raises:
-        VerificationError: One of them returns something else.
+        VerificationError: One of them returns something else, or nothing that can be compared.
 
     """
     for path, call in discovery.calls.items():
@@ -38,15 +51,77 @@ def compare_runs(discovery: Discovery, fused: nn.Module) -> None:
             continue
         old = runnable_copy(discovery.model.get_submodule(path))
         new = runnable_copy(successor)
-        arguments = _on_device(with_numbers(call), old)
-        expected, found = (list(tensors(_run(m, arguments))) for m in (old, new))
-        if not _roughly_equal(expected, found) and not _equal_up_to_noise(old, new, arguments):
-            msg = (
-                f"fusing {path or type(old).__name__} would change what it returns by "
-                f"{largest_difference(expected, found):.1e}; nothing is returned. Please report "
-                f"this model: its folds agree in float64, so its graph was edited wrongly"
-            )
-            raise VerificationError(msg)
+        _compare(path or type(old).__name__, old, new, _on_device(with_numbers(call), old))
+
+
+def _compare(name: str, old: nn.Module, new: nn.Module, arguments: Arguments) -> None:
+    before, after = (_run(m, arguments) for m in (old, new))
+    other = structural_difference(before, after, same_types=True)
+    if other is not None:
+        raise VerificationError(_accusation(name, f"what it returns: {other}"))
+    expected, found = list(tensors(before)), list(tensors(after))
+    if _nothing_finite(expected):
+        _compare_sound(name, old, new, arguments)
+        return
+    if _roughly_equal(old, arguments, expected, found):
+        return
+    if not all(bool(t.isfinite().all()) for t in (*expected, *found)):
+        # One may overflow where the other does not: its layers are others.
+        _compare_sound(name, old, new, arguments)
+    elif not _equal_up_to_noise(old, new, arguments):
+        by = f"what it returns by {largest_difference(expected, found):.1e}"
+        raise VerificationError(_accusation(name, by))
+
+
+def _accusation(name: str, change: str) -> str:
+    return (
+        f"fusing {name} would change {change}; nothing is returned. Please report this model: its "
+        f"folds agree in float64, so its graph was edited wrongly"
+    )
+
+
+def _compare_sound(name: str, old: nn.Module, new: nn.Module, arguments: Arguments) -> None:
+    """Compare in float64, which hardly overflows, without what is not finite in the weights.
+
+    Layers with such weights are not folded, so that both models have them.
+    """
+    wide = tree_map(_widened, arguments)
+    expected, found = (list(tensors(_run(_sound(m), wide))) for m in (old, new))
+    if _nothing_finite(expected):
+        msg = (
+            f"{name} returns no finite number, in float64 neither, so that its fused form cannot "
+            f"be compared with it and nothing is returned; look for weights that are far too large"
+        )
+        raise VerificationError(msg)
+    loose = max(_LOOSE.get(p.dtype, 0.0) for p in old.parameters())
+    for left, right in zip(expected, found, strict=True):
+        if not differences([left], [right]).max_abs <= loose * _scale(left):
+            by = f"what it returns by {largest_difference([left], [right]):.1e}"
+            raise VerificationError(_accusation(name, by))
+
+
+def _nothing_finite(outputs: Sequence[Tensor]) -> bool:
+    given = [t for t in outputs if t.numel()]
+    return bool(given) and not any(bool(t.isfinite().any()) for t in given)
+
+
+def _sound(model: nn.Module) -> nn.Module:
+    """A copy in float64 with zeros for weights, and ones for variances, that have no meaning."""
+    twin = copy.deepcopy(model).to(torch.float64)
+    for module in twin.modules():
+        for parameter in module.parameters(recurse=False):
+            parameter.nan_to_num_(0.0, 0.0, 0.0)
+        if isinstance(module, _NormBase) and module.running_var is not None:
+            assert module.running_mean is not None  # noqa: S101 (they come together)
+            module.running_mean.nan_to_num_(0.0, 0.0, 0.0)
+            sound = (module.running_var + module.eps > 0) & module.running_var.isfinite()
+            module.running_var.copy_(torch.where(sound, module.running_var, 1.0))
+    return twin
+
+
+def _widened(value: Any) -> Any:
+    is_float = isinstance(value, Tensor) and value.is_floating_point()
+    return value.to(torch.float64) if is_float else value
 
 
 def _covered(path: str, calls: dict[str, Arguments]) -> bool:
@@ -62,22 +137,47 @@ def _run(model: nn.Module, arguments: Arguments) -> Any:
         return model(*positional, **named)
 
 
-def _roughly_equal(expected: list[Tensor], found: list[Tensor]) -> bool:
-    if [t.shape for t in expected] != [t.shape for t in found]:
-        return False
+def _roughly_equal(
+    old: nn.Module, arguments: Arguments, expected: list[Tensor], found: list[Tensor]
+) -> bool:
+    """Whether outputs differ far less than they change with the inputs."""
+    needed = []
     for left, right in zip(expected, found, strict=True):
-        scale = float(left.abs().max()) if left.numel() else 0.0
-        if not largest_difference([left], [right]) <= _LOOSE.get(left.dtype, 0.0) * scale:
+        distance = differences([left], [right])
+        loose = _LOOSE.get(left.dtype, 0.0)
+        if distance.unequal or not distance.max_abs <= loose * _scale(left):
             return False
-    return True
+        needed.append(distance.max_abs / loose if loose else 0.0)
+    return not constant_outputs(partial(_run, old), arguments, expected, needed)
+
+
+def _scale(value: Tensor) -> float:
+    finite = value.detach()[value.isfinite()].abs()
+    return float(finite.max()) if finite.numel() else 0.0
 
 
 def _equal_up_to_noise(old: nn.Module, new: nn.Module, arguments: Arguments) -> bool:
     """Look closer: models that amplify rounding differ by what their own rounding explains."""
-    inputs = arguments[0] if not arguments[1] else None
-    if inputs is None and not arguments[0]:
-        return verify(old, new, arguments[1]).ok
-    return inputs is not None and verify(old, new, inputs).ok
+    positional, named = arguments
+    inputs = (*positional, *named.values())
+    before, after = (_Positional(model, list(named)) for model in (old, new))
+    with warnings.catch_warnings():
+        # Each fold agrees in float64; that a constant output shows no more is no news.
+        warnings.simplefilter("ignore", NothingShownWarning)
+        return verify(before, after, inputs).ok
+
+
+class _Positional(nn.Module):
+    """A model whose keyword arguments are given last, by position."""
+
+    def __init__(self, model: nn.Module, names: list[str]) -> None:
+        super().__init__()
+        self.model, self.names = model, names
+        self.eval()
+
+    def forward(self, *values: Any) -> Any:
+        count = len(values) - len(self.names)
+        return self.model(*values[:count], **dict(zip(self.names, values[count:], strict=True)))
 
 
 def _on_device(arguments: Arguments, model: nn.Module) -> Arguments:

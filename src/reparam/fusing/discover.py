@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from reparam.algebra import AffineConv
 from reparam.fusing.account import Account
+from reparam.fusing.fold import overflow
 from reparam.fusing.found import Found, complete, describe
 from reparam.fusing.objections import Objections, owners_of
 from reparam.fusing.place import place_all
@@ -247,7 +248,7 @@ class _Finder:
                 why = Why.FOLDS_IN_SOME_CALLS(calls=calls, folds=seen[one.keys])
                 self._account.leave_region(one.region, why)
                 continue
-            doubt = self._is_believable(one, report)
+            doubt = self._is_believable(one, report) or overflow(one)
             if doubt is not None:
                 self._account.leave_region(one.region, doubt)
                 continue

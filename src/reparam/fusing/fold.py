@@ -26,8 +26,18 @@ from reparam.fusing.found import Found
 from reparam.graph.hosted import rebuilt
 from reparam.graph.lift import Lifted
 from reparam.planner import Candidate
+from reparam.reasons import Reason, Why
 
-__all__ = ["FoldedLayer", "Reference", "fold", "fold_all", "fold_onto", "in_parallel", "lowered"]
+__all__ = [
+    "FoldedLayer",
+    "Reference",
+    "fold",
+    "fold_all",
+    "fold_onto",
+    "in_parallel",
+    "lowered",
+    "overflow",
+]
 
 Reference = Callable[[Tensor], tuple[Tensor, float]]
 """Runs a region as it stands on a float64 input: its output and the largest value inside."""
@@ -67,6 +77,12 @@ class FoldedLayer:
         """Whether the layer computes what the region computes (false for NaN, too)."""
         return self.error <= _TOLERANCE
 
+    @property
+    def overflows(self) -> bool:
+        """Whether a number is too large for the type of the model."""
+        numbers = [t for t in (self.weight, self.bias) if t is not None]
+        return not all(bool(t.isfinite().all()) for t in numbers)
+
 
 def fold_all(regions: Sequence[Found]) -> Iterator[tuple[Found, FoldedLayer]]:
     """Fold regions side by side; they come back in order."""
@@ -99,6 +115,29 @@ def in_parallel(
 
 def _single_threaded() -> None:
     torch.set_num_threads(1)
+
+
+@torch.no_grad()
+def overflow(found: Found) -> Reason | None:
+    """Say so if the numbers of a region's layer are too large for the type of the model."""
+    like, expression = found.like, found.region.expression
+    numbers = [t for n in found.region.nodes for t in found.lifted.reads(n)]
+    wide = like.dtype != torch.float16 and all(_is_moderate(t) for t in numbers)
+    if expression is None or wide:
+        return None
+    op = evaluate(expression)
+    parts = [t for t in (op.kernel, op.bias) if t is not None]
+    largest = max(float(t.abs().max()) for t in parts)
+    fits = largest <= torch.finfo(like.dtype).max
+    return None if fits else Why.OVERFLOWS(dtype=str(like.dtype).removeprefix("torch."))
+
+
+def _is_moderate(tensor: Tensor) -> bool:
+    """Whether products of a few such numbers stay far from the limit of float32."""
+    return not tensor.numel() or float(tensor.abs().max()) < _MODERATE
+
+
+_MODERATE = 1e9
 
 
 @torch.no_grad()

@@ -121,12 +121,13 @@ class ModulePlan(Plan):
         discovery = self._discovery
         folded: list[tuple[Found, FoldedLayer]] = []
         for found, layer in fold_all(discovery.regions):
-            if layer.agrees:
+            if layer.agrees and not layer.overflows:
                 folded.append((found, layer))
                 continue
+            overflow = Why.OVERFLOWS(dtype=str(layer.weight.dtype))
+            why = overflow if layer.agrees else Why.FOLD_DIFFERS(error=layer.error)
             warnings.warn(
-                f"{found.block or 'the model'} is left as it is: "
-                f"{Why.FOLD_DIFFERS(error=layer.error)}",
+                f"{found.block or 'the model'} is left as it is: {why}",
                 FoldWarning,
                 stacklevel=2,
             )

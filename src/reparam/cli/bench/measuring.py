@@ -20,7 +20,7 @@ from reparam.benchmarking.environment import cpu_count
 from reparam.cli.bench.blocks import count_blocks
 from reparam.cli.bench.request import Request
 from reparam.cli.counts import counted
-from reparam.cli.notes import fold_warnings_noted
+from reparam.cli.notes import warnings_noted
 from reparam.cli.targets import Inputs, example_inputs, load_model
 from reparam.cli.terminal import Terminal
 from reparam.errors import InputError
@@ -59,7 +59,7 @@ def measure(request: Request, terminal: Terminal, weights: Path | None = None) -
         limit = "" if request.seconds is None else f" within {request.seconds:g} s"
         terminal.note(_NOT_LIVE.format(cases=cases, rounds=request.rounds, limit=limit))
     spent = time.perf_counter() - start
-    with terminal.progress("Measuring") as update, fold_warnings_noted(terminal):
+    with terminal.progress("Measuring") as update, warnings_noted(terminal):
         result = reparam.benchmark(
             {subject.name: subject.model for subject in subjects},
             sample,
@@ -119,7 +119,7 @@ def _subjects(
         raise InputError("--weights are for one MODEL, and there are several; leave one")
     subjects: list[_Subject] = []
     inputs, sample = request.inputs, None
-    with terminal.progress("Building") as update, fold_warnings_noted(terminal):
+    with terminal.progress("Building") as update, warnings_noted(terminal):
         for number, name in enumerate(request.models):
             update(number, len(request.models), name)
             if is_file(name):

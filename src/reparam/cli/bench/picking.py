@@ -11,7 +11,7 @@ from reparam._files import check_destination
 from reparam.benchmarking import ParityRow, Pick, pick
 from reparam.cli.bench.measuring import is_file
 from reparam.cli.bench.request import Request
-from reparam.cli.notes import fold_warnings_noted
+from reparam.cli.notes import warnings_noted
 from reparam.cli.targets import Inputs, example_inputs, load_model
 from reparam.cli.terminal import Terminal
 from reparam.engines._inputs import with_batch
@@ -59,7 +59,7 @@ def picked(
     _check_stem(stem)
     loaded = load_model(name, weights)
     sample = with_batch((example_inputs(loaded, request.inputs),), request.batches[0])[0]
-    with terminal.progress("Comparing and measuring") as update, fold_warnings_noted(terminal):
+    with terminal.progress("Comparing and measuring") as update, warnings_noted(terminal):
         fused = reparam.fuse(loaded.model, sample)
         found = pick(
             fused,

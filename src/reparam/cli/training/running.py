@@ -13,7 +13,7 @@ import torch
 import reparam
 from reparam._optional import require
 from reparam.cli import small
-from reparam.cli.notes import fold_warnings_noted
+from reparam.cli.notes import warnings_noted
 from reparam.cli.targets import pruned_note, with_weights
 from reparam.data import ImageData, open_data
 from reparam.errors import InputError
@@ -91,7 +91,7 @@ def run(request: TrainRequest, terminal: Terminal) -> Finished | None:
         )
     if not first:
         return None
-    with terminal.progress("Fusing, comparing, exporting"), fold_warnings_noted(terminal):
+    with terminal.progress("Fusing, comparing, exporting"), warnings_noted(terminal):
         deployment = finish(
             result,
             data,

@@ -1,0 +1,79 @@
+"""How far rounding alone brings a model from itself: the measure that tolerances come from."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_map
+
+from reparam.verifying.calling import call
+from reparam.verifying.outputs import Difference, differences, tensors
+
+__all__ = ["rounding_of"]
+
+
+@torch.no_grad()
+def rounding_of(
+    reference: nn.Module, example_inputs: Any, expected: Sequence[Tensor]
+) -> Difference:
+    """Measure the rounding error of a reference: its differences from itself.
+
+    It is run in float64, and twice with noise of one unit in the last place behind every operation.
+    """
+    worst = Difference()
+    if any(t.is_floating_point() and t.dtype != torch.float64 for t in expected):
+        try:
+            twin = copy.deepcopy(reference).to(torch.float64)
+            wide = list(tensors(call(twin, _as_double(example_inputs))))
+            worst = worst.worse(differences(expected, wide))
+        except (RuntimeError, TypeError, ValueError):
+            # A model with a fixed type inside cannot run in float64; the noise below remains.
+            pass
+    for seed in range(2):
+        with _RoundingNoise(seed):
+            noisy = list(tensors(call(reference, example_inputs)))
+        worst = worst.worse(differences(expected, noisy))
+    return worst
+
+
+class _RoundingNoise(TorchFunctionMode):
+    """Multiply the results of arithmetic by one plus or minus one unit in the last place."""
+
+    def __init__(self, seed: int) -> None:
+        super().__init__()
+        self._generator = torch.Generator().manual_seed(seed)
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        result = func(*args, **(kwargs or {}))
+        name = getattr(func, "__name__", "")
+        noisy = isinstance(result, Tensor) and result.is_floating_point()
+        if not noisy or name not in _ARITHMETIC:
+            return result
+        with torch._C.DisableTorchFunction():  # noqa: SLF001 (no public name)
+            noise = torch.rand(result.shape, generator=self._generator, dtype=torch.float64)
+            factor = 1 + torch.finfo(result.dtype).eps * (2 * noise - 1)
+            return (result.double() * factor.to(result.device)).to(result.dtype)
+
+
+_ARITHMETIC = {
+    "conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d",
+    "linear", "batch_norm", "layer_norm", "group_norm", "matmul", "bmm", "einsum", "add", "sub",
+    "mul", "div", "truediv", "__add__", "__mul__", "__sub__", "__truediv__", "softmax", "gelu",
+    "silu", "avg_pool2d", "adaptive_avg_pool2d", "mean", "scaled_dot_product_attention", "baddbmm",
+    "addmm",
+}  # fmt: skip
+
+
+def _as_double(value: Any) -> Any:
+    def widened(leaf: Any) -> Any:
+        is_float = isinstance(leaf, Tensor) and leaf.is_floating_point()
+        return leaf.to(torch.float64) if is_float else leaf
+
+    return tree_map(widened, value)
