@@ -15,16 +15,19 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.dropout import _DropoutNd
 from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 from reparam.errors import InputError, ReparamError, UnsupportedModelError
 
 __all__ = [
     "FLAG",
+    "FUNCTION",
     "INPUTS",
     "MODULE",
     "NONE",
     "PATH",
+    "SHAPES",
+    "TENSORS",
     "TEXT",
     "Kind",
     "a",
@@ -34,6 +37,7 @@ __all__ = [
     "running_on",
     "several",
     "shapes_of",
+    "shown",
     "takes",
     "whole",
 ]
@@ -103,7 +107,7 @@ def takes(**kinds: Kind) -> Callable[[Callable[P, R]], Callable[P, R]]:
 
 def a(needed: str, *types: type) -> Kind:
     """Values of one of these classes."""
-    return Kind(needed, lambda value: None if isinstance(value, types) else _shown(value))
+    return Kind(needed, lambda value: None if isinstance(value, types) else shown(value))
 
 
 def whole(least: int) -> Kind:
@@ -111,7 +115,7 @@ def whole(least: int) -> Kind:
 
     def flaw(value: Any) -> str | None:
         fits = isinstance(value, int) and not isinstance(value, bool) and value >= least
-        return None if fits else _shown(value)
+        return None if fits else shown(value)
 
     return Kind(f"a whole number of at least {least}", flaw)
 
@@ -121,7 +125,7 @@ def number() -> Kind:
 
     def flaw(value: Any) -> str | None:
         fits = isinstance(value, int | float) and not isinstance(value, bool)
-        return None if fits and math.isfinite(value) else _shown(value)
+        return None if fits and math.isfinite(value) else shown(value)
 
     return Kind("a finite number", flaw)
 
@@ -131,9 +135,9 @@ def several(kind: Kind) -> Kind:
 
     def flaw(value: Any) -> str | None:
         if not isinstance(value, list | tuple | set | frozenset):
-            return _shown(value)
+            return shown(value)
         found = next((f for f in map(kind.flaw, value) if f is not None), None)
-        return None if found is None else f"a {type(value).__name__} with {found} in it"
+        return None if found is None else f"[{', '.join(map(shown, value))}]"
 
     return Kind(f"a list or tuple, each of it {kind.needed}", flaw)
 
@@ -161,8 +165,8 @@ def in_training(model: nn.Module, *, whole: bool = False) -> str | None:
 
 
 @contextmanager
-def running_on(name: str, inputs: Any) -> Iterator[None]:
-    """Say of the errors of a user's model which arguments it was run on."""
+def running_on(name: str, inputs: Any, argument: str = "example_inputs") -> Iterator[None]:
+    """Say of the errors of a user's model which argument it was run on."""
     try:
         yield
     except ReparamError:
@@ -170,22 +174,31 @@ def running_on(name: str, inputs: Any) -> Iterator[None]:
     except Exception as error:
         why = str(error).strip().partition("\n")[0] or type(error).__name__
         raise InputError(
-            f"{name} does not run on example_inputs ({shapes_of(inputs)}): {why}"
+            f"{name} does not run on inputs of shape {_shapes_in(inputs)} ({argument}): {why}"
         ) from error
+
+
+def _shapes_in(inputs: Any) -> str:
+    leaves = [_shape_of(v) if isinstance(v, Tensor) else shown(v) for v in tree_leaves(inputs)]
+    return ", ".join(leaves) or "none"
+
+
+def _shape_of(value: Tensor) -> str:
+    shape = "x".join(map(str, value.shape)) or "no dimension"
+    return f"{shape}, {str(value.dtype).removeprefix('torch.')}"
 
 
 def shapes_of(inputs: Any) -> str:
     """Shapes and types of the tensors of a structure, for a person."""
-    return ", ".join(_shown(leaf) for leaf in tree_leaves(inputs)) or "nothing"
+    return ", ".join(shown(leaf) for leaf in tree_leaves(inputs)) or "nothing"
 
 
-def _shown(value: object) -> str:
+def shown(value: object) -> str:
     """What a value is, for a person, in a few words."""
     if isinstance(value, type):
         return f"the class {value.__name__}, not an object of it"
     if isinstance(value, Tensor):
-        shape = "x".join(map(str, value.shape)) or "no dimension"
-        return f"a tensor of shape {shape}, {str(value.dtype).removeprefix('torch.')}"
+        return f"a tensor of shape {_shape_of(value)}"
     if value is None or isinstance(value, bool | int | float | str | bytes):
         text = repr(value)
         return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}..."
@@ -198,7 +211,7 @@ _LONGEST = 60
 
 def _module_flaw(value: Any) -> str | None:
     if not isinstance(value, nn.Module):
-        return _shown(value)
+        return shown(value)
     name = type(value).__name__
     for path, module in value.named_modules():
         for tensor in (*module.parameters(recurse=False), *module.buffers(recurse=False)):
@@ -215,25 +228,40 @@ def _module_flaw(value: Any) -> str | None:
 
 def _path_flaw(value: Any) -> str | None:
     if not isinstance(value, str | os.PathLike) or not isinstance(os.fspath(value), str):
-        return _shown(value)
+        return shown(value)
     text = os.fspath(value)
-    return None if text and "\0" not in text else _shown(text)
+    return None if text and "\0" not in text else shown(text)
 
 
 def _inputs_flaw(value: Any) -> str | None:
     tensors = [leaf for leaf in tree_leaves(value) if isinstance(leaf, Tensor)]
     if not isinstance(value, Tensor | list | tuple | Mapping):
-        return _shown(value)
+        return shown(value)
     if not tensors and len(value):
-        return f"{_shown(value)} without a tensor in it"
+        return f"{shown(value)} without a tensor in it"
     if any(t.is_meta for t in tensors):
         return "on the meta device, where tensors hold no numbers"
     return None
 
 
+def _shapes_flaw(value: Any) -> str | None:
+    flaw = _inputs_flaw(tree_map_only(Tensor, lambda t: t.new_empty(0, device="cpu"), value))
+    sizes = [leaf.numel() for leaf in tree_leaves(value) if isinstance(leaf, Tensor)]
+    return f"{shapes_of(value)}, which holds no number" if sizes and not any(sizes) else flaw
+
+
 MODULE = Kind("a torch.nn.Module with its weights", _module_flaw, UnsupportedModelError)
 PATH = Kind("a path", _path_flaw)
 INPUTS = Kind("a tensor, a tuple of arguments or a dict of keyword arguments", _inputs_flaw)
+SHAPES = Kind(INPUTS.needed, _shapes_flaw)
+TENSORS = Kind(
+    "a tensor or a tuple of tensors",
+    lambda value: shown(value) if isinstance(value, Mapping) else _inputs_flaw(value),
+)
 TEXT = a("a text", str)
+FUNCTION = Kind(
+    "a function",
+    lambda v: None if callable(v) and not isinstance(v, type | nn.Module) else shown(v),
+)
 FLAG = a("True or False", bool)
 NONE = a("None", type(None))

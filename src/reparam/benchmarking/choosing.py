@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from reparam._arguments import FUNCTION, MODULE, NONE, TEXT, several, takes, whole
+from reparam._untouched import leaves_untouched
 from reparam.benchmarking.runner import benchmark
 from reparam.engines import (
     PRECISIONS,
@@ -173,6 +175,16 @@ def _compare(
             return None, str(error)
 
 
+@takes(
+    model=MODULE,
+    reference=MODULE | NONE,
+    engines=several(TEXT) | NONE,
+    precisions=several(TEXT),
+    threads=whole(1) | NONE,
+    rounds=whole(1),
+    progress=FUNCTION | NONE,
+)
+@leaves_untouched
 def pick(  # noqa: PLR0913 - each is one axis of the choice
     model: nn.Module,
     example_inputs: torch.Tensor | Sequence[torch.Tensor],

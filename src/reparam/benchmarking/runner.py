@@ -15,6 +15,20 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import torch
 from torch import nn
 
+from reparam._arguments import (
+    FUNCTION,
+    MODULE,
+    NONE,
+    PATH,
+    TEXT,
+    a,
+    number,
+    running_on,
+    several,
+    takes,
+    whole,
+)
+from reparam._untouched import leaves_untouched
 from reparam.benchmarking.environment import describe_environment, process_peak_bytes
 from reparam.benchmarking.results import BenchmarkResult, Case, Measurement, Skipped
 from reparam.engines import Settings, UnsupportedCaseError, get_engine
@@ -53,6 +67,19 @@ class _Entry:
     prepare_seconds: float
 
 
+@takes(
+    models=a("a mapping of names to models", Mapping),
+    engines=several(TEXT),
+    precisions=several(TEXT),
+    batches=several(whole(1)) | NONE,
+    threads=several(a("a whole number", int) | NONE),
+    rounds=whole(1),
+    seconds=number() | NONE,
+    warmup=whole(0),
+    seed=whole(0),
+    progress=FUNCTION | NONE,
+)
+@leaves_untouched
 def benchmark(  # noqa: PLR0913 - each is one axis of the measurement
     models: Mapping[str, Model],
     example_inputs: torch.Tensor | Sequence[torch.Tensor],
@@ -109,17 +136,12 @@ def benchmark(  # noqa: PLR0913 - each is one axis of the measurement
     """
     inputs = as_tuple(example_inputs)
     cases = _cases(models, inputs, engines, precisions, batches, threads)
-    if rounds < 1 or warmup < 0:
-        raise InputError(f"rounds is {rounds} and warmup {warmup}; at least 1 and 0 are needed")
     if seconds is not None and seconds <= 0:
         raise InputError(f"seconds is {seconds}; it must be above 0, or None")
     for name, model in models.items():
+        (MODULE | PATH | FUNCTION).check(f"the model {name!r}", model)
         if isinstance(model, nn.Module):
             check_eval(model, f"measuring {name!r}")
-        elif not isinstance(model, str | PathLike) and not callable(model):
-            raise InputError(
-                f"{name!r} is a {type(model).__name__}; a module, a path or a function is needed"
-            )
     deadline = None if seconds is None else time.perf_counter() + seconds
     steps = _Steps(len(cases) * (1 + rounds), progress)
     torch_threads = torch.get_num_threads()
@@ -169,8 +191,6 @@ def _cases(
     for precision, count in product(precisions, threads):
         Settings(count, precision)
     sizes = [inputs[0].shape[0] if inputs[0].dim() else 1] if batches is None else list(batches)
-    if any(size < 1 for size in sizes):
-        raise InputError(f"batches is {sizes}; every batch must be at least 1")
     cases = [
         Case(name, *values)
         for name, model in models.items()
@@ -212,13 +232,14 @@ def _prepare_all(
 def _prepare(model: Model, case: Case, inputs: tuple[torch.Tensor, ...], warmup: int) -> _Entry:
     batch = with_batch(inputs, case.batch)
     start = time.perf_counter()
-    runner = _runner(model, case, batch)
-    prepared = time.perf_counter() - start
-    runner.activate()
-    call = runner.bind(batch)
-    for _ in range(warmup):
-        call()
-    once = _timed(call, 1)[0]
+    with running_on(repr(case.model), batch):
+        runner = _runner(model, case, batch)
+        prepared = time.perf_counter() - start
+        runner.activate()
+        call = runner.bind(batch)
+        for _ in range(warmup):
+            call()
+        once = _timed(call, 1)[0]
     calls = max(1, min(_MOST_CALLS, round(_TURN_SECONDS / max(once, 1e-9))))
     return _Entry(case, runner, call, calls, prepared)
 
@@ -246,13 +267,13 @@ def _rounds(
 ) -> dict[Case, list[tuple[float, ...]]]:
     samples: dict[Case, list[tuple[float, ...]]] = {entry.case: [] for entry in entries}
     start = time.perf_counter()
-    for number in range(1, rounds + 1):
-        if deadline is not None and number > _FEWEST_ROUNDS:
+    for turn in range(1, rounds + 1):
+        if deadline is not None and turn > _FEWEST_ROUNDS:
             now = time.perf_counter()
-            if now + (now - start) / (number - 1) > deadline:
+            if now + (now - start) / (turn - 1) > deadline:
                 break
         for entry in order.sample(entries, len(entries)):
-            steps(f"round {number} of {rounds}: {entry.case}")
+            steps(f"round {turn} of {rounds}: {entry.case}")
             entry.runner.activate()
             entry.call()
             samples[entry.case].append(_timed(entry.call, entry.calls))

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 
+from reparam._arguments import running_on, shown
 from reparam.branching.block import BranchSum
 from reparam.branching.kinds import BranchKind
 from reparam.branching.layout import ConvLayout
@@ -77,7 +78,8 @@ def apply_branches(
             new[id(modules[norm])] = nn.Identity().train(modules[norm].training)
     wide = _replace(wide, new)
     if batches:
-        calibrate(wide, sites, batches)
+        with running_on("the model", batches, "calibrate"):
+            calibrate(wide, sites, batches)
     return wide
 
 
@@ -112,6 +114,9 @@ def _site(
 def _batches(inputs: Tensor | Iterable[Batch] | None) -> list[Batch]:
     if inputs is None:
         return []
+    if not isinstance(inputs, Iterable) or isinstance(inputs, str):
+        msg = f"calibrate is {shown(inputs)}; needed a tensor or an iterable of batches"
+        raise InputError(msg)
     batches: list[Batch] = [inputs] if isinstance(inputs, Tensor) else list(inputs)
     if not batches:
         msg = "calibrate is empty; needed at least one batch of inputs"

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
+from reparam._arguments import FUNCTION, MODULE, NONE, TEXT, a, several, takes
+from reparam._untouched import leaves_untouched
 from reparam.branching.apply import apply_branches, branches_of
 from reparam.branching.following import following_norms
 from reparam.branching.kinds import BranchKind, resolve_kind
@@ -158,6 +160,15 @@ def plan_branching(
     return BranchPlan(kind, tuple(regions), tuple(refusals), model)
 
 
+@takes(
+    model=MODULE,
+    kind=TEXT | a("a BranchKind", BranchKind),
+    where=TEXT | several(TEXT) | FUNCTION | NONE,
+    norms=TEXT,
+    init=TEXT,
+    generator=a("a torch.Generator", torch.Generator) | NONE,
+)
+@leaves_untouched
 def branch(
     model: nn.Module,
     kind: str | BranchKind = "repvgg",

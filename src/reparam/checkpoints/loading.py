@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
+from reparam._arguments import FLAG, NONE, PATH, TEXT, a, takes
 from reparam._spelling import advice
 from reparam.checkpoints.files import Weights, listed, read_weights
 from reparam.checkpoints.layouts import form_of
@@ -68,6 +69,7 @@ class LoadReport:
         return "\n".join(lines)
 
 
+@takes(net=a("a torch.nn.Module", nn.Module), path=PATH, strict=FLAG, key=TEXT | NONE)
 def load_checkpoint(
     net: nn.Module,
     path: str | os.PathLike[str],

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.utils import _pytree as pytree
 
-from reparam._arguments import in_training
+from reparam._arguments import TENSORS, in_training, shapes_of
 from reparam.errors import InputError, TrainingModeError
 
 if TYPE_CHECKING:
@@ -26,6 +26,7 @@ def as_tuple(example_inputs: torch.Tensor | Sequence[torch.Tensor]) -> tuple[tor
     >>> len(as_tuple(torch.zeros(1, 3, 8, 8)))
     1
     """
+    TENSORS.check("example_inputs", example_inputs)
     inputs = (
         (example_inputs,) if isinstance(example_inputs, torch.Tensor) else tuple(example_inputs)
     )
@@ -37,6 +38,8 @@ def as_tuple(example_inputs: torch.Tensor | Sequence[torch.Tensor]) -> tuple[tor
                 f"example_inputs[{position}] is a {type(value).__name__}; "
                 "the inputs must be tensors, given as one tensor or a tuple of them"
             )
+    if not any(value.numel() for value in inputs):
+        raise InputError(f"example_inputs is {shapes_of(inputs)}, which holds no number")
     return inputs
 
 

@@ -140,6 +140,10 @@ class Reference:
             unequal=verdict.unequal,
         )
 
+    def on(self, inputs: Sequence[torch.Tensor]) -> Reference:
+        """The answers of the same model on other inputs."""
+        return Reference(self._model, inputs)
+
     def is_constant(self, tolerance: float) -> bool:
         """Whether no output changes with the inputs by more than what counts as rounding."""
 

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import shutil
 import time
+import warnings
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from reparam._arguments import FLAG, MODULE, NONE, PATH, TEXT, a, takes
 from reparam._files import atomic_path
+from reparam._untouched import leaves_untouched
 from reparam.engines import UnsupportedCaseError, get_engine
 from reparam.engines._inputs import as_tuple, check_eval
 from reparam.engines.parity import Parity, Reference
@@ -16,10 +20,11 @@ from reparam.engines.program import FIXED_SHAPE, Dynamic, other_shapes
 from reparam.errors import ExportError, InputError, ReparamError
 from reparam.exporting.formats import Axes, Format, find_format
 from reparam.exporting.metadata import FORMS, describe_model, write_sidecar
+from reparam.verifying import NothingShownWarning, other_inputs
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
 
     import torch
     from torch import nn
@@ -63,6 +68,17 @@ class ExportResult:
         return f"{self.path.name} ({self.format}, {size}) in {self.engine}: {self.parity}"
 
 
+@takes(
+    model=MODULE,
+    path=PATH,
+    reference=MODULE | NONE,
+    dynamic=FLAG | TEXT,
+    backend=TEXT | NONE,
+    form=TEXT | NONE,
+    source=TEXT | NONE,
+    notes=a("a mapping of names to texts", Mapping) | NONE,
+)
+@leaves_untouched
 def export(  # noqa: PLR0913 - each is one decision of the user
     model: nn.Module,
     path: str | os.PathLike[str],
@@ -121,7 +137,9 @@ def export(  # noqa: PLR0913 - each is one decision of the user
     elif form not in FORMS:
         raise InputError(f"form is {form!r}; it must be one of {', '.join(FORMS)}")
     check_eval(model, "exporting")
-    check_eval(model if reference is None else reference, "exporting against a reference")
+    trained = model if reference is None else reference
+    check_eval(trained, "exporting against a reference")
+    expected = Reference(trained, inputs)
     get_engine(entry.engine).require()
     named = source or f"{type(model).__module__}.{type(model).__qualname__}"
     metadata = describe_model(model, entry, form=form, source=named, notes=notes)
@@ -133,7 +151,7 @@ def export(  # noqa: PLR0913 - each is one decision of the user
             if entry.sidecar:
                 write_sidecar(temporary, metadata)
             runner = _load_back(entry, temporary, model)
-            parity = _check(reference or model, runner, inputs, axes, entry)
+            parity = _check(expected, runner, inputs, axes, entry)
             size = sum(file.stat().st_size for file in temporary.parent.iterdir())
     except (ExportError, UnsupportedCaseError):
         raise
@@ -174,7 +192,7 @@ def _load_back(entry: Format, path: Path, model: nn.Module) -> Runner:
 
 
 def _check(
-    reference: nn.Module,
+    reference: Reference,
     runner: Runner,
     inputs: tuple[torch.Tensor, ...],
     axes: Axes,
@@ -185,12 +203,32 @@ def _check(
     if any(axes):
         others = other_shapes(inputs, axes)
         shape = ", ".join(str(tuple(x.shape)) for x in others)
-        _compare(reference, runner, others, entry, f" with inputs of shape {shape}")
+        _compare(reference.on(others), runner, others, entry, f" with inputs of shape {shape}")
+    if reference.is_constant(parity.tolerance):
+        _compare_elsewhere(reference, runner, inputs, entry)
     return parity
 
 
+def _compare_elsewhere(
+    reference: Reference, runner: Runner, inputs: tuple[torch.Tensor, ...], entry: Format
+) -> None:
+    """Compare on inputs on which an output varies; warn if there are none."""
+    for others in other_inputs(inputs):
+        here = reference.on(others)
+        parity = _compare(here, runner, others, entry, "")
+        if not here.is_constant(parity.tolerance):
+            return
+    warnings.warn(
+        f"the {entry.name} file agrees with the reference, and no output of the reference changes "
+        f"with the inputs by more than rounding does, so that nothing was shown; give "
+        f"example_inputs on which it does",
+        NothingShownWarning,
+        stacklevel=6,
+    )
+
+
 def _compare(
-    reference: nn.Module, runner: Runner, inputs: tuple[torch.Tensor, ...], entry: Format, on: str
+    reference: Reference, runner: Runner, inputs: tuple[torch.Tensor, ...], entry: Format, on: str
 ) -> Parity:
     what = f"the {entry.name} file, run in {entry.engine}{on},"
     try:
@@ -199,7 +237,7 @@ def _compare(
         hint = f"; try dynamic='batch' or {FIXED_SHAPE}" if on else ""
         raise ExportError(f"{what} fails: {error}{hint}; nothing was kept") from error
     try:
-        parity = Reference(reference, inputs).compare(outputs)
+        parity = reference.compare(outputs)
         parity.raise_if_different(what)
     except ReparamError as error:
         raise ExportError(f"{error}; nothing was kept") from error

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from reparam import _optional
+from reparam._arguments import PATH, takes
 from reparam.engines.aoti import package_metadata
 from reparam.engines.ov_writer import RT_INFO
 from reparam.engines.pt2_writer import METADATA_FILE
@@ -61,6 +62,7 @@ def describe_model(
     return {_PREFIX + key: value for key, value in content.items()}
 
 
+@takes(path=PATH)
 def read_metadata(path: str | os.PathLike[str]) -> dict[str, Any]:
     """Return what a file written by :func:`reparam.export` says about itself.
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from reparam._arguments import running_on
 from reparam.algebra import AffineConv
 from reparam.fusing.account import Account
 from reparam.fusing.fold import overflow
@@ -23,12 +24,13 @@ from reparam.graph.faithful import (
     compare,
     guess_calls,
     guess_for_module,
+    with_numbers,
 )
 from reparam.graph.ir import Node
 from reparam.graph.kinds import AnyConv, AnyNorm
 from reparam.graph.lift import Lifted, lift
 from reparam.graph.running import Arguments
-from reparam.graph.skeleton import hooked_modules, shared_copy, with_plain_weights
+from reparam.graph.skeleton import hooked_modules, runnable_copy, shared_copy, with_plain_weights
 from reparam.graph.trace import Key, Trace, TraceFailure, join, trace
 from reparam.planner import select
 from reparam.reasons import Reason, Refusal, Why
@@ -83,6 +85,7 @@ def discover(model: nn.Module, example_inputs: Any = None, *, probe: bool = Fals
     model = with_plain_weights(model)
     finder = _Finder(model, None if example_inputs is None else as_call(example_inputs), probe)
     finder.visit("", finder.skeleton)
+    finder.check_example(example_inputs)
     finder.place()
     finder.drop_folded_probes()
     finder.leave_unseen_norms()
@@ -112,6 +115,14 @@ class _Finder:
         self._account = self.result.account
         self._seen: set[str] = set()
         self._untraced: set[str] = set()
+
+    def check_example(self, example_inputs: Any) -> None:
+        """Raise if the model does not run on the example; nothing would be compared then."""
+        if self._example is None or "" in self.result.calls or self._captured:
+            return
+        with running_on("model", example_inputs):
+            positional, named = with_numbers(self._example)
+            runnable_copy(self.skeleton)(*positional, **named)
 
     def visit(self, path: str, module: nn.Module) -> None:
         """Trace a module; where it cannot be traced, go on with its children."""

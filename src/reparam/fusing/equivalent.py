@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import nn
 
+from reparam._arguments import MODULE, takes
 from reparam.algebra import AffineConv, evaluate
 from reparam.errors import InexactError
 from reparam.graph.lift import lift
@@ -14,6 +15,7 @@ from reparam.planner.candidates import Candidates
 __all__ = ["operator"]
 
 
+@takes(block=MODULE)
 def operator(block: nn.Module) -> AffineConv:
     r"""Return the one convolution that an affine block computes.
 
@@ -41,7 +43,7 @@ def operator(block: nn.Module) -> AffineConv:
     torch.Size([8, 4, 3, 3])
 
     """
-    inner = unwrap(block)
+    inner = unwrap(block, "block")
     name = type(inner).__name__
     root = nn.Sequential(inner)  # so that a single layer is traced as a call, too
     root.train(inner.training)

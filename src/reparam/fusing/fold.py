@@ -78,10 +78,18 @@ class FoldedLayer:
         return self.error <= _TOLERANCE
 
     @property
-    def overflows(self) -> bool:
-        """Whether a number is too large for the type of the model."""
-        numbers = [t for t in (self.weight, self.bias) if t is not None]
-        return not all(bool(t.isfinite().all()) for t in numbers)
+    def doubt(self) -> Reason | None:
+        """Why the layer must not be used, if so."""
+        if not self.agrees:
+            return Why.FOLD_DIFFERS(error=self.error)
+        numbers = (self.weight, self.bias)
+        if not all(t is None or bool(t.isfinite().all()) for t in numbers):
+            return Why.OVERFLOWS(dtype=_name_of(self.weight.dtype))
+        return None
+
+
+def _name_of(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def fold_all(regions: Sequence[Found]) -> Iterator[tuple[Found, FoldedLayer]]:
@@ -129,7 +137,7 @@ def overflow(found: Found) -> Reason | None:
     parts = [t for t in (op.kernel, op.bias) if t is not None]
     largest = max(float(t.abs().max()) for t in parts)
     fits = largest <= torch.finfo(like.dtype).max
-    return None if fits else Why.OVERFLOWS(dtype=str(like.dtype).removeprefix("torch."))
+    return None if fits else Why.OVERFLOWS(dtype=_name_of(like.dtype))
 
 
 def _is_moderate(tensor: Tensor) -> bool:

@@ -6,8 +6,6 @@ import warnings
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 from reparam.errors import VerificationError
 from reparam.fusing.fold import FoldedLayer, in_parallel
 from reparam.fusing.onnx_discover import OnnxDiscovery, OnnxFound, discover_onnx
@@ -64,7 +62,7 @@ class OnnxPlan(Plan):
             self._discovery.regions,
             size=lambda f: f.region.geometry.weights,
         ):
-            why = layer if isinstance(layer, Reason) else _doubt(layer)
+            why = layer if isinstance(layer, Reason) else layer.doubt
             if why is None and not isinstance(layer, Reason):
                 folded.append((found, layer))
                 continue
@@ -110,15 +108,6 @@ def _attempt(lifted: OnnxLifted, found: OnnxFound) -> FoldedLayer | Reason:
         return fold_onnx(lifted, found)
     except Exception as error:  # noqa: BLE001 (the reference evaluator's operators raise anything)
         return Why.NOT_RUN(error=str(error))
-
-
-def _doubt(layer: FoldedLayer) -> Reason | None:
-    if not layer.agrees:
-        return Why.FOLD_DIFFERS(error=layer.error)
-    numbers = (layer.weight, layer.bias)
-    if not all(t is None or bool(torch.isfinite(t).all()) for t in numbers):
-        return Why.OVERFLOWS(dtype=str(layer.weight.dtype))
-    return None
 
 
 def _without(

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any, overload
 
 from torch import nn
 
-from reparam.errors import TrainingModeError, UnsupportedModelError
+from reparam._arguments import FLAG, NONE, SHAPES, check_module, takes
+from reparam.errors import TrainingModeError
 from reparam.fusing.collector import paused_collector
 from reparam.fusing.compare import compare_runs
 from reparam.fusing.discover import Discovery, Probed, discover
@@ -21,7 +22,7 @@ from reparam.graph.ir import Kind, Node
 from reparam.graph.kinds import AnyBatchNorm
 from reparam.graph.skeleton import unwrap
 from reparam.planner import Candidate
-from reparam.reasons import Refusal, Why
+from reparam.reasons import Refusal
 
 if TYPE_CHECKING:
     from onnx import ModelProto
@@ -121,13 +122,12 @@ class ModulePlan(Plan):
         discovery = self._discovery
         folded: list[tuple[Found, FoldedLayer]] = []
         for found, layer in fold_all(discovery.regions):
-            if layer.agrees and not layer.overflows:
+            doubt = layer.doubt
+            if doubt is None:
                 folded.append((found, layer))
                 continue
-            overflow = Why.OVERFLOWS(dtype=str(layer.weight.dtype))
-            why = overflow if layer.agrees else Why.FOLD_DIFFERS(error=layer.error)
             warnings.warn(
-                f"{found.block or 'the model'} is left as it is: {why}",
+                f"{found.block or 'the model'} is left as it is: {doubt}",
                 FoldWarning,
                 stacklevel=2,
             )
@@ -172,6 +172,7 @@ def _is_within(path: str, block: str) -> bool:
 def plan(model: nn.Module, example_inputs: Any = None, *, probe: bool = False) -> ModulePlan: ...
 @overload
 def plan(model: ModelProto) -> OnnxPlan: ...
+@takes(example_inputs=SHAPES | NONE, probe=FLAG)
 @paused_collector()
 def plan(model: Any, example_inputs: Any = None, *, probe: bool = False) -> Plan:
     """Read a model and say what folds in it; nothing is changed.
@@ -187,6 +188,7 @@ def plan(model: Any, example_inputs: Any = None, *, probe: bool = False) -> Plan
     Raises:
         TrainingModeError: The model has batch normalisation and is in training mode.
         UnsupportedModelError: The model cannot be read (a ScriptModule, for example).
+        InputError: The model does not run on the example.
 
     >>> import torch
     >>> from torch import nn
@@ -199,7 +201,7 @@ def plan(model: Any, example_inputs: Any = None, *, probe: bool = False) -> Plan
         from reparam.fusing.onnx_plan import plan_onnx
 
         return plan_onnx(model)
-    inner = unwrap(model)
+    inner = check_module("model", unwrap(model, "model"))
     _check_eval(inner)
     discovery = discover(inner, example_inputs, probe=probe)
     return ModulePlan(
@@ -248,13 +250,6 @@ def _check_eval(model: nn.Module) -> None:
                 f"uses the statistics of the batch; needed eval mode: call model.eval() first"
             )
             raise TrainingModeError(msg)
-        for parameter in module._parameters.values():
-            if isinstance(parameter, nn.parameter.UninitializedParameter):
-                msg = (
-                    f"{name or type(model).__name__} is a lazy layer without weights yet; run the "
-                    f"model once on an example input first"
-                )
-                raise UnsupportedModelError(msg)
 
 
 def _region(found: Found) -> Region:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
+from reparam._arguments import shown
 from reparam.errors import UnsupportedModelError
 
 __all__ = [
@@ -33,7 +34,7 @@ _HOOKS = (
 )
 
 
-def unwrap(model: nn.Module) -> nn.Module:
+def unwrap(model: nn.Module, name: str = "model") -> nn.Module:
     """Take the model out of torch.compile, DataParallel and DistributedDataParallel wrappers.
 
     Raises:
@@ -51,8 +52,8 @@ def unwrap(model: nn.Module) -> nn.Module:
         hint = ""
         if isinstance(model, torch.export.ExportedProgram):
             hint = "; fuse the nn.Module it was exported from, or pass its .module()"
-        msg = f"got {type(model).__name__}, needed a torch.nn.Module{hint}"
-        raise UnsupportedModelError(msg)
+        needed = f"a torch.nn.Module{hint}"
+        raise UnsupportedModelError(f"{name} is {shown(model)}; needed {needed}")
     inner = model
     while True:
         if isinstance(inner, nn.DataParallel | nn.parallel.DistributedDataParallel):
@@ -60,7 +61,7 @@ def unwrap(model: nn.Module) -> nn.Module:
         elif isinstance(getattr(inner, "_orig_mod", None), nn.Module):
             inner = inner.get_submodule("_orig_mod")  # torch.compile's wrapper
         else:
-            return inner if inner is model else unwrap(inner)
+            return inner if inner is model else unwrap(inner, name)
 
 
 def tensors_of(model: nn.Module) -> Iterator[Tensor]:

@@ -12,6 +12,7 @@ from torch.nn import functional
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 
+from reparam._arguments import shown
 from reparam.errors import InputError
 from reparam.pruning.graph import copied
 from reparam.verifying import call
@@ -241,6 +242,8 @@ def _gates(
 
 def batches(data: Data) -> Iterator[Batch]:
     """Yield pairs of inputs and targets, of one pair or of several."""
+    if not isinstance(data, Iterable) or isinstance(data, str):
+        raise InputError(f"data is {shown(data)}; needed are pairs of inputs and targets")
     one = isinstance(data, tuple) and len(data) == 2 and isinstance(data[1], Tensor)
     for batch in [data] if one else data:
         if not isinstance(batch, tuple | list) or len(batch) != 2:

@@ -8,7 +8,20 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from reparam._arguments import (
+    FLAG,
+    FUNCTION,
+    MODULE,
+    NONE,
+    TEXT,
+    number,
+    running_on,
+    several,
+    takes,
+    whole,
+)
 from reparam._optional import require
+from reparam._untouched import leaves_untouched
 from reparam.engines import Settings, get_engine
 from reparam.engines._inputs import as_tuple, check_eval
 from reparam.errors import InputError, VerificationError
@@ -39,6 +52,23 @@ _MOST_IMAGES = 1024
 """Images on which layers are solved, at most (and the rest of their batch)."""
 
 
+@takes(
+    model=MODULE,
+    macs=number() | NONE,
+    latency=number() | TEXT | NONE,
+    engine=TEXT | NONE,
+    precision=TEXT,
+    threads=whole(1) | NONE,
+    rounds=whole(1),
+    importance=TEXT,
+    loss=FUNCTION | NONE,
+    trained=MODULE | NONE,
+    reconstruct=FLAG,
+    multiple=whole(1),
+    keep=several(TEXT),
+    progress=FUNCTION | NONE,
+)
+@leaves_untouched
 def prune(  # noqa: PLR0913 - each is one decision of the user
     model: nn.Module,
     example_inputs: Tensor | Sequence[Tensor],
@@ -118,8 +148,6 @@ def prune(  # noqa: PLR0913 - each is one decision of the user
     inputs = as_tuple(example_inputs)
     target = target_of(macs, latency)
     by_clock = isinstance(target, LatencyTarget)
-    if multiple < 1:
-        raise InputError(f"multiple is {multiple}; widths are multiples of at least 1 channel")
     clock = _clock(engine, precision, threads, rounds, needed=by_clock)
     _check_criterion(importance, data, trained)
     _check_model(model, inputs)
@@ -194,8 +222,6 @@ def _clock(
     engine: str | None, precision: str, threads: int | None, rounds: int, *, needed: bool
 ) -> Clock | None:
     """Check where latency is to be measured, before anything is built."""
-    if rounds < 1:
-        raise InputError(f"rounds is {rounds}; at least 1 is needed")
     name = engine or (_ENGINE if needed else None)
     if name is None:
         return None
@@ -224,17 +250,9 @@ def _check_criterion(importance: str, data: Data | None, trained: nn.Module | No
 
 def _check_model(model: nn.Module, inputs: tuple[Tensor, ...]) -> None:
     """Refuse a net that is not fused, or does not take the inputs."""
-    if not isinstance(model, nn.Module):
-        raise InputError(f"model is a {type(model).__name__}; a torch.nn.Module is needed")
     check_eval(model, "pruning")
-    try:
-        with torch.no_grad():
-            model(*inputs)
-    except (RuntimeError, ValueError, TypeError, IndexError, AssertionError) as error:
-        shapes = ", ".join("x".join(map(str, x.shape)) for x in inputs)
-        raise InputError(
-            f"the {type(model).__name__} does not run on inputs of shape {shapes}: {error}"
-        ) from error
+    with torch.no_grad(), running_on(f"the {type(model).__name__}", inputs):
+        model(*inputs)
     regions = plan(model, inputs).regions
     if regions:
         raise InputError(

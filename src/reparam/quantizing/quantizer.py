@@ -13,7 +13,20 @@ import torch
 from torch import nn
 
 from reparam import _optional
+from reparam._arguments import (
+    FLAG,
+    FUNCTION,
+    MODULE,
+    NONE,
+    PATH,
+    TEXT,
+    number,
+    several,
+    takes,
+    whole,
+)
 from reparam._files import atomic_path
+from reparam._untouched import leaves_untouched
 from reparam.engines import get_engine
 from reparam.engines._inputs import check_eval
 from reparam.engines.program import Dynamic
@@ -55,6 +68,23 @@ _NEEDED = {"openvino": ("openvino", "nncf"), "onnxruntime": ("onnx", "onnxscript
 _STEPS = 5.0
 
 
+@takes(
+    fused=MODULE,
+    path=PATH,
+    engine=TEXT | NONE,
+    reference=MODULE | NONE,
+    samples=whole(1),
+    equalize=FLAG,
+    correct_bias=FLAG,
+    keep_float=whole(0) | several(TEXT) | TEXT,
+    diagnose=FLAG,
+    weight_bits=whole(1),
+    max_drop=number() | NONE,
+    dynamic=FLAG | TEXT,
+    source=TEXT | NONE,
+    progress=FUNCTION | NONE,
+)
+@leaves_untouched
 def quantize(  # noqa: PLR0913 - each is one decision of the user
     fused: nn.Module,
     path: str | os.PathLike[str],

@@ -197,6 +197,8 @@ def _checked(inputs: Any) -> Tensor:
         )
     if inputs.dim() < 2 or not len(inputs):
         raise DataError(f"a batch has the shape {tuple(inputs.shape)}; needed is (N, ...)")
+    if inputs.is_meta:
+        raise DataError("a batch is on the meta device, where tensors hold no numbers")
     if not torch.isfinite(inputs).all():
         raise DataError("a batch holds values that are not finite; no range can be read off them")
     return inputs.detach()

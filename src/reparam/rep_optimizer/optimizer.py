@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import SGD, Adam, Adamax, AdamW, NAdam, Optimizer
 
+from reparam._arguments import MODULE, NONE, TEXT, a, takes
 from reparam.errors import InputError
 from reparam.rep_optimizer.scales import BranchScales, scaled_convs
 
@@ -96,6 +97,12 @@ class RepOptimizer(Optimizer):
 
     """
 
+    @takes(
+        base=a("a torch.optim.Optimizer", Optimizer),
+        model=MODULE,
+        scales=a("a mapping of names to BranchScales", Mapping),
+        rule=TEXT | NONE,
+    )
     def __init__(
         self,
         base: Optimizer,

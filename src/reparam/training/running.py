@@ -17,8 +17,9 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 import lightning.pytorch as pl
 import torch
 
+from reparam._arguments import FLAG, FUNCTION, MODULE, NONE, PATH, a, takes, whole
 from reparam._files import write_text
-from reparam.data import eval_loader
+from reparam.data import ImageData, eval_loader
 from reparam.errors import CheckpointError, InputError
 from reparam.training.checkpoints import RunFiles, SaveRun, save_weights
 from reparam.training.logs import WriteLogs
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor, nn
 
-    from reparam.data import ImageData, Split
+    from reparam.data import Split
 
 __all__ = ["accuracy", "train"]
 
@@ -54,6 +55,21 @@ class FitsData(Protocol):
         ...
 
 
+@takes(
+    model=MODULE,
+    data=a("the data that reparam.data.open_data opens", ImageData),
+    recipe=PATH | a("a Recipe", Recipe),
+    out=PATH,
+    seed=whole(0),
+    on_progress=FUNCTION | NONE,
+    progress_bar=FLAG,
+    resume=FLAG,
+    save_every_steps=whole(1) | NONE,
+    tensorboard=FLAG,
+    workers=whole(0),
+    wrap_optimizer=FUNCTION | NONE,
+    hardware=a("a Hardware", Hardware) | NONE,
+)
 def train(  # noqa: PLR0913 - one keyword for each independent choice
     model: nn.Module,
     data: ImageData,

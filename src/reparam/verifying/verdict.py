@@ -13,7 +13,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from reparam._arguments import INPUTS, MODULE, NONE, Kind, in_training, number, running_on, takes
+from reparam._arguments import (
+    FUNCTION,
+    INPUTS,
+    MODULE,
+    NONE,
+    in_training,
+    number,
+    running_on,
+    takes,
+)
 from reparam._untouched import leaves_untouched
 from reparam.errors import InputError, TrainingModeError, VerificationError
 from reparam.verifying.calling import Runnable, call
@@ -108,14 +117,8 @@ class Verdict:
         return "; ".join(parts)
 
 
-_CALLABLE = Kind(
-    "a torch.nn.Module or another callable",
-    lambda v: MODULE.flaw(v) if isinstance(v, nn.Module | type) or not callable(v) else None,
-)
-
-
 @takes(
-    reference=MODULE, candidate=_CALLABLE, example_inputs=INPUTS, tolerance=number() | NONE
+    reference=MODULE, candidate=MODULE | FUNCTION, example_inputs=INPUTS, tolerance=number() | NONE
 )  # fmt: skip
 @leaves_untouched
 @torch.no_grad()
