@@ -17,11 +17,11 @@ from torch import nn
 
 from reparam._arguments import (
     FUNCTION,
-    MODULE,
     NONE,
     PATH,
     TEXT,
     a,
+    check_module,
     number,
     running_on,
     several,
@@ -139,9 +139,14 @@ def benchmark(  # noqa: PLR0913 - each is one axis of the measurement
     if seconds is not None and seconds <= 0:
         raise InputError(f"seconds is {seconds}; it must be above 0, or None")
     for name, model in models.items():
-        (MODULE | PATH | FUNCTION).check(f"the model {name!r}", model)
         if isinstance(model, nn.Module):
-            check_eval(model, f"measuring {name!r}")
+            check_eval(check_module(f"the model {name!r}", model), f"measuring {name!r}")
+        elif isinstance(model, str | PathLike):
+            PATH.check(f"the model {name!r}", model)
+        elif FUNCTION.flaw(model) is not None:
+            raise InputError(
+                f"{name!r} is a {type(model).__name__}; a module, a path or a function is needed"
+            )
     deadline = None if seconds is None else time.perf_counter() + seconds
     steps = _Steps(len(cases) * (1 + rounds), progress)
     torch_threads = torch.get_num_threads()
