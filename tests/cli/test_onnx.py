@@ -34,9 +34,17 @@ def wide() -> nn.Module:
     return net
 
 
+@pytest.fixture(scope="module")
+def wide_bytes(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    """Exported once, which takes a while."""
+    path = tmp_path_factory.mktemp("wide") / "wide.onnx"
+    reparam.export(wide(), path, torch.randn(2, 3, 8, 8))
+    return path.read_bytes()
+
+
 @pytest.fixture
-def wide_file(folder: Path) -> str:
-    reparam.export(wide(), folder / "wide.onnx", torch.randn(2, 3, 8, 8))
+def wide_file(folder: Path, wide_bytes: bytes) -> str:
+    (folder / "wide.onnx").write_bytes(wide_bytes)
     return "wide.onnx"
 
 
@@ -122,7 +130,7 @@ def test_files_with_other_outputs_differ_by_their_shapes(
     [
         (("plan", "absent.onnx"), "cannot read absent.onnx: it does not exist"),
         (("plan", "broken.onnx"), "cannot read broken.onnx"),
-        (("fuse", "wide.onnx", "-o", "wide.onnx"), "it is a part of the model that is read"),
+        (("fuse", "wide.onnx", "-o", "wide.onnx"), "wide.onnx"),
         (("plan", "wide.onnx", "-w", "w.pth"), "leave --weights out"),
         (("plan", "wide.onnx", "--num-classes", "3"), "leave --num-classes out"),
         (("fuse", "wide.onnx", "-o", "net.xml"), "give -o a name.onnx"),
@@ -141,8 +149,111 @@ def test_bad_input_is_one_message_and_exit_code_2(
     assert wide_file == "wide.onnx"
     Path("broken.onnx").write_bytes(b"\x93not a model")
     Path("w.safetensors").write_bytes(b"")
+    Path("w.pth").write_bytes(b"")
     ran = reparam_command(*line)
     assert ran.code == 2, ran.err
     assert ran.out == ""
     assert message in ran.err
     assert not Path("net.onnx").exists()
+
+
+def test_a_file_of_fixed_shape_is_measured_and_compared_at_it(reparam_command, tiny: str) -> None:
+    torch.manual_seed(0)
+    line = ("fuse", f"{tiny}:net", "-o", "fixed.onnx", "--fixed", "--shape", "2,3,9,8")
+    assert reparam_command(*line).code == 0
+    few = ("--engines", "onnxruntime", "--rounds", "2")
+    assert reparam_command("bench", "fixed.onnx", *few).code == 0
+    assert reparam_command("bench", "fixed.onnx", *few, "--shape", "2,3,9,8").code == 0
+    assert reparam_command("verify", f"{tiny}:net", "fixed.onnx").code == 0
+    assert reparam_command("verify", "fixed.onnx", "fixed.onnx").code == 0
+    for wrong in (("--size", "32"), ("--shape", "2,3,8,8"), ("--shape", "2,3,9")):
+        for command in (("bench", "fixed.onnx", *few), ("verify", f"{tiny}:net", "fixed.onnx")):
+            ran = reparam_command(*command, *wrong)
+            assert ran.code == 2, (command, wrong, ran.err)
+            assert "2,3,9,8" in ran.err
+    assert reparam_command("verify", "fixed.onnx", "fixed.onnx", "--size", "32").code == 2
+    assert reparam_command("bench", "fixed.onnx", *few, "--batches", "3").code == 2
+
+
+@pytest.mark.usefixtures("folder")
+@pytest.mark.parametrize("shape", [(1, 1, 12, 12), (2, 5, 7), (3, 7)])
+def test_files_of_other_channels_and_dimensions_are_measured(
+    reparam_command, shape: tuple[int, ...]
+) -> None:
+    sizes = ", ".join(map(str, shape))
+    model = onnx.parser.parse_model(f"""
+        <ir_version: 8, opset_import: ["" : 17]>
+        net (float[{sizes}] x) => (float[{sizes}] y) {{ y = Relu(x) }}""")
+    onnx.save(model, "net.onnx")
+    ran = reparam_command("bench", "net.onnx", "--engines", "onnxruntime", "--rounds", "2")
+    assert ran.code == 0, ran.err
+
+
+def two_inputs() -> Any:
+    model = onnx.parser.parse_model("""
+        <ir_version: 8, opset_import: ["" : 17]>
+        net (float[n, 2, h, w] image, float[n, 2, h, w] other) => (float[n, 2, a, b] y)
+        <float[2, 2, 1, 1] k = {1, 2, 3, 4}, float[2] g = {1.5, 2}, float[2] b = {0.5, 1}>
+        {
+            c = Conv(image, k)
+            d = BatchNormalization(c, g, b, b, g)
+            y = Add(d, other)
+        }""")
+    onnx.save(model, "two.onnx")
+    return model
+
+
+@pytest.mark.usefixtures("folder")
+def test_shapes_of_several_inputs_are_given_by_name(reparam_command) -> None:
+    two_inputs()
+    for given in ((), ("image=2x2x5x6", "other=2,2,5,6"), ("other=1,2,5,6",)):
+        options = [word for shape in given for word in ("--shape", shape)]
+        ran = reparam_command("fuse", "two.onnx", "-o", "fused.onnx", *options)
+        assert ran.code == 0, ran.err
+        assert reparam_command("verify", "two.onnx", "fused.onnx", *options).code == 0
+    for wrong in (
+        ("1,2,5,6",), ("absent=1,2,5,6",), ("image=1,2,5,6", "image=1,2,5,6"), ("image=1,2",),
+        ("image=",), ("=1,2,5,6",), ("image=1,2,5,6", "other=1,2,9,9"),
+    ):  # fmt: skip
+        options = [word for shape in wrong for word in ("--shape", shape)]
+        ran = reparam_command("fuse", "two.onnx", "-o", "fused.onnx", *options)
+        assert ran.code == 2, (wrong, ran.err)
+        assert "input_shapes" not in ran.err
+        assert "check=" not in ran.err
+
+
+@pytest.mark.usefixtures("folder")
+def test_a_file_is_written_without_a_comparison_where_that_is_asked_for(
+    reparam_command,
+) -> None:
+    two_inputs()
+    ran = reparam_command("fuse", "two.onnx", "-o", "fused.onnx", "--no-check")
+    assert ran.code == 0, ran.err
+    assert "not compared" in ran.out
+    told = reparam_command("fuse", "two.onnx", "-o", "fused.onnx", "--no-check", "--json").json
+    assert "verdict" not in told
+    assert told["after"] == {"Conv": 1, "Add": 1}
+
+
+@pytest.mark.usefixtures("folder")
+def test_the_option_that_folds_weights_listed_as_inputs_is_named(
+    reparam_command,
+) -> None:
+    model = two_inputs()
+    for tensor in model.graph.initializer:
+        model.graph.input.append(
+            onnx.helper.make_tensor_value_info(tensor.name, 1, list(tensor.dims))
+        )
+    onnx.save(model, "listed.onnx")
+    assert "--freeze-inputs" in reparam_command("plan", "listed.onnx").out
+    ran = reparam_command("fuse", "listed.onnx", "-o", "fused.onnx")
+    assert ran.code == 0, ran.err
+    assert "--freeze-inputs" in ran.out
+    told = reparam_command("fuse", "listed.onnx", "-o", "f.onnx", "--freeze-inputs", "--json").json
+    assert told["after"] == {"Conv": 1, "Add": 1}
+
+
+def test_options_for_files_are_refused_for_models(reparam_command, tiny: str) -> None:
+    for option in (("--no-check",), ("--freeze-inputs",), ("--shape", "x=1,3,8,8")):
+        ran = reparam_command("fuse", f"{tiny}:net", "-o", "net.onnx", *option)
+        assert ran.code == 2, ran.err

@@ -22,10 +22,11 @@ from reparam.cli.options import (
     ModelArgument,
     NumClassesOption,
     OutFileOption,
-    ShapeOption,
+    ShapesOption,
     WeightsOption,
     inputs_from,
     refuse_for_files,
+    refuse_names,
 )
 from reparam.cli.plan_command import plan_as_dict
 from reparam.cli.targets import Inputs, example_inputs, load_model
@@ -34,6 +35,7 @@ from reparam.errors import InputError
 from reparam.exporting import ExportResult
 from reparam.exporting.formats import find_format
 from reparam.fusing import fuse_onnx_file
+from reparam.reasons import Why
 
 __all__ = ["fuse"]
 
@@ -47,16 +49,29 @@ BackendOption = Annotated[
 ]
 
 
+CheckOption = Annotated[
+    bool,
+    typer.Option("--check/--no-check", help="Compare an ONNX file with what it becomes."),
+]
+
+FreezeOption = Annotated[
+    bool,
+    typer.Option("--freeze-inputs", help="Take defaults of an ONNX file's inputs for good."),
+]
+
+
 def fuse(  # noqa: PLR0913 - one argument for each option
     model: ModelArgument,
     *,
     out: OutFileOption,
     weights: WeightsOption = None,
-    shape: ShapeOption = None,
+    shape: ShapesOption = None,
     input_size: InputSizeOption = None,
     num_classes: NumClassesOption = None,
     fixed: FixedOption = False,
     backend: BackendOption = None,
+    check: CheckOption = True,
+    freeze_inputs: FreezeOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Fold MODEL and write it to OUT, once it is shown to compute what MODEL computes."""
@@ -66,8 +81,14 @@ def fuse(  # noqa: PLR0913 - one argument for each option
     if is_onnx(model):
         unfit = {"weights": weights, "num_classes": num_classes, "backend": backend}
         refuse_for_files(model, **unfit, fixed=fixed or None)
-        _fuse_file(terminal, model, out, inputs, as_json=as_json)
+        _fuse_file(
+            terminal, model, out, inputs, as_json=as_json, check=check, freeze_inputs=freeze_inputs
+        )
         return
+    refuse_names(model, inputs)
+    if freeze_inputs or not check:
+        option = "--freeze-inputs" if freeze_inputs else "--no-check"
+        raise InputError(f"{option} is for ONNX files, and {model} is none; leave it out")
     loaded = load_model(model, weights, num_classes=num_classes)
     sample = example_inputs(loaded, inputs)
     with terminal.progress(f"Fusing {model}") as update, warnings_noted(terminal):
@@ -136,13 +157,24 @@ def _counts(model: nn.Module, sample: torch.Tensor) -> dict[str, int]:
     }
 
 
-def _fuse_file(terminal: Terminal, model: str, out: Path, inputs: Inputs, *, as_json: bool) -> None:
+def _fuse_file(
+    terminal: Terminal,
+    model: str,
+    out: Path,
+    inputs: Inputs,
+    *,
+    as_json: bool,
+    check: bool,
+    freeze_inputs: bool,
+) -> None:
     """Fold an ONNX file into another, compared in ONNX Runtime before it takes its place."""
     if not is_onnx(str(out)):
         raise InputError(f"an ONNX file is fused into an ONNX file; give -o a name.onnx, not {out}")
     with terminal.progress(f"Fusing {model}"), warnings_noted(terminal):
         shapes = input_shapes(model, read(model), inputs)
-        fused = fuse_onnx_file(model, out, input_shapes=shapes)
+        fused = fuse_onnx_file(
+            model, out, input_shapes=shapes, check=check, freeze_inputs=freeze_inputs
+        )
     verdict = fused.verdict
     if as_json:
         told = {"model": model, "before": fused.before, "after": fused.after}
@@ -156,9 +188,15 @@ def _fuse_file(terminal: Terminal, model: str, out: Path, inputs: Inputs, *, as_
     totals = (f"{sum(fused.before.values()):,}", f"{sum(fused.after.values()):,}")
     rows.append(("operations in all", *totals))
     terminal.table(f"Fused {model}", ("", "before", "after"), rows)
+    for note in fused.plan.notes:
+        terminal.hint("Note:", note)
     _tell_refusals(terminal, fused.plan)
+    if any(refusal.reason.kind is Why.OVERRIDABLE for refusal in fused.plan.refusals):
+        terminal.hint("Note:", "weights of it are inputs, too; add --freeze-inputs to fold them")
     terminal.done(f"Wrote {out} ({fused.size_bytes / 1e6:.1f} MB)")
-    if verdict is not None:
+    if verdict is None:
+        terminal.hint("Note:", "it was not compared with the original")
+    else:
         terminal.done(
             f"It is equal in ONNX Runtime: largest difference {verdict.max_abs:.1e}, where "
             f"rounding explains {verdict.tolerance:.1e}"

@@ -5,18 +5,23 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import torch
+
 import reparam
 from reparam._optional import require
+from reparam.cli.targets import Inputs
 from reparam.errors import InputError
 from reparam.fusing.onnx_compare import compare_onnx_files
 from reparam.fusing.onnx_file import read_onnx_file
+from reparam.fusing.onnx_samples import input_sizes, random_input
+from reparam.graph.onnx_inputs import declared_sizes, required_inputs
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from onnx import ModelProto
 
-    from reparam.cli.targets import Inputs
-
-__all__ = ["input_shapes", "is_onnx", "read", "verify_files"]
+__all__ = ["example", "fixed_batch", "input_shapes", "is_onnx", "read", "taken_by", "verify_files"]
 
 
 def is_onnx(name: str) -> bool:
@@ -43,23 +48,83 @@ def input_shapes(name: str, model: ModelProto, inputs: Inputs) -> dict[str, tupl
     """What --shape and --input-size say about the inputs of a file; empty if nothing.
 
     Raises:
-        InputError: --shape is given and the file has several inputs.
+        InputError: --shape without a name is given and the file has several inputs, or it takes
+            no such size.
     """
-    stored = {tensor.name for tensor in model.graph.initializer}
-    declared = [value for value in model.graph.input if value.name not in stored]
+    declared = {value.name: declared_sizes(value) for value in required_inputs(model)}
+    found = dict(inputs.named)
     if inputs.shape is not None:
         if len(declared) != 1:
+            names = ", ".join(declared)
             raise InputError(
-                f"{name} has {len(declared)} inputs, and --shape is for one; leave it out"
+                f"{name} has {len(declared)} inputs ({names}); give a shape by name, as in "
+                f"--shape {next(iter(declared), 'NAME')}={','.join(map(str, inputs.shape))}"
             )
-        return {declared[0].name: inputs.shape}
-    if inputs.size is None:
-        return {}
-    sizes = {value.name: value.type.tensor_type.shape.dim for value in declared}
-    return {
-        key: tuple(dim.dim_value or (inputs.size if axis else 1) for axis, dim in enumerate(dims))
-        for key, dims in sizes.items()
-    }
+        found |= dict.fromkeys(declared, inputs.shape)
+    if inputs.size is not None:
+        for key, sizes in declared.items():
+            if key not in found and sizes:
+                found[key] = _shape(name, sizes, Inputs(size=inputs.size))
+    return found
+
+
+def example(name: str, inputs: Inputs) -> torch.Tensor:
+    """An input for a file: of the shape that it declares or was asked for; 224 pixels if neither.
+
+    Raises:
+        InputError: it is missing or no whole ONNX model, has several inputs, or takes other shapes.
+    """
+    model = read(name)
+    declared = required_inputs(model)
+    if len(declared) != 1:
+        raise InputError(f"{name} has {len(declared)} inputs; only files with one can be measured")
+    shape = _shape(name, input_sizes(model, declared[0]), inputs)
+    return random_input(declared[0], shape, torch.Generator().manual_seed(0))
+
+
+def taken_by(name: str, inputs: Inputs) -> Inputs:
+    """What was said about the input, and what a file says that takes one size alone.
+
+    Raises:
+        InputError: the two differ, or the file is no whole ONNX model.
+    """
+    declared = required_inputs(read(name))
+    sizes = declared_sizes(declared[0]) if len(declared) == 1 else None
+    if not any(isinstance(size, int) for size in (sizes or [])[2:]):
+        return inputs
+    return Inputs(shape=_shape(name, sizes or [], inputs))
+
+
+def fixed_batch(name: str) -> int | None:
+    """The number of images that a file takes at a call, if it takes no other.
+
+    Raises:
+        InputError: it is missing, or no whole ONNX model.
+    """
+    declared = required_inputs(read(name))
+    sizes = declared_sizes(declared[0]) if declared else None
+    return sizes[0] if sizes and isinstance(sizes[0], int) else None
+
+
+def _shape(name: str, sizes: Sequence[int | str | None], inputs: Inputs) -> tuple[int, ...]:
+    """What was asked for, and what a file declares where nothing was."""
+    asked = inputs.shape or (None, None, *(inputs.size,) * (len(sizes) - 2))[: len(sizes)]
+    takes = [size if isinstance(size, int) else None for size in sizes]
+    if len(asked) != len(takes) or any(
+        want not in {None, have} for want, have in zip(asked, takes, strict=True) if have
+    ):
+        shown = ",".join(str(size or "N") for size in takes)
+        raise InputError(
+            f"{name} takes inputs of the shape {shown} (N: any number); give such a --shape, or "
+            f"leave it and --input-size out"
+        )
+    return tuple(
+        want or have or (_SIDE if axis else 1)
+        for axis, (want, have) in enumerate(zip(asked, takes, strict=True))
+    )
+
+
+_SIDE = 224
 
 
 def verify_files(reference: str, candidate: str, inputs: Inputs) -> reparam.Verdict:

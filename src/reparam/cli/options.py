@@ -19,9 +19,11 @@ __all__ = [
     "NumClassesOption",
     "OutFileOption",
     "ShapeOption",
+    "ShapesOption",
     "WeightsOption",
     "inputs_from",
     "refuse_for_files",
+    "refuse_names",
 ]
 
 _MODEL = "repvgg_a0, timm:NAME, torchvision:NAME, package.module:factory or net.onnx"
@@ -38,6 +40,14 @@ NumClassesOption = Annotated[
 ShapeOption = Annotated[
     str | None,
     typer.Option("--shape", metavar="N,C,H,W", help="Shape of the example input, batch included."),
+]
+ShapesOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--shape",
+        metavar="[NAME=]N,C,H,W",
+        help="Shape of the example input, batch included; one for each input of an ONNX file.",
+    ),
 ]
 InputSizeOption = Annotated[
     int | None,
@@ -72,10 +82,36 @@ def refuse_for_files(model: str, **options: object) -> None:
             raise InputError(f"{model} is a file with its own weights; leave --{option} out")
 
 
-def inputs_from(shape: str | None, input_size: int | None) -> Inputs:
+def inputs_from(shape: str | list[str] | None, input_size: int | None) -> Inputs:
     """What the two options say about the input together.
 
     Raises:
-        InputError: the shape is none.
+        InputError: a shape is none, or one is given twice.
     """
-    return Inputs(shape=parse_shape(shape) if shape is not None else None, size=input_size)
+    texts = [shape] if isinstance(shape, str) else shape or []
+    named: dict[str, tuple[int, ...]] = {}
+    alone = None
+    for text in texts:
+        name, equals, sizes = text.rpartition("=")
+        if name in named or (not equals and alone is not None):
+            raise InputError(f"--shape {text} is the second one for the same input; give one each")
+        if equals:
+            named[name] = parse_shape(sizes)
+        else:
+            alone = parse_shape(sizes)
+    return Inputs(shape=alone, size=input_size, named=named)
+
+
+def refuse_names(model: str, inputs: Inputs) -> None:
+    """Refuse shapes of inputs by name, where MODEL is no ONNX file.
+
+    Raises:
+        InputError: there are some.
+    """
+    if inputs.named:
+        name, shape = next(iter(inputs.named.items()))
+        sizes = ",".join(map(str, shape))
+        raise InputError(
+            f"--shape {name}={sizes} is for an input of an ONNX file, and {model} is none; "
+            f"give --shape {sizes}"
+        )

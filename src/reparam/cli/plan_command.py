@@ -19,6 +19,7 @@ from reparam.cli.options import (
 )
 from reparam.cli.targets import example_inputs, load_model
 from reparam.cli.terminal import Terminal
+from reparam.reasons import Why
 
 __all__ = ["plan", "plan_as_dict"]
 
@@ -54,6 +55,8 @@ def plan(
         given = "" if weights is None else f"--weights {weights} "
         command = f"reparam fuse {model} {given}{inputs.as_options()}-o {out}"
         terminal.hint("Next:", command)
+    elif any(refusal.reason.kind is Why.OVERRIDABLE for refusal in found.refusals):
+        terminal.hint("Next:", f"reparam fuse {model} --freeze-inputs -o {out}")
 
 
 def plan_as_dict(found: reparam.Plan) -> dict[str, object]:

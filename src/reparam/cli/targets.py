@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,7 +17,7 @@ from reparam.exporting import read_metadata
 from reparam.models import resolve
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
 __all__ = [
     "Inputs",
@@ -35,10 +35,11 @@ _SEED = 0
 
 @dataclass(frozen=True)
 class Inputs:
-    """What was said about the input: a whole shape, or the side of square images."""
+    """What was said about the input: a whole shape, the side of square images, shapes by name."""
 
     shape: tuple[int, ...] | None = None
     size: int | None = None
+    named: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
 
     def as_options(self) -> str:
         """The same, as it is written on the command line; ends with a space if there is any."""

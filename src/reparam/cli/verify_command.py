@@ -11,15 +11,16 @@ import typer
 
 import reparam
 from reparam.cli.notes import warnings_noted
-from reparam.cli.onnx_files import is_onnx, verify_files
+from reparam.cli.onnx_files import is_onnx, taken_by, verify_files
 from reparam.cli.options import (
     InputSizeOption,
     JsonOption,
     NumClassesOption,
-    ShapeOption,
+    ShapesOption,
     WeightsOption,
     inputs_from,
     refuse_for_files,
+    refuse_names,
 )
 from reparam.cli.targets import Loaded, example_inputs, load_model
 from reparam.cli.terminal import Terminal
@@ -53,7 +54,7 @@ def verify(  # noqa: PLR0913 - one argument for each option
     *,
     weights: WeightsOption = None,
     candidate_weights: CandidateWeightsOption = None,
-    shape: ShapeOption = None,
+    shape: ShapesOption = None,
     input_size: InputSizeOption = None,
     num_classes: NumClassesOption = None,
     as_json: JsonOption = False,
@@ -73,7 +74,10 @@ def verify(  # noqa: PLR0913 - one argument for each option
             verdict = verify_files(reference, candidate, inputs)
         origin = reference
     else:
+        refuse_names(reference, inputs)
         loaded = load_model(reference, weights, num_classes=num_classes)
+        if is_onnx(candidate) and Path(candidate).is_file():
+            inputs = taken_by(candidate, inputs)
         sample = example_inputs(loaded, inputs)
         with terminal.progress(f"Comparing {candidate} with {reference}"), warnings_noted(terminal):
             run = _runnable(loaded, candidate, candidate_weights, num_classes)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from reparam._optional import require
+from reparam._spelling import advice
 from reparam.errors import InputError, VerificationError
 from reparam.fusing.onnx_samples import samples
 from reparam.graph.onnx_inputs import open_sizes
@@ -85,7 +86,7 @@ def compare_onnx_files(
         msg = (
             f"how many results {reference.name} gives depends on its rounding (as that of boxes "
             f"behind a non-maximum suppression does), so files cannot be compared by them; fuse "
-            f"the net without that step, or write without this comparison with check=False"
+            f"the net without that step{_no_comparison()}"
         )
         raise InputError(msg)
     shapes = [[tuple(value.shape) for value in values] for values in (expected, found)]
@@ -114,7 +115,7 @@ def _check_telling(reference: Path, expected: Sequence[Tensor], control: float) 
     if _FACTOR * control > _MOST * largest:
         msg = (
             f"nothing can be shown for {reference.name}: rounding alone changes its results by up "
-            f"to {control:.1e}, the largest of which is {largest:.1e}{_NO_COMPARISON}"
+            f"to {control:.1e}, the largest of which is {largest:.1e}{_no_comparison()}"
         )
         raise VerificationError(msg)
 
@@ -142,7 +143,7 @@ def _first_run(
     try:
         session = _Session(path)
     except Exception as error:
-        msg = f"ONNX Runtime does not load {path.name}: {_first_line(error)}{_NO_COMPARISON}"
+        msg = f"ONNX Runtime does not load {path.name}: {_first_line(error)}{_no_comparison()}"
         raise InputError(msg) from error
     failure: tuple[dict[str, Tensor], Exception] | None = None
     for feeds in samples(model, shapes):
@@ -154,12 +155,15 @@ def _first_run(
     tried = ", ".join(f"{name} {tuple(value.shape)}" for name, value in failure[0].items())
     msg = (
         f"ONNX Runtime does not run {path.name} on inputs of shape {tried}: "
-        f"{_first_line(failure[1])}. Give shapes that it takes with input_shapes{_NO_COMPARISON}"
+        f"{_first_line(failure[1])}"
+        f"{advice('. Give shapes that it takes with {input_shapes}', input_shapes=...)}"
+        f"{_no_comparison()}"
     )
     raise InputError(msg) from failure[1]
 
 
-_NO_COMPARISON = ", or write without this comparison with check=False"
+def _no_comparison() -> str:
+    return advice(", or write without this comparison with {check}", check=False)
 
 
 def _first_line(error: Exception) -> str:

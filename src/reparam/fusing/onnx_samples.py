@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from reparam._spelling import advice
 from reparam.errors import InputError
 from reparam.graph.onnx_inputs import declared_sizes, required_inputs
 from reparam.graph.onnx_tensors import FLOATS, from_array, onnx_module
@@ -16,7 +17,7 @@ from reparam.graph.onnx_tensors import FLOATS, from_array, onnx_module
 if TYPE_CHECKING:
     from onnx import ModelProto, NodeProto, ValueInfoProto
 
-__all__ = ["samples"]
+__all__ = ["input_sizes", "random_input", "samples"]
 
 _SIZES = (64, 224, 32, 28, 128, 256, 299, 320, 384, 448, 512, 640)
 """Sizes to try, in turn, for dimensions that a file leaves open; most files take the first."""
@@ -50,7 +51,10 @@ def samples(model: ModelProto, given: Mapping[str, Sequence[int]]) -> Iterator[d
         names = ", ".join(repr(name) for name in inputs)
         msg = f"the file has no input {unknown[0]!r}; its inputs are {names}"
         raise InputError(msg)
-    declared = {name: _sizes(model, value, given.get(name)) for name, value in inputs.items()}
+    declared: dict[str, Sizes] = {
+        name: list(given[name]) if name in given else input_sizes(model, value)
+        for name, value in inputs.items()
+    }
     tried: set[tuple[tuple[int, ...], ...]] = set()
     beside = [size for sizes in declared.values() for size in sizes[2:] if isinstance(size, int)]
     sizes = dict.fromkeys((*beside, *_SIZES))
@@ -59,21 +63,26 @@ def samples(model: ModelProto, given: Mapping[str, Sequence[int]]) -> Iterator[d
         if tuple(shapes.values()) not in tried:
             tried.add(tuple(shapes.values()))
             generator = torch.Generator().manual_seed(0)
-            yield {name: _sample(inputs[name], shape, generator) for name, shape in shapes.items()}
+            yield {
+                name: random_input(inputs[name], shape, generator) for name, shape in shapes.items()
+            }
 
 
-def _sizes(model: ModelProto, value: ValueInfoProto, given: Sequence[int] | None) -> Sizes:
-    """The sizes of an input: given, declared, or needed by what reads it."""
-    if given is not None:
-        return list(given)
+def input_sizes(model: ModelProto, value: ValueInfoProto) -> Sizes:
+    """The sizes of an input, declared or needed by what reads it: numbers, names, or None.
+
+    Raises:
+        InputError: It is no tensor, or nothing tells how many dimensions it has.
+
+    """
     if not value.type.tensor_type.elem_type:
         msg = f"the input {value.name!r} is no tensor; files with such inputs cannot be compared"
         raise InputError(msg)
     declared, needed = declared_sizes(value), _needed(model, value.name)
     if declared is None and needed is None:
         msg = (
-            f"the file does not say how many dimensions the input {value.name!r} has; give its "
-            f"shape"
+            f"the file does not say how many dimensions the input {value.name!r} has"
+            f"{advice('; give its shape with {input_shapes}', input_shapes=...)}"
         )
         raise InputError(msg)
     if needed is None or (declared is not None and len(declared) != len(needed)):
@@ -138,7 +147,10 @@ def _layer_sizes(node: NodeProto, shapes: Mapping[str, tuple[int, ...]], name: s
     return [None, channels, *(None,) * (len(kernel) - 2)]
 
 
-def _sample(value: ValueInfoProto, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
+def random_input(
+    value: ValueInfoProto, shape: tuple[int, ...], generator: torch.Generator
+) -> Tensor:
+    """Random numbers of the type that an input is declared to have; integers are 0 and 1."""
     kind = value.type.tensor_type.elem_type
     if kind in FLOATS:
         return torch.randn(shape, generator=generator).to(FLOATS[kind])

@@ -21,6 +21,7 @@ from reparam.cli.bench.blocks import count_blocks
 from reparam.cli.bench.request import Request
 from reparam.cli.counts import counted
 from reparam.cli.notes import warnings_noted
+from reparam.cli.onnx_files import example, fixed_batch, is_onnx
 from reparam.cli.targets import Inputs, example_inputs, load_model
 from reparam.cli.terminal import Terminal
 from reparam.errors import InputError
@@ -52,6 +53,7 @@ def measure(request: Request, terminal: Terminal, weights: Path | None = None) -
     """
     start = time.perf_counter()
     load = _load(terminal, request)
+    request = _at_fixed_batch(request, terminal)
     subjects, sample = _subjects(request, terminal, weights)
     cases = len(subjects) * len(request.engines) * len(request.precisions)
     cases *= len(request.batches) * len(request.threads)
@@ -81,6 +83,22 @@ def measure(request: Request, terminal: Terminal, weights: Path | None = None) -
     if request.figure1:
         about["memory"] = [asdict(record) for record in count_blocks()]
     return replace(result, settings=result.settings | about)
+
+
+def _at_fixed_batch(request: Request, terminal: Terminal) -> Request:
+    """Measure at the batch that a file of fixed shape takes alone, if no other was asked for."""
+    files = (name for name in request.models if is_onnx(name) and Path(name).is_file())
+    fixed = {name: batch for name in files if (batch := fixed_batch(name)) is not None}
+    if not fixed or set(request.batches) == set(fixed.values()):
+        return request
+    name, batch = next(iter(fixed.items()))
+    if len(set(fixed.values())) > 1 or request.batches != (1,):
+        raise InputError(
+            f"{name} takes {batch} inputs a call and no other number; give --batches {batch}, and "
+            f"no file that takes another number"
+        )
+    terminal.note(f"note: {name} takes {batch} inputs a call, so that is measured")
+    return replace(request, batches=(batch,))
 
 
 def _load(terminal: Terminal, request: Request) -> float | None:
@@ -123,8 +141,12 @@ def _subjects(
         for number, name in enumerate(request.models):
             update(number, len(request.models), name)
             if is_file(name):
-                sample = _random_image(inputs) if sample is None else sample
-                subjects.append(_Subject(name, _existing(name), model_details(Path(name).name)))
+                path = _existing(name)
+                taken = example(name, inputs) if is_onnx(name) else None
+                if sample is None:
+                    sample = _random_image(inputs) if taken is None else taken
+                    inputs = Inputs(shape=tuple(sample.shape))
+                subjects.append(_Subject(name, path, model_details(path.name)))
                 continue
             loaded = load_model(name, weights)
             taken = example_inputs(loaded, inputs)
