@@ -24,7 +24,7 @@ from reparam.pruning.result import Kept
 from reparam.verifying import call
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
 __all__ = ["Group", "Member", "Removed", "copied", "cut", "find_groups", "masked"]
 
@@ -93,10 +93,19 @@ def find_groups(
     graph = _dependencies(shadow, inputs)
     paths = {id(module): name for name, module in shadow.named_modules()}
     order = {name: position for position, name in enumerate(paths.values())}
-    groups, kept = [], []
-    convs = graph.get_all_groups(root_module_types=(_ConvNd,))
-    for found in sorted(convs, key=lambda group: order[paths[id(_target(group[0]))]]):
+    groups: list[Group] = []
+    kept: list[Kept] = []
+    seen: set[str] = set()
+    for root, layer in shadow.named_modules():
+        if not isinstance(layer, _ConvNd) or layer not in graph.module2node or root in seen:
+            continue
+        try:
+            found = _followed(graph, layer, range(layer.out_channels))
+        except Exception as error:  # noqa: BLE001 (Torch-Pruning's arithmetic on indices of any net)
+            kept.append(Kept(root, f"{_UNFOLLOWED}: {str(error).partition(chr(10))[0]}"))
+            continue
         group = _read(graph, found, paths, order)
+        seen |= {member.name for member in group.members if member.role != "in"}
         why = _objection(shadow, found, group, keep)
         if why:
             kept.append(Kept(group.root, why))
@@ -105,14 +114,23 @@ def find_groups(
     return groups, kept
 
 
+_UNFOLLOWED = "its channels cannot be followed through what reads them"
+
+
+def _followed(graph: Any, layer: _ConvNd, channels: Iterable[int]) -> Any:
+    """What has to go with channels of a layer, as Torch-Pruning's dependency graph says."""
+    function = graph.get_pruner_of_module(layer).prune_out_channels
+    return graph.get_pruning_group(layer, function, list(channels))
+
+
 def cut(model: nn.Module, inputs: Any, removed: Removed) -> nn.Module:
     """Return a copy of the net without those channels; ``model`` is only read."""
     smaller = copied(model)
     graph = _dependencies(smaller, inputs)
     for root, channels in removed.items():
         layer = smaller.get_submodule(root)
-        function = graph.get_pruner_of_module(layer).prune_out_channels
-        graph.get_pruning_group(layer, function, channels.tolist()).prune()
+        assert isinstance(layer, _ConvNd)  # noqa: S101 (roots of groups are convolutions)
+        _followed(graph, layer, channels.tolist()).prune()
     for name, parameter in model.named_parameters():
         smaller.get_parameter(name).requires_grad_(parameter.requires_grad)
     return smaller
@@ -160,16 +178,35 @@ def _dependencies(model: nn.Module, inputs: Any) -> Any:
     """Trace a copy of a net; its parameters need gradients, for autograd is what is followed."""
     pruning = require("torch_pruning", extra="prune", purpose="Pruning")
     model.requires_grad_(True)
+    graph = pruning.DependencyGraph()
     with torch.enable_grad(), _without_warnings():
         try:
-            return pruning.DependencyGraph().build_dependency(
-                model, inputs, forward_fn=call, verbose=False
-            )
+            return graph.build_dependency(model, inputs, forward_fn=call, verbose=False)
         except Exception as error:
+            if getattr(graph, "module2node", None):
+                # All is known but how some operations move channels: whoever meets these stays.
+                _map_indices(graph)
+                return graph
             raise UnsupportedModelError(
                 f"the channels of this {type(model).__name__} cannot be followed: {error}; needed "
                 f"is a net that autograd can trace on the example inputs"
             ) from error
+
+
+def _map_indices(graph: Any) -> None:
+    """Say how operations move channels, each by itself, where saying it of all at once fails.
+
+    Those of which it cannot be said count as moving none; what reads channels through them is then
+    found to lose others than it has, or to compute something else.
+    """
+    mapping = require("torch_pruning.dependency.index_mapping", extra="prune", purpose="Pruning")
+    for node in graph.module2node.values():
+        update = getattr(mapping, f"update_{node.type.name.lower()}_index_mapping", None)
+        try:
+            if update is not None:
+                update(graph, node)
+        except Exception:  # noqa: BLE001 (arithmetic on whatever the net's operations saved)
+            node.type = type(node.type).ELEMENTWISE
 
 
 @contextmanager
@@ -218,17 +255,40 @@ def _objection(shadow: nn.Module, found: Any, group: Group, keep: Sequence[str])
     ends = any(isinstance(_target(item), outputs._OutputOp) for item in found)  # noqa: SLF001
     if ends or not group.having("in"):
         return "its channels are an output of the net"
+    modules = dict(shadow.named_modules())
+    for member in group.members:
+        wide = _width(modules.get(member.name), member.role)
+        if wide is not None and not _covers(member, group.width, wide):
+            return (
+                f"{_UNFOLLOWED}: those that {member.name} has ({wide}) are not the ones it would "
+                f"lose (as behind unequal splits, gated units, and channels moved into positions)"
+            )
     named = [m.name for m in group.members if m.role != "in" and m.name in keep]
     if named:
         return f"{named[0]} is to be kept"
     if group.width % group.folds:
         return f"its {group.width} channels do not split into {group.folds} groups"
     for member in group.members:
-        module = dict(shadow.named_modules()).get(member.name)
+        module = modules.get(member.name)
         grouped = isinstance(module, _ConvNd) and 1 < module.groups < module.out_channels
         if grouped and not torch.equal(member.roots, member.own):
             return f"the grouped convolution {member.name} sees them in another order"
     return ""
+
+
+def _width(module: nn.Module | None, role: str) -> int | None:
+    """The channels of a layer on the side that a group has hold of."""
+    if isinstance(module, _ConvNd):
+        return module.in_channels if role == "in" else module.out_channels
+    if isinstance(module, nn.Linear):
+        return module.in_features if role == "in" else module.out_features
+    return getattr(module, "num_features", None)
+
+
+def _covers(member: Member, width: int, own: int) -> bool:
+    """Whether a member speaks of channels that there are, each of its own once."""
+    known = member.roots.max() < width and member.own.max() < own if len(member.own) else False
+    return bool(known) and len(member.own.unique()) == len(member.own)
 
 
 def check_keep(model: nn.Module, keep: Sequence[str]) -> None:

@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from reparam.errors import UnsupportedModelError
 from reparam.pruning.graph import cut, masked
 from reparam.pruning.result import Kept
 from reparam.verifying import verify
@@ -44,26 +43,22 @@ def sound_groups(
 ) -> tuple[list[Group], list[Kept]]:
     """Return the groups of which channels can go, and those where something breaks.
 
-    All together are tried first; only if that fails each one alone. What breaks is, for example, a
-    norm over all channels, or a reshape with a number in it.
+    All together are tried first; only if that fails one after the other. What breaks is, for
+    example, a norm over all channels, or a reshape with a number in it.
     """
-    whole = _breaks(model, groups, inputs, removed)
-    if not whole:
+    if not _breaks(model, groups, inputs, removed):
         return list(groups), []
-    sound, kept = [], []
+    sound: list[Group] = []
+    kept: list[Kept] = []
     for group in groups:
-        why = _breaks(model, [group], inputs, {group.root: removed[group.root]})
+        # Together with those that are sound: some break only in company.
+        together = [*sound, group]
+        rest = {member.root: removed[member.root] for member in together}
+        why = _breaks(model, together, inputs, rest)
         if why:
             kept.append(Kept(group.root, why))
         else:
-            sound.append(group)
-    rest = {group.root: removed[group.root] for group in sound}
-    still = _breaks(model, sound, inputs, rest) if sound else ""
-    if still or not kept:
-        raise UnsupportedModelError(
-            f"channels of this {type(model).__name__} can be removed from each layer, but not from "
-            f"all: {still or whole}; name layers to keep with keep=[...]"
-        )
+            sound = together
     return sound, kept
 
 
