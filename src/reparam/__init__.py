@@ -2,7 +2,7 @@
 
 ``plan`` reads a trained multi-branch network, ``fuse`` writes an equal one with the fewest
 convolutions, ``verify`` shows that the two are equal, ``operator`` is the equivalent kernel of a
-block, ``branch`` goes the other way.
+block, ``branch`` goes the other way, ``online`` trains many branches at the price of one.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from reparam.errors import ReparamError, TrainingModeError
     from reparam.exporting import export, read_metadata
     from reparam.fusing import FoldWarning, Plan, Region, fuse, operator, plan
+    from reparam.narrowing import online, online_mode, online_plan
     from reparam.pruning import PruneResult, prune
     from reparam.quantizing import quantize
     from reparam.reasons import Reason, Refusal, Why
@@ -47,6 +48,9 @@ __all__ = [
     "fuse",
     "load_checkpoint",
     "models",
+    "online",
+    "online_mode",
+    "online_plan",
     "operator",
     "pick",
     "plan",
@@ -75,6 +79,9 @@ _HOMES = {
     "export": "reparam.exporting",
     "fuse": "reparam.fusing",
     "load_checkpoint": "reparam.checkpoints",
+    "online": "reparam.narrowing",
+    "online_mode": "reparam.narrowing",
+    "online_plan": "reparam.narrowing",
     "operator": "reparam.fusing",
     "pick": "reparam.benchmarking",
     "plan": "reparam.fusing",

@@ -20,7 +20,7 @@ from torch import fx, nn
 from reparam.errors import UnsupportedModelError
 from reparam.graph.kinds import AnyNorm
 
-__all__ = ["Shell", "build", "rewritten_base"]
+__all__ = ["Shell", "build", "generated_forward", "rewritten_base", "with_forward"]
 
 _FILES = itertools.count()
 _TABLES = ("_modules", "_parameters", "_buffers")
@@ -61,9 +61,9 @@ class Shell:
             self._is_layer = True
             return
         self._is_layer = False
-        source, bindings = _generate(graph)
+        source, bindings = generated_forward(graph)
         base = rewritten_base(type(original))
-        kind = _fused_class(
+        kind = with_forward(
             nn.Module if issubclass(base, _KEEPS_NOTHING) else base, source, bindings
         )
         self.module = kind.__new__(kind)
@@ -191,7 +191,7 @@ def rewritten_base(kind: type[nn.Module]) -> type[nn.Module]:
     return base
 
 
-def _generate(graph: fx.Graph) -> tuple[str, dict[str, Any]]:
+def generated_forward(graph: fx.Graph) -> tuple[str, dict[str, Any]]:
     """Generate the source of a forward and what its global names stand for."""
     for node in graph.nodes:
         node.type = None
@@ -205,7 +205,7 @@ def _generate(graph: fx.Graph) -> tuple[str, dict[str, Any]]:
     return code.src, bindings
 
 
-def _fused_class(base: type[nn.Module], source: str, bindings: dict[str, Any]) -> type[nn.Module]:
+def with_forward(base: type[nn.Module], source: str, bindings: dict[str, Any]) -> type[nn.Module]:
     """Derive a class that differs from ``base`` in its forward alone."""
     names = {
         name: importlib.import_module(value) if kind == "module" else value
@@ -242,5 +242,5 @@ def _reducer(
 
 def _restore(base: type[nn.Module], source: str, bindings: dict[str, Any]) -> nn.Module:
     """Make an empty module of a rewritten class again, for pickle and copy."""
-    kind = _fused_class(base, source, bindings)
+    kind = with_forward(base, source, bindings)
     return kind.__new__(kind)

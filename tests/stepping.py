@@ -1,0 +1,82 @@
+"""Train a net and its online form side by side, and compare all that a step leaves behind."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterable
+
+import torch
+from torch import Tensor, nn
+
+__all__ = ["adamw", "assert_same_state", "randomised", "sgd", "train_both"]
+
+RTOL = 1e-9
+
+
+def sgd(net: nn.Module) -> torch.optim.Optimizer:
+    return torch.optim.SGD(net.parameters(), lr=0.02, momentum=0.9, weight_decay=1e-3)
+
+
+def adamw(net: nn.Module) -> torch.optim.Optimizer:
+    # A large eps: where a gradient is zero but for rounding, AdamW would make a full step of it.
+    return torch.optim.AdamW(net.parameters(), lr=0.01, eps=1e-3)
+
+
+def randomised(net: nn.Module, seed: int = 0) -> nn.Module:
+    """Draw all parameters and statistics anew, in float64; norms of several kinds; train mode."""
+    rng = torch.Generator().manual_seed(seed)
+
+    def draw(like: Tensor, low: float, high: float) -> Tensor:
+        return low + (high - low) * torch.rand(like.shape, generator=rng, dtype=torch.float64)
+
+    net = net.double().train()
+    with torch.no_grad():
+        for parameter in net.parameters():
+            parameter.copy_(draw(parameter, -1, 1) / max(1, parameter[0].numel()) ** 0.5)
+        norms = [m for m in net.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+        for number, norm in enumerate(norms):
+            norm.eps = 10.0 ** -(1 + number % 5)
+            norm.momentum = (0.1, 0.3, None)[number % 3]
+            if norm.affine:
+                norm.weight.copy_(draw(norm.weight, 0.4, 1.6) * (1 - 2 * (number % 2)))
+                norm.bias.copy_(draw(norm.bias, -0.5, 0.5))
+            if norm.running_mean is not None:
+                norm.running_mean.copy_(draw(norm.running_mean, -0.5, 0.5))
+                norm.running_var.copy_(draw(norm.running_var, 0.5, 2))
+    return net
+
+
+def train_both(
+    wide: nn.Module,
+    online: nn.Module,
+    batches: Iterable[Tensor],
+    optimizer: Callable[[nn.Module], torch.optim.Optimizer] = sgd,
+) -> None:
+    """Make the same steps with both nets and expect the same after each, within 1e-9."""
+    nets = (wide, online)
+    optimizers = [optimizer(net) for net in nets]
+    weights: Tensor | None = None
+    for x in batches:
+        outputs = [net(x) for net in nets]
+        if weights is None:
+            weights = torch.randn(outputs[0].shape[1:], dtype=x.dtype)
+        losses = [((y * weights).tanh() + 0.01 * y.square()).mean() for y in outputs]
+        torch.testing.assert_close(losses[1], losses[0], rtol=RTOL, atol=1e-12)
+        for loss, step in zip(losses, optimizers, strict=True):
+            step.zero_grad()
+            loss.backward()
+            step.step()
+        assert_same_state(wide, online)
+
+
+def assert_same_state(wide: nn.Module, online: nn.Module, rtol: float = RTOL) -> None:
+    """Expect the same keys and numbers, relative to the largest of each tensor."""
+    expected, found = wide.state_dict(), online.state_dict()
+    assert list(expected) == list(found)
+    for name, value in expected.items():
+        worst = (value.double() - found[name].double()).abs().max().item()
+        assert worst <= rtol * max(1.0, value.abs().max().item()), f"{name} differs by {worst:.1e}"
+
+
+def copied(net: nn.Module) -> nn.Module:
+    return copy.deepcopy(net)
