@@ -53,6 +53,11 @@ class Why(enum.Enum):
         "input, too; freeze the inputs that have defaults to fold it"
     )
     QUANTISED_WEIGHT = "the weight of its {what} is stored in integers (DequantizeLinear)"
+    TURNED_INPUT = "it reads its input transposed (transA={value})"
+    ADDEND_OF_ROWS = (
+        "it adds a matrix of shape {shape}, whose rows differ; needed one number for each of its "
+        "{outputs} outputs, or one for all"
+    )
     NO_STATISTICS = "its batch norm keeps no running statistics, so it depends on the batch"
     NORM_IN_TRAINING = "its batch norm is in training mode; {remedy}"
     DROPOUT_IN_TRAINING = "its dropout is in training mode; export the model in eval mode"

@@ -55,6 +55,7 @@ class _Runner:
         values = [name for name in names if name not in constants]
         feeds = dict(zip(values, inputs, strict=True))
         feeds |= {name: constants.value(name) for name in names if name in constants}
+        feeds |= self._lifted.stand_ins.get(node.twin_of or node, {})
         return run_nodes(protos, feeds | (replaced or {}), protos[-1].output[0], self._lifted.opset)
 
 

@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from torch import Tensor
+
 from reparam.algebra import Leaf
 from reparam.errors import InexactError
 from reparam.graph.ir import Kind, Node, Program
@@ -51,6 +53,8 @@ class OnnxLifted:
         origin: For every planner node the indices, in ``graph.node``, of what it stands for.
         names: For every planner node the name of its value.
         reads: For every planner node with numbers the constants that it reads.
+        stand_ins: For planner nodes that read numbers which hold for one size of input only: the
+            names of these, and numbers that hold for every size.
         readers: For every value the indices of the operations that read it, once each read.
 
     """
@@ -63,6 +67,7 @@ class OnnxLifted:
     origin: dict[Node, tuple[int, ...]] = field(default_factory=dict)
     names: dict[Node, str] = field(default_factory=dict)
     reads: dict[Node, tuple[str, ...]] = field(default_factory=dict)
+    stand_ins: dict[Node, dict[str, Tensor]] = field(default_factory=dict)
     readers: dict[str, list[int]] = field(default_factory=dict)
 
     def nodes_of(self, node: Node) -> list[NodeProto]:

@@ -66,12 +66,13 @@ def gemm(lifter: OnnxLifter, proto: NodeProto) -> Node | None:
     given, constants = attributes(proto), lifter.constants
     weight, bias = proto.input[1], _bias(lifter, proto, 2)
     if given.get("transA", 0):
-        return None
+        return lifter.opaque(proto, Why.TURNED_INPUT(value=1))
     turned, alpha, beta = given.get("transB", 0), given.get("alpha", 1.0), given.get("beta", 1.0)
     shape = constants.shape(weight)
     rows, columns = shape if turned else shape[::-1]
     if bias is not None and constants.shape(bias) not in {(), (1,), (rows,), (1, rows), (1, 1)}:
-        return None
+        found = str(constants.shape(bias))
+        return lifter.opaque(proto, Why.ADDEND_OF_ROWS(shape=found, outputs=rows))
     geometry = algebra.conv_geometry((rows, columns), bias=bias is not None)
 
     def read() -> tuple[Tensor, Tensor | None]:

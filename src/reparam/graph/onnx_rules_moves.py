@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import torch
+
 from reparam import algebra
 from reparam.algebra import AffineConv, Leaf, Rows
 from reparam.graph.ir import Node
@@ -122,19 +124,22 @@ def slice_(lifter: OnnxLifter, proto: NodeProto) -> Node | None:
     )
     assert starts is not None  # noqa: S101 (a required input)
     assert ends is not None  # noqa: S101 (a required input)
-    pairs = [(0, 0)] * len(shape)
+    pairs, behind = [(0, 0)] * len(shape), list(ends)
     for k, (start, end) in enumerate(zip(starts, ends, strict=True)):
         position = (axes[k] if axes else k) % len(shape)
         size, step = shape[position], steps[k] if steps else 1
         if isinstance(size, int) and 0 <= end < size:
-            end -= size  # noqa: PLW2901 (the same end, counted from behind)
+            behind[k] = end = end - size  # noqa: PLW2901 (the same end, counted from behind)
         beyond = end > 2**31 - 2 or (isinstance(size, int) and end >= size)
         if step != 1 or start < 0 or not (beyond or end < 0):
             return None
         pairs[position] = (-start, 0 if beyond else end)
     if any(pair != (0, 0) for pair in pairs[:2]):
         return None
-    return _zero_pad(lifter, proto, tuple(pairs[2:]))
+    lifted = _zero_pad(lifter, proto, tuple(pairs[2:]))
+    if lifted is not None:
+        lifter.lifted.stand_ins[lifted] = {reads[1]: torch.tensor(behind)}
+    return lifted
 
 
 def pass_on(lifter: OnnxLifter, proto: NodeProto) -> Node | None:

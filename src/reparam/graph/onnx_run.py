@@ -63,7 +63,8 @@ def _without(node: NodeProto, name: str) -> NodeProto:
 def _transposed(node: NodeProto, feeds: Mapping[str, Tensor], opset: int) -> Tensor:
     """Run a transposed convolution group by group: onnx's reference mixes its groups up."""
     count = next((a.i for a in node.attribute if a.name == "group"), 1)
-    plain = _without(node, "group")
+    # An output_shape holds for one size of input only; it says what is cut off, not what is there.
+    plain = _without(_without(node, "group"), "output_shape")
     axes = dict(zip(node.input, (1, 0, 0), strict=False))
     parts = [
         {name: value.chunk(count, axes[name])[k].contiguous() for name, value in feeds.items()}

@@ -195,6 +195,12 @@ def _dearer_at_borders(candidate: Candidate) -> bool:
     return candidate.layer_geometry.weights > sum(late)
 
 
+def _bias_numbers(candidate: Candidate) -> int:
+    """Numbers of the new layer's bias: it may take the place of single ones, for a pass less."""
+    geometry = candidate.layer_geometry
+    return geometry.out_channels if geometry.bias else 0
+
+
 def _pays(candidate: Candidate, candidates: Candidates, veto: Veto) -> bool:
     """Whether a candidate may become a region; notes the reason where it may not."""
     layers = [node for node in candidate.nodes if node.is_mixing and node.stored]
@@ -206,7 +212,7 @@ def _pays(candidate: Candidate, candidates: Candidates, veto: Veto) -> bool:
         reason = Why.MORE_WORK(after=float(after.macs), before=float(before.macs))
     elif _dearer_at_borders(candidate):
         reason = Why.MORE_WORK_AT_BORDERS()
-    elif after.stored > before.stored:
+    elif after.stored - before.stored > _bias_numbers(candidate):
         reason = Why.MORE_NUMBERS(after=after.stored, before=before.stored)
     elif candidate.pads_twice:
         reason = Why.PADS_TWICE(padding=candidate.source.what)
