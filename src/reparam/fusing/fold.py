@@ -208,7 +208,7 @@ def _fold_hosted(lifted: Lifted, region: Candidate, like: Tensor) -> FoldedLayer
     """Fold scales into a layer that only it itself can run, and compare by running it."""
     assert region.expression is not None  # noqa: S101 (regions are never the identity)
     layer = next(n for n in region.nodes if region.source in n.inputs)
-    module: Any = lifted.trace.module(lifted.node_of(layer))
+    module: Any = lifted.host_of(layer)
     op = evaluate(region.expression)
     arguments, _ = layer_arguments(op.geometry)
     twin = copy.deepcopy(module).to(torch.float64)

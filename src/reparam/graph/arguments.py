@@ -11,6 +11,7 @@ from reparam.graph.lift import Lifter
 
 __all__ = [
     "CONVOLUTIONS",
+    "TRANSPOSED",
     "axis_from_readers",
     "bind",
     "channels_of",
@@ -21,6 +22,9 @@ __all__ = [
 
 CONVOLUTIONS: dict[Any, int] = {F.conv1d: 1, F.conv2d: 2, F.conv3d: 3}
 """Functional convolutions and their numbers of spatial dimensions."""
+
+TRANSPOSED: dict[Any, int] = {F.conv_transpose1d: 1, F.conv_transpose2d: 2, F.conv_transpose3d: 3}
+"""The same for transposed ones."""
 
 
 def first(node: fx.Node) -> fx.Node:

@@ -44,6 +44,7 @@ class Lifted:
         program: The planner's program.
         origin: For every planner node the traced node it stands for.
         sources: For every node with numbers the parameters and buffers it reads.
+        hosts: For transposed convolutions that a function runs: the module that does the same.
         mutations: Order, traced node and base of the value that it changes in place.
 
     """
@@ -53,7 +54,13 @@ class Lifted:
     constants: Constants
     origin: dict[Node, fx.Node] = field(default_factory=dict)
     sources: dict[Node, set[Tensor]] = field(default_factory=dict)
+    hosts: dict[Node, nn.Module] = field(default_factory=dict)
     mutations: list[tuple[int, fx.Node, fx.Node]] = field(default_factory=list)
+
+    def host_of(self, node: Node) -> nn.Module:
+        """The module of a layer that only it itself can run."""
+        known = self.hosts.get(node)
+        return self.trace.module(self.node_of(node)) if known is None else known
 
     def node_of(self, node: Node) -> fx.Node:
         """The traced node of a planner node, or of the one that it is a copy of."""

@@ -9,7 +9,7 @@ import torch
 from torch import fx, nn
 from torch.nn import functional as F
 
-from reparam.graph.arguments import CONVOLUTIONS
+from reparam.graph.arguments import CONVOLUTIONS, TRANSPOSED
 from reparam.graph.builtin import is_builtin
 from reparam.graph.hosted import is_hosted
 from reparam.graph.kinds import AnyBatchNorm
@@ -19,6 +19,7 @@ from reparam.graph.rules_layers import (
     batch_norm_module,
     conv_function,
     conv_module,
+    conv_transpose_function,
     hosted_module,
     linear_function,
     linear_module,
@@ -105,6 +106,7 @@ _MODULES: list[tuple[tuple[type[nn.Module], ...], Rule]] = [
 
 _FUNCTIONS: dict[Any, Rule] = {
     **dict.fromkeys(CONVOLUTIONS, conv_function),
+    **dict.fromkeys(TRANSPOSED, conv_transpose_function),
     F.linear: linear_function,
     F.batch_norm: batch_norm_function,
     **dict.fromkeys((operator.add, operator.iadd, torch.add), add),

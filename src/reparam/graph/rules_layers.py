@@ -10,7 +10,7 @@ from torch import Tensor, fx, nn
 
 from reparam import algebra
 from reparam.algebra import AffineConv, Geometry, Leaf, Rows
-from reparam.graph.arguments import bind, first, is_literal, rank_from_readers
+from reparam.graph.arguments import TRANSPOSED, bind, first, is_literal, rank_from_readers
 from reparam.graph.hosted import hosted_geometry, weight_as_rows
 from reparam.graph.ir import Node
 from reparam.graph.kinds import AnyBatchNorm
@@ -28,6 +28,7 @@ __all__ = [
     "batch_norm_module",
     "conv_function",
     "conv_module",
+    "conv_transpose_function",
     "hosted_module",
     "linear_function",
     "linear_module",
@@ -116,6 +117,56 @@ def conv_function(lifter: Lifter, node: fx.Node) -> Node | None:
         dilation=dilation, groups=groups, bias=bias is not None,
     )  # fmt: skip
     return _functional_mixing(lifter, node, geometry, weight, bias)
+
+
+def conv_transpose_function(lifter: Lifter, node: fx.Node) -> Node | None:
+    """``F.conv_transposeNd`` with a constant weight; its output channels can be rescaled."""
+    x, weight, bias, *numbers = bind(
+        node,
+        ("input", "weight", "bias", "stride", "padding", "output_padding", "groups", "dilation"),
+        (None, None, None, 1, 0, 0, 1, 1),
+    )
+    if not constant_weight(lifter, x, weight, bias) or not all(is_literal(v) for v in numbers):
+        return None
+    given = [weight] if bias is None else [weight, bias]
+    reads = {t for value in given for t in lifter.constants.sources(value)}
+    what = f"transposed conv {TRANSPOSED[node.target]}d"
+    if any(not t.is_floating_point() for t in reads if t.dim() > 0):
+        return lifter.opaque(node, Why.NOT_FLOATING(what=what))
+    if not all_finite(reads):
+        return lifter.opaque(node, Why.NOT_FINITE(what=what))
+    values = [lifter.constants.value(value).detach() for value in given]
+    host = _transposed(values[0], None if bias is None else values[1], *numbers)
+    geometry = hosted_geometry(host)
+
+    def load(_rows: Rows | None) -> AffineConv:
+        return AffineConv(geometry, weight_as_rows(host, host.weight), host.bias)
+
+    lifted = lifter.hosted(node, Leaf(geometry, load), what, 1 - host.weight.dim(), reads)
+    lifted.computed = sum(lifter.constants.operations(value) for value in given)
+    lifter.lifted.hosts[lifted] = host
+    return lifted
+
+
+def _transposed(
+    weight: Tensor, bias: Tensor | None, stride: Any, padding: Any, output_padding: Any,
+    groups: int, dilation: Any,
+) -> Any:  # fmt: skip
+    """Make the module of a functional transposed convolution."""
+    size = weight.shape[2:]
+    stride, padding, output_padding, dilation = (
+        algebra.per_dim(value, len(size)) for value in (stride, padding, output_padding, dilation)
+    )
+    kind: Any = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)[len(size) - 1]
+    layer = kind(
+        weight.shape[0], groups * weight.shape[1], tuple(size), stride=stride, padding=padding,
+        output_padding=output_padding, groups=groups, dilation=dilation, bias=bias is not None,
+        device="meta",
+    )  # fmt: skip
+    layer.weight = nn.Parameter(weight)
+    if bias is not None:
+        layer.bias = nn.Parameter(bias)
+    return layer.eval()
 
 
 def linear_function(lifter: Lifter, node: fx.Node) -> Node | None:
