@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,14 +29,22 @@ from reparam.graph.onnx_tensors import (
     onnx_module,
     to_torch,
 )
-from reparam.verifying import Verdict, largest_difference
+from reparam.verifying import (
+    Difference,
+    NothingShownWarning,
+    Verdict,
+    constant_outputs,
+    differences,
+    judge,
+    other_inputs,
+)
 
 if TYPE_CHECKING:
     from types import ModuleType
 
     from onnx import ModelProto, TensorProto
 
-__all__ = ["compare_onnx_files"]
+__all__ = ["compare_onnx_files", "no_comparison"]
 
 _FACTOR = 8.0
 """How many times the original's own rounding error the fused model may differ by."""
@@ -48,6 +58,8 @@ _ARITHMETIC = {
 }  # fmt: skip
 """Operations whose constants are weights; others read sizes, bounds and factors of sizes."""
 
+_LAYERS = {"Conv", "ConvTranspose", "Gemm", "MatMul", "BatchNormalization"}
+
 _PASS_ON = {
     "Identity", "Cast", "Transpose", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Concat",
     "Slice", "Split", "Expand", "DequantizeLinear",
@@ -55,6 +67,7 @@ _PASS_ON = {
 """Operations that weights go through on their way to arithmetic."""
 
 Shapes = Mapping[str, Sequence[int]]
+Feeds = Mapping[str, Tensor]
 
 
 def compare_onnx_files(
@@ -65,6 +78,8 @@ def compare_onnx_files(
     The tolerance is not guessed: it is 8 times the largest of three measured rounding errors of the
     original: its difference from itself with the runtime's graph optimisations switched off, and
     from itself with weights that are changed by up to one unit in the last place, two times anew.
+    Outputs are judged each by its own. One that does not change with the inputs is compared on
+    other inputs, too.
 
     Args:
         reference: The original file.
@@ -78,15 +93,49 @@ def compare_onnx_files(
             depends on rounding, so that there is nothing to compare.
         VerificationError: The two give results of other shapes.
 
+    Warns:
+        NothingShownWarning: No output changes with the inputs.
+
     """
     feeds, expected = _first_run(reference, model, input_shapes or {})
+    verdict, rounding = _judged(reference, candidate, model, feeds, expected)
+    unsound = _unsound(model)
+    if unsound is not None:
+        found = "" if verdict.problem is None else f", and {verdict.problem}"
+        return replace(verdict, problem=f"{unsound}{found}")
+    if not verdict.ok:
+        return verdict
+    session = _Session(reference)
+    constant = constant_outputs(session.run, feeds, expected, rounding)
+    for others in other_inputs(feeds) if constant else ():
+        outputs = session.run(others)
+        elsewhere, rounding = _judged(reference, candidate, model, others, outputs)
+        if not elsewhere.ok and elsewhere.problem is None:
+            return elsewhere
+        constant &= constant_outputs(session.run, others, outputs, rounding)
+        if not constant:
+            break
+    if len(constant) == sum(1 for value in expected if value.numel()):
+        warnings.warn(
+            f"the two files agree, and no output of {reference.name} changes with its inputs by "
+            f"more than rounding does, so that nothing was shown",
+            NothingShownWarning,
+            stacklevel=2,
+        )
+    return verdict
+
+
+def _judged(
+    reference: Path, candidate: Path, model: ModelProto, feeds: Feeds, expected: list[Tensor]
+) -> tuple[Verdict, list[float]]:
+    """Compare the files on some inputs: the worst output's verdict, and each output's tolerance."""
     found = _Session(candidate).run(feeds)
-    control = _rounding(reference, model, feeds, expected)
-    if math.isinf(control):
+    controls = _rounding(reference, model, feeds, expected)
+    if any(math.isinf(control.max_abs) for control in controls):
         msg = (
             f"how many results {reference.name} gives depends on its rounding (as that of boxes "
             f"behind a non-maximum suppression does), so files cannot be compared by them; fuse "
-            f"the net without that step{_no_comparison()}"
+            f"the net without that step{no_comparison()}"
         )
         raise InputError(msg)
     shapes = [[tuple(value.shape) for value in values] for values in (expected, found)]
@@ -96,44 +145,57 @@ def compare_onnx_files(
             f"gives {shapes[0]}"
         )
         raise VerificationError(msg)
-    max_abs = _difference(expected, found)
-    _check_telling(reference, expected, control)
-    scale = max((float(t.abs().max()) for t in expected if t.numel()), default=0.0)
-    return Verdict(max_abs, max_abs / scale if scale else max_abs, _FACTOR * control, control)
+    verdicts = [
+        _telling(judge([left], [right], control, factor=_FACTOR), left)
+        for left, right, control in zip(expected, found, controls, strict=True)
+        if left.numel()
+    ]
+    empty = judge(expected, found, Difference())
+    worst = max(verdicts, key=lambda v: (not v.ok, v.max_abs / (v.tolerance or 1.0)), default=empty)
+    return worst, [_FACTOR * control.max_abs for control in controls]
 
 
-def _difference(expected: Sequence[Tensor], found: Sequence[Tensor]) -> float:
-    """Largest absolute difference; infinite where outputs are of other shapes."""
-    if [value.shape for value in expected] != [value.shape for value in found]:
-        return math.inf
-    return largest_difference(list(expected), list(found))
+def _telling(verdict: Verdict, expected: Tensor) -> Verdict:
+    """A verdict whose tolerance could hide errors shows nothing."""
+    largest = float(expected.abs().max()) if expected.is_floating_point() else math.inf
+    if verdict.problem is not None or verdict.tolerance <= _MOST * largest:
+        return verdict
+    problem = (
+        f"rounding alone changes results by up to {verdict.control:.1e}, where the largest one is "
+        f"{largest:.1e}"
+    )
+    return replace(verdict, problem=problem)
 
 
-def _check_telling(reference: Path, expected: Sequence[Tensor], control: float) -> None:
-    """Refuse a tolerance that errors could hide in."""
-    largest = max((float(t.abs().max()) for t in expected if t.numel()), default=0.0)
-    if _FACTOR * control > _MOST * largest:
-        msg = (
-            f"nothing can be shown for {reference.name}: rounding alone changes its results by up "
-            f"to {control:.1e}, the largest of which is {largest:.1e}{_no_comparison()}"
-        )
-        raise VerificationError(msg)
+def _unsound(model: ModelProto) -> str | None:
+    """Name the first weight of a layer with a number that is not finite."""
+    layers = (node for node in model.graph.node if node.op_type in _LAYERS)
+    read = {name for node in layers for name in node.input}
+    for tensor in model.graph.initializer:
+        weight = tensor.name in read and tensor.data_type in FLOATS
+        if weight and not bool(to_torch(tensor).isfinite().all()):
+            return f"the weight {tensor.name} has numbers that are not finite"
+    return None
 
 
 def _rounding(
-    reference: Path, model: ModelProto, feeds: Mapping[str, Tensor], expected: Sequence[Tensor]
-) -> float:
-    """How far rounding alone brings the original from itself.
+    reference: Path, model: ModelProto, feeds: Feeds, expected: list[Tensor]
+) -> list[Difference]:
+    """How far rounding alone brings each output of the original from itself.
 
     Noise is compared without optimisation on both sides: the runtime's optimiser transposes some
     constants, and would do so with those that are given for them a second time.
     """
     plain = _Session(reference, optimise=False).run(feeds)
-    noisy = (
-        _Session(reference, optimise=False, noise=_Noise(model, seed)).run(feeds)
-        for seed in range(2)
-    )
-    return max(_difference(expected, plain), *(_difference(plain, other) for other in noisy))
+    pairs = [(expected, plain)]
+    for seed in range(2):
+        noise = _Noise(model, seed)
+        pairs.append((plain, _Session(reference, optimise=False, noise=noise).run(feeds)))
+    worst = [Difference()] * len(expected)
+    for left, right in pairs:
+        apart = (differences([a], [b]) for a, b in zip(left, right, strict=True))
+        worst = [known.worse(other) for known, other in zip(worst, apart, strict=True)]
+    return worst
 
 
 def _first_run(
@@ -143,7 +205,7 @@ def _first_run(
     try:
         session = _Session(path)
     except Exception as error:
-        msg = f"ONNX Runtime does not load {path.name}: {_first_line(error)}{_no_comparison()}"
+        msg = f"ONNX Runtime does not load {path.name}: {_first_line(error)}{no_comparison()}"
         raise InputError(msg) from error
     failure: tuple[dict[str, Tensor], Exception] | None = None
     for feeds in samples(model, shapes):
@@ -157,12 +219,13 @@ def _first_run(
         f"ONNX Runtime does not run {path.name} on inputs of shape {tried}: "
         f"{_first_line(failure[1])}"
         f"{advice('. Give shapes that it takes with {input_shapes}', input_shapes=...)}"
-        f"{_no_comparison()}"
+        f"{no_comparison()}"
     )
     raise InputError(msg) from failure[1]
 
 
-def _no_comparison() -> str:
+def no_comparison() -> str:
+    """Advice to do without, where that is on offer."""
     return advice(", or write without this comparison with {check}", check=False)
 
 
@@ -253,7 +316,7 @@ class _Session:
             source, options, providers=["CPUExecutionProvider"]
         )
 
-    def run(self, feeds: Mapping[str, Tensor]) -> list[Tensor]:
+    def run(self, feeds: Feeds) -> list[Tensor]:
         """Results for inputs by name."""
         values = self._session.run(None, {name: as_array(value) for name, value in feeds.items()})
         return [from_array(value) for value in values]

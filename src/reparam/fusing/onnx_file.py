@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from reparam._files import atomic_path
 from reparam.errors import InputError, VerificationError
-from reparam.fusing.onnx_compare import compare_onnx_files
+from reparam.fusing.onnx_compare import compare_onnx_files, no_comparison
 from reparam.fusing.onnx_plan import OnnxPlan, plan_onnx
 from reparam.graph.onnx_inputs import freeze_inputs as frozen
 from reparam.graph.onnx_tensors import MOST_BYTES, bytes_of, onnx_module
@@ -191,6 +191,12 @@ def _write(model: ModelProto, path: Path, *, outside: bool) -> None:
 
 
 def _raise_if_different(verdict: Verdict, source: Path) -> None:
+    if verdict.problem is not None:
+        msg = (
+            f"nothing can be shown for {source.name}, and nothing is written: {verdict.problem}"
+            f"{no_comparison()}"
+        )
+        raise VerificationError(msg)
     if not verdict.ok:
         msg = (
             f"fusing {source.name} would change what it returns by {verdict.max_abs:.1e} in ONNX "
