@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from reparam.benchmarking import benchmark, pick
     from reparam.branching import branch
     from reparam.checkpoints import load_checkpoint
+    from reparam.diffing import Difference, diff
     from reparam.errors import ReparamError, TrainingModeError
     from reparam.exporting import export, read_metadata
     from reparam.fusing import FoldWarning, Plan, Region, fuse, operator, plan
@@ -31,6 +32,7 @@ __version__ = "0.2.0"
 
 __all__ = [
     "AffineConv",
+    "Difference",
     "FoldWarning",
     "Plan",
     "PruneResult",
@@ -44,6 +46,7 @@ __all__ = [
     "Why",
     "benchmark",
     "branch",
+    "diff",
     "export",
     "fuse",
     "load_checkpoint",
@@ -63,6 +66,7 @@ __all__ = [
 
 _HOMES = {
     "AffineConv": "reparam.algebra",
+    "Difference": "reparam.diffing",
     "FoldWarning": "reparam.fusing",
     "Plan": "reparam.fusing",
     "PruneResult": "reparam.pruning",
@@ -76,6 +80,7 @@ _HOMES = {
     "Why": "reparam.reasons",
     "benchmark": "reparam.benchmarking",
     "branch": "reparam.branching",
+    "diff": "reparam.diffing",
     "export": "reparam.exporting",
     "fuse": "reparam.fusing",
     "load_checkpoint": "reparam.checkpoints",

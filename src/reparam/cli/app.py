@@ -20,6 +20,7 @@ COMMANDS = {
     "plan": "What would fold in MODEL, what not, and why.",
     "fuse": "Fold MODEL and write the equal net to OUT.",
     "verify": "Compare two models on the same input.",
+    "diff": "Prove two models equal, or say where they part.",
     "train": "Train MODEL on DATA, and fuse it.",
     "bench": "Time models in train and deploy form, in every engine.",
     "quantize": "Write the fused MODEL in eight bits to OUT.",

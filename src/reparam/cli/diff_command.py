@@ -1,0 +1,86 @@
+"""``reparam diff``: are two networks the same function, and if not, where do they part?"""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import typer
+from torch import nn
+
+import reparam
+from reparam.cli.options import (
+    InputSizeOption,
+    JsonOption,
+    NumClassesOption,
+    ShapeOption,
+    WeightsOption,
+    inputs_from,
+    refuse_for_files,
+)
+from reparam.cli.targets import Inputs, example_inputs, load_model
+from reparam.cli.terminal import Terminal
+
+__all__ = ["diff"]
+
+_FILES = (".onnx", ".pt2")
+_CODES = {"equal": 0, "different": 1, "not shown": 3}
+
+FirstArgument = Annotated[
+    str, typer.Argument(metavar="A", help="A MODEL, or an .onnx or .pt2 file.")
+]
+SecondArgument = Annotated[str, typer.Argument(metavar="B", help="Another.")]
+SecondWeightsOption = Annotated[
+    Path | None, typer.Option("--candidate-weights", metavar="FILE", help="Checkpoint for B.")
+]
+
+
+def diff(  # noqa: PLR0913 - one argument for each option
+    first: FirstArgument,
+    second: SecondArgument,
+    *,
+    weights: WeightsOption = None,
+    candidate_weights: SecondWeightsOption = None,
+    shape: ShapeOption = None,
+    input_size: InputSizeOption = None,
+    num_classes: NumClassesOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Say whether A and B are the same function, by proof, and where they part if not.
+
+    Exit code 0: equal. 1: different, an input shows it. 3: not shown to be equal.
+    """
+    terminal = Terminal()
+    inputs = inputs_from(shape, input_size)
+    left, sample = _side(first, weights, num_classes, inputs)
+    right, other = _side(second, candidate_weights, num_classes, inputs)
+    asked = inputs.shape is not None or inputs.size is not None
+    given = sample if sample is not None else other
+    with terminal.progress(f"Comparing {first} with {second}"):
+        # A file says itself what its inputs are.
+        found = reparam.diff(left, right, None if _fixed(first, second) and not asked else given)
+    if as_json:
+        terminal.json({"first": first, "second": second, **asdict(found)})
+    elif found.outcome == "equal":
+        terminal.done(str(found))
+    else:
+        terminal.text(found)
+    raise typer.Exit(_CODES[found.outcome])
+
+
+def _side(
+    name: str, weights: Path | None, num_classes: int | None, inputs: Inputs
+) -> tuple[nn.Module | str, torch.Tensor | None]:
+    if Path(name).suffix.lower() in _FILES:
+        refuse_for_files(name, weights=weights)
+        given = None if inputs.shape is None else torch.randn(inputs.shape)
+        return name, given
+    loaded = load_model(name, weights, num_classes=num_classes)
+    return loaded.model, example_inputs(loaded, inputs)
+
+
+def _fixed(*names: str) -> bool:
+    """Whether one of the two is a file, which says what its inputs are."""
+    return any(Path(name).suffix.lower() in _FILES for name in names)

@@ -1,0 +1,459 @@
+"""What the operators of an exported program (ATen) mean in normal form."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from torch import Tensor
+
+from reparam.diffing.values import Form
+from reparam.diffing.vocabulary import Value, Vocabulary
+from reparam.errors import UnsupportedModelError
+
+__all__ = ["HANDLERS"]
+
+Handler = Callable[..., Any]
+
+HANDLERS: dict[str, Handler] = {}
+"""By the name of an operator without overload: called with its arguments, forms among them."""
+
+
+def _is(*names: str) -> Callable[[Handler], Handler]:
+    def register(handler: Handler) -> Handler:
+        HANDLERS.update(dict.fromkeys(names, handler))
+        return handler
+
+    return register
+
+
+def _many(value: Any, dims: int) -> tuple[int, ...]:
+    values = (value,) if isinstance(value, int) else tuple(value)
+    return values * dims if len(values) == 1 else values
+
+
+# ------------------------------------------------------------------ arithmetic
+
+
+@_is("add")
+def _add(w: Vocabulary, at: str, x: Value, y: Value, *, alpha: float = 1.0) -> Value:
+    return w.add(x, y, at, alpha)
+
+
+@_is("sub")
+def _sub(w: Vocabulary, at: str, x: Value, y: Value, *, alpha: float = 1.0) -> Value:
+    return w.add(x, y, at, -alpha)
+
+
+@_is("rsub")
+def _rsub(w: Vocabulary, at: str, x: Value, y: Value, alpha: float = 1.0) -> Value:
+    return w.add(y, x, at, -alpha)
+
+
+@_is("mul")
+def _mul(w: Vocabulary, at: str, x: Value, y: Value) -> Value:
+    return w.mul(x, y, at)
+
+
+@_is("div")
+def _div(w: Vocabulary, at: str, x: Value, y: Value) -> Value:
+    return w.div(x, y, at)
+
+
+@_is("neg")
+def _neg(w: Vocabulary, at: str, x: Value) -> Value:
+    return w.mul(x, -1.0, at)
+
+
+@_is("alias", "clone", "contiguous", "detach", "lift_fresh_copy", "to", "_to_copy", "type_as",
+     "dropout", "feature_dropout", "alpha_dropout")  # fmt: skip
+def _same(_w: Vocabulary, _at: str, x: Value, *_: Any, **__: Any) -> Value:
+    return x
+
+
+@_is("matmul", "bmm", "mm")
+def _matmul(w: Vocabulary, at: str, x: Value, y: Value) -> Value:
+    return w.matmul(x, y, at)
+
+
+@_is("linear")
+def _linear(w: Vocabulary, at: str, x: Value, weight: Value, bias: Value | None = None) -> Value:
+    return w.linear(x, weight, bias, at)
+
+
+@_is("addmm")
+def _addmm(w: Vocabulary, at: str, bias: Value, x: Value, y: Value) -> Value:
+    return w.add(w.matmul(x, y, at), bias, at)
+
+
+@_is("scaled_dot_product_attention")
+def _attention(
+    w: Vocabulary, at: str, q: Form, k: Form, v: Form, mask: Value | None = None,
+    dropout: float = 0.0, is_causal: bool = False, *, scale: float | None = None,
+    enable_gqa: bool = False,
+) -> Value:  # fmt: skip
+    if is_causal or enable_gqa or dropout:
+        raise UnsupportedModelError(f"causal or grouped attention at {at} has no normal form")
+    turned = w.permute(k, (*range(len(k.shape) - 2), -1, -2), at)
+    factor = q.shape[-1] ** -0.5 if scale is None else scale
+    scores = w.mul(w.matmul(q, turned, at), factor, at)
+    scores = scores if mask is None else w.add(scores, mask, at)
+    return w.matmul(w.pointwise("softmax", scores, at, axis=len(q.shape) - 1), v, at)
+
+
+# ------------------------------------------------------------------ layers
+
+
+@_is("conv1d", "conv2d", "conv3d")
+def _conv(
+    w: Vocabulary, at: str, x: Form, weight: Value, bias: Value | None = None, stride: Any = 1,
+    padding: Any = 0, dilation: Any = 1, groups: int = 1,
+) -> Value:  # fmt: skip
+    dims = len(x.shape) - 2
+    pads = padding if isinstance(padding, str) else [(p, p) for p in _many(padding, dims)]
+    return w.conv(
+        x, weight, bias, at, stride=_many(stride, dims), padding=pads,
+        dilation=_many(dilation, dims), groups=groups,
+    )  # fmt: skip
+
+
+@_is("conv_transpose1d", "conv_transpose2d", "conv_transpose3d")
+def _conv_transpose(
+    w: Vocabulary, at: str, x: Form, weight: Value, bias: Value | None = None, stride: Any = 1,
+    padding: Any = 0, output_padding: Any = 0, groups: int = 1, dilation: Any = 1,
+) -> Value:  # fmt: skip
+    dims = len(x.shape) - 2
+    return w.conv_transpose(
+        x, weight, bias, at, stride=_many(stride, dims), padding=_many(padding, dims),
+        output_padding=_many(output_padding, dims), groups=groups, dilation=_many(dilation, dims),
+    )  # fmt: skip
+
+
+@_is("batch_norm", "_native_batch_norm_legit_no_training")
+def _batch_norm(
+    w: Vocabulary, at: str, x: Form, weight: Any, bias: Any, mean: Any, var: Any, *rest: Any
+) -> Any:
+    eps = rest[-2] if isinstance(rest[-1], bool) else rest[-1]
+    normal = w.batch_norm(x, weight, bias, mean, var, eps, at)
+    return normal if len(rest) > 2 else (normal, None, None)
+
+
+@_is("layer_norm")
+def _layer_norm(
+    w: Vocabulary, at: str, x: Form, shape: Sequence[int], weight: Value | None = None,
+    bias: Value | None = None, eps: float = 1e-5, *_: Any,
+) -> Value:  # fmt: skip
+    return w.layer_norm(x, range(-len(shape), 0), weight, bias, eps, at)
+
+
+@_is("group_norm")
+def _group_norm(
+    w: Vocabulary, at: str, x: Form, groups: int, weight: Any = None, bias: Any = None,
+    eps: float = 1e-5, *_: Any,
+) -> Value:  # fmt: skip
+    return w.group_norm(x, groups, weight, bias, eps, at)
+
+
+@_is("instance_norm")
+def _instance_norm(
+    w: Vocabulary, at: str, x: Form, weight: Any, bias: Any, _mean: Any, _var: Any, _use: Any,
+    _momentum: float, eps: float, *_: Any,
+) -> Value:  # fmt: skip
+    return w.group_norm(x, x.shape[1], weight, bias, eps, at)
+
+
+@_is("avg_pool1d", "avg_pool2d", "avg_pool3d")
+def _avg_pool(
+    w: Vocabulary, at: str, x: Form, kernel: Any, stride: Any = (), padding: Any = 0,
+    ceil: bool = False, count_pads: bool = True, divisor: int | None = None,
+) -> Value:  # fmt: skip
+    if divisor is not None:
+        raise UnsupportedModelError(f"average pooling with a divisor at {at} has no normal form")
+    dims = len(x.shape) - 2
+    return w.average_pool(
+        x, at, kernel=_many(kernel, dims), stride=_many(stride or kernel, dims),
+        pads=[(p, p) for p in _many(padding, dims)], ceil=ceil, count_pads=count_pads,
+    )  # fmt: skip
+
+
+@_is("max_pool1d", "max_pool2d", "max_pool3d")
+def _max_pool(
+    w: Vocabulary, at: str, x: Form, kernel: Any, stride: Any = (), padding: Any = 0,
+    dilation: Any = 1, ceil: bool = False,
+) -> Value:  # fmt: skip
+    dims = len(x.shape) - 2
+    return w.max_pool(
+        x, at, kernel=_many(kernel, dims), stride=_many(stride or kernel, dims),
+        pads=[(p, p) for p in _many(padding, dims)], dilation=_many(dilation, dims), ceil=ceil,
+    )  # fmt: skip
+
+
+@_is("adaptive_avg_pool1d", "adaptive_avg_pool2d", "adaptive_avg_pool3d")
+def _adaptive(w: Vocabulary, at: str, x: Form, size: Any) -> Value:
+    wanted = _many(size, len(x.shape) - 2)
+    if any(n % k for n, k in zip(x.shape[2:], wanted, strict=True)):
+        raise UnsupportedModelError(f"uneven adaptive pooling at {at} has no normal form")
+    kernel = [n // k for n, k in zip(x.shape[2:], wanted, strict=True)]
+    return w.average_pool(
+        x, at, kernel=kernel, stride=kernel, pads=[(0, 0)] * len(kernel), ceil=False,
+        count_pads=True,
+    )  # fmt: skip
+
+
+@_is("upsample_nearest2d", "upsample_bilinear2d")
+def _upsample(w: Vocabulary, at: str, x: Form, size: Any, *rest: Any) -> Value:
+    # After the size come the scales; for the bilinear one, first whether corners are aligned.
+    align = rest[0] if rest and isinstance(rest[0], bool) else False
+    scales = next((each for each in rest if isinstance(each, (list, tuple))), None)
+    if size is None:
+        size = [int(n * s) for n, s in zip(x.shape[2:], scales or (), strict=True)]
+    mode = "bilinear" if rest and isinstance(rest[0], bool) else "nearest"
+    return w.upsample(x, size, mode, at, align=align)
+
+
+# ------------------------------------------------------------------ activations
+
+
+@_is("relu")
+def _relu(w: Vocabulary, at: str, x: Value) -> Value:
+    return w.relu(x, at)
+
+
+@_is("relu6")
+def _relu6(w: Vocabulary, at: str, x: Value) -> Value:
+    return w.clip(x, 0.0, 6.0, at)
+
+
+@_is("hardtanh")
+def _hardtanh(w: Vocabulary, at: str, x: Value, low: float = -1.0, high: float = 1.0) -> Value:
+    return w.clip(x, low, high, at)
+
+
+@_is("clamp", "clamp_min", "clamp_max")
+def _clamp(w: Vocabulary, at: str, x: Value, low: Any = None, high: Any = None) -> Value:
+    inf = float("inf")
+    return w.clip(x, -inf if low is None else low, inf if high is None else high, at)
+
+
+@_is("silu")
+def _silu(w: Vocabulary, at: str, x: Value) -> Value:
+    return w.gated(x, "sigmoid", at)
+
+
+@_is("hardswish")
+def _hardswish(w: Vocabulary, at: str, x: Value) -> Value:
+    return w.gated(x, "hardsigmoid", at)
+
+
+@_is("mish")
+def _mish(w: Vocabulary, at: str, x: Value) -> Value:
+    return w.gated(x, "softplus_tanh", at)
+
+
+@_is("gelu")
+def _gelu(w: Vocabulary, at: str, x: Value, *, approximate: str = "none") -> Value:
+    return w.gated(x, "normal" if approximate == "none" else "normal_tanh", at)
+
+
+@_is("hardsigmoid")
+def _hardsigmoid(w: Vocabulary, at: str, x: Value) -> Value:
+    return w.hardsigmoid(x, at)
+
+
+@_is("leaky_relu")
+def _leaky_relu(w: Vocabulary, at: str, x: Value, slope: float = 0.01) -> Value:
+    return w.pointwise("leaky_relu", x, at, slope=float(slope))
+
+
+@_is("elu")
+def _elu(w: Vocabulary, at: str, x: Value, alpha: float = 1.0, *_: Any) -> Value:
+    return w.pointwise("elu", x, at, alpha=float(alpha))
+
+
+@_is("softplus")
+def _softplus(
+    w: Vocabulary, at: str, x: Value, beta: float = 1.0, _threshold: float = 20.0
+) -> Value:
+    return w.div(w.pointwise("softplus", w.mul(x, beta, at), at), beta, at)
+
+
+@_is("prelu")
+def _prelu(w: Vocabulary, at: str, x: Form, weight: Tensor) -> Value:
+    return w.build.operation("prelu", [x, w.build.constant(weight.flatten())], x.shape, at)
+
+
+@_is("softmax", "_softmax")
+def _softmax(w: Vocabulary, at: str, x: Form, axis: int, *_: Any) -> Value:
+    return w.pointwise("softmax", x, at, axis=axis % len(x.shape))
+
+
+@_is("pow")
+def _pow(w: Vocabulary, at: str, x: Value, exponent: Any) -> Value:
+    return w.pointwise("pow", x, at, exponent=float(exponent))
+
+
+@_is("rsqrt")
+def _rsqrt(w: Vocabulary, at: str, x: Value) -> Value:
+    return w.pointwise("pow", x, at, exponent=-0.5)
+
+
+@_is("sqrt")
+def _sqrt(w: Vocabulary, at: str, x: Value) -> Value:
+    return w.pointwise("pow", x, at, exponent=0.5)
+
+
+def _plain(name: str) -> Handler:
+    return lambda w, at, x: w.pointwise(name, x, at)
+
+
+HANDLERS.update({name: _plain(name) for name in ("abs", "erf", "exp", "log", "sigmoid", "tanh")})
+
+
+# ------------------------------------------------------------------ layout
+
+
+@_is("permute")
+def _permute(w: Vocabulary, at: str, x: Value, order: Sequence[int]) -> Value:
+    return w.permute(x, order, at)
+
+
+@_is("transpose")
+def _transpose(w: Vocabulary, at: str, x: Form, first: int, second: int) -> Value:
+    order = list(range(len(x.shape)))
+    order[first], order[second] = order[second], order[first]
+    return w.permute(x, order, at)
+
+
+@_is("t", "mT", "numpy_T")
+def _turned(w: Vocabulary, at: str, x: Form) -> Value:
+    return w.permute(x, range(len(x.shape))[::-1], at)
+
+
+@_is("view", "_unsafe_view", "reshape")
+def _reshape(w: Vocabulary, at: str, x: Value, shape: Sequence[int]) -> Value:
+    return w.reshape(x, shape, at)
+
+
+@_is("flatten")
+def _flatten(w: Vocabulary, at: str, x: Form, start: int = 0, end: int = -1) -> Value:
+    first, last = start % len(x.shape), end % len(x.shape)
+    return w.reshape(x, (*x.shape[:first], -1, *x.shape[last + 1 :]), at)
+
+
+@_is("unflatten")
+def _unflatten(w: Vocabulary, at: str, x: Form, axis: int, sizes: Sequence[int]) -> Value:
+    place = axis % len(x.shape)
+    return w.reshape(x, (*x.shape[:place], *sizes, *x.shape[place + 1 :]), at)
+
+
+@_is("unsqueeze")
+def _unsqueeze(w: Vocabulary, at: str, x: Form, axis: int) -> Value:
+    place = axis % (len(x.shape) + 1)
+    return w.reshape(x, (*x.shape[:place], 1, *x.shape[place:]), at)
+
+
+@_is("squeeze")
+def _squeeze(w: Vocabulary, at: str, x: Form, axes: Any = None) -> Value:
+    dims = len(x.shape)
+    chosen = range(dims) if axes is None else [a % dims for a in _many(axes, 1)]
+    return w.reshape(x, [n for k, n in enumerate(x.shape) if n != 1 or k not in chosen], at)
+
+
+@_is("expand")
+def _expand(w: Vocabulary, at: str, x: Form, shape: Sequence[int], **_: Any) -> Value:
+    offset = len(shape) - len(x.shape)
+    wanted = [x.shape[k - offset] if n == -1 else n for k, n in enumerate(shape)]
+    return w.spread(x, wanted, at)
+
+
+@_is("mean")
+def _mean(w: Vocabulary, at: str, x: Form, axes: Any = None, keep: bool = False, **_: Any) -> Value:
+    chosen = range(len(x.shape)) if axes is None else _many(axes, 1)
+    return w.mean(x, tuple(chosen), at, keep=keep)
+
+
+@_is("sum")
+def _total(w: Vocabulary, at: str, x: Form, axes: Any, keep: bool = False, **_: Any) -> Value:
+    chosen = _many(axes, 1)
+    count = 1
+    for axis in chosen:
+        count *= x.shape[axis]
+    return w.mul(w.mean(x, chosen, at, keep=keep), float(count), at)
+
+
+@_is("amax")
+def _amax(w: Vocabulary, at: str, x: Form, axes: Any = (), keep: bool = False) -> Value:
+    return w.amax(x, _many(axes, 1), at, keep=keep)
+
+
+@_is("cat")
+def _cat(w: Vocabulary, at: str, parts: Sequence[Value], axis: int = 0) -> Value:
+    return w.cat(parts, axis, at)
+
+
+@_is("stack")
+def _stack(w: Vocabulary, at: str, parts: Sequence[Value], axis: int = 0) -> Value:
+    forms = [w.form(part) for part in parts]
+    return w.cat([_unsqueeze(w, at, form, axis) for form in forms], axis, at)
+
+
+@_is("slice")
+def _slice(
+    w: Vocabulary, at: str, x: Form, axis: int = 0, start: Any = None, stop: Any = None,
+    step: int = 1,
+) -> Value:  # fmt: skip
+    return w.slice(x, axis, start, stop, step, at)
+
+
+@_is("select")
+def _select(w: Vocabulary, at: str, x: Form, axis: int, index: int) -> Value:
+    place = axis % len(x.shape)
+    kept = w.take(x, place, [index % x.shape[place]], at)
+    return w.reshape(kept, [n for k, n in enumerate(x.shape) if k != place], at)
+
+
+@_is("split", "split_with_sizes", "chunk")
+def _split(w: Vocabulary, at: str, x: Form, sizes: Any, axis: int = 0) -> list[Value]:
+    whole = x.shape[axis]
+    if isinstance(sizes, int):
+        sizes = [min(sizes, whole - k) for k in range(0, whole, sizes)]
+    parts: list[Value] = []
+    start = 0
+    for size in sizes:
+        parts.append(w.slice(x, axis, start, start + size, 1, at))
+        start += size
+    return parts
+
+
+@_is("unbind")
+def _unbind(w: Vocabulary, at: str, x: Form, axis: int = 0) -> list[Value]:
+    return [_select(w, at, x, axis, index) for index in range(x.shape[axis])]
+
+
+@_is("index_select")
+def _index_select(w: Vocabulary, at: str, x: Form, axis: int, index: Tensor) -> Value:
+    return w.take(x, axis, index.tolist(), at)
+
+
+@_is("roll")
+def _roll(w: Vocabulary, at: str, x: Value, shifts: Any, axes: Any = ()) -> Value:
+    for shift, axis in zip(_many(shifts, 1), _many(axes, 1), strict=True):
+        assert isinstance(x, Form)  # noqa: S101 (constants are computed as they are)
+        size = x.shape[axis]
+        x = w.take(x, axis, [(k - shift) % size for k in range(size)], at)
+    return x
+
+
+@_is("pixel_shuffle")
+def _pixel_shuffle(w: Vocabulary, at: str, x: Form, factor: int) -> Value:
+    return w.pixel_shuffle(x, factor, at)
+
+
+@_is("pad", "constant_pad_nd")
+def _pad(
+    w: Vocabulary, at: str, x: Form, flat: Sequence[int], mode: Any = "constant", value: Any = None
+) -> Value:
+    if not isinstance(mode, str):
+        mode, value = "constant", mode
+    pads = [(flat[k], flat[k + 1]) for k in range(0, len(flat), 2)][::-1]
+    return w.pad(x, pads, mode, value or 0.0, at)

@@ -1,0 +1,109 @@
+"""Every operation that a network in normal form may hold, as what it computes in PyTorch.
+
+Front ends translate the operators of their format into these and into affine maps; composite ones
+are spelt out (``silu(x)`` is ``x * sigmoid(x)``), so that a fused operator in one file equals its
+parts in another.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+__all__ = ["COMMUTATIVE", "KINDS"]
+
+
+def _max_pool(
+    x: Tensor, *, kernel: Any, stride: Any, pads: Any, dilation: Any, ceil: bool
+) -> Tensor:
+    # Padding that differs between the sides is one of minus infinity before the pooling.
+    function = (F.max_pool1d, F.max_pool2d, F.max_pool3d)[len(kernel) - 1]
+    flat = [side for pair in reversed(pads) for side in pair]
+    padded = F.pad(x, flat, value=float("-inf")) if any(flat) else x
+    result: Tensor = function(padded, kernel, stride, 0, dilation, ceil)
+    return result
+
+
+def _average(
+    x: Tensor, *, kernel: Any, stride: Any, pads: Any, ceil: bool, count_pads: bool
+) -> Tensor:
+    function = (F.avg_pool1d, F.avg_pool2d, F.avg_pool3d)[len(kernel) - 1]
+    result: Tensor = function(x, kernel, stride, [low for low, _ in pads], ceil, count_pads)
+    return result
+
+
+def _conv(
+    x: Tensor, weight: Tensor, *, stride: Any, pads: Any, dilation: Any, groups: int
+) -> Tensor:
+    function = (F.conv1d, F.conv2d, F.conv3d)[len(stride) - 1]
+    flat = [side for pair in reversed(pads) for side in pair]
+    return function(F.pad(x, flat), weight, None, stride, 0, dilation, groups)
+
+
+def _conv_transpose(
+    x: Tensor, weight: Tensor, *, stride: Any, padding: Any, output_padding: Any, groups: int,
+    dilation: Any,
+) -> Tensor:  # fmt: skip
+    function = (F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)[len(stride) - 1]
+    return function(x, weight, None, stride, padding, output_padding, groups, dilation)
+
+
+def _layer_norm(x: Tensor, *, axes: Any, eps: float) -> Tensor:
+    variance, mean = torch.var_mean(x, axes, correction=0, keepdim=True)
+    return (x - mean) * (variance + eps).rsqrt()
+
+
+def _group_norm(x: Tensor, *, groups: int, eps: float) -> Tensor:
+    return F.group_norm(x, groups, eps=eps)
+
+
+def _upsample(x: Tensor, *, size: Any, mode: str, align: bool) -> Tensor:
+    corners = {} if mode in ("nearest", "area", "nearest-exact") else {"align_corners": align}
+    return F.interpolate(x, size, mode=mode, **corners)
+
+
+def _pad(x: Tensor, *, pads: Any, mode: str, value: float) -> Tensor:
+    flat = [side for pair in reversed(pads) for side in pair]
+    return F.pad(x, flat, mode, value) if mode == "constant" else F.pad(x, flat, mode)
+
+
+KINDS: dict[str, Callable[..., Tensor]] = {
+    "abs": torch.abs,
+    "amax": lambda x, *, axes, keep: torch.amax(x, axes, keep),
+    "average_pool": _average,
+    "cat": lambda *parts, axis: torch.cat(parts, axis),
+    "clip": lambda x, *, low, high: x.clamp(low, high),
+    "conv": _conv,
+    "conv_transpose": _conv_transpose,
+    "elu": lambda x, *, alpha: F.elu(x, alpha),
+    "erf": torch.erf,
+    "exp": torch.exp,
+    "expand": lambda x, *, to: x.expand(to),
+    "group_norm": _group_norm,
+    "layer_norm": _layer_norm,
+    "leaky_relu": lambda x, *, slope: F.leaky_relu(x, slope),
+    "log": torch.log,
+    "matmul": torch.matmul,
+    "max_pool": _max_pool,
+    "mean": lambda x, *, axes, keep: x.mean(axes, keep),
+    "mul": torch.mul,
+    "pad": _pad,
+    "permute": lambda x, *, order: x.permute(order),
+    "pixel_shuffle": lambda x, *, factor: F.pixel_shuffle(x, factor),
+    "pow": lambda x, *, exponent: x.pow(exponent),
+    "prelu": F.prelu,
+    "reshape": lambda x, *, to: x.reshape(to),
+    "sigmoid": torch.sigmoid,
+    "softmax": lambda x, *, axis: x.softmax(axis),
+    "softplus": lambda x: F.softplus(x, threshold=1e9),
+    "tanh": torch.tanh,
+    "upsample": _upsample,
+}
+"""What each kind computes, from its arguments and its attributes by name."""
+
+COMMUTATIVE = frozenset({"mul"})
+"""Kinds whose arguments may stand in any order."""

@@ -1,0 +1,286 @@
+"""Are two values the same function of the inputs, number by number; and if not, where not?"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from reparam.algebra import AffineConv, parallel
+from reparam.diffing.kinds import COMMUTATIVE
+from reparam.diffing.running import reads
+from reparam.diffing.values import Atom, Constant, Cut, Form, Input, Map, Operation, Sized
+from reparam.errors import InexactError
+
+__all__ = ["Match", "Matcher", "Parting"]
+
+_LOCAL = ("attribute", "bias", "constant", "geometry", "shape", "weight")
+
+_ROUNDINGS = 16
+"""Roundings that a stored number may have gone through: a batch norm folded in the type of the
+weights costs seven, and a fold of two layers and a sum less than twice that."""
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Match:
+    """Two values are the same.
+
+    Attributes:
+        worst: Largest difference of two numbers, as a share of what rounding explains.
+
+    """
+
+    worst: float = 0.0
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Parting:
+    """Two values differ, or were not shown to be the same.
+
+    Attributes:
+        left: The value of the first network, below which everything is the same.
+        right: The value of the second that it was compared with.
+        what: What differs: a key of ``difference.PARTINGS``.
+        detail: Numbers and names that go with it.
+        depth: Minus the distance from the inputs.
+        sure: Whether the two certainly belong together.
+
+    """
+
+    left: Form | Atom
+    right: Form | Atom
+    what: str
+    detail: dict[str, object]
+    depth: int
+    sure: bool = True
+
+    @property
+    def local(self) -> bool:
+        """Whether both values are computed from the same operands, so that they alone differ."""
+        return self.what in _LOCAL
+
+    @property
+    def exchangeable(self) -> bool:
+        """Whether one value can stand in the place of the other."""
+        return self.sure and self.local and self.left.shape == self.right.shape
+
+
+Outcome = Match | Parting
+
+
+class Matcher:
+    """Compare the values of two networks; every pair once."""
+
+    def __init__(self, unit: float) -> None:
+        """Prepare to compare numbers whose unit of rounding is ``unit``."""
+        self.unit = unit
+        self.matched: dict[int, Atom] = {}
+        self.numbers = 0
+        self._known: dict[tuple[int, int], Outcome] = {}
+        self._depths: dict[int, int] = {}
+        self._alive: list[object] = []
+
+    def forms(self, left: Form, right: Form) -> Outcome:
+        """Compare two values."""
+        key = (id(left), id(right))
+        if key not in self._known:
+            self._alive += (left, right)
+            self._known[key] = self._forms(left, right)
+        return self._known[key]
+
+    def atoms(self, left: Atom, right: Atom) -> Outcome:
+        """Compare two atoms."""
+        key = (id(left), id(right))
+        if key not in self._known:
+            self._alive += (left, right)
+            outcome = self._atoms(left, right)
+            self._known[key] = outcome
+            if isinstance(outcome, Match):
+                self.matched[id(right)] = left
+        return self._known[key]
+
+    def _parting(
+        self, left: Form | Atom, right: Form | Atom, what: str, /, **detail: object
+    ) -> Parting:
+        return Parting(left, right, what, detail, self._depth(left))
+
+    def _forms(self, left: Form, right: Form) -> Outcome:
+        pairs = self._pairs(left, right)
+        if isinstance(pairs, Parting):
+            return pairs
+        if left.shape != right.shape:
+            sizes = {"left": tuple(left.shape), "right": tuple(right.shape)}
+            return self._parting(left, right, "shape", **sizes)
+        if None not in (left.axis, right.axis) and right.axis != left.axis:
+            return self._parting(left, right, "axis", left=left.axis, right=right.axis)
+        axis = left.axis if left.axis is not None else right.axis
+        channels = None if axis is None else left.shape[axis]
+        worst = max((outcome.worst for *_, outcome in pairs), default=0.0)
+        try:
+            found = [("weight", _maps(first, second, channels)) for _, first, second, _ in pairs]
+        except InexactError as error:
+            return self._parting(left, right, "geometry", why=str(error))
+        found.append(("bias", _constants(left.bias, right.bias, channels)))
+        for what, numbers in found:
+            self.numbers += numbers[0].numel()
+            ratio, place = self._furthest(*numbers)
+            if not ratio <= 1:
+                return self._parting(left, right, what, **_telling(numbers, place))
+            worst = max(worst, ratio)
+        return Match(worst)
+
+    def _pairs(
+        self, left: Form, right: Form
+    ) -> list[tuple[Atom, Map | Sized, Map | Sized, Match]] | Parting:
+        """Pair the atoms of two forms, each with an equal one."""
+        remaining = list(right.terms)
+        alone = []
+        pairs = []
+        for atom, m in left.terms:
+            for position, (other, n) in enumerate(remaining):
+                outcome = self.atoms(atom, other)
+                if isinstance(outcome, Match):
+                    pairs.append((atom, m, n, outcome))
+                    del remaining[position]
+                    break
+            else:
+                alone.append(atom)
+        if not alone and not remaining:
+            return pairs
+        if len(alone) != len(remaining):
+            return self._parting(left, right, "operand", left=len(alone), right=len(remaining))
+        found = [self.atoms(atom, other) for atom in alone for other, _ in remaining]
+        partings = [each for each in found if isinstance(each, Parting)]
+        best = max(partings, key=_rank)
+        # Which of several belong together is not known, unless one place explains all of them.
+        if sum(each is best for each in partings) < len(alone):
+            return replace(best, sure=False)
+        return best
+
+    def _atoms(self, left: Atom, right: Atom) -> Outcome:
+        match left, right:
+            case Input(index=first), Input(index=second) if first == second:
+                return Match()
+            case Constant(), Constant() if left.shape == right.shape:
+                found = (left.numbers, right.numbers)
+                ratio, place = self._furthest(*_joined(*found))
+                if not ratio <= 1:
+                    return self._parting(
+                        left, right, "constant", **_telling(_joined(*found), place)
+                    )
+                return Match(ratio)
+            case Cut(form=first), Cut(form=second):
+                return self.forms(first, second)
+            case Operation(), Operation() if left.kind == right.kind:
+                return self._operations(left, right)
+        return self._parting(left, right, "kind")
+
+    def _operations(self, left: Operation, right: Operation) -> Outcome:
+        if len(left.args) != len(right.args):
+            return self._parting(left, right, "kind")
+        best: list[Parting] | None = None
+        for order in _orders(left, right):
+            outcomes = [self.forms(a, b) for a, b in zip(left.args, order, strict=True)]
+            found = [each for each in outcomes if isinstance(each, Parting)]
+            if not found:
+                if not _same(left.attributes, right.attributes):
+                    return self._parting(left, right, "attribute")
+                return Match(max(each.worst for each in outcomes if isinstance(each, Match)))
+            best = found if best is None or len(found) < len(best) else best
+        return max(best or [], key=_rank)
+
+    def _furthest(self, left: Tensor, right: Tensor, size: Tensor) -> tuple[float, int]:
+        if not left.numel():
+            return 0.0, 0
+        allowed = _ROUNDINGS * self.unit * size
+        ratio = (left - right).abs() / allowed.clamp_min(torch.finfo(torch.float64).tiny)
+        place = int(ratio.argmax())
+        return float(ratio.flatten()[place]), place
+
+    def _depth(self, value: Form | Atom) -> int:
+        stack: list[Form | Atom] = [value]
+        while stack:
+            top = stack[-1]
+            waiting = [each for each in reads(top) if id(each) not in self._depths]
+            if waiting:
+                stack += waiting
+                continue
+            self._alive.append(top)
+            self._depths[id(top)] = 1 + max((self._depths[id(e)] for e in reads(top)), default=0)
+            stack.pop()
+        return -self._depths[id(value)]
+
+
+def _rank(parting: Parting) -> tuple[bool, int]:
+    """Partings whose operands are all the same come first, then those nearest to the inputs."""
+    return parting.local, parting.depth
+
+
+def _orders(left: Operation, right: Operation) -> Iterator[tuple[Form, ...]]:
+    yield right.args
+    if left.kind in COMMUTATIVE:
+        yield right.args[::-1]
+
+
+def _same(left: tuple[tuple[str, object], ...], right: tuple[tuple[str, object], ...]) -> bool:
+    return len(left) == len(right) and all(
+        name == other and _alike(value, also)
+        for (name, value), (other, also) in zip(left, right, strict=True)
+    )
+
+
+def _alike(left: object, right: object) -> bool:
+    """Equal, or numbers that two formats store in different types."""
+    if isinstance(left, float) and isinstance(right, float):
+        return math.isclose(left, right, rel_tol=1e-6)
+    return left == right
+
+
+def _maps(
+    left: Map | Sized, right: Map | Sized, channels: int | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Two maps as kernels on one grid, and the larger of their sizes."""
+    if isinstance(left, Sized) and isinstance(right, Sized):
+        return _joined(left, right)
+    assert channels is not None  # noqa: S101 (one of the two is a map, so there is an axis)
+    first, second = (
+        m
+        if isinstance(m, Map)
+        else Map.diagonal(Sized(m.value.expand(channels), m.size.expand(channels)))
+        for m in (left, right)
+    )
+    dims = max(first.value.geometry.dims, second.value.geometry.dims)
+    first, second = first.in_dims(dims), second.in_dims(dims)
+    geometry = parallel(first.value.geometry, second.value.geometry)
+    zero = AffineConv(geometry, torch.zeros(geometry.kernel_shape, dtype=torch.float64))
+    kernels = [(zero + op).kernel for op in (first.value, second.value, first.size, second.size)]
+    return kernels[0], kernels[1], torch.maximum(kernels[2], kernels[3])
+
+
+def _constants(
+    left: Sized | None, right: Sized | None, channels: int | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    return _joined(
+        *(
+            Sized(each.value.expand(channels or 1), each.size.expand(channels or 1))
+            for each in (left or Sized.of(0.0), right or Sized.of(0.0))
+        )
+    )
+
+
+def _joined(left: Sized, right: Sized) -> tuple[Tensor, Tensor, Tensor]:
+    return left.value, right.value, torch.maximum(left.size, right.size)
+
+
+def _telling(found: tuple[Tensor, Tensor, Tensor], place: int) -> dict[str, object]:
+    left, right, size = found
+    index = tuple(int(k) for k in torch.unravel_index(torch.tensor(place), left.shape))
+    return {
+        "index": index,
+        "left": float(left.flatten()[place]),
+        "right": float(right.flatten()[place]),
+        "size": float(size.flatten()[place]),
+    }

@@ -1,0 +1,106 @@
+"""Run a network in normal form, in float64: to check how it was read, and to show a difference."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from reparam.algebra import AffineConv, lower
+from reparam.diffing.kinds import KINDS
+from reparam.diffing.values import Atom, Constant, Cut, Form, Input, Map, Operation, Sized
+
+__all__ = ["Run", "reads"]
+
+
+class Run:
+    """Values of one network for given inputs; ``instead`` replaces forms or atoms by others."""
+
+    def __init__(
+        self, inputs: Sequence[Tensor], instead: Mapping[int, Tensor] | None = None
+    ) -> None:
+        self._inputs = [x.to(torch.float64) if x.is_floating_point() else x for x in inputs]
+        self._known: dict[int, Tensor] = dict(instead or {})
+
+    def __call__(self, value: Form | Atom) -> Tensor:
+        """What a form or an atom is for these inputs."""
+        if id(value) not in self._known:
+            for waiting in _unknown(value, self._known):
+                self._known[id(waiting)] = self._computed(waiting)
+        return self._known[id(value)]
+
+    def _computed(self, value: Form | Atom) -> Tensor:
+        match value:
+            case Input(index=index):
+                return self._inputs[index]
+            case Constant(numbers=numbers):
+                return numbers.value
+            case Cut(form=form):
+                return self._known[id(form)]
+            case Operation(kind=kind, args=args, attributes=attributes):
+                return KINDS[kind](*(self._known[id(arg)] for arg in args), **dict(attributes))
+            case Form():
+                return self.map(value, [self._known[id(atom)] for atom, _ in value.terms])
+
+    def map(self, form: Form, atoms: Sequence[Tensor]) -> Tensor:
+        """Apply the maps of a form to values of its atoms."""
+        total: Tensor | None = None
+        for (_, m), value in zip(form.terms, atoms, strict=True):
+            part = _mapped(m, value, form.axis)
+            total = part if total is None else total + part
+        assert total is not None  # noqa: S101 (a form has a term)
+        if form.bias is None:
+            return total
+        bias = form.bias.value
+        if bias.dim() and form.axis is not None:
+            bias = bias.reshape(-1, *(1,) * (len(form.shape) - 1 - form.axis))
+        return total + bias
+
+
+def _mapped(m: Map | Sized, value: Tensor, axis: int | None) -> Tensor:
+    if isinstance(m, Sized):
+        return value * m.value
+    assert axis is not None  # noqa: S101 (maps act on an axis)
+    op = m.value
+    if op.geometry.dims == 0 or op.geometry.is_pointwise:
+        return _pointwise(op.in_dims(0), value, axis)
+    arguments, weight, _ = lower(op)
+    return arguments(value, weight, None)
+
+
+def _pointwise(op: AffineConv, value: Tensor, axis: int) -> Tensor:
+    if op.geometry.is_diagonal:
+        return value * op.kernel.reshape(-1, *(1,) * (value.dim() - 1 - axis))
+    return op(value.movedim(axis, -1)).movedim(-1, axis)
+
+
+def _unknown(form: Form | Atom, known: Mapping[int, Tensor]) -> list[Form | Atom]:
+    """What has to be computed for a form, in order; without recursion, for nets are deep."""
+    order: list[Form | Atom] = []
+    seen: set[int] = set()
+    stack: list[tuple[Form | Atom, bool]] = [(form, False)]
+    while stack:
+        value, ready = stack.pop()
+        if id(value) in known or (id(value) in seen and not ready):
+            continue
+        if ready:
+            order.append(value)
+            continue
+        seen.add(id(value))
+        stack.append((value, True))
+        stack += [(each, False) for each in reads(value)]
+    return order
+
+
+def reads(value: Form | Atom) -> tuple[Form | Atom, ...]:
+    """What a value is computed from."""
+    match value:
+        case Form(terms=terms):
+            return tuple(atom for atom, _ in terms)
+        case Operation(args=args):
+            return args
+        case Cut(form=form):
+            return (form,)
+        case _:
+            return ()

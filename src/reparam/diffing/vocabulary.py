@@ -1,0 +1,483 @@
+"""What the operators of any format mean in normal form; front ends only translate their arguments.
+
+A value is a :class:`Form`, or a tensor or number that does not depend on the inputs.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from reparam.algebra import average_pool, batch_norm, conv, linear, zero_pad
+from reparam.diffing.kinds import KINDS
+from reparam.diffing.normal import Builder
+from reparam.diffing.values import Form, Sized
+from reparam.errors import UnsupportedModelError
+
+__all__ = ["Value", "Vocabulary", "read"]
+
+Value = Form | Tensor | float | int
+Pads = Sequence[tuple[int, int]]
+
+
+def read(walk: Callable[[Vocabulary], list[Form]]) -> list[Form]:
+    """Walk a network until no reader of a value cuts it that others do not."""
+    words = Vocabulary()
+    outputs = walk(words)
+    while words.cut != words.named:
+        words = Vocabulary(words.cut)
+        outputs = walk(words)
+    return outputs
+
+
+class Vocabulary:
+    """The operations that front ends speak in, on a builder."""
+
+    def __init__(self, named: Mapping[Hashable, bool] | None = None) -> None:
+        """Prepare to read a network; the values ``named`` are cut for all who read them."""
+        self.build = Builder()
+        self.named = dict(named or {})
+        self._births: dict[int, Hashable] = {}
+
+    def noted(self, key: Hashable, value: Any) -> Any:
+        """Take a value that the network computes under a key."""
+        if isinstance(value, (list, tuple)):
+            return [self.noted((key, position), each) for position, each in enumerate(value)]
+        if not isinstance(value, Form):
+            return value
+        self._births.setdefault(id(value), key)
+        if key not in self.named:
+            return value
+        named = self.build.cut(value, priced=self.named[key])
+        self._births.setdefault(id(named), key)
+        return named
+
+    @property
+    def cut(self) -> dict[Hashable, bool]:
+        """The values that one of their readers had to cut, and whether only for their price.
+
+        A value that is cut for one reader has to be for all: else a sum of what two of them make of
+        it would be written by other atoms than where one layer stands for both.
+        """
+        fresh = {
+            self._births[each]: priced
+            for each, priced in self.build.cuts.items()
+            if each in self._births
+        }
+        return {
+            key: self.named.get(key, True) and fresh.get(key, True)
+            for key in {**self.named, **fresh}
+        }
+
+    def form(self, value: Value) -> Form:
+        """A value as a form, constants too."""
+        if isinstance(value, Form):
+            return value
+        return self.build.constant(torch.as_tensor(value, dtype=torch.float64))
+
+    def pointwise(self, kind: str, x: Value, where: str, **attributes: Any) -> Value:
+        """An operation on every element by itself."""
+        if not isinstance(x, Form):
+            return KINDS[kind](torch.as_tensor(x, dtype=torch.float64), **attributes)
+        return self.build.operation(kind, [x], x.shape, where, **attributes)
+
+    # ------------------------------------------------------------------ arithmetic
+
+    def scaled(self, x: Form, factor: float, shift: float, where: str) -> Form:
+        """``factor * x + shift``."""
+        numbers = None if factor == 1 else Sized.of(factor)
+        return self.build.affine(x, numbers, Sized.of(shift) if shift else None, None, where)
+
+    def add(self, x: Value, y: Value, where: str, alpha: float = 1.0) -> Value:
+        """``x + alpha * y``."""
+        if isinstance(y, Form):
+            y = y if alpha == 1 else self.scaled(y, alpha, 0.0, where)
+            if not isinstance(x, Form):
+                return self.add(y, x, where)
+        elif not isinstance(x, Form):
+            return torch.as_tensor(x) + alpha * torch.as_tensor(y)
+        else:
+            constant = alpha * torch.as_tensor(y, dtype=torch.float64)
+            return self._with_constant(x, None, constant, where)
+        shape = torch.broadcast_shapes(x.shape, y.shape)
+        return self.build.add([self.spread(x, shape), self.spread(y, shape)], shape, where)
+
+    def mul(self, x: Value, y: Value, where: str) -> Value:
+        """``x * y``."""
+        if isinstance(x, Form) and isinstance(y, Form):
+            shape = torch.broadcast_shapes(x.shape, y.shape)
+            return self.build.operation("mul", [x, y], shape, where)
+        if isinstance(x, Form):
+            return self._with_constant(x, torch.as_tensor(y, dtype=torch.float64), None, where)
+        if isinstance(y, Form):
+            return self.mul(y, x, where)
+        return torch.as_tensor(x) * torch.as_tensor(y)
+
+    def div(self, x: Value, y: Value, where: str) -> Value:
+        """``x / y``."""
+        if not isinstance(y, Form):
+            return self.mul(x, 1 / torch.as_tensor(y, dtype=torch.float64), where)
+        return self.mul(x, self.pointwise("pow", y, where, exponent=-1.0), where)
+
+    def _with_constant(
+        self, x: Form, factor: Tensor | None, shift: Tensor | None, where: str
+    ) -> Value:
+        number = shift if factor is None else factor
+        assert number is not None  # noqa: S101 (one of the two is given)
+        shape = torch.broadcast_shapes(x.shape, tuple(number.shape))
+        axis = _only_axis(number, shape)
+        if tuple(shape) != x.shape or axis == _EVERY:
+            x = self.spread(x, shape)
+        if axis == _EVERY:
+            other = self.build.constant(number)
+            if factor is None:
+                return self.build.add([x, self.spread(other, shape)], tuple(shape), where)
+            return self.build.operation("mul", [x, other], shape, where)
+        flat = number.reshape(()) if axis is None else number.flatten()
+        return self.build.affine(
+            x,
+            None if factor is None else Sized.of(flat),
+            None if shift is None else Sized.of(flat),
+            axis,
+            where,
+        )
+
+    def spread(self, x: Form, shape: Sequence[int], where: str = "expand") -> Form:
+        """Repeat along axes of size one, and along new ones in front."""
+        wanted = tuple(shape)
+        if len(x.shape) < len(wanted):
+            grown = self.reshape(x, (*(1,) * (len(wanted) - len(x.shape)), *x.shape), where)
+            assert isinstance(grown, Form)  # noqa: S101 (of a form)
+            x = grown
+        if x.shape == wanted:
+            return x
+        axis = None if x.axis is None or x.shape[x.axis] != wanted[x.axis] else x.axis
+        return self.build.layout("expand", x, wanted, where, axis=axis, to=wanted)
+
+    # ------------------------------------------------------------------ layers
+
+    def conv(
+        self, x: Form, weight: Value, bias: Value | None, where: str, *, stride: Sequence[int],
+        padding: Pads | str, dilation: Sequence[int], groups: int,
+    ) -> Value:  # fmt: skip
+        """A convolution; ``padding`` per side, or a word."""
+        if isinstance(weight, Tensor) and not isinstance(bias, Form):
+            numbers = None if bias is None else torch.as_tensor(bias)
+            pads = padding if isinstance(padding, str) else [(low, high) for low, high in padding]
+            op = conv(
+                weight.detach(), numbers, stride=tuple(stride), padding=pads,
+                dilation=tuple(dilation), groups=groups,
+            )  # fmt: skip
+            return self.build.layer(x, op, 1, where)
+        by = self.form(weight)
+        spans = [d * (k - 1) for d, k in zip(dilation, by.shape[2:], strict=True)]
+        if isinstance(padding, str):
+            padding = [(0, 0) if padding == "valid" else (n // 2, n - n // 2) for n in spans]
+        size = [
+            (n + sum(p) - span - 1) // step + 1
+            for n, p, span, step in zip(x.shape[2:], padding, spans, stride, strict=True)
+        ]
+        value = self.build.operation(
+            "conv", [x, by], (x.shape[0], by.shape[0], *size), where, stride=tuple(stride),
+            pads=padding, dilation=tuple(dilation), groups=groups,
+        )  # fmt: skip
+        return value if bias is None else self.add(value, self._shift(bias, len(size)), where)
+
+    def conv_transpose(
+        self, x: Form, weight: Value, bias: Value | None, where: str, *, stride: Sequence[int],
+        padding: Sequence[int], output_padding: Sequence[int], dilation: Sequence[int],
+        groups: int,
+    ) -> Value:  # fmt: skip
+        """A transposed convolution; the scale of each output channel stands behind it."""
+        if not isinstance(weight, Tensor):
+            raise UnsupportedModelError(f"computed weights of {where} have no normal form")
+        by_output = weight.double().unflatten(0, (groups, -1)).transpose(1, 2)
+        rows = by_output.flatten(0, 1).flatten(1)
+        factor = rows.gather(1, rows.abs().argmax(1, keepdim=True)).flatten()
+        factor = torch.where(factor == 0, 1.0, factor)
+        plain = (by_output.flatten(0, 1) / factor.view(-1, *(1,) * (weight.dim() - 1))).unflatten(
+            0, by_output.shape[:2]
+        )
+        kernel = plain.transpose(1, 2).flatten(0, 1)
+        size = [
+            (n - 1) * s - 2 * p + d * (k - 1) + o + 1
+            for n, s, p, d, k, o in zip(
+                x.shape[2:], stride, padding, dilation, weight.shape[2:], output_padding,
+                strict=True,
+            )
+        ]  # fmt: skip
+        value = self.build.operation(
+            "conv_transpose", [x, self.build.constant(kernel)],
+            (x.shape[0], weight.shape[1] * groups, *size), where, stride=tuple(stride),
+            padding=tuple(padding), output_padding=tuple(output_padding), groups=groups,
+            dilation=tuple(dilation),
+        )  # fmt: skip
+        scaled = self.build.affine(value, Sized.of(factor), None, 1, where)
+        return scaled if bias is None else self.add(scaled, self._shift(bias, len(size)), where)
+
+    def _shift(self, bias: Value, dims: int) -> Value:
+        shape = (-1, *(1,) * dims)
+        return self.reshape(bias, shape, "bias")
+
+    def linear(self, x: Value, weight: Value, bias: Value | None, where: str) -> Value:
+        """``x @ weight.T + bias`` along the last axis."""
+        if isinstance(x, Form) and isinstance(weight, Tensor) and not isinstance(bias, Form):
+            op = linear(weight.detach(), None if bias is None else torch.as_tensor(bias))
+            return self.build.layer(x, op, len(x.shape) - 1, where)
+        turned = self.permute(weight, (1, 0), where)
+        product = self.matmul(x, turned, where)
+        return product if bias is None else self.add(product, bias, where)
+
+    def matmul(self, x: Value, y: Value, where: str) -> Value:
+        """A matrix product; a linear map where one side is a constant matrix."""
+        if isinstance(x, Form) and isinstance(y, Tensor) and y.dim() == 2:
+            return self.linear(x, y.T, None, where)
+        if isinstance(x, Tensor) and isinstance(y, Tensor):
+            return x @ y
+        left, right = self.form(x), self.form(y)
+        shape = (
+            *torch.broadcast_shapes(left.shape[:-2], right.shape[:-2]),
+            left.shape[-2],
+            right.shape[-1],
+        )
+        return self.build.operation("matmul", [left, right], shape, where)
+
+    def batch_norm(
+        self, x: Form, weight: Tensor | None, bias: Tensor | None, mean: Tensor, var: Tensor,
+        eps: float, where: str,
+    ) -> Form:  # fmt: skip
+        """Batch normalisation by stored statistics."""
+        op = batch_norm(mean, var, weight, bias, eps=eps)
+        # The shift is a difference, so it is as large as the larger of its two parts.
+        parts = (mean.double() * op.kernel.flatten()).abs()
+        size = parts if bias is None else parts + bias.double().abs()
+        assert op.bias is not None  # noqa: S101 (a batch norm has a shift)
+        factor = Sized.of(op.kernel.flatten())
+        return self.build.affine(x, factor, Sized(op.bias, size), 1, where)
+
+    def average_pool(
+        self, x: Form, where: str, *, kernel: Sequence[int], stride: Sequence[int], pads: Pads,
+        ceil: bool, count_pads: bool,
+    ) -> Form:  # fmt: skip
+        """Average pooling: a convolution, unless borders are weighted by themselves."""
+        padded = any(any(pair) for pair in pads)
+        size = [
+            _pooled(n, k, s, sum(p), ceil=ceil)
+            for n, k, s, p in zip(x.shape[2:], kernel, stride, pads, strict=True)
+        ]
+        floor = [
+            _pooled(n, k, s, sum(p), ceil=False)
+            for n, k, s, p in zip(x.shape[2:], kernel, stride, pads, strict=True)
+        ]
+        if (count_pads or not padded) and size == floor:
+            if list(kernel) == list(x.shape[2:]) and not padded:
+                return self.mean(x, tuple(range(2, len(x.shape))), where, keep=True)
+            op = average_pool(
+                x.shape[1], kernel, tuple(stride), [(low, high) for low, high in pads]
+            )
+            return self.build.layer(x, op, 1, where)
+        return self.build.operation(
+            "average_pool", [x], (*x.shape[:2], *size), where, kernel=kernel, stride=stride,
+            pads=pads, ceil=ceil, count_pads=count_pads,
+        )  # fmt: skip
+
+    def max_pool(
+        self, x: Form, where: str, *, kernel: Sequence[int], stride: Sequence[int], pads: Pads,
+        dilation: Sequence[int], ceil: bool,
+    ) -> Form:  # fmt: skip
+        """Maximum pooling."""
+        size = [
+            _pooled(n, d * (k - 1) + 1, s, sum(p), ceil=ceil)
+            for n, k, s, p, d in zip(x.shape[2:], kernel, stride, pads, dilation, strict=True)
+        ]
+        return self.build.operation(
+            "max_pool", [x], (*x.shape[:2], *size), where, kernel=kernel, stride=stride, pads=pads,
+            dilation=dilation, ceil=ceil,
+        )  # fmt: skip
+
+    def layer_norm(
+        self, x: Form, axes: Sequence[int], weight: Value | None, bias: Value | None, eps: float,
+        where: str,
+    ) -> Value:  # fmt: skip
+        """Layer normalisation; its scale and shift are affine behind it."""
+        at = tuple(sorted(axis % len(x.shape) for axis in axes))
+        value: Value = self.build.operation(
+            "layer_norm", [x], x.shape, where, axes=at, eps=float(eps)
+        )
+        value = value if weight is None else self.mul(value, weight, where)
+        return value if bias is None else self.add(value, bias, where)
+
+    def group_norm(
+        self, x: Form, groups: int, weight: Tensor | None, bias: Tensor | None, eps: float,
+        where: str,
+    ) -> Value:  # fmt: skip
+        """Group normalisation; with one group for each channel, instance normalisation."""
+        normal = self.build.operation(
+            "group_norm", [x], x.shape, where, groups=groups, eps=float(eps)
+        )
+        return self.build.affine(
+            normal,
+            None if weight is None else Sized.of(weight.flatten()),
+            None if bias is None else Sized.of(bias.flatten()),
+            1,
+            where,
+        )
+
+    # ------------------------------------------------------------------ activations
+
+    def clip(self, x: Value, low: float, high: float, where: str) -> Value:
+        """``min(max(x, low), high)``."""
+        return self.pointwise("clip", x, where, low=float(low), high=float(high))
+
+    def relu(self, x: Value, where: str) -> Value:
+        """``max(x, 0)``."""
+        return self.clip(x, 0.0, math.inf, where)
+
+    def hardsigmoid(self, x: Value, where: str, slope: float = 1 / 6, shift: float = 0.5) -> Value:
+        """``clip(slope * x + shift, 0, 1)``."""
+        return self.clip(self.add(self.mul(x, slope, where), shift, where), 0.0, 1.0, where)
+
+    def gated(self, x: Value, gate: str, where: str) -> Value:
+        """``x * gate(x)``: silu by sigmoid, hardswish by hardsigmoid, gelu by the normal law."""
+        match gate:
+            case "hardsigmoid":
+                by = self.hardsigmoid(x, where)
+            case "normal":
+                inner = self.mul(x, math.sqrt(0.5), where)
+                half = self.mul(self.pointwise("erf", inner, where), 0.5, where)
+                by = self.add(half, 0.5, where)
+            case "normal_tanh":
+                cube = self.mul(self.pointwise("pow", x, where, exponent=3.0), 0.044715, where)
+                inner = self.mul(self.add(x, cube, where), math.sqrt(2 / math.pi), where)
+                half = self.mul(self.pointwise("tanh", inner, where), 0.5, where)
+                by = self.add(half, 0.5, where)
+            case "softplus_tanh":
+                by = self.pointwise("tanh", self.pointwise("softplus", x, where), where)
+            case _:
+                by = self.pointwise(gate, x, where)
+        return self.mul(x, by, where)
+
+    # ------------------------------------------------------------------ layout
+
+    def permute(self, x: Value, order: Sequence[int], where: str) -> Value:
+        """Reorder the axes."""
+        if not isinstance(x, Form):
+            return torch.as_tensor(x).permute(*order)
+        at = tuple(axis % len(x.shape) for axis in order)
+        if at == tuple(range(len(at))):
+            return x
+        shape = tuple(x.shape[axis] for axis in at)
+        axis = None if x.axis is None else at.index(x.axis)
+        return self.build.layout("permute", x, shape, where, axis=axis, order=at)
+
+    def reshape(self, x: Value, shape: Sequence[int], where: str) -> Value:
+        """Lay the elements out in another shape, of which one size may be -1."""
+        if not isinstance(x, Form):
+            return torch.as_tensor(x).reshape(*shape)
+        sizes = list(shape)
+        if -1 in sizes:
+            known = math.prod(size for size in sizes if size != -1)
+            sizes[sizes.index(-1)] = math.prod(x.shape) // max(known, 1)
+        if tuple(sizes) == x.shape:
+            return x
+        axis = None if x.axis is None else _kept_axis(x.shape, x.axis, tuple(sizes))
+        return self.build.layout("reshape", x, sizes, where, axis=axis, to=tuple(sizes))
+
+    def mean(self, x: Form, axes: Sequence[int], where: str, *, keep: bool) -> Form:
+        """The mean over axes."""
+        at = tuple(sorted(axis % len(x.shape) for axis in axes))
+        shape = [1 if k in at else n for k, n in enumerate(x.shape)]
+        axis = None if x.axis is None or x.axis in at else x.axis
+        value = self.build.layout("mean", x, shape, where, axis=axis, axes=at, keep=True)
+        if keep:
+            return value
+        left = [n for k, n in enumerate(x.shape) if k not in at]
+        flat = self.reshape(value, left, where)
+        assert isinstance(flat, Form)  # noqa: S101 (of a form)
+        return flat
+
+    def take(self, x: Form, axis: int, index: Sequence[int], where: str) -> Form:
+        """Keep positions of an axis."""
+        return self.build.take(x, axis % len(x.shape), list(index), where)
+
+    def slice(
+        self, x: Form, axis: int, start: int | None, stop: int | None, step: int, where: str
+    ) -> Form:
+        """``x[start:stop:step]`` along an axis."""
+        size = x.shape[axis]
+        return self.take(x, axis, range(size)[slice(start, stop, step)], where)
+
+    def cat(self, parts: Sequence[Value], axis: int, where: str) -> Value:
+        """Join along an axis."""
+        if not any(isinstance(part, Form) for part in parts):
+            return torch.cat([torch.as_tensor(part) for part in parts], axis)
+        forms = [self.form(part) for part in parts]
+        return self.build.cat(forms, axis % len(forms[0].shape), where)
+
+    def amax(self, x: Form, axes: Sequence[int], where: str, *, keep: bool) -> Form:
+        """The maximum over axes."""
+        at = tuple(sorted(axis % len(x.shape) for axis in axes)) or tuple(range(len(x.shape)))
+        shape = [1 if k in at else n for k, n in enumerate(x.shape) if keep or k not in at]
+        return self.build.operation("amax", [x], shape, where, axes=at, keep=keep)
+
+    def pixel_shuffle(self, x: Form, factor: int, where: str) -> Form:
+        """Channels become space."""
+        batch, channels, height, width = x.shape
+        shape = (batch, channels // factor**2, height * factor, width * factor)
+        return self.build.operation("pixel_shuffle", [x], shape, where, factor=factor)
+
+    def upsample(self, x: Form, size: Sequence[int], mode: str, where: str, *, align: bool) -> Form:
+        """Interpolate to a size."""
+        shape = (*x.shape[:2], *size)
+        axis = 1 if x.axis == 1 else None
+        return self.build.layout(
+            "upsample", x, shape, where, axis=axis, size=tuple(size), mode=mode, align=align
+        )
+
+    def pad(self, x: Form, pads: Pads, mode: str, value: float, where: str) -> Form:
+        """Pad the last axes; ``pads`` are (before, after), first axis first."""
+        if not any(any(pair) for pair in pads):
+            return x
+        kept = len(x.shape) - len(pads)
+        shape = (
+            *x.shape[:kept],
+            *(n + low + high for n, (low, high) in zip(x.shape[kept:], pads, strict=True)),
+        )
+        if mode == "constant" and value == 0 and kept == 2 and len(pads) in (1, 2, 3):
+            return self.build.layer(
+                x, zero_pad(x.shape[1], [(low, high) for low, high in pads]), 1, where
+            )
+        return self.build.operation(
+            "pad", [x], shape, where, pads=pads, mode=mode, value=float(value)
+        )
+
+
+_EVERY = -1
+"""More than one axis: no factor for each channel."""
+
+
+def _only_axis(number: Tensor, shape: Sequence[int]) -> int | None:
+    """The axis along which numbers vary; None where there is one number; or ``_EVERY``."""
+    long = [k for k, n in enumerate(number.shape) if n != 1]
+    if not long:
+        return None
+    return len(shape) - number.dim() + long[0] if len(long) == 1 else _EVERY
+
+
+def _kept_axis(before: tuple[int, ...], axis: int, after: tuple[int, ...]) -> int | None:
+    ahead = math.prod(before[:axis])
+    for position, size in enumerate(after):
+        if size == before[axis] and math.prod(after[:position]) == ahead:
+            return position
+    return None
+
+
+def _pooled(size: int, window: int, stride: int, pads: int, *, ceil: bool) -> int:
+    free = size + pads - window
+    count = -(-free // stride) + 1 if ceil else free // stride + 1
+    # A window may not start in the padding behind the input.
+    return count - 1 if ceil and (count - 1) * stride >= size + pads // 2 else count
