@@ -130,6 +130,12 @@ def test_weights_that_are_inputs_of_old_versions_are_constant():
     assert freeze_inputs(model) is model
 
 
+def test_weights_of_old_versions_that_are_no_inputs_are_constant(tmp_path):
+    g = Graph(2, 8, 6, 6, dtype=TensorProto.FLOAT)
+    result = fused_file(g.model(block(g, g.x), opset=8, ir=3), tmp_path)
+    assert result.after == {"Conv": 1, "Relu": 1}
+
+
 def two_inputs(first, second, join="Add"):
     g = Graph(*first, dtype=TensorProto.FLOAT)
     left, right = block(g, g.x), block(g, "other")

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from reparam.errors import InputError
 from reparam.graph.onnx_constants import DEFAULT_DOMAINS
+from reparam.graph.onnx_inputs import FIRST_SEPARATE_INITIALIZERS
 from reparam.graph.onnx_nodes import sorted_model
 from reparam.graph.onnx_shapes import skeleton
 from reparam.graph.onnx_tensors import onnx_module
@@ -41,6 +42,8 @@ def complaint(model: ModelProto, *, any_order: bool = False) -> str | None:
     """What ``onnx.checker`` has against the graph of a model; its weights need no check."""
     onnx = onnx_module()
     bare = sorted_model(skeleton(model)) if any_order else skeleton(model)
+    # Before version 4 weights had to be inputs, too; some converters forgot, and no runtime minds.
+    bare.ir_version = max(bare.ir_version, FIRST_SEPARATE_INITIALIZERS)
     inputs = {value.name for value in bare.graph.input}
     # The checker looks for the files of weights that lie outside; inputs do as well.
     for tensor in [t for t in bare.graph.initializer if t.data_location == 1]:
