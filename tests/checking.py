@@ -81,7 +81,7 @@ class Snapshot:
     """Everything of a model that a reader could see, taken before it is handed out."""
 
     state: dict[str, torch.Tensor]
-    identities: dict[str, tuple[int, int]]
+    identities: dict[str, tuple[int, int, bool]]
     attributes: dict[str, dict[str, Any]]
 
     @classmethod
@@ -101,8 +101,9 @@ class Snapshot:
         assert _attributes(model) == self.attributes, "an attribute was changed"
 
 
-def _identities(model: nn.Module) -> dict[str, tuple[int, int]]:
-    return {k: (id(v), v._version) for k, v in model.state_dict(keep_vars=True).items()}
+def _identities(model: nn.Module) -> dict[str, tuple[int, int, bool]]:
+    state = model.state_dict(keep_vars=True)
+    return {k: (id(v), v._version, v.requires_grad) for k, v in state.items()}
 
 
 def _attributes(model: nn.Module) -> dict[str, dict[str, Any]]:

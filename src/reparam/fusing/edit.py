@@ -45,6 +45,12 @@ def apply_regions(discovery: Discovery, folded: list[tuple[Found, FoldedLayer]])
     return build(discovery.model, layers, shells)
 
 
+def _layer_for(found: Found, folded: FoldedLayer) -> nn.Module:
+    """Make the layer of a region: frozen where all that it is made of is."""
+    read = {t for node in found.region.nodes for t in found.lifted.reads(node)}
+    return make_layer(folded).requires_grad_(any(t.requires_grad for t in read))
+
+
 def make_layer(folded: FoldedLayer) -> nn.Module:
     """Make the module of a folded layer."""
     if folded.host is not None:
@@ -90,7 +96,7 @@ class _Edits:
         """Note the edits of one region."""
         self._merged[found] = layer
         if found.host is not None:
-            self._layers[found.host.target] = make_layer(layer)
+            self._layers[found.host.target] = _layer_for(found, layer)
         for node in found.absorbed:
             key = Found.key_of(node)
             if key.is_module:
@@ -118,7 +124,7 @@ class _Edits:
         )
         editor = _GraphEditor(traced)
         for found in block.merges:
-            editor.merge(found, make_layer(self._merged[found]))
+            editor.merge(found, _layer_for(found, self._merged[found]))
         for key in block.erased:
             editor.erase(key)
         editor.drop_identities(self._layers)

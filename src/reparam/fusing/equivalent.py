@@ -46,7 +46,7 @@ def operator(block: nn.Module) -> AffineConv:
     inner = unwrap(block, "block")
     name = type(inner).__name__
     root = nn.Sequential(inner)  # so that a single layer is traced as a call, too
-    root.train(inner.training)
+    root.training = inner.training  # its own mode alone: `train` would write into the block
     try:
         lifted = lift(trace(shared_copy(root)), training=True, vectors=True)
     except TraceFailure as failure:

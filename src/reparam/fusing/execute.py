@@ -141,7 +141,7 @@ def _run_origin(lifted: Lifted, origin: fx.Node, given: dict[fx.Node, Tensor]) -
 
 def _run_module(module: Any, x: Tensor) -> Tensor:
     result: Tensor
-    if nn.utils.parametrize.is_parametrized(module):
+    if nn.utils.parametrize.is_parametrized(module) or not is_builtin(module):
         result = copy.deepcopy(module).to(torch.float64)(x)
     elif isinstance(module, nn.Linear):
         result = by_slices(

@@ -95,12 +95,14 @@ def with_plain_weights(model: nn.Module) -> nn.Module:
     for module in twin.modules():
         for number, hook in _weight_hooks(module).items():
             weight = _computed_weight(module, hook)
+            own = module.parameters(recurse=False)
+            trainable = any(p.requires_grad for p in own)
             vars(module)["_forward_pre_hooks"].pop(number)
             vars(module).pop(hook.name, None)
             for suffix in _WEIGHT_PARTS:
                 for table in (module._parameters, module._buffers):
                     table.pop(f"{hook.name}{suffix}", None)
-            module.register_parameter(hook.name, nn.Parameter(weight))
+            module.register_parameter(hook.name, nn.Parameter(weight, requires_grad=trainable))
     return twin
 
 

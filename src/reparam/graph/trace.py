@@ -20,6 +20,7 @@ from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_flatten
 
 from reparam.graph.builtin import is_builtin
+from reparam.graph.containers import Maker, is_special
 from reparam.graph.running import Arguments, is_parameter_only, run_until
 from reparam.graph.skeleton import on_meta, shared_copy
 
@@ -203,6 +204,13 @@ class _Tracer(fx.Tracer):
             raise
         finally:
             self._stack.pop()
+
+    def create_arg(self, a: Any) -> Any:
+        """Keep the class of a container, and what else it holds."""
+        if not is_special(a):
+            return super().create_arg(a)
+        parts = tuple(self.create_arg(part) for part in Maker.parts(a))
+        return self.create_node("call_function", Maker.of(a), parts, {})
 
     def create_node(self, kind: str, target: Any, *args: Any, **kwargs: Any) -> fx.Node:
         node = super().create_node(kind, target, *args, **kwargs)

@@ -178,10 +178,16 @@ def _parts(value: Any) -> Iterator[tuple[str, Any]]:
         return
     if isinstance(value, Mapping):
         yield from ((f"[{key!r}]", item) for key, item in value.items())
+        yield from _attributes(value)
     elif isinstance(value, list | tuple):
         yield from ((f"[{k}]", item) for k, item in enumerate(value))
+        yield from _attributes(value)
     elif dataclasses.is_dataclass(value):
         for field in dataclasses.fields(value):
             yield f".{field.name}", getattr(value, field.name, None)
-    elif hasattr(value, "__dict__"):
-        yield from ((f".{key}", item) for key, item in vars(value).items())
+    else:
+        yield from _attributes(value)
+
+
+def _attributes(value: Any) -> Iterator[tuple[str, Any]]:
+    yield from ((f".{key}", item) for key, item in getattr(value, "__dict__", {}).items())

@@ -1,0 +1,75 @@
+"""Results in containers of a class of its own, which torch.fx would turn into plain ones."""
+
+from __future__ import annotations
+
+from collections import OrderedDict, defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.fx.immutable_collections import immutable_dict, immutable_list
+
+__all__ = ["Maker", "is_special"]
+
+_KNOWN = (dict, list, tuple, torch.Size, immutable_dict, immutable_list)
+
+
+def is_special(value: object) -> bool:
+    """Whether a value is a container that torch.fx would not keep the class of."""
+    if type(value) in _KNOWN or (isinstance(value, tuple) and hasattr(value, "_fields")):
+        return False
+    return isinstance(value, dict | list | tuple)
+
+
+@dataclass(frozen=True)
+class Maker:
+    """Makes containers of a class without running the class's own code, which may compute.
+
+    Attributes:
+        kind: The class.
+        factory: What a defaultdict makes of missing entries.
+
+    """
+
+    kind: type
+    factory: Any = None
+
+    @classmethod
+    def of(cls, value: Any) -> Maker:
+        """What makes containers like this one."""
+        return cls(type(value), value.default_factory if isinstance(value, defaultdict) else None)
+
+    @staticmethod
+    def parts(value: Any) -> tuple[dict[Any, Any] | list[Any], dict[str, Any]]:
+        """Content and attributes of a container: the arguments of a call."""
+        content = dict(value) if isinstance(value, dict) else list(value)
+        return content, dict(getattr(value, "__dict__", {}))
+
+    @property
+    def __name__(self) -> str:
+        """What generated code calls it."""
+        return self.kind.__name__
+
+    def __call__(
+        self, content: Mapping[Any, Any] | Sequence[Any], attributes: dict[str, Any]
+    ) -> Any:
+        """Make one."""
+        if issubclass(self.kind, tuple):
+            made: Any = tuple.__new__(self.kind, content)
+        else:
+            made = self.kind.__new__(self.kind)
+            self._fill(made, content)
+        if attributes:
+            vars(made).update(attributes)
+        return made
+
+    def _fill(self, made: Any, content: Mapping[Any, Any] | Sequence[Any]) -> None:
+        if not isinstance(content, Mapping):
+            list.extend(made, content)
+            return
+        put: Any = OrderedDict if issubclass(self.kind, OrderedDict) else dict
+        for key, value in content.items():
+            put.__setitem__(made, key, value)
+        if self.factory is not None:
+            made.default_factory = self.factory
