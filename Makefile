@@ -29,6 +29,10 @@ demo: $(READY) ## The whole story on bundled data, with a report page at the end
 test: $(READY) ## Run the tests (PYTEST_ARGS="-m slow" for the long ones)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) $(PYTEST_ARGS)
 
+.PHONY: test-portable
+test-portable: $(READY) ## The tests as other processors, a busy machine and another order have them (an hour)
+	PYTEST="$(BIN)/python -m pytest -n $(WORKERS) $(PYTEST_ARGS)" tests/portable.sh
+
 .PHONY: check
 check: format-check lint types imports doctest tables docs ## Everything but the tests
 

@@ -129,6 +129,7 @@ def recipe(epochs: int | None = None) -> Recipe:
     return load_recipe("cifar10-fast").override(
         summary="A few minutes of one core",
         model="",
+        precision="bf16",
         epochs=epochs or 6,
         batch_size=128,
         label_smoothing=0.1,

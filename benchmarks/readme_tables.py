@@ -13,13 +13,14 @@ import argparse
 import json
 import statistics
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from cifar_fast import is_of_recipe
 from tables import ROOT, fill, markdown
 
 from reparam.benchmarking import BenchmarkResult
-from reparam.training import load_recipe
 
 README = ROOT / "README.md"
 RESULTS = Path(__file__).with_name("results")
@@ -35,6 +36,13 @@ def read(name: str) -> dict[str, Any]:
     """Read a committed result."""
     content: dict[str, Any] = json.loads((RESULTS / name).read_text(encoding="utf-8"))
     return content
+
+
+def machine(environment: Mapping[str, Any]) -> str:
+    """Say what machine a table is of, for ratios of times move with the processor."""
+    sets = environment.get("instruction_sets", [environment["cpu_capability"]])
+    widest = "AVX-512" if any("avx512" in name.lower() for name in sets) else ", ".join(sets)
+    return f"One machine: {environment['cores']} cores of an {environment['cpu']} with {widest}."
 
 
 def demo() -> str:
@@ -73,13 +81,14 @@ def demo() -> str:
 
 def fold_cost() -> str:
     """Time and memory of folding, beside timm and a plain copy."""
-    samples = read("fold_cost.json")["models"]["repvgg_b3"]["samples"]
+    record = read("fold_cost.json")
+    samples = record["models"]["repvgg_b3"]["samples"]
     names = {
         "reparam": ("`reparam.fuse`", "every fold in float64, every trace, both models run"),
         "timm": ("timm `reparameterize_model`", "none"),
         "copy": ("a plain copy of the parameters", "-"),
     }
-    return markdown(
+    table = markdown(
         ["RepVGG-B3", "time", "extra peak memory", "checks included"],
         [
             [
@@ -91,6 +100,7 @@ def fold_cost() -> str:
             for way, (label, checks) in names.items()
         ],
     )
+    return f"{table}\n\n{machine(record['environment'])}"
 
 
 def tradeoff() -> str:
@@ -103,14 +113,14 @@ def tradeoff() -> str:
             result.ratio(cases[other, engine], cases[mine, engine]).median for engine in ENGINES
         ]
         rows.append([f"{short(mine)} over {short(other)}", *(f"{ratio:.2f}" for ratio in ratios)])
-    return markdown(["times faster", *ENGINES.values()], rows)
+    table = markdown(["times faster", *ENGINES.values()], rows)
+    return f"{table}\n\n{machine(result.environment)}"
 
 
 def fast() -> str:
     """What the fast recipe reaches on CIFAR-10."""
-    recipe = json.loads(json.dumps(load_recipe("cifar10-fast").to_dict()))
     runs = read("cifar_fast.json")["runs"].values()
-    run = next(run for run in runs if run.get("finished") and run["recipe"] == recipe)
+    run = next(run for run in runs if run.get("finished") and is_of_recipe(run))
     return (
         "CIFAR-10 (JPEG) from scratch by the recipe `cifar10-fast` "
         "(`python benchmarks/cifar_fast.py`): "

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import tomllib
+from collections import Counter
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -48,6 +51,8 @@ class _TorchGenerator:
         torch.set_rng_state(state)
 
 
+_ALLOWED_SKIPS = Path(__file__).with_name("allowed_skips.toml")
+
 # Hypothesis holds it weakly; this name keeps it.
 _TORCH_GENERATOR = _TorchGenerator()
 register_random(_TORCH_GENERATOR)
@@ -57,3 +62,37 @@ register_random(_TORCH_GENERATOR)
 def seeded() -> None:
     """Start every test from the same random state, whatever ran before it in this process."""
     torch.manual_seed(0)
+
+
+# What is skipped -------------------------------------------------------------------------------
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Fail where a test was skipped that may not be, if REPARAM_SKIPS=listed asks for that."""
+    unlisted = _skipped(session.config)
+    if unlisted and os.environ.get("REPARAM_SKIPS") == "listed" and not session.exitstatus:
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+def pytest_terminal_summary(
+    terminalreporter: pytest.TerminalReporter, config: pytest.Config
+) -> None:
+    """Say in one line how to have what was skipped."""
+    missing = _skipped(config)
+    if missing:
+        terminalreporter.write_line(
+            f"{sum(missing.values())} tests were skipped for what is missing here: "
+            + "; ".join(sorted(missing))
+        )
+
+
+def _skipped(config: pytest.Config) -> Counter[str]:
+    """Count the skipped tests by their reasons, but for those that tests/allowed_skips.toml lists.
+
+    In a worker of pytest-xdist nothing is counted: its reports are the main process's.
+    """
+    reporter = config.pluginmanager.get_plugin("terminalreporter")
+    reports = [] if reporter is None else reporter.stats.get("skipped", [])
+    reasons = (str(report.longrepr[2]).removeprefix("Skipped: ") for report in reports)
+    listed = tomllib.loads(_ALLOWED_SKIPS.read_text(encoding="utf-8"))
+    return Counter(reason for reason in reasons if not any(words in reason for words in listed))

@@ -13,6 +13,7 @@ __all__ = [
     "ExportError",
     "InexactError",
     "InputError",
+    "MachineWarning",
     "MissingExtraError",
     "ReparamError",
     "TrainingModeError",
@@ -76,3 +77,7 @@ class MissingExtraError(ReparamError, ImportError):
             f"{purpose} needs the package {package!r}, which is not installed; "
             f"install it with: pip install 'reparam[{extra}]'"
         )
+
+
+class MachineWarning(UserWarning):
+    """What was asked for works on this machine, and is slower or less exact here than elsewhere."""

@@ -12,6 +12,7 @@ import reparam
 from quantizing.nets import badly_scaled, inputs, single_path
 from reparam.data import ArraySplit, ImageData
 from reparam.engines import Settings, get_engine
+from reparam.engines.int8 import sums_saturate
 from reparam.errors import (
     DataError,
     ExportError,
@@ -118,11 +119,13 @@ def test_equalisation_and_bias_correction_help(name: str, tmp_path: Path):
     assert not helped.bias_corrected
 
 
-def test_seven_bits_are_fewer(tmp_path: Path):
-    for name in FILES:
-        eight = reparam.quantize(single_path(), tmp_path / name, X)
-        seven = reparam.quantize(single_path(), tmp_path / name, X, weight_bits=7)
-        assert seven.score.output_db < eight.score.output_db
+@pytest.mark.parametrize("name", FILES)
+def test_seven_bits_are_fewer(name: str, tmp_path: Path):
+    eight = reparam.quantize(single_path(), tmp_path / name, X, weight_bits=8)
+    seven = reparam.quantize(single_path(), tmp_path / name, X, weight_bits=7)
+    # Where sums of eight-bit products saturate, that costs more than the bit.
+    saturates = sums_saturate(eight.engine)
+    assert (seven.score.output_db > eight.score.output_db) == saturates
 
 
 def test_a_fixed_batch_is_run_one_by_one(tmp_path: Path):

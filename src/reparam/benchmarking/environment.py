@@ -11,6 +11,8 @@ from typing import Any
 
 import torch
 
+from reparam._processor import instruction_sets
+
 __all__ = ["cpu_count", "describe_environment"]
 
 _PACKAGES = ("reparam", "torch", "onnxruntime", "openvino", "executorch", "ncnn", "tensorrt")
@@ -28,6 +30,7 @@ def describe_environment() -> dict[str, Any]:
     versions |= {"reparam": __version__, "python": platform.python_version()}
     return {
         "cpu": _cpu_model(),
+        "instruction_sets": list(instruction_sets()),
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
         "cores": cpu_count(),
         "memory_bytes": _memory(),

@@ -71,9 +71,17 @@ KeepFloatOption = Annotated[
     int,
     typer.Option("--keep-float", metavar="N", min=0, help="Leave the N worst layers in float."),
 ]
+TargetOption = Annotated[
+    str,
+    typer.Option(
+        "--target",
+        metavar="T",
+        help="Processors to be right on: auto (this one), avx2, avx512, vnni, arm or any.",
+    ),
+]
 WeightBitsOption = Annotated[
-    int,
-    typer.Option("--weight-bits", metavar="B", help="8; 7 for x86 processors without VNNI."),
+    int | None,
+    typer.Option("--weight-bits", metavar="B", help="8 or 7, in place of the target's."),
 ]
 MaxDropOption = Annotated[
     float | None,
@@ -95,7 +103,8 @@ def quantize(  # noqa: PLR0913 - one argument for each option
     keep_float: KeepFloatOption = 0,
     samples: SamplesOption = 300,
     evaluate: EvaluateOption = None,
-    weight_bits: WeightBitsOption = 8,
+    target: TargetOption = "auto",
+    weight_bits: WeightBitsOption = None,
     max_drop: MaxDropOption = None,
     input_size: InputSizeOption = None,
     num_classes: NumClassesOption = None,
@@ -130,6 +139,7 @@ def quantize(  # noqa: PLR0913 - one argument for each option
             equalize=equalize,
             correct_bias=bias_correction,
             keep_float=keep_float,
+            target=target,
             weight_bits=weight_bits,
             max_drop=max_drop,
             source=model,

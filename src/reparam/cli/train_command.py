@@ -62,7 +62,7 @@ BatchSizeOption = Annotated[
     typer.Option("--batch-size", metavar="N", min=1, help="Images a step, over all processes."),
 ]
 PrecisionOption = Annotated[
-    str | None, typer.Option("--precision", metavar="P", help="fp32, bf16 or fp16.")
+    str | None, typer.Option("--precision", metavar="P", help="auto, fp32, bf16 or fp16.")
 ]
 SetOption = Annotated[
     list[str] | None,

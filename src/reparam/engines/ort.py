@@ -8,6 +8,7 @@ import torch
 
 from reparam import _optional
 from reparam.engines.base import Engine, Runner, Settings, register
+from reparam.engines.int8 import warn_if_saturating
 from reparam.engines.onnx_writer import write_onnx
 from reparam.engines.program import Dynamic
 from reparam.errors import ExportError
@@ -81,4 +82,6 @@ class OnnxRuntimeEngine(Engine):
             )
         except Exception as error:
             raise ExportError(f"ONNX Runtime could not load {path.name}: {error}") from error
+        about = session.get_modelmeta().custom_metadata_map
+        warn_if_saturating(path.name, about, self.name)
         return _SessionRunner(session)

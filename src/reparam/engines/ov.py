@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 
 from reparam import _optional
+from reparam._processor import multiplies_bf16
 from reparam.engines.base import Engine, Runner, Settings, register
-from reparam.engines.ov_writer import to_openvino
+from reparam.engines.int8 import warn_if_saturating
+from reparam.engines.ov_writer import RT_INFO, to_openvino
 from reparam.engines.program import Dynamic
-from reparam.errors import ExportError
+from reparam.errors import ExportError, MachineWarning
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -19,8 +22,6 @@ if TYPE_CHECKING:
     from torch import nn
 
 __all__ = ["OpenVinoEngine"]
-
-_HINTS = {"fp32": "f32", "bf16": "bf16"}
 
 
 class _CompiledRunner(Runner):
@@ -70,14 +71,20 @@ class OpenVinoEngine(Engine):
         if path.suffix not in self.suffixes:
             return super().load(path, settings)
         self.check(settings)
-        return self._compile(str(path), settings, path.name)
+        openvino = _optional.require("openvino", extra=self.extra, purpose="the engine 'openvino'")
+        try:
+            model = openvino.Core().read_model(str(path))
+        except Exception as error:
+            raise ExportError(f"OpenVINO could not read {path.name}: {error}") from error
+        warn_if_saturating(path.name, _metadata(model), self.name)
+        return self._compile(model, settings, path.name)
 
     def _compile(self, source: Any, settings: Settings, what: str) -> Runner:
         openvino = _optional.require("openvino", extra=self.extra, purpose="the engine 'openvino'")
         # The precision is always given: left alone, the plugin picks bf16 on processors with AMX.
         options: dict[str, Any] = {
             "PERFORMANCE_HINT": "LATENCY",
-            "INFERENCE_PRECISION_HINT": _HINTS[settings.precision],
+            "INFERENCE_PRECISION_HINT": _hint(settings.precision),
         }
         if settings.threads is not None:
             options["INFERENCE_NUM_THREADS"] = settings.threads
@@ -85,3 +92,30 @@ class OpenVinoEngine(Engine):
             return _CompiledRunner(openvino.Core().compile_model(source, "CPU", options))
         except Exception as error:
             raise ExportError(f"OpenVINO could not compile {what}: {error}") from error
+
+
+def _hint(precision: str) -> str:
+    """Return OpenVINO's name of what it is to compute in, and warn where that is something else."""
+    if precision == "fp32":
+        return "f32"
+    if multiplies_bf16():
+        return "bf16"
+    warnings.warn(
+        "this processor has no instructions for bf16, so that OpenVINO computes in fp32: results "
+        "and times are those of fp32",
+        MachineWarning,
+        stacklevel=2,
+    )
+    return "f32"
+
+
+def _metadata(model: Any) -> dict[str, str]:
+    """Return what a file says about itself: an IR, or an ONNX file that OpenVINO has read."""
+    sections = [name for name in (RT_INFO, "framework") if model.has_rt_info([name])]
+    found = [model.get_rt_info([name]).value for name in sections]
+    return {
+        key: str(getattr(value, "value", value))
+        for section in found
+        if isinstance(section, dict)
+        for key, value in section.items()
+    }

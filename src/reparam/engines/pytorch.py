@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import copy
+import warnings
 import zipfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 
+from reparam._processor import multiplies_bf16
 from reparam.engines._inputs import flat_outputs
 from reparam.engines.base import Engine, Runner, Settings, UnsupportedCaseError, register
-from reparam.errors import ExportError
+from reparam.errors import ExportError, MachineWarning
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -63,8 +65,20 @@ class TorchRunner(Runner):
 
 
 def in_precision(model: nn.Module, precision: str) -> nn.Module:
-    """Return the model itself for fp32, and a copy with bfloat16 parameters for bf16."""
-    return copy.deepcopy(model).to(torch.bfloat16) if precision == "bf16" else model
+    """Return the model itself for fp32, and a copy with bfloat16 parameters for bf16.
+
+    Warns where the processor has no instructions for bf16.
+    """
+    if precision != "bf16":
+        return model
+    if not any(parameter.is_cuda for parameter in model.parameters()) and not multiplies_bf16():
+        warnings.warn(
+            "this processor has no instructions for bf16, which PyTorch emulates: the times are "
+            "longer than those in fp32, and say nothing of processors that have them",
+            MachineWarning,
+            stacklevel=3,
+        )
+    return copy.deepcopy(model).to(torch.bfloat16)
 
 
 @register

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from reparam.engines.int8 import AUTO, TARGETS, Target
+from reparam.quantizing.arithmetic import Arithmetic
 from reparam.quantizing.aware import finish_qat, prepare_qat
 from reparam.quantizing.correcting import correct_biases
 from reparam.quantizing.diagnosing import Diagnosis, LayerDiagnosis, diagnose
@@ -12,6 +14,9 @@ from reparam.quantizing.samples import Evaluation, Samples, Source, labelled_bat
 from reparam.quantizing.scoring import Score
 
 __all__ = [
+    "AUTO",
+    "TARGETS",
+    "Arithmetic",
     "Diagnosis",
     "Equalisation",
     "Evaluation",
@@ -20,6 +25,7 @@ __all__ = [
     "Samples",
     "Score",
     "Source",
+    "Target",
     "check_target",
     "correct_biases",
     "diagnose",

@@ -35,7 +35,7 @@ class Job:
         keep_float: Paths of layers that stay in float.
         dynamic: Which dimensions of the input may vary.
         metadata: What the file says about itself.
-        weight_bits: 8, or 7 for processors whose sums of two products saturate at 16 bits.
+        weight_bits: 8, or 7 for processors whose sums of two products saturate in 16 bits.
     """
 
     model: nn.Module
@@ -44,7 +44,7 @@ class Job:
     keep_float: tuple[str, ...]
     dynamic: Dynamic
     metadata: Mapping[str, str]
-    weight_bits: int = 8
+    weight_bits: int
 
 
 @dataclass(frozen=True)

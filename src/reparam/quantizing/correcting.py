@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from reparam.engines._inputs import check_eval
+from reparam.quantizing.arithmetic import EIGHT_BITS, Arithmetic
 from reparam.quantizing.layers import Layer, by_channel, hooked
 from reparam.quantizing.samples import Samples, Source, check_fit, read_samples
 from reparam.quantizing.simulation import Simulation, Traffic, observe
@@ -28,6 +29,7 @@ def correct_biases(
     *,
     samples: int = 300,
     keep_float: Collection[str] = (),
+    arithmetic: Arithmetic = EIGHT_BITS,
 ) -> nn.Module:
     r"""Return a copy of a net whose biases make up for what rounding adds to the means.
 
@@ -46,6 +48,7 @@ def correct_biases(
         calibration: What ranges and means are read off, see :data:`reparam.quantizing.Source`.
         samples: How many samples the ranges are read off; the means, of 128 of them.
         keep_float: Paths of layers that will not be quantized.
+        arithmetic: Bits of the weights, and whether sums saturate as on x86 without VNNI.
 
     Raises:
         DataError: There is no calibration data.
@@ -55,20 +58,22 @@ def correct_biases(
     check_eval(model, "correcting biases")
     held = read_samples(calibration, samples)
     check_fit(model, held)
-    return correct_with_samples(model, held, observe(model, held), keep_float=keep_float)
+    traffic = observe(model, held)
+    return correct_with_samples(model, held, traffic, arithmetic, keep_float=keep_float)
 
 
 def correct_with_samples(
     model: nn.Module,
     held: Samples,
     traffic: Mapping[str, Traffic],
+    arithmetic: Arithmetic,
     *,
     keep_float: Collection[str] = (),
 ) -> nn.Module:
     """Do what :func:`correct_biases` does, once samples and traffic are at hand."""
     few = held.first(_IMAGES)
     exact = _means(model, few, traffic)
-    simulation = Simulation(model, traffic)
+    simulation = Simulation(model, traffic, arithmetic)
     corrected = copy.deepcopy(model)
     shifts: dict[str, Tensor] = {}
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from reparam.engines._inputs import check_eval
-from reparam.quantizing.arithmetic import decibels, round_weight
+from reparam.quantizing.arithmetic import EIGHT_BITS, Arithmetic, decibels, round_weight
 from reparam.quantizing.layers import Layer, describe, hooked, spread
 from reparam.quantizing.samples import Samples, Source, check_fit, read_samples
 from reparam.quantizing.simulation import Simulation, Traffic, observe
@@ -126,6 +126,7 @@ def diagnose(
     calibration: Source,
     *,
     samples: int = 300,
+    arithmetic: Arithmetic = EIGHT_BITS,
     progress: Callable[[int, int, str], object] | None = None,
 ) -> Diagnosis:
     r"""Round one layer after the other to eight bits and see what that does to the output.
@@ -138,6 +139,7 @@ def diagnose(
         model: A net of one input and one output, in eval mode; it is not changed.
         calibration: The data, see :data:`reparam.quantizing.Source`.
         samples: How many samples the ranges are read off. Outputs are compared on 64 of them.
+        arithmetic: Bits of the weights, and whether sums saturate as on x86 without VNNI.
         progress: Called with (layers done, layers in all, the layer that is next).
 
     Raises:
@@ -153,18 +155,19 @@ def diagnose(
     check_eval(model, "diagnosing")
     held = read_samples(calibration, samples)
     check_fit(model, held)
-    return diagnose_samples(model, held, observe(model, held), progress)
+    return diagnose_samples(model, held, observe(model, held), arithmetic, progress)
 
 
 def diagnose_samples(
     model: nn.Module,
     held: Samples,
     traffic: Mapping[str, Traffic],
+    arithmetic: Arithmetic,
     progress: Callable[[int, int, str], object] | None = None,
 ) -> Diagnosis:
     """Do what :func:`diagnose` does, once samples and traffic are at hand."""
     few = Samples(held.name, held.first(_IMAGES))
-    simulation = Simulation(model, traffic)
+    simulation = Simulation(model, traffic, arithmetic)
     exact = _run(simulation.model, few)
     input_db = _input_ratios(simulation, traffic, few)
     found = []
@@ -173,30 +176,37 @@ def diagnose_samples(
             progress(done, len(simulation.layers), name)
         with simulation.rounded(name) as model_with_one:
             rounded = _run(model_with_one, few)
-        found.append(_judge(name, layer, traffic[name], input_db[name], exact, rounded))
+        found.append(
+            LayerDiagnosis(
+                name=name,
+                **_ranges(layer, traffic[name]),
+                weight_db=_weight_ratio(layer, arithmetic),
+                input_db=input_db[name],
+                output_db=decibels(exact, rounded),
+                flips=_flips(exact, rounded),
+            )
+        )
     with simulation.rounded(*simulation.layers) as all_rounded:
         rounded = _run(all_rounded, few)
     return Diagnosis(tuple(found), decibels(exact, rounded), _flips(exact, rounded), len(few))
 
 
-def _judge(
-    name: str, layer: Layer, traffic: Traffic, input_db: float, exact: Tensor, rounded: Tensor
-) -> LayerDiagnosis:
+def _weight_ratio(layer: Layer, arithmetic: Arithmetic) -> float:
     weight = layer.weight.detach()
-    return LayerDiagnosis(
-        name=name,
-        what=describe(layer),
-        weight_low=float(weight.min()),
-        weight_high=float(weight.max()),
-        weight_spread=spread(weight.flatten(1).abs().amax(1)),
-        input_low=traffic.low,
-        input_high=traffic.high,
-        input_spread=spread(traffic.channels),
-        weight_db=decibels(weight, round_weight(weight)),
-        input_db=input_db,
-        output_db=decibels(exact, rounded),
-        flips=_flips(exact, rounded),
-    )
+    return decibels(weight, round_weight(weight, arithmetic))
+
+
+def _ranges(layer: Layer, traffic: Traffic) -> dict[str, Any]:
+    weight = layer.weight.detach()
+    return {
+        "what": describe(layer),
+        "weight_low": float(weight.min()),
+        "weight_high": float(weight.max()),
+        "weight_spread": spread(weight.flatten(1).abs().amax(1)),
+        "input_low": traffic.low,
+        "input_high": traffic.high,
+        "input_spread": spread(traffic.channels),
+    }
 
 
 @torch.no_grad()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+import warnings
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,11 +30,13 @@ from reparam._files import atomic_path
 from reparam._untouched import leaves_untouched
 from reparam.engines import get_engine
 from reparam.engines._inputs import check_eval
+from reparam.engines.int8 import AUTO, Target, find_target, right_on, sums_saturate
 from reparam.engines.program import Dynamic
-from reparam.errors import ExportError, InputError, ReparamError, VerificationError
+from reparam.errors import ExportError, InputError, MachineWarning, ReparamError, VerificationError
 from reparam.exporting.formats import Format, find_format
 from reparam.exporting.metadata import describe_model
 from reparam.fusing import plan
+from reparam.quantizing.arithmetic import Arithmetic
 from reparam.quantizing.backends import Job, Quantizer, Written, batch_of
 from reparam.quantizing.correcting import correct_with_samples
 from reparam.quantizing.diagnosing import Diagnosis, diagnose_samples
@@ -98,7 +101,8 @@ def quantize(  # noqa: PLR0913 - each is one decision of the user
     correct_bias: bool = True,
     keep_float: int | Collection[str] = 0,
     diagnose: bool = True,
-    weight_bits: int = 8,
+    target: str = AUTO,
+    weight_bits: int | None = None,
     max_drop: float | None = None,
     dynamic: bool | str = True,
     source: str | None = None,
@@ -130,7 +134,10 @@ def quantize(  # noqa: PLR0913 - each is one decision of the user
         keep_float: Layers to leave in float: their paths, or a number for so many of those that the
             diagnosis finds to hurt most.
         diagnose: Find out what rounding does to each layer (:func:`reparam.quantizing.diagnose`).
-        weight_bits: 8, or 7 for x86 processors without VNNI, whose 8-bit instructions saturate.
+        target: The processors that the file is for, one of :data:`reparam.quantizing.TARGETS`;
+            ``"auto"`` is this one. Weights have seven bits where sums of eight-bit products would
+            saturate there, as on x86 without VNNI.
+        weight_bits: 8 or 7 in place of what the target asks for.
         max_drop: Write only what loses at most so many points (hundredths) of accuracy; of top-1
             agreement, where the data has no classes.
         dynamic: Which dimensions of the input may vary, as for :func:`reparam.export`.
@@ -148,32 +155,37 @@ def quantize(  # noqa: PLR0913 - each is one decision of the user
         ExportError: The net cannot be converted, quantized or run. Nothing is written then.
         VerificationError: More accuracy is lost than ``max_drop``. Nothing is written then.
     """
-    start, target = time.perf_counter(), Path(path)
-    entry = check_target(target, engine)
+    start, file = time.perf_counter(), Path(path)
+    entry = check_target(file, engine)
+    processors = find_target(target, entry.engine)
+    arithmetic = _arithmetic(processors, weight_bits, entry.engine)
     tell = _Teller(progress)
     check_eval(fused, "quantizing")
     check_eval(fused if reference is None else reference, "quantizing against a reference")
     shapes = Dynamic.of(dynamic)
-    if weight_bits not in (7, 8):
-        raise InputError(f"weight_bits is {weight_bits}; the engines take 8, or 7 of them")
     held = read_samples(calibration, samples)
     check_fit(fused, held)
     tell("reading the net")
     check_fused(fused, held)
     prepared = _prepare(
-        fused, held, keep_float, equalize=equalize, diagnose=diagnose, tell=tell.within
+        fused, held, keep_float, arithmetic, equalize=equalize, diagnose=diagnose, tell=tell.within
     )
     tell("correcting biases" if correct_bias else "preparing")
     to_write = prepared.model
     if correct_bias:
         to_write = correct_with_samples(
-            prepared.model, held, prepared.traffic, keep_float=prepared.keep_float
+            prepared.model, held, prepared.traffic, arithmetic, keep_float=prepared.keep_float
         )
-    metadata = _metadata(fused, entry, held, prepared, source, correct_bias=correct_bias)
+    bits = arithmetic.weight_bits
+    metadata = _metadata(fused, entry, held, prepared, source, correct_bias=correct_bias) | {
+        "reparam.target": processors.name,
+        "reparam.weight_bits": str(bits),
+        "reparam.right_on": right_on(bits),
+    }
     layers = layers_of(to_write, held.first(1))
-    job = Job(to_write, layers, held, prepared.keep_float, shapes, metadata, weight_bits)
+    job = Job(to_write, layers, held, prepared.keep_float, shapes, metadata, bits)
     judged_on = read_evaluation(evaluation, calibration, held)
-    with atomic_path(target) as temporary:
+    with atomic_path(file) as temporary:
         tell(f"quantizing for {entry.engine}")
         written = _write(entry, job, temporary)
         size = sum(file.stat().st_size for file in temporary.parent.iterdir())
@@ -187,13 +199,15 @@ def quantize(  # noqa: PLR0913 - each is one decision of the user
         )
         _check_drop(verdict, max_drop, prepared)
     return QuantizeResult(
-        path=target,
+        path=file,
         format=entry.name,
         engine=entry.engine,
         score=verdict,
         diagnosis=prepared.diagnosis,
         quantized=written.quantized,
         kept_float=prepared.keep_float,
+        target=processors.name,
+        weight_bits=bits,
         equalised=prepared.equalised,
         bias_corrected=correct_bias,
         calibration=f"{len(held)} samples: {held.name}",
@@ -204,6 +218,21 @@ def quantize(  # noqa: PLR0913 - each is one decision of the user
         float_bytes=sum(p.numel() * p.element_size() for p in fused.parameters()),
         seconds=time.perf_counter() - start,
     )
+
+
+def _arithmetic(target: Target, weight_bits: int | None, engine: str) -> Arithmetic:
+    """Return how the file will be computed on its target, and warn where this machine differs."""
+    bits = weight_bits if weight_bits is not None else 7 if target.saturates else 8
+    arithmetic = Arithmetic(bits, target.saturates and bits == 8, engine == "onnxruntime")
+    if arithmetic.saturates and not sums_saturate(engine):
+        warnings.warn(
+            f"with weights of eight bits, sums of products saturate on {target.what} and not on "
+            "this machine: what the file loses there is in the diagnosis and not in the verdict; "
+            "leave weight_bits out, or make it 7",
+            MachineWarning,
+            stacklevel=3,
+        )
+    return arithmetic
 
 
 @dataclass(frozen=True, eq=False)
@@ -288,6 +317,7 @@ def _prepare(
     fused: nn.Module,
     held: Samples,
     keep_float: int | Collection[str],
+    arithmetic: Arithmetic,
     *,
     equalize: bool,
     diagnose: bool,
@@ -304,7 +334,7 @@ def _prepare(
     counted = isinstance(keep_float, int)
     diagnosis = None
     if diagnose or (counted and keep_float):
-        diagnosis = diagnose_samples(model, held, traffic, tell)
+        diagnosis = diagnose_samples(model, held, traffic, arithmetic, tell)
     if isinstance(keep_float, int):
         if not 0 <= keep_float < len(traffic):
             raise InputError(

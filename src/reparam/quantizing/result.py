@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from reparam.engines.int8 import right_on
 from reparam.quantizing.backends import Axes
 from reparam.quantizing.diagnosing import Diagnosis
 from reparam.quantizing.equalizing import Equalisation
@@ -27,6 +28,9 @@ class QuantizeResult:
             not asked for.
         quantized: Paths of the layers that the file holds in integers.
         kept_float: Paths of the layers that were to stay in float.
+        target: The processors that it was made for; the name of one of
+            :data:`reparam.quantizing.TARGETS`.
+        weight_bits: 8; or 7, which every processor adds up right.
         equalised: Where channels were equalised.
         bias_corrected: Whether biases were corrected.
         calibration: What the ranges were read off.
@@ -45,6 +49,8 @@ class QuantizeResult:
     diagnosis: Diagnosis | None
     quantized: tuple[str, ...]
     kept_float: tuple[str, ...]
+    target: str
+    weight_bits: int
     equalised: tuple[Equalisation, ...]
     bias_corrected: bool
     calibration: str
@@ -54,6 +60,11 @@ class QuantizeResult:
     size_bytes: int
     float_bytes: int
     seconds: float
+
+    @property
+    def right_on(self) -> str:
+        """The processors on which the file computes what its numbers say, in words."""
+        return right_on(self.weight_bits)
 
     def as_dict(self) -> dict[str, Any]:
         """Return the record as a dictionary that JSON can hold."""

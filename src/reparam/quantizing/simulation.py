@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from reparam.quantizing.arithmetic import Grid, round_weight
+from reparam.quantizing.arithmetic import EIGHT_BITS, Arithmetic, Grid, round_weight
 from reparam.quantizing.layers import Layer, by_channel, hooked, layers_of
+from reparam.quantizing.saturating import lost_to_saturation
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -88,19 +89,26 @@ class Simulation:
     Args:
         model: A module in eval mode; it is not changed.
         traffic: What its layers read, from :func:`observe`.
+        arithmetic: How products are rounded and added.
 
     Attributes:
         model: The copy.
         layers: Its layers by path, in running order.
     """
 
-    def __init__(self, model: nn.Module, traffic: Mapping[str, Traffic]) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        traffic: Mapping[str, Traffic],
+        arithmetic: Arithmetic = EIGHT_BITS,
+    ) -> None:
         self.model = copy.deepcopy(model)
         self.layers: dict[str, Layer] = {
             name: self.model.get_submodule(name)  # type: ignore[misc] # observed as layers
             for name in traffic
         }
         self._traffic = traffic
+        self._arithmetic = arithmetic
 
     @contextmanager
     def rounded(self, *names: str) -> Iterator[nn.Module]:
@@ -112,11 +120,31 @@ class Simulation:
         def round_input(name: str, _: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor]:
             return (grids[name].round(inputs[0]),)
 
+        def saturate(name: str, layer: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+            return y - self._lost(layer, x, grids[name], exact[name])  # type: ignore[arg-type] # a layer
+
+        after = saturate if self._arithmetic.saturates else None
         try:
             for layer in chosen.values():
-                layer.weight.data = round_weight(layer.weight)
-            with torch.no_grad(), hooked(chosen, before=round_input):
+                layer.weight.data = round_weight(layer.weight, self._arithmetic)
+            with torch.no_grad(), hooked(chosen, before=round_input, after=after):
                 yield self.model
         finally:
             for name, layer in chosen.items():
                 layer.weight.data = exact[name]
+
+    def _lost(self, layer: Layer, x: Tensor, grid: Grid, weight: Tensor) -> Tensor | float:
+        """Return what saturation takes off the output of a rounded layer."""
+        step = self._arithmetic.steps(weight)
+        lost = lost_to_saturation(
+            layer,
+            grid.number(x),
+            grid.zero,
+            (weight / step).round(),
+            joins_taps=self._arithmetic.joins_taps,
+        )
+        if lost is None:
+            return 0.0
+        axis = lost.dim() - 1 if isinstance(layer, nn.Linear) else 1
+        scale = step.flatten() * grid.step
+        return lost * scale.view(-1, *[1] * (lost.dim() - 1 - axis))

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from reparam.training.recipe import Recipe
     from reparam.training.result import Hardware
 
-__all__ = ["check_disk", "check_hardware", "check_model"]
+__all__ = ["check_disk", "check_hardware", "check_model", "on_cpu"]
 
 
 @torch.no_grad()
@@ -72,11 +72,11 @@ def check_hardware(recipe: Recipe, hardware: Hardware) -> None:
     Raises:
         InputError: They cannot.
     """
-    if not _on_cpu(hardware):
+    if not on_cpu(hardware):
         return
     if recipe.precision == "fp16":
         raise InputError(
-            "precision 'fp16' needs a GPU, and this run is on the CPU: use 'bf16' or 'fp32'"
+            "precision 'fp16' needs a GPU, and this run is on the CPU: use 'auto', 'bf16' or 'fp32'"
         )
     if hardware.sync_batchnorm:
         raise InputError(
@@ -85,7 +85,8 @@ def check_hardware(recipe: Recipe, hardware: Hardware) -> None:
         )
 
 
-def _on_cpu(hardware: Hardware) -> bool:
+def on_cpu(hardware: Hardware) -> bool:
+    """Say whether a run with this hardware is one on the CPU."""
     if hardware.accelerator != "auto":
         return hardware.accelerator == "cpu"
     return not (torch.cuda.is_available() or torch.backends.mps.is_available())

@@ -132,6 +132,8 @@ class Recipe:
         accumulate: Parts that each process splits its share of a step into, to save memory.
         label_smoothing: Share of the target spread evenly over all classes.
         precision: Arithmetic of the forward and backward pass (autocast); weights stay float32.
+            ``"auto"``: bf16 where the device has instructions for it, else fp32; a resumed run
+            keeps what it began in.
         gradient_clip: Largest norm of a step's gradient; 0 for no limit.
         kernel_decay: RepVGG's L2 on the *equivalent* kernel of each multi-branch block, which then
             replaces weight decay on that block's convolutions; 0 to decay them one by one.
@@ -148,7 +150,7 @@ class Recipe:
     batch_size: int = 128
     accumulate: int = 1
     label_smoothing: float = 0.0
-    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "fp32"
     gradient_clip: float = 0.0
     kernel_decay: float = 0.0
     optimizer: Optimizer = field(default_factory=Optimizer)

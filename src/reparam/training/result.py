@@ -104,7 +104,7 @@ class TrainResult:
         last: Weights of `model`, ``.safetensors``.
         resume: The checkpoint from which the run could have gone on.
         seconds: Wall time of the run in all its parts, validation included.
-        recipe: What was used, overrides included.
+        recipe: What was used, overrides included; its precision is the one computed in.
         seed: What was used.
         data_fingerprint: Of the data set.
         environment: Versions and machine.

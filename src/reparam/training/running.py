@@ -24,6 +24,7 @@ from reparam.errors import CheckpointError, InputError
 from reparam.training.checkpoints import RunFiles, SaveRun, save_weights
 from reparam.training.logs import WriteLogs
 from reparam.training.module import EVAL_BATCH, Training
+from reparam.training.precision import settle_precision
 from reparam.training.preflight import check_disk, check_hardware, check_model
 from reparam.training.recipe import Recipe, load_recipe
 from reparam.training.result import Hardware, OnProgress, TrainResult, WrapOptimizer
@@ -127,9 +128,10 @@ def train(  # noqa: PLR0913 - one keyword for each independent choice
         >>> result.accuracy > 0.5, len(result.history)
         (True, 2)
     """
-    chosen = load_recipe(recipe)
     machine = hardware or Hardware()
     files = RunFiles(Path(out))
+    checkpoint = files.resume if resume and files.resume.exists() else None
+    chosen = settle_precision(load_recipe(recipe), machine, checkpoint)
     check_model(model, data)
     check_hardware(chosen, machine)
     _make_folder(files)
@@ -146,7 +148,7 @@ def train(  # noqa: PLR0913 - one keyword for each independent choice
             on_progress=on_progress,
             wrap_optimizer=wrap_optimizer,
         )
-        _fit(trainer, training, files.resume if resume and files.resume.exists() else None)
+        _fit(trainer, training, checkpoint)
     return _conclude(training, data, files, seed)
 
 

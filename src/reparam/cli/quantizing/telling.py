@@ -41,6 +41,7 @@ def tell(terminal: Terminal, model: str, result: QuantizeResult) -> None:
     if result.kept_float:
         terminal.done(f"Left in float: {', '.join(result.kept_float)}")
     terminal.done(f"Wrote {result.path} ({result.format}), read back in {result.engine}")
+    terminal.done(f"Weights of {result.weight_bits} bits, right on {result.right_on}")
     for hint in _next(result):
         terminal.hint("Next:", hint)
 

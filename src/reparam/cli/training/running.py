@@ -70,7 +70,8 @@ def run(request: TrainRequest, terminal: Terminal) -> Finished | None:
     model_name = request.model or recipe.model or _default_model(data)
     recipe = recipe.override(**request.changes) if request.changes else recipe
     model = _build(model_name, data, request)
-    with _stop_told(terminal), terminal.progress("Training") as update:
+    told = terminal.progress("Training")
+    with _stop_told(terminal), warnings_noted(terminal), told as update:
         result = train(
             model,
             data,

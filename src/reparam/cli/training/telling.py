@@ -21,12 +21,13 @@ def tell(terminal: Terminal, request: TrainRequest, finished: Finished) -> None:
     branch = f" with {finished.branch} branches" if finished.branch else ""
     rows = [
         ("recipe", finished.recipe),
+        ("precision", result.recipe.precision),
         ("epochs, seconds", f"{epochs}, {result.seconds:.0f}"),
         ("validation accuracy", _percent(result.validation_accuracy, len(data.validation))),
         ("best epoch", str(result.best_epoch)),
     ]
     if result.test_accuracy is not None and data.test is not None:
-        rows.insert(3, ("test accuracy", _percent(result.test_accuracy, len(data.test))))
+        rows.insert(4, ("test accuracy", _percent(result.test_accuracy, len(data.test))))
     terminal.table(f"Trained {finished.model}{branch} on {data.name}", ("", ""), rows)
     terminal.text()
     same = deployed.images - deployed.different
