@@ -188,6 +188,7 @@ def test_bad_input_is_one_message_and_exit_code_2(
     given = [part.format(tiny=tiny) for part in line]
     if "--engines" not in given:
         given += ["--engines", "eager"]
+    Path("w.pth").write_bytes(b"")
     ran = reparam_command("bench", *given)
     assert ran.code == 2
     assert ran.out == ""
