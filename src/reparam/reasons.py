@@ -123,6 +123,7 @@ class Why(enum.Enum):
     NOT_TRACED = "its forward cannot be traced ({failure})"
     NOT_TRACED_ALONE = "its forward cannot be traced by itself ({failure})"
     TRACE_DIFFERS = "its trace is not what it does: {found}"
+    NOT_IN_EVERY_WAY = "the code goes another way for other inputs, where it does not fold"
     NOT_COMPARED = "its trace could not be compared with eager execution: {found}"
     NOT_PROBED = "it cannot be probed without example_inputs"
     PROBED_OTHERWISE = "probed, but {found}"

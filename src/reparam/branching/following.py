@@ -10,7 +10,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 
 from reparam.graph.skeleton import hooked_modules, shared_copy
-from reparam.graph.trace import TraceFailure, join, trace
+from reparam.graph.trace import TraceFailure, join, straight_trace
 
 __all__ = ["following_norms"]
 
@@ -34,7 +34,7 @@ def following_norms(model: nn.Module) -> dict[str, str]:
 
 def _pairs(module: nn.Module, path: str) -> Iterator[tuple[str, str]]:
     try:
-        traced = trace(module, path)
+        traced = straight_trace(module, path)
     except TraceFailure:
         for name, child in module.named_children():
             yield from _pairs(child, join(path, name))

@@ -49,8 +49,8 @@ def compare_runs(discovery: Discovery, fused: nn.Module) -> None:
         successor = _find(fused, path)
         if successor is None or _covered(path, discovery.calls):
             continue
-        old = runnable_copy(discovery.model.get_submodule(path))
-        new = runnable_copy(successor)
+        old = runnable_copy(discovery.model.get_submodule(path), shares_weights=True)
+        new = runnable_copy(successor, shares_weights=True)
         _compare(path or type(old).__name__, old, new, _on_device(with_numbers(call), old))
 
 

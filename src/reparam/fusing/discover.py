@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterable, Iterator
+from collections.abc import Hashable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,7 +14,7 @@ from reparam.fusing.account import Account
 from reparam.fusing.fold import overflow
 from reparam.fusing.found import Found, complete, describe
 from reparam.fusing.objections import Objections, owners_of
-from reparam.fusing.place import place_all
+from reparam.fusing.place import Parts, place_all
 from reparam.fusing.probe import identify
 from reparam.graph.builtin import is_builtin
 from reparam.graph.faithful import (
@@ -31,8 +31,8 @@ from reparam.graph.kinds import AnyConv, AnyNorm
 from reparam.graph.lift import Lifted, lift
 from reparam.graph.running import Arguments
 from reparam.graph.skeleton import hooked_modules, runnable_copy, shared_copy, with_plain_weights
-from reparam.graph.trace import Key, Trace, TraceFailure, join, trace
-from reparam.planner import select
+from reparam.graph.trace import Key, Trace, TraceFailure, join, other_ways, trace
+from reparam.planner import Candidate, Selection, select
 from reparam.reasons import Reason, Refusal, Why
 
 __all__ = ["Discovery", "Found", "discover"]
@@ -49,8 +49,7 @@ class Discovery:
         account: What does not, and why.
         probed: Modules that were identified from their responses.
         calls: By path of a traced module, arguments that it ran with: to run the result with.
-        traces: Traces of blocks to rewrite, by path and inlined children, for one use each.
-        known_call: By path of any module, its arguments in a run of the example, if one is given.
+        parts: Parts of the trace to rewrite, by path and inlined children, for one use each.
 
     """
 
@@ -60,8 +59,7 @@ class Discovery:
     account: Account = field(default_factory=lambda: Account(_name_of))
     probed: list[Probed] = field(default_factory=list)
     calls: dict[str, Arguments] = field(default_factory=dict)
-    known_call: Callable[[str], Arguments | None] = lambda _path: None
-    traces: dict[tuple[str, frozenset[str]], Trace] = field(default_factory=dict)
+    parts: Parts = field(default_factory=dict)
 
     @property
     def refusals(self) -> tuple[Refusal, ...]:
@@ -107,8 +105,7 @@ class _Finder:
         self.skeleton = shared_copy(model)
         self._example = example
         self._captured: dict[str, Arguments] | None = None
-        self._checked: dict[str, Report] = {}
-        self.result = Discovery(model, self.skeleton, known_call=self._known_call)
+        self.result = Discovery(model, self.skeleton)
         self._hooked = hooked_modules(model)
         self._owners = owners_of(self.skeleton)
         self._visited: set[nn.Module] = set()
@@ -130,7 +127,7 @@ class _Finder:
             return
         self._visited.add(module)
         try:
-            traced = trace(module, path, example=self._known_call(path))
+            traced, ways = self._trace(path, module)
         except TraceFailure as failure:
             if self._identify(path, module):
                 return
@@ -139,16 +136,17 @@ class _Finder:
             self._untraced.add(path)
             self._visit_children(path, module)
             return
-        report = self._compare(traced)
+        traced, ways, report = self._believed(module, traced, ways)
+        if report.call is not None:
+            self.result.calls[path] = report.call
         if report.outcome is Outcome.DIFFERENT:
             self._leave(path, module, Why.TRACE_DIFFERS(found=report.why))
             self._untraced.add(path)
             self._visit_children(path, module)
             return
-        ranks = report.ranks if self._example is not None else None
         known = {p: self.skeleton.get_submodule(p) for p in traced.opaque}
         probed = {p: op for p, child in known.items() if (op := self._identify(p, child))}
-        self._plan(lift(traced, ranks=ranks, probed=probed), report)
+        self._plan(lift(traced, probed=probed), report, [lift(w, probed=probed) for w in ways])
         for inner in traced.opaque:
             if inner in probed:
                 continue
@@ -158,15 +156,32 @@ class _Finder:
             self._untraced.add(inner)
             self._visit_children(inner, child)
 
-    def _compare(self, traced: Trace) -> Report:
+    def _trace(self, path: str, module: nn.Module) -> tuple[Trace, list[Trace]]:
+        """Trace a module, and the other ways through it that other inputs may take."""
+        example, opaque = self._known_call(path), dict[str, str]()
+        while True:
+            traced = trace(module, path, example=example, opaque=opaque)
+            try:
+                return traced, list(other_ways(module, traced, example))
+            except TraceFailure as failure:
+                if failure.where in {None, path}:
+                    raise
+                opaque[str(failure.where)] = str(failure)
+
+    def _believed(
+        self, module: nn.Module, traced: Trace, ways: list[Trace]
+    ) -> tuple[Trace, list[Trace], Report]:
+        """Compare with eager execution, which may take another of the ways than the trace."""
+        first = self._compare(module, traced)
+        for way in ways if first.outcome is Outcome.DIFFERENT else ():
+            report = self._compare(module, way)
+            if report.outcome is Outcome.EQUAL:
+                return way, [traced, *(other for other in ways if other is not way)], report
+        return traced, ways, first
+
+    def _compare(self, module: nn.Module, traced: Trace) -> Report:
         """Compare a trace with eager execution on the inputs that are known or can be made up."""
-        known = self._checked.get(traced.path)
-        if known is None:
-            known = compare(traced, self._calls(traced))
-            self._checked[traced.path] = known
-            if known.call is not None:
-                self.result.calls[traced.path] = known.call
-        return known
+        return compare(module, traced, self._calls(traced))
 
     def _calls(self, traced: Trace) -> list[Arguments]:
         call = self._known_call(traced.path)
@@ -188,7 +203,7 @@ class _Finder:
         if path != one.lifted.trace.path:
             try:
                 block = self.skeleton.get_submodule(path)
-                own = self._compare(trace(block, path, example=self._known_call(path)))
+                own = self._compare(block, trace(block, path, example=self._known_call(path)))
             except TraceFailure as failure:
                 return Why.NOT_TRACED_ALONE(failure=str(failure))
             if own.outcome is Outcome.EQUAL:
@@ -244,11 +259,32 @@ class _Finder:
             elif not is_builtin(child):
                 self.visit(inner, child)
 
-    def _plan(self, lifted: Lifted, report: Report) -> None:
+    def _select(
+        self, lifted: Lifted, others: Iterable[Lifted]
+    ) -> tuple[Objections, Selection, list[Found]]:
+        """Choose what folds in one way through the code, of what the other ways leave whole."""
         objections = Objections(lifted, self._hooked, self._owners)
-        selection = select(lifted.program, objections)
+        present = [set(other.trace.keys.values()) for other in others]
+
+        def veto(region: Candidate) -> Reason | None:
+            keys = {Found.key_of(node) for node in region.nodes}
+            if any(keys & there and not keys <= there for there in present):
+                return Why.NOT_IN_EVERY_WAY()
+            return objections(region)
+
+        selection = select(lifted.program, veto)
+        return objections, selection, [describe(lifted, region) for region in selection.regions]
+
+    def _plan(self, lifted: Lifted, report: Report, ways: list[Lifted]) -> None:
+        objections, selection, found = self._select(lifted, ways)
+        others = [
+            (
+                {one.keys for one in self._select(way, [lifted, *ways])[2]},
+                set(way.trace.keys.values()),
+            )
+            for way in ways
+        ]
         seen: dict[frozenset[Key], int] = {}
-        found = [describe(lifted, region) for region in selection.regions]
         for one in found:
             seen[one.keys] = seen.get(one.keys, 0) + 1
         kept: dict[frozenset[Key], Found] = {}
@@ -258,6 +294,9 @@ class _Finder:
             if seen[one.keys] < calls:
                 why = Why.FOLDS_IN_SOME_CALLS(calls=calls, folds=seen[one.keys])
                 self._account.leave_region(one.region, why)
+                continue
+            if not all(one.keys in fold or not one.keys & present for fold, present in others):
+                self._account.leave_region(one.region, Why.NOT_IN_EVERY_WAY())
                 continue
             doubt = self._is_believable(one, report) or overflow(one)
             if doubt is not None:
@@ -276,9 +315,9 @@ class _Finder:
 
     def place(self) -> None:
         """Keep the regions whose blocks can be rewritten."""
-        placement = place_all(self.result.regions, self.skeleton, self._known_call)
+        placement = place_all(self.result.regions)
         self.result.regions[:] = placement.kept
-        self.result.traces.update(placement.traces)
+        self.result.parts.update(placement.parts)
         for one, why in placement.refused:
             self._account.leave_region(one.region, why)
 

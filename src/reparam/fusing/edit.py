@@ -12,10 +12,12 @@ from reparam.fusing.discover import Discovery
 from reparam.fusing.fold import FoldedLayer, lowered
 from reparam.fusing.found import Found
 from reparam.fusing.place import Block, blocks_of, locate, missing
+from reparam.graph.frames import first_line
 from reparam.graph.hosted import rebuilt
+from reparam.graph.part import part_of
 from reparam.graph.rewrite import Shell, build
 from reparam.graph.running import is_parameter_only
-from reparam.graph.trace import Key, Trace, TraceFailure, trace
+from reparam.graph.trace import Key, Trace
 
 __all__ = ["CannotPlaceError", "apply_regions", "make_layer"]
 
@@ -86,9 +88,7 @@ def _empty_layer(arguments: LayerArguments, like: torch.Tensor, mode: Any) -> nn
 class _Edits:
     def __init__(self, discovery: Discovery) -> None:
         self._model = discovery.model
-        self._skeleton = discovery.skeleton
-        self._known_call = discovery.known_call
-        self._traces = discovery.traces
+        self._parts = discovery.parts
         self._layers: dict[str, nn.Module] = {}
         self._merged: dict[Found, FoldedLayer] = {}
 
@@ -112,15 +112,14 @@ class _Edits:
         for path, block in blocks_of(self._merged).items():
             try:
                 shells.append(self._shell(path, block))
-            except (TraceFailure, LookupError, RuntimeError) as error:
-                raise CannotPlaceError(path, str(error).partition("\n")[0]) from error
+            except (LookupError, RuntimeError) as error:
+                raise CannotPlaceError(path, first_line(error)) from error
         layers = {self._model.get_submodule(path): new for path, new in self._layers.items()}
         return layers, shells
 
     def _shell(self, path: str, block: Block) -> Shell:
-        root = self._skeleton.get_submodule(path)
-        traced = self._traces.pop((path, block.key), None) or trace(
-            root, path, inline=block.inlined.__contains__, example=self._known_call(path)
+        traced = self._parts.pop((path, block.key), None) or part_of(
+            block.trace, path, block.inlined
         )
         editor = _GraphEditor(traced)
         for found in block.merges:

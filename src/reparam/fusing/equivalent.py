@@ -56,8 +56,8 @@ def operator(block: nn.Module) -> AffineConv:
         raise InexactError(msg) from failure
     graph = lifted.trace.graph
     inputs = [n for n in lifted.program.nodes if lifted.origin[n].op == "placeholder"]
-    output = next(n for n in reversed(graph.nodes) if n.op == "output").args[0]
-    ends = [n for n in lifted.program.nodes if lifted.origin[n] is output and not n.shape_only]
+    outputs = graph.output_node().all_input_nodes
+    ends = [n for n in lifted.program.nodes if lifted.origin[n] in outputs and not n.shape_only]
     if len(inputs) != 1 or len(ends) != 1:
         msg = f"{name} has {len(inputs)} inputs and {len(ends)} outputs; needed one of each"
         raise InexactError(msg)

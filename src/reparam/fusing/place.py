@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from torch import fx, nn
+from torch import fx
 
 from reparam.fusing.found import Found, complete
 from reparam.graph.ir import Node
-from reparam.graph.running import Arguments
-from reparam.graph.trace import Key, Trace, TraceFailure, trace
+from reparam.graph.part import part_of
+from reparam.graph.trace import Key, Trace
 from reparam.reasons import Reason, Why
 
-__all__ = ["Block", "Placement", "blocks_of", "locate", "missing", "place_all"]
+__all__ = ["Block", "Parts", "Placement", "blocks_of", "locate", "missing", "place_all"]
 
-Traces = dict[tuple[str, frozenset[str]], Trace]
-"""Traces of blocks to rewrite, by path and inlined children."""
+Parts = dict[tuple[str, frozenset[str]], Trace]
+"""Parts of the trace that are rewritten, by the path of the block and its inlined children."""
 
 
 @dataclass(eq=False)
@@ -37,8 +37,13 @@ class Block:
 
     @property
     def key(self) -> frozenset[str]:
-        """What a trace of the block depends on."""
+        """What the block's part of the trace depends on."""
         return frozenset(self.inlined)
+
+    @property
+    def trace(self) -> Trace:
+        """The trace that the block is a part of."""
+        return next(iter(self.regions())).lifted.trace
 
     def regions(self) -> Iterable[Found]:
         """All regions with an operation in the block."""
@@ -110,29 +115,25 @@ def missing(key: Key) -> str:
 
 @dataclass(frozen=True, eq=False)
 class Placement:
-    """The regions that can be placed, and the traces to place them in.
+    """The regions that can be placed, and the parts of the trace to place them in.
 
     Attributes:
         kept: The regions.
         refused: The others, each with the reason.
-        traces: The traces.
+        parts: The parts.
 
     """
 
     kept: list[Found]
     refused: list[tuple[Found, Reason]]
-    traces: Traces
+    parts: Parts
 
 
-def place_all(
-    regions: Iterable[Found],
-    model: nn.Module,
-    known_call: Callable[[str], Arguments | None],
-) -> Placement:
-    """Find the operations of all regions in traces of the blocks that are to be rewritten.
+def place_all(regions: Iterable[Found]) -> Placement:
+    """Take the blocks that are to be rewritten out of the trace, and find the regions in them.
 
-    A block is rewritten for every call of it, so an operation that depends on how its parent
-    calls it may be another one in the block's own trace; its region is refused.
+    A block is rewritten for every call of it, so what its calls do differently keeps its regions
+    from being folded.
     """
     every = list(regions)
     placement = Placement(list(every), [], {})
@@ -141,12 +142,12 @@ def place_all(
         misfits = [
             misfit
             for path, block in blocks.items()
-            for misfit in _misfits(path, block, model, known_call, placement.traces)
+            for misfit in _misfits(path, block, placement.parts)
         ]
         if not misfits:
             wanted = {(path, block.key) for path, block in blocks.items()}
-            for unused in placement.traces.keys() - wanted:
-                del placement.traces[unused]
+            for unused in placement.parts.keys() - wanted:
+                del placement.parts[unused]
             return placement
         for found, why in misfits:
             if found in placement.kept:
@@ -158,27 +159,16 @@ def place_all(
                 placement.kept[:] = together
 
 
-def _misfits(
-    path: str,
-    block: Block,
-    model: nn.Module,
-    known_call: Callable[[str], Arguments | None],
-    traces: Traces,
-) -> list[tuple[Found, Reason]]:
+def _misfits(path: str, block: Block, parts: Parts) -> list[tuple[Found, Reason]]:
     """Regions that cannot be placed in a block."""
     name = path or "the model"
-    traced = traces.get((path, block.key))
-    if traced is None:
-        try:
-            traced = trace(
-                model.get_submodule(path), path, inline=block.inlined.__contains__,
-                example=known_call(path),
-            )  # fmt: skip
-        except TraceFailure as failure:
-            why = Why.NOT_REWRITTEN(block=name, found=str(failure))
-            return [(found, why) for found in block.regions()]
-        traces[path, block.key] = traced
-    present = set(traced.keys.values())
+    try:
+        part = parts.get((path, block.key)) or part_of(block.trace, path, block.inlined)
+    except LookupError as failure:
+        why = Why.NOT_REWRITTEN(block=name, found=str(failure))
+        return [(found, why) for found in block.regions()]
+    parts[path, block.key] = part
+    present = set(part.keys.values())
     misfits = [
         (found, Why.NOT_REWRITTEN(block=name, found=missing(key)))
         for key, found in block.erased.items()
@@ -186,7 +176,7 @@ def _misfits(
     ]
     for found in block.merges:
         try:
-            locate(found, traced)
+            locate(found, part)
         except LookupError as error:
             misfits.append((found, Why.NOT_REWRITTEN(block=name, found=str(error))))
     return misfits

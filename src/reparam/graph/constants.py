@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from reparam.graph.effects import is_random, mutated_argument
+from reparam.graph.effects import FACTORIES, is_random, mutated_argument
+from reparam.graph.guards import planned_for
 from reparam.graph.trace import Trace
 
 __all__ = ["Constants"]
@@ -44,7 +45,10 @@ class Constants:
 
     def shape(self, node: fx.Node) -> tuple[int, ...]:
         """Shape of a constant tensor, found without computing it."""
-        return tuple(self._evaluate(node, {}, "meta").shape)
+        known = self._trace.values.get(node)
+        if not isinstance(known, Tensor):
+            known = self._evaluate(node, {}, "meta")
+        return tuple(known.shape)
 
     def value(self, node: fx.Node) -> Tensor:
         """Value of a constant tensor, computed in float64 and differentiable."""
@@ -69,7 +73,9 @@ class Constants:
     def _is_constant(self, node: fx.Node) -> bool:
         if node.op == "get_attr":
             return isinstance(_attribute(self._trace.root, str(node.target)), Tensor)
-        if node.op not in {"call_function", "call_method"} or not node.all_input_nodes:
+        if node.op not in {"call_function", "call_method"} or node.target is planned_for:
+            return False
+        if not node.all_input_nodes and node.target not in FACTORIES:
             return False
         pure = mutated_argument(node, self._trace.module) is None and not is_random(node)
         return pure and all(source in self._nodes for source in node.all_input_nodes)
@@ -99,6 +105,8 @@ class Constants:
                 result = getattr(args[0], str(node.target))(*args[1:], **kwargs)
             else:
                 result = node.target(*args, **kwargs)  # type: ignore[operator]
+                if device is None and isinstance(result, Tensor) and node.target in FACTORIES:
+                    result = result.to(torch.float64)
         known[node] = result
         return result
 

@@ -4,10 +4,24 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable
+from typing import Any
 
+import torch
 from torch import fx, nn
+from torch.utils._device import _device_constructors
 
-__all__ = ["base_of", "is_random", "metadata_read", "mutated_argument"]
+__all__ = [
+    "FACTORIES",
+    "base_of",
+    "is_random",
+    "known_length",
+    "metadata_read",
+    "mutated_argument",
+    "name_of",
+]
+
+FACTORIES = frozenset(_device_constructors())
+"""Functions that make tensors of plain numbers."""
 
 _IN_PLACE_OPERATORS = {
     operator.iadd,
@@ -78,6 +92,8 @@ def metadata_read(node: fx.Node) -> str | None:
         ``"kind"`` for rank, type and device, ``"shape"`` for sizes, None for the contents.
 
     """
+    if node.op == "call_function" and node.target is len:
+        return "shape"
     if node.op == "call_function" and node.target is getattr:
         name = node.args[1] if len(node.args) > 1 else None
     elif node.op == "call_method":
@@ -133,3 +149,22 @@ def _inplace_by_position(node: fx.Node) -> bool:
         and len(node.args) > position
         and node.args[position] is True
     )
+
+
+def known_length(node: fx.Node) -> int | None:
+    """How many values an operation returns that a program may iterate over."""
+    name = name_of(node.target) if node.op != "call_module" else ""
+    arguments = [*node.args[1:], *node.kwargs.values()]
+    if name.endswith("unbind") or not name.endswith(("chunk", "split", "split_with_sizes")):
+        return None
+    if name.endswith("chunk"):
+        return arguments[0] if arguments and isinstance(arguments[0], int) else None
+    sizes = arguments[0] if arguments else None
+    return len(sizes) if isinstance(sizes, list | tuple) else None
+
+
+def name_of(target: Any) -> str:
+    """The name of what a node calls."""
+    if isinstance(target, str):
+        return target
+    return getattr(target, "__name__", None) or torch.typename(target)

@@ -11,23 +11,26 @@ from __future__ import annotations
 
 import copy
 import enum
+import functools
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_flatten, tree_map
+from torch.utils._pytree import tree_map
 
 from reparam.graph.arguments import CONVOLUTIONS, bind
 from reparam.graph.builtin import is_builtin
 from reparam.graph.constants import Constants
+from reparam.graph.frames import first_line
 from reparam.graph.kinds import AnyConv
+from reparam.graph.recording import Recorder, storages, writes_to
 from reparam.graph.running import Arguments as Call
-from reparam.graph.running import bind_inputs, run_until
+from reparam.graph.running import run_until
 from reparam.graph.skeleton import on_meta, runnable_copy
-from reparam.graph.trace import Key, Trace
+from reparam.graph.structures import leaves, tensors_in
+from reparam.graph.trace import Trace, bound_arguments
 
 __all__ = [
     "Outcome",
@@ -36,6 +39,7 @@ __all__ = [
     "compare",
     "guess_calls",
     "guess_for_module",
+    "inputs_of",
     "with_numbers",
 ]
 
@@ -60,22 +64,20 @@ class Report:
     Attributes:
         outcome: Whether the trace does what the module does.
         why: The reason, where it does not or where that is not known.
-        ranks: Number of dimensions of every value of the trace.
         call: The arguments of the run, where there was one.
 
     """
 
     outcome: Outcome
     why: str = ""
-    ranks: dict[Key, int] = field(default_factory=dict)
     call: Call | None = None
 
 
-def compare(traced: Trace, calls: list[Call]) -> Report:
+def compare(module: nn.Module, traced: Trace, calls: list[Call]) -> Report:
     """Compare a trace with its module on the first of the calls that the module accepts."""
     why = "no example of its inputs is known; pass example_inputs"
     for call in calls:
-        report = _compare_once(traced, call)
+        report = _compare_once(module, traced, call)
         if report.outcome is not Outcome.UNKNOWN:
             return replace(report, call=call)
         why = report.why
@@ -135,96 +137,83 @@ def guess_for_module(module: nn.Module) -> Call | None:
     return None
 
 
-def _compare_once(traced: Trace, call: Call) -> Report:
+def _compare_once(module: nn.Module, traced: Trace, call: Call) -> Report:
+    twin = on_meta(module)
+    weights = storages(twin.named_parameters())
     try:
-        twin = on_meta(traced.root)
         arguments = _to_meta(call)
-        with torch.no_grad(), _Recorder() as eager:
+        with torch.no_grad(), torch.device("meta"), Recorder() as eager:
             twin(*arguments[0], **arguments[1])
     except Exception as error:  # noqa: BLE001 (a model may need numbers, or other inputs)
-        return _compare_numbers(traced, call, error)
-    watcher = _Watcher(twin, traced)
-    try:
-        with torch.no_grad(), _Recorder() as replayed:
-            watcher.call(arguments)
-    except Exception as error:  # noqa: BLE001 (the trace does not run: it is not faithful)
-        return Report(Outcome.DIFFERENT, f"its trace fails where the module runs ({error})")
-    if eager.operators == replayed.operators:
-        return Report(Outcome.EQUAL, ranks=watcher.ranks)
-    return _compare_numbers(traced, call, None, watcher.ranks)
+        return _compare_numbers(module, traced, call, error)
+    written = writes_to(eager, weights, twin)
+    if written is not None:
+        return Report(Outcome.DIFFERENT, f"its forward writes to its own {written}")
+    operators = _operators_of(traced)
+    if operators is None:
+        copy_of_root = on_meta(traced.root)
+        try:
+            with torch.no_grad(), torch.device("meta"), Recorder() as replayed:
+                _run_trace(traced, copy_of_root, module, arguments)
+        except Exception as error:  # noqa: BLE001 (the trace does not run: it is not faithful)
+            return Report(
+                Outcome.DIFFERENT, f"its trace fails where the module runs ({first_line(error)})"
+            )
+        operators = replayed.operators
+    if eager.operators == operators:
+        return Report(Outcome.EQUAL)
+    return _compare_numbers(module, traced, call, None)
+
+
+def _operators_of(traced: Trace) -> list[Any] | None:
+    """The operators that the trace itself has run, if it has run all of its operations."""
+    if traced.recorder is None:
+        return None
+    skipped = {"placeholder", "output", "get_attr"}
+    steps = (n for n in traced.graph.nodes if n.op not in skipped and n not in traced.decisions)
+    return traced.recorder.operators if all(n in traced.values for n in steps) else None
+
+
+def _run_trace(traced: Trace, twin: nn.Module, module: nn.Module, call: Call) -> Any:
+    """Run a trace on the arguments of a call, with the tensors of a copy of its module."""
+    inputs = inputs_of(traced, module, call)
+    return fx.Interpreter(twin, graph=traced.graph, garbage_collect_values=True).run(*inputs)
+
+
+def inputs_of(traced: Trace, module: nn.Module, call: Call) -> list[Any]:
+    """What a call of a module gives the inputs of its trace, in order."""
+    given = bound_arguments(module, call).arguments
+    if traced.frame is None:  # a part: its inputs are forward's own
+        inputs = [n for n in traced.graph.nodes if n.op == "placeholder"]
+        return [given[str(n.target).lstrip("*")] for n in inputs]
+    return [
+        functools.reduce(lambda value, step: step[0](value, step[1]), steps, given)
+        for steps, leaf in leaves(traced.frame.arguments)
+        if isinstance(leaf, fx.Node)
+    ]
 
 
 def _compare_numbers(
-    traced: Trace, call: Call, error: Exception | None, ranks: dict[Key, int] | None = None
+    module: nn.Module, traced: Trace, call: Call, error: Exception | None
 ) -> Report:
     """Compare outputs on random numbers, where comparing operators was not conclusive."""
-    twin = runnable_copy(traced.root)
     arguments = with_numbers(call)
-    watcher = _Watcher(twin, traced)
     try:
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            twin = runnable_copy(module)
             expected = twin(*_clone(arguments)[0], **_clone(arguments)[1])
-            found = watcher.call(_clone(arguments))
+            found = _run_trace(traced, runnable_copy(traced.root), module, _clone(arguments))
     except Exception as second:  # noqa: BLE001 (any error of the user's model)
         return Report(
-            Outcome.UNKNOWN, f"it does not run on the inputs at hand ({_line(error or second)})"
+            Outcome.UNKNOWN,
+            f"it does not run on the inputs at hand ({first_line(error or second)})",
         )
+    for name, weight in module.named_parameters():
+        if not torch.equal(weight.nan_to_num(), twin.get_parameter(name).nan_to_num()):
+            return Report(Outcome.DIFFERENT, f"its forward writes to its own {name}")
     if _close(expected, found):
-        return Report(Outcome.EQUAL, ranks=ranks or watcher.ranks)
+        return Report(Outcome.EQUAL)
     return Report(Outcome.DIFFERENT, "its trace returns other values than the module itself")
-
-
-class _Recorder(TorchDispatchMode):
-    """Note every operator with the shapes it returns and its plain arguments."""
-
-    def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.operators: list[tuple[str, Any, Any]] = []
-
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
-    ) -> Any:
-        result = _batch_norm_shapes(func, args)
-        if result is None:
-            result = func(*args, **(kwargs or {}))
-        flat, _ = tree_flatten(result)
-        shapes = tuple(tuple(t.shape) for t in flat if isinstance(t, Tensor))
-        plain, _ = tree_flatten((args, kwargs))
-        literals = tuple(repr(v) for v in plain if isinstance(v, int | float | bool))
-        self.operators.append((str(func), shapes, literals))
-        return result
-
-
-def _batch_norm_shapes(func: Any, args: tuple[Any, ...]) -> tuple[Tensor, ...] | None:
-    """Shapes of a BN in eval mode without numbers; torch derives them by a slow decomposition."""
-    if "batch_norm" not in str(func) or not isinstance(args[0], Tensor) or not args[0].is_meta:
-        return None
-    if any(value is True for value in args):
-        return None
-    schema = func._schema  # noqa: SLF001 (the only way to see what an operator returns)
-    if len(schema.returns) != 3:
-        return None
-    x = args[0]
-    return torch.empty_like(x), x.new_empty(0), x.new_empty(0)
-
-
-class _Watcher(fx.Interpreter):
-    """Run a trace on a twin of its module and note the number of dimensions of every value."""
-
-    def __init__(self, twin: nn.Module, traced: Trace) -> None:
-        super().__init__(twin, graph=traced.graph, garbage_collect_values=True)
-        self._traced = traced
-        self.ranks: dict[Key, int] = {}
-
-    def run_node(self, n: fx.Node) -> Any:
-        result = super().run_node(n)
-        if isinstance(result, Tensor):
-            self.ranks[self._traced.keys[n]] = result.dim()
-        return result
-
-    def call(self, arguments: Call) -> Any:
-        """Run with positional and keyword arguments, as the module is called."""
-        return self.run(*bind_inputs(self.graph, arguments).values())
 
 
 def _twins(model: nn.Module, call: Call) -> Iterator[tuple[nn.Module, Call]]:
@@ -263,7 +252,7 @@ def _met_shape(traced: Trace, node: fx.Node, known: dict[str, Tensor]) -> tuple[
                 if other in seen:
                     continue
                 try:
-                    value = run_until(other, twin, ((), known))
+                    value = run_until(other, twin, known)
                 except Exception:  # noqa: BLE001, S112 (any error of the user's: not this one)
                     continue
                 if isinstance(value, Tensor) and value.dim() > 1:
@@ -345,9 +334,7 @@ def _clone(call: Call) -> Call:
 
 
 def _close(expected: Any, found: Any) -> bool:
-    left, right = (
-        [t for t in tree_flatten(v)[0] if isinstance(t, Tensor)] for v in (expected, found)
-    )
+    left, right = tensors_in(expected), tensors_in(found)
     if [t.shape for t in left] != [t.shape for t in right] or not left:
         return False
     return all(
@@ -356,8 +343,3 @@ def _close(expected: Any, found: Any) -> bool:
         for a, b in zip(left, right, strict=True)
         if a.numel()
     )
-
-
-def _line(error: Exception) -> str:
-    text = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {text[0][:120]}" if text else type(error).__name__

@@ -13,7 +13,7 @@ from reparam.errors import InexactError
 from reparam.graph.constants import Constants
 from reparam.graph.effects import base_of, metadata_read, mutated_argument
 from reparam.graph.ir import Kind, Node, Program
-from reparam.graph.trace import Key, Trace
+from reparam.graph.trace import Trace
 from reparam.reasons import Reason
 
 __all__ = ["Facts", "Lifted", "Lifter", "lift"]
@@ -92,7 +92,6 @@ class Lifter:
         self,
         trace: Trace,
         *,
-        ranks: dict[Key, int] | None,
         training: bool,
         vectors: bool,
         probed: dict[str, AffineConv],
@@ -106,7 +105,6 @@ class Lifter:
         self.nodes: dict[fx.Node, Node] = {}
         self.facts: dict[Node, Facts] = {}
         self.lifted = Lifted(trace, Program(), self.constants)
-        self._ranks = ranks or {}
         self._order = 0
         self._padded: dict[tuple[Node, tuple[tuple[int, int], ...], str], Node] = {}
 
@@ -130,9 +128,9 @@ class Lifter:
                     lifted = self.opaque(node, error.reason)
             lifted = lifted or self.opaque(node)
             self.nodes[node] = lifted
-            rank = self._ranks.get(self.trace.keys[node])
-            if rank is not None:
-                self.facts_of(lifted).rank = rank
+            known = self.trace.values.get(node)
+            if isinstance(known, Tensor):
+                self.facts_of(lifted).rank = known.dim()
         self._pin_mutated()
         return self.lifted
 
@@ -314,7 +312,6 @@ Rule = Callable[[Lifter, fx.Node], Node | None]
 def lift(
     trace: Trace,
     *,
-    ranks: dict[Key, int] | None = None,
     training: bool = False,
     vectors: bool = False,
     probed: dict[str, AffineConv] | None = None,
@@ -323,7 +320,6 @@ def lift(
 
     Args:
         trace: What was traced.
-        ranks: Number of dimensions of values, by key, where a run with real inputs told them.
         training: Read the running statistics of BN layers in training mode too.
         probed: Operators of modules that could not be traced, by path.
         vectors: Take the outputs of linear layers for ``(N, C)`` where nothing says otherwise.
@@ -331,9 +327,7 @@ def lift(
     """
     from reparam.graph.rules import rule_for
 
-    return Lifter(trace, ranks=ranks, training=training, vectors=vectors, probed=probed or {}).run(
-        rule_for
-    )
+    return Lifter(trace, training=training, vectors=vectors, probed=probed or {}).run(rule_for)
 
 
 def scalar(value: Any) -> float | None:

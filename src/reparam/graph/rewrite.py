@@ -15,10 +15,10 @@ from collections.abc import Callable
 from types import FunctionType, ModuleType
 from typing import Any
 
-from torch import fx, nn
+from torch import Tensor, fx, nn
 
-from reparam.errors import UnsupportedModelError
 from reparam.graph.kinds import AnyNorm
+from reparam.graph.skeleton import Copier
 
 __all__ = ["Shell", "build", "generated_forward", "rewritten_base", "with_forward"]
 
@@ -81,12 +81,12 @@ class Shell:
         held = {name for table in _TABLES for name in vars(self.original)[table]}
         return passes and held <= self.dropped | {"num_batches_tracked"}
 
-    def fill(self, memo: dict[int, Any]) -> None:
-        """Copy what the new module keeps; ``memo`` maps replaced modules to their successors."""
+    def fill(self, copier: Copier) -> None:
+        """Copy what the new module keeps."""
         if self._is_layer:
             return
         kept = {
-            name: copy.deepcopy(value, memo)
+            name: copier.value(value)
             for name, value in vars(self.original).items()
             if name not in _TABLES
         }
@@ -94,35 +94,35 @@ class Shell:
         for table in ("_parameters", "_buffers"):
             for name, value in vars(self.original)[table].items():
                 if name not in self.dropped:
-                    vars(self.module)[table][name] = copy.deepcopy(value, memo)
+                    vars(self.module)[table][name] = copier.value(value)
         for name, child in self.original._modules.items():
-            successor = self._successor(name, child, memo)
+            successor = self._successor(name, child, copier)
             if successor is not _GONE:
                 self.module._modules[name] = successor
         self._add_new_layers("", self.module)
 
-    def _successor(self, path: str, child: nn.Module | None, memo: dict[int, Any]) -> Any:
+    def _successor(self, path: str, child: nn.Module | None, copier: Copier) -> Any:
         """What a child of the rewritten module becomes."""
         if path in self.layers:
             return self.layers[path]
         if path in self.inlined and child is not None:
-            return self._container(path, child, memo)
+            return self._container(path, child, copier)
         if path in self.dropped or self._is_folded_away(path, child):
             return _GONE
-        return copy.deepcopy(child, memo)
+        return copier.value(child)
 
-    def _container(self, path: str, child: nn.Module, memo: dict[int, Any]) -> Any:
+    def _container(self, path: str, child: nn.Module, copier: Copier) -> Any:
         """Keep of an inlined child what the new forward still calls or reads."""
         container = nn.Module()
         container.training = False
         for table in ("_parameters", "_buffers"):
             for name, value in vars(child)[table].items():
                 if value is not None and self._is_read(f"{path}.{name}"):
-                    vars(container)[table][name] = copy.deepcopy(value, memo)
+                    vars(container)[table][name] = copier.value(value)
         for name, grandchild in child._modules.items():
             inner = f"{path}.{name}"
             if inner in self.layers or inner in self.inlined or self._is_read(inner):
-                successor = self._successor(inner, grandchild, memo)
+                successor = self._successor(inner, grandchild, copier)
                 if successor is not _GONE:
                     container._modules[name] = successor
         self._add_new_layers(path, container)
@@ -185,17 +185,18 @@ def build(model: nn.Module, layers: dict[nn.Module, nn.Module], shells: list[She
     """
     memo: dict[int, Any] = {id(old): new for old, new in layers.items()}
     memo.update({id(shell.original): shell.module for shell in shells})
-    try:
-        for shell in shells:
-            shell.fill(memo)
-        return copy.deepcopy(model, memo).eval()
-    except (RuntimeError, TypeError) as error:
-        msg = (
-            f"{type(model).__name__} cannot be copied, so no fused model can be made: {error}. "
-            f"(The old torch.nn.utils.weight_norm does this; torch.nn.utils.parametrizations has "
-            f"one that can be copied.)"
-        )
-        raise UnsupportedModelError(msg) from error
+    copier = Copier(_own_tensor, keep_hooks=True, memo=memo)
+    for shell in shells:
+        shell.fill(copier)
+    return copier.copy(model).eval()
+
+
+def _own_tensor(tensor: Tensor) -> Tensor:
+    """Copy a tensor with its memory format."""
+    twin = tensor.detach().clone()
+    if isinstance(tensor, nn.Parameter):
+        return nn.Parameter(twin, tensor.requires_grad)
+    return twin.requires_grad_(tensor.requires_grad)
 
 
 def rewritten_base(kind: type[nn.Module]) -> type[nn.Module]:

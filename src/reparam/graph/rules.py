@@ -60,6 +60,20 @@ __all__ = ["rule_for"]
 
 def rule_for(lifter: Lifter, node: fx.Node) -> Rule | None:
     """Find the rule of an operation, or None where there is none."""
+    rule = _rule_of(lifter, node)
+    if rule is None or rule in _TAKES_ANY_ARGUMENTS:
+        return rule
+    first = node.args[0] if node.args else node.kwargs.get("input")
+    return rule if lifter.is_value(first) else None
+
+
+_TAKES_ANY_ARGUMENTS = frozenset({
+    add, subtract, reverse_subtract, multiply, divide, concat, shape_of_another,
+})  # fmt: skip
+"""Rules that look at their arguments themselves; the others expect a value as the first one."""
+
+
+def _rule_of(lifter: Lifter, node: fx.Node) -> Rule | None:
     if node.op == "call_module":
         module = lifter.module(node)
         if lifter.trace.keys[node].target in lifter.probed:

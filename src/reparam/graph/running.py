@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_map
 
-__all__ = ["Arguments", "bind_inputs", "is_parameter_only", "run_until"]
+__all__ = ["Arguments", "is_parameter_only", "run_until"]
 
 Arguments = tuple[tuple[Any, ...], dict[str, Any]]
 """Positional and keyword arguments of one call."""
@@ -27,24 +27,15 @@ def is_parameter_only(node: fx.Node) -> bool:
     )
 
 
-def bind_inputs(graph: fx.Graph, arguments: Arguments) -> dict[fx.Node, Any]:
-    """Match the arguments of a call with the inputs of a trace; inputs not given are None."""
-    positional, named = list(arguments[0]), dict(arguments[1])
+def run_until(node: fx.Node, twin: nn.Module, inputs: dict[str, Any]) -> Any:
+    """Compute the value of a node of a graph from inputs, by name, without numbers."""
+    meta = tree_map(lambda v: v.to("meta") if isinstance(v, Tensor) else v, inputs)
     values: dict[fx.Node, Any] = {}
-    for node in graph.nodes:
-        if node.op == "placeholder":
-            default = node.args[0] if node.args else None
-            values[node] = positional.pop(0) if positional else named.pop(str(node.target), default)
-    return values
-
-
-def run_until(node: fx.Node, twin: nn.Module, arguments: Arguments) -> Any:
-    """Compute the value of a node of a graph, which may be unfinished, without numbers."""
-    meta = tree_map(lambda v: v.to("meta") if isinstance(v, Tensor) else v, arguments)
-    values = bind_inputs(node.graph, meta)
     with torch.no_grad():
         for step in _ancestors(node):
-            if step.op != "placeholder":
+            if step.op == "placeholder":
+                values[step] = meta[str(step.target)]
+            else:
                 values[step] = _run_step(step, twin, values)
     return values[node]
 

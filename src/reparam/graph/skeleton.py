@@ -17,6 +17,7 @@ from reparam._arguments import shown
 from reparam.errors import UnsupportedModelError
 
 __all__ = [
+    "Copier",
     "hooked_modules",
     "on_meta",
     "runnable_copy",
@@ -79,7 +80,7 @@ def shared_copy(model: nn.Module) -> nn.Module:
 
     Tracing may leave traces in a module's attributes; they stay in this copy.
     """
-    return _Copier(lambda tensor: tensor).copy(model)
+    return Copier(lambda tensor: tensor).copy(model)
 
 
 def with_plain_weights(model: nn.Module) -> nn.Module:
@@ -91,7 +92,7 @@ def with_plain_weights(model: nn.Module) -> nn.Module:
     """
     if not any(_weight_hooks(module) for module in model.modules()):
         return model
-    twin = _Copier(lambda tensor: tensor, keep_hooks=True).copy(model)
+    twin = Copier(lambda tensor: tensor, keep_hooks=True).copy(model)
     for module in twin.modules():
         for number, hook in _weight_hooks(module).items():
             weight = _computed_weight(module, hook)
@@ -130,14 +131,28 @@ _WEIGHT_PARTS = ("_g", "_v", "_orig", "_u")
 """What the old hooks append to the name of a weight for the tensors they compute it from."""
 
 
-def runnable_copy(model: nn.Module) -> nn.Module:
-    """A copy to run: parameters shared, buffers its own, since running may write them."""
-    return _Copier(lambda t: t if isinstance(t, nn.Parameter) else t.clone()).copy(model)
+def runnable_copy(model: nn.Module, *, shares_weights: bool = False) -> nn.Module:
+    """A copy to run, with numbers of its own, since running may write them.
+
+    Args:
+        model: What to copy.
+        shares_weights: Whether its parameters may lie in the same memory, for a model that is known
+            not to write them.
+
+    """
+
+    def twin(tensor: Tensor) -> Tensor:
+        if not isinstance(tensor, nn.Parameter):
+            return tensor.clone()
+        numbers = tensor.detach()
+        return nn.Parameter(numbers if shares_weights else numbers.clone(), tensor.requires_grad)
+
+    return Copier(twin).copy(model)
 
 
 def on_meta(model: nn.Module) -> nn.Module:
     """Copy the module tree with tensors that have shapes but no numbers, to run it for free."""
-    return _Copier(_without_numbers).copy(model)
+    return Copier(_without_numbers).copy(model)
 
 
 def hooked_modules(model: nn.Module) -> dict[str, str]:
@@ -162,21 +177,41 @@ def _without_numbers(tensor: Tensor) -> Tensor:
     return empty
 
 
-class _Copier:
+class Copier:
     """Copy a module tree fast: modules and containers anew, tensors as a function says.
 
     ``copy.deepcopy`` walks every attribute of every module and costs more than a fold.
     """
 
-    def __init__(self, tensor: Callable[[Tensor], Tensor], *, keep_hooks: bool = False) -> None:
+    def __init__(
+        self,
+        tensor: Callable[[Tensor], Tensor],
+        *,
+        keep_hooks: bool = False,
+        memo: dict[int, Any] | None = None,
+    ) -> None:
+        """Prepare to copy.
+
+        Args:
+            tensor: Copies a tensor.
+            keep_hooks: Whether hooks are copied as well.
+            memo: Objects, by ``id``, and what takes their place.
+
+        """
         self._tensor = tensor
         self._keep_hooks = keep_hooks
-        self._memo: dict[int, Any] = {}
+        self._memo = {} if memo is None else memo
         self._kept: list[Any] = []
 
     def copy(self, model: nn.Module) -> nn.Module:
+        """Copy a model.
+
+        Raises:
+            UnsupportedModelError: It does not let itself be copied.
+
+        """
         try:
-            twin: nn.Module = self._value(model)
+            twin: nn.Module = self.value(model)
         except (TypeError, RuntimeError, AttributeError) as error:
             msg = (
                 f"{type(model).__name__} cannot be copied, and a copy is read so that the model "
@@ -185,7 +220,8 @@ class _Copier:
             raise UnsupportedModelError(msg) from error
         return twin
 
-    def _value(self, value: Any) -> Any:
+    def value(self, value: Any) -> Any:
+        """Copy any value."""
         if type(value) in _ATOMS:
             return value
         known = self._memo.get(id(value))
@@ -193,16 +229,29 @@ class _Copier:
             return known
         made: Any
         if isinstance(value, nn.Module):
-            return self._module(value)
+            return self._by_itself(value) if _copies_itself(value) else self._module(value)
         if isinstance(value, Tensor):
             made = self._tensor(value)
         elif type(value) in {dict, OrderedDict}:
-            made = type(value)((k, self._value(v)) for k, v in value.items())
+            made = type(value)((k, self.value(v)) for k, v in value.items())
         elif type(value) in {list, set, tuple}:
-            made = type(value)(self._value(v) for v in value)
+            made = type(value)(self.value(v) for v in value)
         else:
-            made = copy.deepcopy(value, self._memo)
+            made = self._deep(value)
         return self._remember(value, made)
+
+    def _deep(self, value: Any) -> Any:
+        try:
+            return copy.deepcopy(value, self._memo)
+        except (TypeError, RuntimeError, AttributeError):
+            return value  # a view of a dict, a lock, a handle: nothing that a model computes with
+
+    def _by_itself(self, module: nn.Module) -> nn.Module:
+        """Let a module copy itself, with copies of ours of what it holds."""
+        for part in (*module.children(), *tensors_of(module)):
+            self.value(part)
+        twin: nn.Module = copy.deepcopy(module, self._memo)
+        return twin
 
     def _module(self, module: nn.Module) -> nn.Module:
         twin: nn.Module = self._remember(module, type(module).__new__(type(module)))
@@ -212,13 +261,17 @@ class _Copier:
                 state[name] = value
             else:
                 dropped = name in _HOOKS and not self._keep_hooks
-                state[name] = type(value)() if dropped else self._value(value)
+                state[name] = type(value)() if dropped else self.value(value)
         return twin
 
     def _remember(self, value: Any, made: Any) -> Any:
         self._memo[id(value)] = made
         self._kept.append(value)  # so that no other object gets its id meanwhile
         return made
+
+
+def _copies_itself(module: nn.Module) -> bool:
+    return hasattr(type(module), "__deepcopy__")
 
 
 _ATOMS = frozenset({

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_map
 
-from reparam.graph.faithful import guess_calls
+from reparam.graph.faithful import guess_calls, inputs_of
 from reparam.graph.kinds import AnyBatchNorm
-from reparam.graph.running import Arguments, bind_inputs
+from reparam.graph.running import Arguments
 from reparam.graph.skeleton import on_meta
-from reparam.graph.trace import Trace, TraceFailure, join, trace
+from reparam.graph.trace import Trace, TraceFailure, join, straight_trace
 
 __all__ = ["BATCH", "shapes_in", "traces_of"]
 
@@ -27,18 +27,14 @@ _SIZES = (2, 1, 0, 3)
 def traces_of(module: nn.Module, path: str) -> Iterator[Trace]:
     """Trace a model, and what of it cannot be traced in parts."""
     modules = dict(module.named_modules())
-
-    def inline(where: str) -> bool:
-        inner = where[len(path) + 1 :] if path else where
-        return not isinstance(modules.get(inner), AnyBatchNorm)
-
+    norms = {join(path, name) for name, m in modules.items() if isinstance(m, AnyBatchNorm)}
     try:
-        traced = trace(module, path, inline=inline)
+        traced = straight_trace(module, path, norms)
     except TraceFailure:
         broken = [path]
     else:
         yield traced
-        broken = list(traced.opaque)
+        broken = [where for where in traced.opaque if where not in norms]
     for where in broken:
         inner = modules[
             where[len(path) + 1 :] if path and where != path else where if where != path else ""
@@ -53,7 +49,7 @@ def shapes_in(traced: Trace, example: Any) -> dict[fx.Node, tuple[int, ...]]:
         recorder = _Shapes(on_meta(traced.root), traced.graph)
         try:
             with torch.no_grad():
-                recorder.run(*bind_inputs(traced.graph, call).values())
+                recorder.run(*inputs_of(traced, traced.root, call))
         except Exception:  # noqa: BLE001, S112 (any error of the user's code: the next guess)
             continue
         return recorder.shapes

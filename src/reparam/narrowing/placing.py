@@ -12,8 +12,9 @@ from torch import fx, nn
 from reparam.errors import UnsupportedModelError
 from reparam.graph.faithful import Outcome, compare, guess_calls
 from reparam.graph.kinds import AnyBatchNorm
+from reparam.graph.part import part_of
 from reparam.graph.rewrite import generated_forward, with_forward
-from reparam.graph.trace import Key, Trace, TraceFailure, join, trace
+from reparam.graph.trace import Key, Trace, TraceFailure, join
 from reparam.narrowing.reading import Found
 from reparam.narrowing.region import Mode, Region
 from reparam.narrowing.steps import Step
@@ -108,19 +109,19 @@ def _with_constants(region: Found) -> list[fx.Node]:
     return found
 
 
-def rewritten(module: nn.Module, block: Block) -> Forward:
+def rewritten(block: Block) -> Forward:
     """Write the forward of a block anew; the module is only read.
 
     Raises:
-        TraceFailure: It cannot be traced by itself, or its trace does something else.
+        TraceFailure: Its trace does something else than the block.
         LookupError: An operation is not found there.
 
     """
-    traced = trace(module, block.path, inline=block.inlined.__contains__)
+    traced = part_of(block.trace, block.path, block.inlined)
     for norm in traced.root.modules():
         if isinstance(norm, AnyBatchNorm):
             norm.eval()  # a copy: without numbers, batch statistics take PyTorch long
-    report = compare(traced, guess_calls(traced))
+    report = compare(traced.root, traced, guess_calls(traced))
     if report.outcome is not Outcome.EQUAL:
         raise TraceFailure(report.why)
     by_key = {key: node for node, key in traced.keys.items()}

@@ -133,7 +133,7 @@ def online_plan(
     forwards, blocks = [], []
     for path, block in blocks_of((traced, region) for traced, region, _ in paying).items():
         try:
-            forwards.append(rewritten(inner.get_submodule(path), block))
+            forwards.append(rewritten(block))
         except (TraceFailure, LookupError) as error:
             why = f"its forward cannot be written anew: {error}"
             refusals.append(OnlineRefusal(path or "the model", "branches", why))

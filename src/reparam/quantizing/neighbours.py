@@ -11,7 +11,7 @@ from torch import fx, nn
 from torch.nn import functional
 
 from reparam.errors import UnsupportedModelError
-from reparam.graph.trace import Trace, TraceFailure, trace
+from reparam.graph.trace import Trace, TraceFailure, straight_trace
 from reparam.quantizing.layers import KINDS
 
 if TYPE_CHECKING:
@@ -68,7 +68,7 @@ def neighbours(model: nn.Module) -> tuple[Neighbours, ...]:
     [('0', '2'), ('2', '3')]
     """
     try:
-        traced = trace(model)
+        traced = straight_trace(model)
     except TraceFailure as failure:
         raise UnsupportedModelError(
             f"{type(model).__name__} cannot be traced ({failure}), so it is not known which layer "

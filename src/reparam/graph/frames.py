@@ -1,0 +1,94 @@
+"""The calls of modules in a trace, and the names of the operations in them."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import fx, nn
+
+__all__ = ["Call", "Frame", "Key", "by_name", "first_line", "join"]
+
+
+@dataclass(frozen=True, slots=True)
+class Key:
+    """The static name of an operation: the same in every trace and every call that holds it.
+
+    Attributes:
+        owner: Path of the module whose forward holds the operation; for a module call its parent.
+        target: What is called: a module's path, or a function, method or attribute together with
+            the parameters and literals that it reads.
+        count: Which of the calls of ``target`` in one call of ``owner``.
+        is_module: Whether a module is called.
+
+    """
+
+    owner: str
+    target: str
+    count: int
+    is_module: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """One call of one module in a trace: its path and which of its calls it is."""
+
+    path: str
+    number: int
+
+
+@dataclass(eq=False)
+class Frame:
+    """What happened in one call of a module.
+
+    Attributes:
+        call: Which call.
+        module: The module.
+        arguments: What it was called with, by the names of forward's parameters.
+        items: The operations in its forward, and the calls of modules that were traced as well.
+        result: What it returned.
+
+    """
+
+    call: Call
+    module: nn.Module
+    arguments: dict[str, Any]
+    items: list[fx.Node | Frame] = field(default_factory=list)
+    result: Any = None
+
+    def nodes(self) -> Iterator[fx.Node]:
+        """All operations in the call, those of inner calls included, in order."""
+        for item in self.items:
+            if isinstance(item, Frame):
+                yield from item.nodes()
+            else:
+                yield item
+
+    def calls_of(self, path: str) -> Iterator[Frame]:
+        """All calls of a module in this one, itself included."""
+        if self.call.path == path:
+            yield self
+        for item in self.items:
+            if isinstance(item, Frame):
+                yield from item.calls_of(path)
+
+
+def join(parent: str, name: str) -> str:
+    """Join two module paths."""
+    return f"{parent}.{name}" if parent and name else parent or name
+
+
+def first_line(error: BaseException) -> str:
+    """The kind of an error and the first line of its text."""
+    text = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {text[0].rstrip(' :')}" if text else type(error).__name__
+
+
+def by_name(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+    """Arguments of a call by the names that forward has for them."""
+    try:
+        return dict(inspect.signature(module.forward).bind(*args, **kwargs).arguments)
+    except (TypeError, ValueError):
+        return {**{f"*{k}": value for k, value in enumerate(args)}, **kwargs}
