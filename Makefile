@@ -63,6 +63,10 @@ docs: $(READY) ## Build the site into site/, offline; a broken link fails
 .PHONY: tables
 tables: $(READY) ## Does README say what the committed results say?
 	$(BIN)/python benchmarks/readme_tables.py --check
+	$(BIN)/python benchmarks/when.py --check
+	$(BIN)/python benchmarks/tradeoff.py --check
+	$(BIN)/python benchmarks/memory.py --check
+	$(BIN)/python benchmarks/depth_ablation.py --check
 
 .PHONY: format
 format: $(READY) ## Format the code and mend what can be mended safely

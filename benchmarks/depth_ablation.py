@@ -2,6 +2,7 @@
 
     python benchmarks/depth_ablation.py            # tunes, trains what is missing, compares, draws
     python benchmarks/depth_ablation.py --compare  # trains nothing
+    python benchmarks/depth_ablation.py --check    # are the table and the picture up to date?
 
 Learning rates are tuned for the *plain* net first: at 22 and at 34 layers the best of six on
 held-out training images, in short runs; at 22 layers then for RepVGG as well, which has the plain
@@ -15,7 +16,9 @@ made.
 from __future__ import annotations
 
 import argparse
+import json
 import statistics
+import sys
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -72,10 +75,14 @@ PARTS = (
 """What is trained first: whatever is cut short has compared something."""
 
 
-def main() -> None:
+def main() -> int:
     options = parser(__doc__, "depth_ablation")
     options.add_argument("--compare", action="store_true", help="train nothing")
+    options.add_argument("--check", action="store_true", help="only compare the page")
     options = options.parse_args()
+    if options.check:
+        records = json.loads(options.out.read_text(encoding="utf-8"))
+        return int(not write(records, check=True))
     records = Records(
         options.out,
         {
@@ -97,9 +104,15 @@ def main() -> None:
     summary = compare(records, options.seeds)
     records.set(summary=summary)
     if options.out.parent == RESULTS:
-        fill(PAGE, "depth_ablation", text(summary, records))
-        draw(records, summary)
-    print(text(summary, records))
+        write(records.content, check=False)
+    print(text(records.content))
+    return 0
+
+
+def write(content: dict[str, Any], *, check: bool) -> bool:
+    """Put the table on the page and draw the picture, or compare; whether they were so already."""
+    same = fill(PAGE, "depth_ablation", text(content), check=check)
+    return draw(content, check=check) and same
 
 
 def open_parts(options: argparse.Namespace) -> ImageData:
@@ -161,9 +174,9 @@ def tune(
         )
 
 
-def best_rate(records: Records, key: str) -> float:
+def best_rate(content: dict[str, Any], key: str) -> float:
     """Return the rate that did best on the held-out images."""
-    runs = records.content["runs"]
+    runs = content["runs"]
     return max(RATES, key=lambda rate: runs[f"{key}/{rate}"]["accuracy"])
 
 
@@ -182,7 +195,7 @@ def train_arm(
         f"{arm}-{depth}/{seed}",
         made.make,
         data,
-        how(best_rate(records, tuning_key(depth, arm)), options.epochs or EPOCHS),
+        how(best_rate(records.content, tuning_key(depth, arm)), options.epochs or EPOCHS),
         options,
         seed=seed,
         wrap_optimizer=made.wrap_optimizer,
@@ -218,8 +231,9 @@ def gain(neither: list[float], both: list[float]) -> dict[str, float | None]:
     return {"gain": difference, "standard_error": sum(squares) ** 0.5}
 
 
-def text(summary: dict[str, Any], records: Records) -> str:
+def text(content: dict[str, Any]) -> str:
     """Return the table and what follows from it, what is missing included."""
+    summary, runs = content["summary"], content["runs"]
     shown = {name: percent(entry) for name, entry in summary["arms"].items()}
     rows = [
         (depth, *(shown.get(f"{arm}-{depth}", "-") for arm in ARMS), _gain(summary, depth))
@@ -233,9 +247,9 @@ def text(summary: dict[str, Any], records: Records) -> str:
         parts.append(f"Not trained yet: {'; '.join(told)}.")
     keys = dict.fromkeys(tuning_key(depth, arm) for depth in (22, 34) for arm in ARMS)
     rates = ", ".join(
-        f"{best_rate(records, key):g} tuned for {key.split('-')[1]} at {key.split('-')[2]} layers"
+        f"{best_rate(content, key):g} tuned for {key.split('-')[1]} at {key.split('-')[2]} layers"
         for key in keys
-        if all(f"{key}/{rate}" in records for rate in RATES)
+        if all(runs.get(f"{key}/{rate}", {}).get("finished") for rate in RATES)
     )
     parts.append(f"Learning rates, the best of {len(RATES)} on held-out images: {rates}.")
     return "\n\n".join(parts)
@@ -260,14 +274,14 @@ def _verdict(depth: str, found: dict[str, float]) -> str:
     )
 
 
-def draw(records: Records, summary: dict[str, Any]) -> None:
+def draw(content: dict[str, Any], *, check: bool) -> bool:
     """Draw accuracy against depth, and the training loss of the deepest nets."""
     arms = {"neither": ("plain", COLOURS[1]), "both": ("RepVGG's branches", COLOURS[0])}
     depth_series, curves = [], []
     for arm, (label, colour) in arms.items():
         points = []
         for depth in DEPTHS:
-            entry = summary["arms"].get(f"{arm}-{depth}")
+            entry = content["summary"]["arms"].get(f"{arm}-{depth}")
             if entry is None:
                 continue
             mean, half = 100 * entry["mean"], 100 * (entry["deviation"] or 0.0)
@@ -277,7 +291,7 @@ def draw(records: Records, summary: dict[str, Any]) -> None:
         for depth in (22, 34):
             runs = [
                 run["curve"]
-                for key, run in records.content["runs"].items()
+                for key, run in content["runs"].items()
                 if key.rpartition("/")[0] == f"{arm}-{depth}" and run.get("finished")
             ]
             curves += [
@@ -299,8 +313,8 @@ def draw(records: Records, summary: dict[str, Any]) -> None:
         Panel("Training loss at 22 and 34 layers, every run", "epoch", "", tuple(curves)),
     ]
     told = "Accuracy against depth and training loss, plain and with RepVGG's branches"
-    save(PICTURE, [panel for panel in panels if panel.series], told)
+    return save(PICTURE, [panel for panel in panels if panel.series], told, check=check)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

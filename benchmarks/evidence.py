@@ -25,18 +25,22 @@ NEEDS: dict[str, tuple[str, str]] = {
     "coverage_blocks": ("minutes", ""),
     "coverage_latency": ("minutes", "timm"),
     "coverage_report": ("seconds", ""),
+    "depth_ablation": ("hours", IMAGES),
     "draw_fold": ("seconds", ""),
     "fold_cost": ("minutes", "timm"),
     "fold_precision": ("minutes", "timm"),
+    "gpu": ("minutes", "a GPU, or --device cpu --tiny"),
     "harness_overhead": ("minutes", ""),
     "int8_cifar": ("hours", f"{IMAGES}; nets of cifar_train"),
     "make_cifar10": ("minutes", "a copy of CIFAR-10, or the network"),
+    "memory": ("minutes", "Linux"),
     "onnx_latency": ("minutes", "timm; --files FOLDER; for YOLO: ultralytics"),
     "parity": ("minutes", IMAGES),
     "prune_cifar": ("hours", f"{IMAGES}; nets of cifar_train"),
     "readme_tables": ("seconds", ""),
-    "tradeoff": ("minutes", ""),
+    "tradeoff": ("an hour", "timm, ncnn, pnnx; on a machine that does nothing else"),
     "tradeoff_cifar": ("hours", IMAGES),
+    "when": ("seconds", ""),
 }
 """About how long each script takes on two cores, and what it needs beside `make test`."""
 

@@ -51,25 +51,38 @@ class Panel:
 
 
 def save(
-    path: Path, panels: Sequence[Panel], summary: str, *, columns: int = 2, height: int = 330
-) -> None:
-    """Write the panels side by side, `columns` in a row, with one legend below."""
+    path: Path,
+    panels: Sequence[Panel],
+    summary: str,
+    *,
+    columns: int = 2,
+    height: int = 330,
+    check: bool = False,
+) -> bool:
+    """Write the panels side by side, `columns` in a row, with one legend; or only compare.
+
+    Returns:
+        Whether the file held this very picture already.
+    """
     columns = min(columns, len(panels))
     width = (720 - _GAP * (columns - 1)) / columns
     rows = -(-len(panels) // columns)
-    parts = [f'<rect width="740" height="{rows * height + 36:.0f}" fill="#ffffff"/>']
+    parts = [f'<rect width="740" height="{rows * height + 36}" fill="#ffffff"/>']
     for index, panel in enumerate(panels):
         x, y = 10 + (index % columns) * (width + _GAP), (index // columns) * height
         inside = "".join(_panel(panel, width, height))
-        parts.append(f'<g transform="translate({x:.0f},{y:.0f})">{inside}</g>')
+        parts.append(f'<g transform="translate({x:.0f},{y})">{inside}</g>')
     parts += _legend(panels, rows * height + 20)
     drawing = (
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 740 {rows * height + 36:.0f}" '
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 740 {rows * height + 36}" '
         f'role="img" aria-label="{escape(summary)}"><style>text{{font:12px system-ui,sans-serif;'
         f"fill:#1f2933}}</style>{''.join(parts)}</svg>\n"
     )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_text(path, drawing)
+    same = path.exists() and path.read_text(encoding="utf-8") == drawing
+    if not same and not check:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_text(path, drawing)
+    return same
 
 
 class _Frame:

@@ -146,10 +146,12 @@ def test_tradeoff_loads_silently_and_shows_one_engine(chromium: Any, figure_file
 def test_engine_is_switched_from_the_keyboard(chromium: Any, figure_file: Path) -> None:
     page, _ = browser.opened(chromium, figure_file, viewport=WIDE)
     page.locator(".switch input").first.focus()
-    assert "In eager PyTorch single path wins all 2 pairs" in page.inner_text("#tradeoff")
+    assert "In eager PyTorch re-parameterized nets, in 2 pairs, win 2" in page.inner_text(
+        "#tradeoff"
+    )
     page.keyboard.press("ArrowRight")
     shown = page.inner_text(".choice:visible .verdict")
-    assert shown.startswith("In ONNX Runtime single path wins 1 of 2 pairs")
+    assert shown.startswith("In ONNX Runtime re-parameterized nets, in 2 pairs, win 1")
     page.locator(".switch label").first.click()
     assert page.inner_text(".choice:visible .verdict").startswith("In eager PyTorch")
 

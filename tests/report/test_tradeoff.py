@@ -85,12 +85,12 @@ def test_longer_recipes_are_told_and_drawn_hollow(benchmark: BenchmarkResult) ->
 def test_verdicts_follow_the_ratios(benchmark: BenchmarkResult) -> None:
     compared = only_tradeoff(benchmark)
     assert verdict(compared, "eager") == (
-        "In eager PyTorch re-parameterized nets win all 2 pairs. Half the latency at equal or "
+        "In eager PyTorch re-parameterized nets, in 2 pairs, win 2. Half the latency at equal or "
         "better accuracy holds against ResNet-50 (RepVGG-A2 2.33×); not against ResNet-18 "
         "(nearest: RepVGG-A0 1.60×)."
     )
     assert verdict(compared, "ONNX Runtime") == (
-        "In ONNX Runtime re-parameterized nets win 1 of 2 pairs and lose 1 of 2 pairs. Half the "
+        "In ONNX Runtime re-parameterized nets, in 2 pairs, win 1, lose 1. Half the "
         "latency at equal or better accuracy holds against none: ResNet-18 (nearest: RepVGG-A0 "
         "1.33×), ResNet-50 (nearest: RepVGG-A2 0.82×)."
     )
@@ -98,10 +98,10 @@ def test_verdicts_follow_the_ratios(benchmark: BenchmarkResult) -> None:
 
 def test_verdicts_turn_with_the_times(benchmark: BenchmarkResult) -> None:
     compared = only_tradeoff(retimed(benchmark, "repvgg_a2", "eager", 70.0))
-    assert "lose 1 of 2 pairs" in verdict(compared, "eager")
+    assert "in 2 pairs, win 1, lose 1." in verdict(compared, "eager")
     assert "ResNet-50 (nearest: RepVGG-A2 0.50×)" in verdict(compared, "eager")
     level = only_tradeoff(retimed(benchmark, "repvgg_a0", "eager", 16.0))
-    assert "level in 1 of 2 pairs" in verdict(level, "eager")
+    assert "are level in 1." in verdict(level, "eager")
 
 
 def test_no_winner_without_most_rounds(benchmark: BenchmarkResult) -> None:
@@ -111,7 +111,7 @@ def test_no_winner_without_most_rounds(benchmark: BenchmarkResult) -> None:
         measurements=tuple(noisy if m.case == noisy.case else m for m in benchmark.measurements),
     )
     told = verdict(only_tradeoff(unsure), "eager")
-    assert "are level in 1 of 2 pairs" in told
+    assert "are level in 1." in told
     assert "holds against ResNet-18" not in told
 
 

@@ -158,7 +158,7 @@ def _pairs(models: Sequence[ModelRecord]) -> list[tuple[ModelRecord, ModelRecord
             families.setdefault(model.family, []).append(model)
     return [
         (mine, other)
-        for other in models
+        for other in sorted(models, key=_top1)
         if other.family not in REPARAMETERIZED_FAMILIES
         for family in families.values()
         if (mine := _equal(family, other)) is not None
@@ -196,20 +196,12 @@ def verdict(compared: Tradeoff, engine: str) -> str:
     duels = compared.duels_in(engine)
     if not duels:
         return f"In {in_engine(engine)} no two nets can be compared at equal published accuracy."
-    counts = (
-        ("win", sum(d.result.wins for d in duels)),
-        ("lose", sum(d.result.loses for d in duels)),
-        ("are level in", sum(not d.result.clear for d in duels)),
-    )
-    total = len(duels)
-    told = [f"{verb} {_of_all(count, total)}" for verb, count in counts if count]
-    return f"In {in_engine(engine)} re-parameterized nets {' and '.join(told)}. {_claim(duels)}"
-
-
-def _of_all(number: int, total: int) -> str:
-    if number == total:
-        return "the one pair" if total == 1 else f"all {total} pairs"
-    return f"{number} of {total} pairs"
+    wins = sum(duel.result.wins for duel in duels)
+    loses = sum(duel.result.loses for duel in duels)
+    counts = (("win", wins), ("lose", loses), ("are level in", len(duels) - wins - loses))
+    told = ", ".join(f"{verb} {count}" for verb, count in counts if count)
+    pairs = f"{len(duels)} pair{'' if len(duels) == 1 else 's'}"
+    return f"In {in_engine(engine)} re-parameterized nets, in {pairs}, {told}. {_claim(duels)}"
 
 
 def _claim(duels: Sequence[Duel]) -> str:
