@@ -86,6 +86,7 @@ CALLS = {
     "online": (lambda: net().train(), lambda m, x, _: reparam.online(m, x)),
     "online_plan": (lambda: net().train(), lambda m, x, _: reparam.online_plan(m, x)),
     "verify": (net, lambda m, x, _: reparam.verify(m, m, x)),
+    "diff": (net, lambda m, x, _: reparam.diff(m, m, x)),
     "export": (plain, lambda m, x, to: reparam.export(m, to / "net.safetensors", x)),
     "benchmark": (net, lambda m, x, _: reparam.benchmark({"it": m}, x, rounds=1)),
     "pick": (net, lambda m, x, _: reparam.pick(m, x, engines=["eager"], rounds=1)),

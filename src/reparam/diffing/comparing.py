@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from reparam._untouched import leaves_untouched
 from reparam.diffing.difference import Difference
 from reparam.diffing.kinds import KINDS
 from reparam.diffing.matching import Match, Matcher, Parting
@@ -34,6 +35,7 @@ _NAMES = 8
 """Operations that are named, of those that went into one map; the last ones."""
 
 
+@leaves_untouched
 def diff(
     first: Network, second: Network, example_inputs: Tensor | Sequence[Tensor] | None = None
 ) -> Difference:

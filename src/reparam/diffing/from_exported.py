@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 from torch.export import ExportedProgram
+from torch.export.graph_signature import OutputKind
 from torch.utils._pytree import tree_map
 
 from reparam.diffing.aten import HANDLERS
@@ -45,7 +46,12 @@ def _walk(words: Vocabulary, program: ExportedProgram) -> list[Form]:
             known[node] = words.noted(node, _call(words, node, args, kwargs))
         elif node.op == "output":
             results = fx.map_arg(node.args[0], known.__getitem__)
-            return [words.form(each) for each in results]
+            specs = program.graph_signature.output_specs  # changed buffers are outputs, too
+            return [
+                words.form(value)
+                for value, spec in zip(results, specs, strict=True)
+                if spec.kind is OutputKind.USER_OUTPUT and isinstance(value, Form | Tensor)
+            ]
     raise UnsupportedModelError("the program has no output")
 
 

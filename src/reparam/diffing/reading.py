@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 
-from reparam._arguments import in_training
+from reparam._arguments import check_module, in_training
 from reparam._optional import require
 from reparam.diffing.from_exported import read_exported
 from reparam.diffing.from_onnx import read_onnx
@@ -61,13 +61,13 @@ def open_side(network: Network, name: str) -> Side:
     if isinstance(network, (str, os.PathLike)):
         path = Path(network)
         if not path.is_file():
-            raise InputError(f"{path} does not exist; needed an .onnx or .pt2 file, or a module")
+            raise InputError(f"{name} is {str(path)!r}, no file; needed an .onnx or .pt2 file")
         if path.suffix == ".onnx":
             onnx = require("onnx", extra="deploy", purpose="reading ONNX files")
             return _open_onnx(onnx.load(path))
         if path.suffix == ".pt2":
             return _open_program(torch.export.load(path))
-        raise InputError(f"{path} is of no kind that diff reads; needed .onnx or .pt2")
+        raise InputError(f"{name} is {path}, of no kind that diff reads; needed .onnx or .pt2")
     if isinstance(network, ExportedProgram):
         return _open_program(network)
     if isinstance(network, nn.Module):
@@ -81,6 +81,7 @@ def open_side(network: Network, name: str) -> Side:
 
 
 def _open_module(module: nn.Module, name: str) -> Side:
+    check_module(name, module)
     where = in_training(module)
     if where is not None:
         raise TrainingModeError(
