@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from torch import nn
 
-from reparam.graph.ir import Kind, Node, Program
+from reparam.graph.ir import Affine, Alias, Node, Program, Sum
 from reparam.graph.trace import Key
 
 if TYPE_CHECKING:
@@ -56,9 +56,7 @@ def name(node: Node) -> Hashable:
 def items(program: Program) -> Iterator[Node]:
     """The norms and scales with numbers of their own, and the sums of branches with numbers."""
     for node in program.nodes:
-        if node.twin_of is None and (
-            (node.is_diagonal and node.stored) or (node.kind is Kind.SUM and _is_branching(node))
-        ):
+        if node.is_scale or (isinstance(node, Sum) and _is_branching(node)):
             yield node
 
 
@@ -73,9 +71,10 @@ def _is_branching(node: Node) -> bool:
 def _affine_ways(node: Node) -> dict[Node, bool]:
     """The values that a value is an affine function of, and whether numbers come in on the way."""
     ways = {node: False}
-    if node.kind in {Kind.AFFINE, Kind.ALIAS}:
-        ways |= {v: bool(node.stored) or had for v, had in _affine_ways(node.inputs[0]).items()}
-    elif node.kind is Kind.SUM:
+    if isinstance(node, Affine | Alias):
+        here = node.is_layer or node.is_scale
+        ways |= {v: here or had for v, had in _affine_ways(node.inputs[0]).items()}
+    elif isinstance(node, Sum):
         terms: list[dict[Node, bool]] = [_affine_ways(term) for term in node.inputs]
         for source in set(terms[0]).intersection(*terms[1:]):
             ways[source] = any(way[source] for way in terms)

@@ -18,7 +18,17 @@ from hypothesis import strategies as st
 from reparam import algebra
 from reparam.algebra import AffineConv, Geometry, Leaf, compose, evaluate, layer_arguments, parallel
 from reparam.errors import InexactError
-from reparam.graph.ir import Kind, Node, Program
+from reparam.graph.ir import (
+    Affine,
+    Alias,
+    Concat,
+    Layout,
+    Node,
+    Opaque,
+    Program,
+    ShapeOf,
+    Sum,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -39,8 +49,8 @@ class Readable(Program):
     def __repr__(self) -> str:
         lines = []
         for node in self.nodes:
-            operator = "" if node.leaf is None else f" {node.leaf.geometry}"
-            bias = ", bias" if node.leaf is not None and node.leaf.geometry.bias else ""
+            operator = f" {node.leaf.geometry}" if isinstance(node, Affine) else ""
+            bias = ", bias" if isinstance(node, Affine) and node.leaf.geometry.bias else ""
             seen = "  <- seen from outside" if node in self.pinned else ""
             inputs = ", ".join(v.where for v in node.inputs)
             lines.append(f"{node.where}({inputs}){operator}{bias}{seen}")
@@ -56,12 +66,12 @@ class Writer:
     """Writes a program node by node; every method returns the node it wrote."""
 
     width: int = 4
-    program: Program = field(default_factory=Readable)
+    nodes: list[Node] = field(default_factory=list)
     channels: dict[Node, int] = field(default_factory=dict)
     input: Node = field(init=False)
 
     def __post_init__(self) -> None:
-        self.input = self._node(Kind.OPAQUE, (), "input", self.width)
+        self.input = self._node(Opaque, (), "input", self.width)
 
     def conv(
         self,
@@ -90,49 +100,46 @@ class Writer:
         return self._affine(x, algebra.scale(*numbers), "batch norm", 4 * width)
 
     def add(self, *terms: Node, coefficients: tuple[float, ...] | None = None) -> Node:
-        node = self._node(Kind.SUM, terms, "add", self.channels[terms[0]])
-        node.coefficients = coefficients or (1.0,) * len(terms)
-        return node
+        factors = coefficients or (1.0,) * len(terms)
+        return self._node(Sum, terms, "add", self.channels[terms[0]], coefficients=factors)
 
     def alias(self, x: Node) -> Node:
-        return self._node(Kind.ALIAS, (x,), "dropout", self.channels[x])
+        return self._node(Alias, (x,), "dropout", self.channels[x])
 
     def relu(self, x: Node) -> Node:
-        return self._node(Kind.OPAQUE, (x,), "relu", self.channels[x])
+        return self._node(Opaque, (x,), "relu", self.channels[x])
 
     def shape(self, x: Node) -> Node:
         """Read the shape of a value."""
-        node = self._node(Kind.OPAQUE, (x,), "shape", self.channels[x])
-        node.shape_only = True
-        return node
+        return self._node(ShapeOf, (x,), "shape", self.channels[x])
 
     def swap(self, x: Node) -> Node:
         """Move the channels to the end, or back."""
-        node = self._node(Kind.LAYOUT, (x,), "permute", self.channels[x])
-        node.axis = -3 - (x.axis or 0)
-        return node
+        axis = -3 - (x.axis or 0)
+        return self._node(Layout, (x,), "permute", self.channels[x], axis=axis)
 
     def cat(self, *parts: Node) -> Node:
-        return self._node(Kind.CONCAT, parts, "cat", sum(self.channels[p] for p in parts))
+        return self._node(Concat, parts, "cat", sum(self.channels[p] for p in parts))
 
     def pin(self, *nodes: Node) -> Program:
         """Say that values are seen from outside, and hand the program out."""
-        self.program.pinned.update(nodes)
-        return self.program
+        return Readable(tuple(self.nodes), frozenset(nodes))
 
     def _affine(self, x: Node, op: AffineConv, what: str, stored: int) -> Node:
         def load(rows: Rows | None) -> AffineConv:
             return op if rows is None else op.rows(*rows)
 
-        node = self._node(Kind.AFFINE, (x,), what, op.geometry.out_channels)
-        node.leaf, node.stored = Leaf(op.geometry, load), stored
-        return node
+        leaf, channels = Leaf(op.geometry, load), op.geometry.out_channels
+        return self._node(Affine, (x,), what, channels, leaf=leaf, stored=stored)
 
-    def _node(self, kind: Kind, inputs: tuple[Node, ...], what: str, channels: int) -> Node:
-        number = len(self.program.nodes)
-        node = Node(kind, inputs, f"{what}{number}", number, what, f"{what}{number}")
-        node.axis = inputs[0].axis if inputs else -2
-        self.program.nodes.append(node)
+    def _node(
+        self, kind: type, inputs: tuple[Node, ...], what: str, channels: int, **own: Any
+    ) -> Node:
+        number = len(self.nodes)
+        name = f"{what}{number}"
+        own = {"axis": inputs[0].axis if inputs else -2, **own}
+        node = kind(inputs=inputs, key=name, order=number, what=what, where=name, **own)
+        self.nodes.append(node)
         self.channels[node] = channels
         return node
 
@@ -165,18 +172,17 @@ def _sorted(program: Program) -> list[Node]:
 
 
 def _run_node(node: Node, inputs: list[Tensor]) -> Tensor:
-    match node.kind:
-        case Kind.AFFINE:
-            assert node.leaf is not None
-            return _act(evaluate(node.leaf), inputs[0], node.axis)
-        case Kind.SUM:
-            total = inputs[0] * node.coefficients[0]
-            for value, factor in zip(inputs[1:], node.coefficients[1:], strict=True):
+    match node:
+        case Affine(leaf=leaf):
+            return _act(evaluate(leaf), inputs[0], node.axis)
+        case Sum(coefficients=coefficients):
+            total = inputs[0] * coefficients[0]
+            for value, factor in zip(inputs[1:], coefficients[1:], strict=True):
                 total = total + value * factor
             return total
-        case Kind.CONCAT:
+        case Concat():
             return torch.cat(inputs, node.axis or 0)
-        case Kind.LAYOUT:
+        case Layout():
             return inputs[0].transpose(1, 2)
         case _:
             return inputs[0].relu() if node.what == "relu" else inputs[0]
@@ -244,7 +250,7 @@ def _rates(program: Program) -> dict[Node, Fraction]:
     rates: dict[Node, Fraction] = {}
     for node in _sorted(program):
         before = rates[node.inputs[0]] if node.inputs else Fraction(1)
-        step = math.prod(node.leaf.geometry.stride) if node.leaf else 1
+        step = math.prod(node.leaf.geometry.stride) if isinstance(node, Affine) else 1
         rates[node] = before / step
     return rates
 
@@ -258,14 +264,14 @@ def total_cost(program: Program) -> tuple[Fraction, int, int]:
 
 def _cost(node: Node, rates: dict[Node, Fraction]) -> tuple[Fraction, int, int]:
     """Multiply-adds of layers with weights, stored numbers, operations executed."""
-    if node.leaf is not None:
+    if isinstance(node, Affine):
         macs = rates[node] * node.leaf.geometry.weights if _is_layer(node) else Fraction(0)
         return macs, node.stored, 1
-    return Fraction(0), 0, int(node.kind is Kind.SUM)
+    return Fraction(0), 0, int(isinstance(node, Sum))
 
 
 def _is_layer(node: Node) -> bool:
-    return node.is_mixing and node.stored > 0
+    return isinstance(node, Affine) and node.is_mixing and node.stored > 0
 
 
 def _between(program: Program, source: Node, output: Node) -> frozenset[Node]:
@@ -281,7 +287,7 @@ def _between(program: Program, source: Node, output: Node) -> frozenset[Node]:
             above.add(node)
             waiting.extend(node.inputs)
     nodes = frozenset(above & below)
-    foldable = all(n.kind in {Kind.AFFINE, Kind.SUM, Kind.ALIAS} for n in nodes)
+    foldable = all(isinstance(n, Affine | Sum | Alias) for n in nodes)
     inputs = {v for n in nodes for v in n.inputs}
     return nodes if output in nodes and foldable and inputs <= nodes | {source} else frozenset()
 
@@ -301,9 +307,9 @@ def _geometry(
     try:
         for node in (n for n in _sorted(program) if n in nodes):
             before = [made[v] for v in node.inputs]
-            if node.kind is Kind.SUM:
+            if isinstance(node, Sum):
                 made[node] = _sum(node, before)
-            elif node.leaf is not None:
+            elif isinstance(node, Affine):
                 made[node] = _compose(node.leaf.geometry, before[0])
             else:
                 made[node] = before[0]
@@ -319,7 +325,7 @@ def _compose(outer: Geometry, inner: Geometry | None) -> Geometry:
     return compose(outer.in_dims(dims), inner.in_dims(dims))
 
 
-def _sum(node: Node, terms: list[Geometry | None]) -> Geometry:
+def _sum(node: Sum, terms: list[Geometry | None]) -> Geometry:
     known = [t for t in terms if t is not None]
     if not known:
         msg = "a sum of a value with itself alone"
@@ -386,7 +392,7 @@ def programs(
             values.append(_draw_sum(draw, write, [v for v in values if _fits(write, v, x)]))
         else:
             values.append(getattr(write, kind)(x))
-    unread = [v for v in values if not any(v in n.inputs for n in write.program.nodes)]
+    unread = [v for v in values if not any(v in n.inputs for n in write.nodes)]
     seen = [] if alone else draw(st.lists(st.sampled_from(values), max_size=2))
     return write.pin(*unread, *seen)
 
@@ -444,6 +450,6 @@ def _sizes_of(node: Node) -> Iterator[int]:
             chain.append(at)
             at = at.inputs[0]
         for step in reversed(chain):
-            if step.leaf is not None and step.leaf.geometry.dims:
+            if isinstance(step, Affine) and step.leaf.geometry.dims:
                 (size,) = step.leaf.geometry.output_size((size,))
         yield size

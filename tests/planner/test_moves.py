@@ -8,9 +8,10 @@ import pytest
 import torch
 
 from reparam.algebra import evaluate
-from reparam.graph.ir import Kind
+from reparam.graph.ir import Affine, Alias
 from reparam.planner import Candidate, Selection, select
-from reparam.planner.moves import Direction, plan_moves
+from reparam.planner.moves import Direction, moved
+from reparam.reasons import Reason, Why
 
 from .programs import Writer, run
 
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from reparam.graph.ir import Node, Program
 
 
-def agree(_: Candidate) -> str | None:
+def agree(_: Candidate) -> Reason | None:
     return None
 
 
@@ -124,7 +125,7 @@ def written(make: Callable[[Writer], list[Node]]) -> tuple[Program, list[Node]]:
 
 def norms(program: Program) -> list[Node]:
     """The norms, where they stand."""
-    return [n for n in program.nodes if n.what == "batch norm" and n.twin_of is None]
+    return [n for n in program.nodes if n.what == "batch norm" and not n.is_copy]
 
 
 def after_folding(selection: Selection) -> dict:
@@ -140,9 +141,10 @@ def test_the_function_stays_the_same(make: Callable[[Writer], list[Node]]) -> No
     program, seen = written(make)
     x = torch.randint(-3, 4, (2, 4, 9)).double()
     expected = [run(program, x, {})[n] for n in seen]
-    found = run(program, x, after_folding(select(program, agree)))
+    selection = select(program, agree)
+    found = {n.key: y for n, y in run(selection.program, x, after_folding(selection)).items()}
     for node, value in zip(seen, expected, strict=True):
-        assert torch.equal(found[node], value)
+        assert torch.equal(found[node.key], value)
 
 
 @pytest.mark.parametrize("make", FOLD)
@@ -150,74 +152,67 @@ def test_the_norm_is_gone_from_where_it_stood(make: Callable[[Writer], list[Node
     program, _ = written(make)
     selection = select(program, agree)
     (norm,) = norms(program)
-    assert norm.kind is Kind.ALIAS
-    copies = [n for n in program.nodes if n.twin_of is norm and n.kind is not Kind.ALIAS]
+    assert all(isinstance(n, Alias) for n in norms(selection.program))
+    copies = [n for n in selection.program.nodes if n.is_copy and isinstance(n, Affine)]
     assert copies
     assert set(copies) <= selection.folded
     assert {c.key for c in copies} == {norm.key}
-    parts = sorted(c.part for c in copies if c.part is not None)
+    parts = sorted(c.moved.part for c in copies if c.moved.part is not None)
     assert [p[0] for p in parts[1:]] == [p[1] for p in parts[:-1]]
 
 
 @pytest.mark.parametrize("make", STAY)
 def test_the_norm_stays_where_it_is(make: Callable[[Writer], list[Node]]) -> None:
     program, _ = written(make)
-    before = [(n, n.kind, n.inputs, n.leaf) for n in program.nodes]
-    select(program, agree)
-    assert [(n, n.kind, n.inputs, n.leaf) for n in program.nodes] == before
+    assert select(program, agree).program is program
 
 
 @pytest.mark.parametrize("make", FOLD)
-def test_a_move_is_undone_when_a_copy_may_not_fold(make: Callable[[Writer], list[Node]]) -> None:
+def test_nothing_moves_when_a_copy_may_not_fold(make: Callable[[Writer], list[Node]]) -> None:
     program, _ = written(make)
-    before = [(n, n.kind, n.inputs, n.leaf) for n in program.nodes]
-    layers = [n for n in program.nodes if n.is_mixing]
+    last = [n for n in program.nodes if n.is_mixing][-1].key
 
-    def veto(region: Candidate) -> str | None:
-        return "kept by a hook" if layers[-1] in region.nodes else None
+    def veto(region: Candidate) -> Reason | None:
+        return Why.USED_ELSEWHERE() if last in {n.key for n in region.nodes} else None
 
     selection = select(program, veto)
-    assert [(n, n.kind, n.inputs, n.leaf) for n in program.nodes] == before
-    assert not any(n.twin_of for n in selection.folded)
+    assert selection.program is program
+    assert not any(n.is_copy for n in selection.folded)
 
 
 def test_one_move_that_fails_leaves_the_other() -> None:
     write = Writer(4)
     good = write.norm(write.swap(write.conv(write.input, size=3)))
     bad = write.norm(write.cat(write.conv(write.input, 2), write.norm(write.relu(write.input))))
-    select(write.pin(good, bad), agree)
-    assert good.kind is Kind.ALIAS
-    assert bad.kind is Kind.AFFINE
+    program = select(write.pin(good, bad), agree).program
+    stands = {n.key: type(n) for n in program.nodes if not n.is_copy}
+    assert stands[good.key] is Alias
+    assert stands[bad.key] is Affine
 
 
 def test_what_is_excluded_is_not_moved() -> None:
     program, seen = written(behind_permute)
-    assert plan_moves(program, {(seen[0].key, way) for way in Direction}) == []
-    assert len(plan_moves(program, set())) == 1
+    assert moved(program, {(seen[0].key, way) for way in Direction}) == (program, [])
+    assert len(moved(program, set())[1]) == 1
 
 
-def test_undoing_in_reverse_restores_everything() -> None:
+def test_moving_writes_a_new_program_and_leaves_the_old_one() -> None:
     program, _ = written(behind_permute_of_cat)
-    before = [(n, n.kind, n.inputs, n.leaf) for n in program.nodes]
-    moves = plan_moves(program, set())
+    before = [(n, n.inputs) for n in program.nodes]
+    after, moves = moved(program, set())
     assert len(moves) == 2
-    for move in reversed(moves):
-        move.undo()
-    assert [(n, n.kind, n.inputs, n.leaf) for n in program.nodes] == before
+    assert after is not program
+    assert [(n, n.inputs) for n in program.nodes] == before
 
 
 def test_a_slice_of_channels_is_the_slice_of_the_numbers() -> None:
     program, (norm,) = written(behind_cat)
-    whole = norm.leaf
-    assert whole is not None
-    (move,) = plan_moves(program, set())
-    numbers = evaluate(whole)
-    assert [copy.part for copy in move.copies] == [(0, 2, 8), (2, 8, 8)]
+    _, (move,) = moved(program, set())
+    numbers = evaluate(norm.leaf)
+    assert [copy.moved.part for copy in move.copies] == [(0, 2, 8), (2, 8, 8)]
     for copy in move.copies:
-        assert copy.leaf is not None
-        assert copy.part is not None
         part = evaluate(copy.leaf)
-        start, stop, _ = copy.part
+        start, stop, _ = copy.moved.part
         assert torch.equal(part.kernel, numbers.kernel[start:stop])
         assert part.bias is not None
         assert numbers.bias is not None

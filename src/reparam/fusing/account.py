@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Hashable
 from dataclasses import dataclass, field
 
-from reparam.graph.ir import Kind, Node, Program
+from reparam.graph.ir import Affine, Alias, Node, Opaque, ShapeOf, Sum
 from reparam.planner import Candidate, Selection
 from reparam.reasons import Reason, Refusal, Why
 
@@ -46,23 +46,23 @@ class Account:
 
     def leave_region(self, region: Candidate, reason: Reason) -> None:
         """Note that a region is left: its norms, scales and branches, or else its last layer."""
-        nodes = [n for n in sorted(region.nodes, key=lambda n: n.order) if _is_scale(n)]
-        nodes += [n for n in region.nodes if n.kind is Kind.SUM]
+        nodes = [n for n in sorted(region.nodes, key=lambda n: n.order) if n.is_scale]
+        nodes += [n for n in region.nodes if isinstance(n, Sum)]
         for node in nodes or [region.output]:
             self.leave_node(node, reason)
 
-    def explain(self, program: Program, selection: Selection) -> None:
+    def explain(self, selection: Selection) -> None:
         """Note what the planner left in a program, and what the front end objected to."""
         for region, objection in selection.vetoed:
             self.leave_region(region, objection)
         chosen = {self.name_of(node) for node in selection.folded}
         affine_in: dict[Node, list[Node]] = {}
-        for node in program.nodes:
+        for node in selection.program.nodes:
             affine_in[node] = _affine_in(node, affine_in)
-            if node.virtual or self.name_of(node) in chosen:
+            if node.is_virtual or self.name_of(node) in chosen:
                 continue
-            if node.kind is Kind.SUM:
-                reason = _why_sum(node, affine_in[node], program, selection)
+            if isinstance(node, Sum):
+                reason = _why_sum(node, affine_in[node], selection)
             else:
                 reason = _why(node, selection)
             if reason is not None:
@@ -73,19 +73,14 @@ class Account:
         return tuple(refusal for name, refusal in self._left.items() if name not in folded)
 
 
-def _is_scale(node: Node) -> bool:
-    """Whether a node is a norm or scale with numbers of its own, moved or not."""
-    return node.is_diagonal and (node.twin_of or node).stored > 0
-
-
 def _why(node: Node, selection: Selection) -> Reason | None:
     """Why an operation that a reader would expect to be folded is still there, if it is one."""
-    if node.reason is not None:
+    if isinstance(node, Opaque) and node.reason is not None:
         alone = node.reason.kind in _BESIDE_LAYERS and not _meets_layers(node, selection)
         return None if alone else node.reason
     given_up = [r for r in selection.reasons.get(node, []) if r.kind is not Why.NO_COMMON_SOURCE]
     own = [reason for reason in given_up if reason.kind not in _OF_ITS_INPUT]
-    if _is_scale(node):
+    if isinstance(node, Affine) and node.is_scale:
         return _why_diagonal(node, given_up, selection)
     # Two layers that follow each other and do not become one.
     return own[0] if node.is_mixing and own else None
@@ -96,30 +91,28 @@ def _affine_in(node: Node, known: dict[Node, list[Node]]) -> list[Node]:
 
     The nearest comes first; a long program tells of its nearest values alone.
     """
-    if node.kind is Kind.SUM:
+    if isinstance(node, Sum):
         every = [[term, *known[term]] for term in node.inputs]
         return [value for value in every[0] if all(value in values for values in every[1:])]
-    if node.kind in {Kind.AFFINE, Kind.ALIAS}:
+    if isinstance(node, Affine | Alias):
         return [node.inputs[0], *known[node.inputs[0]]][:_NEAREST]
     return []
 
 
-def _why_sum(
-    node: Node, sources: list[Node], program: Program, selection: Selection
-) -> Reason | None:
+def _why_sum(node: Sum, sources: list[Node], selection: Selection) -> Reason | None:
     """Why parallel branches with numbers do not fold; None for a sum that is something else.
 
     A residual sum around an activation is one: its terms are not affine in one common value.
     """
     inside = _between(sources[0], node) if sources else []
-    if not any(n.stored for n in inside):
+    if not any(n.is_layer or n.is_scale for n in inside):
         return None
     for value in (node, *inside):
         for reason in selection.reasons.get(value, []):
             if reason.kind is not Why.NO_COMMON_SOURCE:
                 return reason
     for value in inside:
-        if value in program.pinned:
+        if value in selection.program.pinned:
             return Why.IS_SEEN(value=value.place)
         readers = [user for user in selection.users[value] if user not in (node, *inside)]
         if readers:
@@ -141,7 +134,7 @@ def _between(source: Node, node: Node) -> list[Node]:
 def _meets_layers(node: Node, selection: Selection) -> bool:
     """Whether a node stands beside something that could have folded with it."""
     beside = (*node.inputs, *selection.users.get(node, []))
-    return any(n.kind in {Kind.AFFINE, Kind.SUM} for n in beside)
+    return any(isinstance(n, Affine | Sum) for n in beside)
 
 
 def _why_diagonal(node: Node, given_up: list[Reason], selection: Selection) -> Reason:
@@ -156,9 +149,9 @@ def _why_diagonal(node: Node, given_up: list[Reason], selection: Selection) -> R
     if known:
         return known[0]
     before, readers = _made_by(node), _read_by(node, selection)
-    layers = [reader for reader in readers if reader.is_mixing and reader.stored]
+    layers = [reader for reader in readers if reader.is_layer]
     others = [reader for reader in readers if reader not in layers]
-    if before.kind is Kind.AFFINE:
+    if isinstance(before, Affine):
         rivals = [reader for reader in _read_by(before, selection) if reader is not node]
         if rivals:
             return Why.INPUT_ALSO_READ(before=before.what, readers=_names(rivals))
@@ -171,7 +164,7 @@ def _why_diagonal(node: Node, given_up: list[Reason], selection: Selection) -> R
 def _made_by(node: Node) -> Node:
     """What made the input of an operation, past what passes values on."""
     before = node.inputs[0]
-    while before.kind is Kind.ALIAS:
+    while isinstance(before, Alias):
         before = before.inputs[0]
     return before
 
@@ -180,8 +173,8 @@ def _read_by(node: Node, selection: Selection) -> list[Node]:
     """What reads the contents of a value, past what passes values on."""
     readers: list[Node] = []
     for user in selection.users.get(node, []):
-        if not user.shape_only:
-            readers += _read_by(user, selection) if user.kind is Kind.ALIAS else [user]
+        if not isinstance(user, ShapeOf):
+            readers += _read_by(user, selection) if isinstance(user, Alias) else [user]
     return readers
 
 

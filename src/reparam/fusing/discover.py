@@ -304,7 +304,7 @@ class _Finder:
                 continue
             kept[one.keys] = one
         self._keep(kept.values(), every)
-        self._account.explain(lifted.program, selection)
+        self._account.explain(selection)
         self._seen |= {node.where for node in lifted.program.nodes}
 
     def _keep(self, regions: Iterable[Found], every: Iterable[Found]) -> None:

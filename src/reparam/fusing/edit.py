@@ -14,6 +14,7 @@ from reparam.fusing.found import Found
 from reparam.fusing.place import Block, blocks_of, locate, missing
 from reparam.graph.frames import first_line
 from reparam.graph.hosted import rebuilt
+from reparam.graph.ir import largest
 from reparam.graph.part import part_of
 from reparam.graph.rewrite import Shell, build
 from reparam.graph.running import is_parameter_only
@@ -202,7 +203,7 @@ class _GraphEditor:
         """Find, in this trace, the value that the region reads."""
         source = found.region.source
         # A padded value exists in the planner's view only; the new layer pads its input itself.
-        real = source.inputs[0] if source.virtual else source
+        real = source.inputs[0] if source.is_virtual else source
         # A moved operation on the source still stands between it and the core; it is erased later.
         entries = {source, real, *(found.region.nodes - set(found.core))}
         for node in found.core:
@@ -218,8 +219,7 @@ class _GraphEditor:
     def _name(self, found: Found) -> str:
         """Name the new layer after the largest layer it replaces."""
         keys = {Found.key_of(n) for n in found.core}
-        anchor = max((n for n in found.core if n.is_mixing), key=lambda n: (n.stored, -n.order))
-        key = Found.key_of(anchor)
+        key = Found.key_of(largest(found.core))
         if not key.is_module:
             owner = _relative(self._trace.path, key.owner)
             return self._free(f"{owner}.conv" if owner else "conv")

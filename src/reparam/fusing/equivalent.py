@@ -7,6 +7,7 @@ from torch import nn
 from reparam._arguments import MODULE, takes
 from reparam.algebra import AffineConv, evaluate
 from reparam.errors import InexactError
+from reparam.graph.ir import Opaque, Program, ShapeOf
 from reparam.graph.lift import lift
 from reparam.graph.skeleton import shared_copy, unwrap
 from reparam.graph.trace import TraceFailure, trace
@@ -55,18 +56,17 @@ def operator(block: nn.Module) -> AffineConv:
         )
         raise InexactError(msg) from failure
     graph = lifted.trace.graph
-    inputs = [n for n in lifted.program.nodes if lifted.origin[n].op == "placeholder"]
+    inputs = [n for n in lifted.program.nodes if lifted.node_of(n).op == "placeholder"]
     outputs = graph.output_node().all_input_nodes
-    ends = [n for n in lifted.program.nodes if lifted.origin[n] in outputs and not n.shape_only]
+    ends = [n for n in lifted.program.nodes if n.origin in outputs and not isinstance(n, ShapeOf)]
     if len(inputs) != 1 or len(ends) != 1:
         msg = f"{name} has {len(inputs)} inputs and {len(ends)} outputs; needed one of each"
         raise InexactError(msg)
-    lifted.program.pinned.clear()
-    found = Candidates(lifted.program)
+    found = Candidates(Program(lifted.program.nodes))
     for candidate in found.found[ends[0]]:
         if candidate.source is inputs[0] and candidate.expression is not None:
             return evaluate(candidate.expression)
-    opaque = [n for n in lifted.program.nodes if n.kind.name == "OPAQUE" and n not in inputs]
+    opaque = [n for n in lifted.program.nodes if isinstance(n, Opaque) and n not in inputs]
     reasons = [str(r) for n in lifted.program.nodes for r in found.given_up.get(n, [])]
     reasons += [f"{n.what} at {n.where}: {n.reason or 'is not affine'}" for n in opaque]
     why = "; ".join(reasons) or "nothing in it is affine"

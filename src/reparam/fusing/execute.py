@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from reparam.algebra import flat_pads
 from reparam.graph.builtin import is_builtin
-from reparam.graph.ir import Kind, Node
+from reparam.graph.ir import Affine, Alias, Node, Padded
 from reparam.graph.kinds import AnyBatchNorm
 from reparam.graph.lift import Lifted
 from reparam.planner import Candidate
@@ -50,7 +50,7 @@ def run_nodes(
 
     """
     values: dict[Node, Tensor] = {region.source: x}
-    if region.source.pads is not None:
+    if isinstance(region.source, Padded):
         values[region.source.inputs[0]] = x
         values[region.source] = pad_as(region.source, x)
     if done is not None:
@@ -58,7 +58,7 @@ def run_nodes(
     scale = float(x.abs().max())
     for node in in_order(region.nodes, set(values)):
         if node is not done:
-            passes = node.kind is Kind.ALIAS
+            passes = isinstance(node, Alias)
             values[node] = values[node.inputs[0]] if passes else run(node, values)
         scale = max(scale, float(values[node].abs().max()))
     return values[region.output], scale
@@ -66,9 +66,9 @@ def run_nodes(
 
 def pad_as(source: Node, x: Tensor) -> Tensor:
     """Pad a value as the layers do that read it padded."""
-    if source.pads is None:
+    if not isinstance(source, Padded):
         return x
-    return F.pad(x, flat_pads(source.pads), mode=source.padding_mode)
+    return F.pad(x, flat_pads(source.pads), mode=source.mode)
 
 
 def in_order(nodes: Iterable[Node], known: set[Node]) -> list[Node]:
@@ -84,17 +84,17 @@ def in_order(nodes: Iterable[Node], known: set[Node]) -> list[Node]:
 
 
 def _run_node(lifted: Lifted, node: Node, values: dict[Node, Tensor]) -> Tensor:
-    if node.twin_of is not None:
+    if isinstance(node, Affine) and node.moved is not None:
         return _run_moved(lifted, node, values[node.inputs[0]])
     origin = lifted.node_of(node)
-    if node.inputs[0].pads is not None:
+    if isinstance(node.inputs[0], Padded):
         # The value is padded already: run the layer's convolution without its padding.
         return _run_conv(lifted.trace.module(origin), values[node.inputs[0]], padding=0)
     given = {lifted.value_of(v): values[v] for v in node.inputs}
     return _run_origin(lifted, origin, given)
 
 
-def _run_moved(lifted: Lifted, node: Node, x: Tensor) -> Tensor:
+def _run_moved(lifted: Lifted, node: Affine, x: Tensor) -> Tensor:
     origin = lifted.node_of(node)
     read = origin.args[0] if origin.args else origin.kwargs["input"]
     if not isinstance(read, fx.Node) or lifted.constants.is_tensor(read):
@@ -102,23 +102,25 @@ def _run_moved(lifted: Lifted, node: Node, x: Tensor) -> Tensor:
     return run_moved(node, x, lambda value: _run_origin(lifted, origin, {read: value}))
 
 
-def run_moved(node: Node, x: Tensor, run: Callable[[Tensor], Tensor]) -> Tensor:
+def run_moved(node: Affine, x: Tensor, run: Callable[[Tensor], Tensor]) -> Tensor:
     """Run a per-channel operation on the axis, and among the channels, that it was written for."""
     assert node.axis is not None  # noqa: S101 (moved nodes know their axes)
-    assert node.own_axis is not None  # noqa: S101 (moved nodes know their axes)
+    assert node.moved is not None  # noqa: S101 (the caller's condition)
+    own_axis, part = node.moved.axis, node.moved.part
+    assert own_axis is not None  # noqa: S101 (moved nodes know their axes)
     moved = x.movedim(node.axis, -1)
     lead = moved.shape[:-1]
     flat = moved.reshape(-1, moved.shape[-1])
-    if node.part is not None:
-        start, stop, total = node.part
+    if part is not None:
+        start, stop, total = part
         wide = flat.new_zeros(flat.shape[0], total)
         wide[:, start:stop] = flat
         flat = wide
     # (rows, channels) with as many trailing axes as the operation expects behind its channels
-    shaped = flat.reshape(*flat.shape, *(1,) * (-1 - node.own_axis))
+    shaped = flat.reshape(*flat.shape, *(1,) * (-1 - own_axis))
     result = run(shaped).reshape(flat.shape)
-    if node.part is not None:
-        result = result[:, node.part[0] : node.part[1]]
+    if part is not None:
+        result = result[:, part[0] : part[1]]
     return result.reshape(*lead, -1).movedim(-1, node.axis)
 
 

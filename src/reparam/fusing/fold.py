@@ -24,6 +24,7 @@ from reparam.algebra import (
 from reparam.fusing.execute import SLICE, pad_as, run_region
 from reparam.fusing.found import Found
 from reparam.graph.hosted import rebuilt
+from reparam.graph.ir import HostedInput, Padded
 from reparam.graph.lift import Lifted
 from reparam.planner import Candidate
 from reparam.reasons import Reason, Why
@@ -158,7 +159,7 @@ def fold(lifted: Lifted, region: Candidate, like: Tensor) -> FoldedLayer:
         like: A weight whose type, device and memory format the layer gets.
 
     """
-    if region.source.virtual and region.source.pads is None:
+    if isinstance(region.source, HostedInput):
         return _fold_hosted(lifted, region, like)
     return fold_onto(region, like, lambda sample: run_region(lifted, region, sample))
 
@@ -189,11 +190,13 @@ def fold_onto(region: Candidate, like: Tensor, run: Reference) -> FoldedLayer:
         weight[start:stop] = kernel
         if bias is not None and shift is not None:
             bias[start:stop] = shift
-    if region.source.pads is not None:
+    mode = "zeros"
+    if isinstance(region.source, Padded):
         arguments = replace(arguments, padding=tuple(low for low, _ in region.source.pads))
+        mode = region.source.mode
     return FoldedLayer(
         arguments, _formatted(weight, like), bias, worst / scale if scale else worst,
-        padding_mode=region.source.padding_mode,
+        padding_mode=mode,
     )  # fmt: skip
 
 

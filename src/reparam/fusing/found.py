@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from reparam.fusing.objections import common_call
-from reparam.graph.ir import Kind, Node
+from reparam.graph.ir import Alias, Node, Sum
 from reparam.graph.lift import Lifted
 from reparam.graph.trace import Key
 from reparam.planner import Candidate
@@ -50,7 +50,7 @@ class Found:
     @property
     def moved(self) -> frozenset[Key]:
         """The names of operations that the planner moved here, and perhaps elsewhere as well."""
-        return frozenset(self.key_of(node) for node in self.region.nodes if node.twin_of)
+        return frozenset(self.key_of(node) for node in self.region.nodes if node.is_copy)
 
     @staticmethod
     def key_of(node: Node) -> Key:
@@ -68,18 +68,18 @@ class Found:
 def describe(lifted: Lifted, region: Candidate) -> Found:
     """Decide how the model is edited for a region."""
     mixing = [n for n in region.nodes if n.is_mixing]
-    sums = [n for n in region.nodes if n.kind is Kind.SUM]
+    sums = [n for n in region.nodes if isinstance(n, Sum)]
     nodes = sorted(region.nodes, key=lambda n: n.order)
     whole = _block(lifted, nodes)
     if len(mixing) == 1 and not sums:
         layer = mixing[0]
         origin = lifted.node_of(layer)
         if origin.op == "call_module" and lifted.reads(layer):
-            rest = tuple(n for n in nodes if n is not layer and n.kind is not Kind.ALIAS)
+            rest = tuple(n for n in nodes if n is not layer and not isinstance(n, Alias))
             return Found(lifted, region, whole, whole, Found.key_of(layer), (layer,), rest)
-    outer = {n for n in nodes if n.twin_of is not None} | _behind(region) | region.leading
+    outer = {n for n in nodes if n.is_copy} | _behind(region) | region.leading
     core = tuple(n for n in nodes if n not in outer)
-    absorbed = tuple(n for n in nodes if n in outer and n.kind is not Kind.ALIAS)
+    absorbed = tuple(n for n in nodes if n in outer and not isinstance(n, Alias))
     return Found(lifted, region, _block(lifted, list(core)), whole, None, core, absorbed)
 
 
@@ -103,7 +103,7 @@ def _behind(region: Candidate) -> set[Node]:
     """Per-channel operations that follow everything else: they stay, as the identity."""
     passed: set[Node] = set()
     last = region.output
-    while last.is_diagonal or last.kind is Kind.ALIAS:
+    while last.is_diagonal or isinstance(last, Alias):
         passed.add(last)
         last = last.inputs[0]
     return passed

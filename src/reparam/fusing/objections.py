@@ -6,7 +6,7 @@ from collections import defaultdict
 
 from torch import Tensor, fx, nn
 
-from reparam.graph.ir import Kind, Node
+from reparam.graph.ir import Alias, HostedInput, Layout, Node, Sum
 from reparam.graph.lift import Lifted
 from reparam.graph.trace import Call, Key
 from reparam.planner import Candidate
@@ -40,10 +40,10 @@ class Objections:
 
     def __call__(self, region: Candidate) -> Reason | None:
         """The reason not to fold a region, or None."""
-        layers = [n for n in region.nodes if n.is_mixing or n.kind is Kind.SUM]
-        if region.source.virtual and region.source.pads is None and len(layers) > 1:
+        layers = [n for n in region.nodes if n.is_mixing or isinstance(n, Sum)]
+        if isinstance(region.source, HostedInput) and len(layers) > 1:
             return Why.INPUT_OF_ITS_OWN(what=region.source.what)
-        nodes = [self._lifted.node_of(n) for n in region.nodes if n.kind is not Kind.ALIAS]
+        nodes = [self._lifted.node_of(n) for n in region.nodes if not isinstance(n, Alias)]
         shared = common_call([self._full_stack(n) for n in nodes])
         return (
             self._hook(nodes, len(shared))
@@ -114,12 +114,11 @@ class Objections:
 
     def _changed_in_place(self, region: Candidate) -> Reason | None:
         """Refuse where an in-place operation changes the source between or within the nodes."""
-        origin = self._lifted.origin
-        inside = {origin[n.twin_of or n] for n in region.nodes}
+        inside = {self._lifted.node_of(n) for n in region.nodes}
         orders = [n.order for n in region.nodes]
-        read = region.source.inputs[0] if region.source.virtual else region.source
+        read = region.source.inputs[0] if region.source.is_virtual else region.source
         # An operation that was moved from here will return its input: the same memory.
-        while read.kind in {Kind.ALIAS, Kind.LAYOUT}:
+        while isinstance(read, Alias | Layout):
             read = read.inputs[0]
         base = _base(self._lifted, read)
         for order, node, target in self._lifted.mutations:

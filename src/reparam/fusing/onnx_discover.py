@@ -11,7 +11,7 @@ import torch
 
 from reparam.errors import UnsupportedModelError
 from reparam.fusing.account import Account
-from reparam.graph.ir import Kind, Node, Program
+from reparam.graph.ir import Affine, HostedInput, Node, Program, Sum, largest
 from reparam.graph.onnx_constants import Constants
 from reparam.graph.onnx_lift import OnnxLifted, lift_onnx
 from reparam.graph.onnx_nodes import inner_graphs, sorted_model
@@ -59,21 +59,21 @@ class OnnxFound:
     core: tuple[Node, ...]
     moved: tuple[Node, ...]
     last: Node
-    anchor: Node
+    anchor: Affine
 
     @classmethod
     def of(cls, region: Candidate) -> OnnxFound:
         """Part a region into what stands together and what was moved."""
         last = region.output
-        while last.twin_of is not None:
+        while last.is_copy:
             last = last.inputs[0]
         ordered = sorted(region.nodes, key=lambda n: n.order)
         return cls(
             region,
-            core=tuple(n for n in ordered if n.twin_of is None),
-            moved=tuple(n for n in ordered if n.twin_of is not None),
+            core=tuple(n for n in ordered if not n.is_copy),
+            moved=tuple(n for n in ordered if n.is_copy),
             last=last,
-            anchor=max((n for n in ordered if n.is_mixing), key=lambda n: (n.stored, -n.order)),
+            anchor=largest(ordered),
         )
 
     @property
@@ -83,7 +83,7 @@ class OnnxFound:
 
     def dtype(self, lifted: OnnxLifted) -> torch.dtype | None:
         """The type of the layer's numbers; None where the file does not tell."""
-        code = lifted.constants.type(lifted.reads[self.anchor][0])
+        code = lifted.constants.type(lifted.reads(self.anchor)[0])
         return None if code is None else FLOATS.get(code)
 
 
@@ -145,19 +145,19 @@ def _select(result: OnnxDiscovery) -> None:
     lifted = result.lifted
     selection = select(lifted.program, lambda region: _objection(lifted, region))
     result.regions.extend(OnnxFound.of(region) for region in selection.regions)
-    result.account.explain(lifted.program, selection)
+    result.account.explain(selection)
 
 
 def _objection(lifted: OnnxLifted, region: Candidate) -> Reason | None:
     """The reason not to fold a region that the algebra allows, or None."""
-    layers = [n for n in region.nodes if n.is_mixing or n.kind is Kind.SUM]
-    if region.source.virtual and len(layers) > 1:
+    layers = [n for n in region.nodes if n.is_mixing or isinstance(n, Sum)]
+    if isinstance(region.source, HostedInput) and len(layers) > 1:
         return Why.INPUT_OF_ITS_OWN(what=region.source.what)
     if OnnxFound.of(region).dtype(lifted) is None:
         return Why.UNKNOWN_TYPE()
     inside = {index for node in region.nodes for index in lifted.indices_of(node)}
     for node in region.nodes:
-        for name in lifted.reads.get(node, ()) if node.is_mixing else ():
+        for name in lifted.reads(node) if node.is_mixing else ():
             shared = len(lifted.constants.shape(name)) > 1 and _is_tied(lifted, name, inside)
             if shared:
                 return Why.USED_ELSEWHERE()

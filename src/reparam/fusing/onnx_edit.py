@@ -10,6 +10,7 @@ from torch import Tensor
 from reparam.algebra import layer_arguments
 from reparam.fusing.fold import FoldedLayer
 from reparam.fusing.onnx_discover import OnnxFound
+from reparam.graph.ir import HostedInput
 from reparam.graph.onnx_inputs import FIRST_SEPARATE_INITIALIZERS, open_sizes
 from reparam.graph.onnx_lift import OnnxLifted
 from reparam.graph.onnx_nodes import in_order, inner_graphs, outer_reads
@@ -111,7 +112,7 @@ class _Edits:
 
     def _layer(self, found: OnnxFound, layer: FoldedLayer, output: str) -> list[NodeProto]:
         anchor = self._lifted.layer_of(found.anchor)
-        if found.region.source.virtual:
+        if isinstance(found.region.source, HostedInput):
             return [self._hosted(found, layer, anchor, output)]
         source = self._lifted.name_of(found.region.source)
         if layer.arguments.dims == 0:
@@ -158,7 +159,7 @@ class _Edits:
 
     def _store(self, found: OnnxFound, weight: Tensor, bias: Tensor | None) -> list[str]:
         """Name the numbers of a layer: as those that they replace, if nothing else reads these."""
-        old = self._lifted.reads[found.anchor]
+        old = self._lifted.reads(found.anchor)
         name = self._in_place_of(old[0])
         self._tensors[name] = weight
         if bias is None:

@@ -11,7 +11,7 @@ from reparam.fusing.execute import run_nodes as run_region_nodes
 from reparam.fusing.fold import FoldedLayer, fold_onto
 from reparam.fusing.onnx_discover import OnnxFound
 from reparam.graph.hosted import transposed_of_rows
-from reparam.graph.ir import Node
+from reparam.graph.ir import Affine, HostedInput, Node
 from reparam.graph.onnx_lift import OnnxLifted
 from reparam.graph.onnx_nodes import attributes
 from reparam.graph.onnx_run import run_nodes
@@ -23,7 +23,7 @@ def fold_onnx(lifted: OnnxLifted, found: OnnxFound) -> FoldedLayer:
     """Compute the layer of a region and compare it with the operations as onnx runs them."""
     dtype = found.dtype(lifted)
     assert dtype is not None  # noqa: S101 (regions without a type are objected to)
-    if found.region.source.virtual:
+    if isinstance(found.region.source, HostedInput):
         return _fold_hosted(lifted, found, dtype)
     run = _Runner(lifted)
     return fold_onto(
@@ -41,7 +41,7 @@ class _Runner:
 
     def __call__(self, node: Node, values: dict[Node, Tensor]) -> Tensor:
         """Run a node on the values of its inputs."""
-        if node.twin_of is not None:
+        if isinstance(node, Affine) and node.moved is not None:
             return run_moved(node, values[node.inputs[0]], lambda x: self.run(node, [x]))
         return self.run(node, [values[source] for source in node.inputs])
 
@@ -55,7 +55,7 @@ class _Runner:
         values = [name for name in names if name not in constants]
         feeds = dict(zip(values, inputs, strict=True))
         feeds |= {name: constants.value(name) for name in names if name in constants}
-        feeds |= self._lifted.stand_ins.get(node.twin_of or node, {})
+        feeds |= self._lifted.stand_ins.get(node.order, {})
         return run_nodes(protos, feeds | (replaced or {}), protos[-1].output[0], self._lifted.opset)
 
 
@@ -65,7 +65,7 @@ def _fold_hosted(lifted: OnnxLifted, found: OnnxFound, dtype: torch.dtype) -> Fo
     region, layer = found.region, found.anchor
     assert region.expression is not None  # noqa: S101 (regions are never the identity)
     op = evaluate(region.expression)
-    proto, name = lifted.layer_of(layer), lifted.reads[layer][0]
+    proto, name = lifted.layer_of(layer), lifted.reads(layer)[0]
     weight = lifted.constants.value(name)
     groups = attributes(proto).get("group", 1)
     if proto.op_type == "ConvTranspose":
@@ -82,7 +82,7 @@ def _fold_hosted(lifted: OnnxLifted, found: OnnxFound, dtype: torch.dtype) -> Fo
     mine = run.run(layer, [sample], {name: folded})
     if op.bias is not None:
         # The layer may have no bias of its own yet, so the new one is added behind it.
-        own = lifted.reads[layer][1:]
+        own = lifted.reads(layer)[1:]
         shift = op.bias - lifted.constants.value(own[0]) if own else op.bias
         mine = mine + shift.reshape(-1, *(1,) * len(spatial))
     error = float((mine - reference).abs().max())

@@ -18,7 +18,7 @@ from reparam.fusing.edit import CannotPlaceError, apply_regions
 from reparam.fusing.fold import FoldedLayer, fold_all
 from reparam.fusing.found import Found, complete
 from reparam.fusing.table import render
-from reparam.graph.ir import Kind, Node
+from reparam.graph.ir import Affine, HostedInput, Node, Padded, Sum
 from reparam.graph.kinds import AnyBatchNorm
 from reparam.graph.skeleton import unwrap
 from reparam.planner import Candidate
@@ -291,9 +291,9 @@ def _probed_region(probed: Probed) -> Region:
 def _into(region: Candidate) -> str:
     """Name the layer that takes the place of a region."""
     source = region.source
-    if source.pads is not None:
-        return f"{region.geometry}, {source.padding_mode} padding {source.pads[0][0]}"
-    if source.virtual:
+    if isinstance(source, Padded):
+        return f"{region.geometry}, {source.mode} padding {source.pads[0][0]}"
+    if isinstance(source, HostedInput):
         return next(n.what for n in region.nodes if source in n.inputs)
     return str(region.geometry)
 
@@ -301,15 +301,14 @@ def _into(region: Candidate) -> str:
 def describe(nodes: frozenset[Node]) -> str:
     """Name the operations of a region, equal ones counted, layers first."""
     ordered = sorted(nodes, key=lambda n: (not n.is_mixing, n.order))
-    names = Counter(_short(n) for n in ordered if n.kind is Kind.SUM or n.leaf is not None)
+    names = Counter(_short(n) for n in ordered if isinstance(n, Affine | Sum))
     return " + ".join(name if times == 1 else f"{times} {name}" for name, times in names.items())
 
 
 def _short(node: Node) -> str:
-    if node.is_mixing and node.stored:
-        if node.inputs[0].virtual and node.inputs[0].pads is None:
+    if isinstance(node, Affine) and node.is_layer:
+        if isinstance(node.inputs[0], HostedInput):
             return "BN" if node.what == "batch norm" else node.what
-        geometry = node.leaf.geometry if node.leaf else None
-        size = "x".join(str(len(taps)) for taps in geometry.offsets) if geometry else ""
+        size = "x".join(str(len(taps)) for taps in node.leaf.geometry.offsets)
         return f"{size} conv" if size else "linear"
     return "BN" if node.what == "batch norm" else node.what

@@ -1,86 +1,47 @@
 """The program as the planner sees it: which values are affine in which, and who reads them.
 
 A front end (torch modules, ONNX files) lifts its program into these nodes and lowers the planner's
-regions back. Nothing here knows a framework, and nothing here does arithmetic.
+regions back. Nodes and programs never change; what rewrites one makes another. Nothing here knows a
+framework, and nothing here does arithmetic.
 """
 
 from __future__ import annotations
 
-import enum
 from collections.abc import Hashable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from typing import Any
 
 from reparam.algebra import Leaf
 from reparam.reasons import Reason
 
-__all__ = ["Kind", "Node", "Program"]
+__all__ = [
+    "Affine", "Alias", "Concat", "HostedInput", "Layout", "Moved", "Node", "Opaque", "Padded",
+    "Program", "ShapeOf", "Sum", "largest",
+]  # fmt: skip
 
 
-class Kind(enum.Enum):
-    """What a node does with its inputs."""
-
-    AFFINE = "affine"
-    """Applies the affine operator ``leaf`` to its one input."""
-    SUM = "sum"
-    """Adds its inputs, each times its coefficient."""
-    ALIAS = "alias"
-    """Returns its input unchanged (identity, dropout in eval mode)."""
-    LAYOUT = "layout"
-    """Moves or averages elements of each channel by itself (permute, flatten, mean): a scale and
-    shift per channel does the same before and behind it; ``axis`` says where the channels went."""
-    CONCAT = "concat"
-    """Joins its inputs along the channel axis."""
-    OPAQUE = "opaque"
-    """Anything else."""
-
-
-@dataclass(eq=False, slots=True, repr=False)
-class Node:
-    """One operation and the value it returns.
+@dataclass(frozen=True, eq=False, slots=True, repr=False, kw_only=True)
+class Operation:
+    """One operation and the value it returns: what all nodes have.
 
     Attributes:
-        kind: What it does.
         inputs: The values it reads that matter to the planner.
         key: The front end's name of the operation; nodes that were split off share it.
         order: Position in the program.
         what: What it is in the field's terms, for a person.
         where: Where it is, for a person.
-        leaf: The operator of an AFFINE node.
-        coefficients: One per input of a SUM.
         axis: Position of the channel axis of the value, counted from its end, or None if unknown.
-        stored: Numbers the operation stores, such as weights and running statistics.
-        computed: Operations that compute its numbers from others at every call.
-        reason: Why an operation that looks foldable is OPAQUE.
-        shape_only: Whether it reads the shape of its inputs and not their contents.
-        own_axis: Channel axis where the operation stands, for one that the planner has moved.
-        part: First channel, last channel (exclusive) and number of channels of the operation, for
-            one that the planner has split to act on a part of the channels.
-        twin_of: The operation in the program, for a copy that the planner has made of it.
-        pads: For a virtual value that is its input with non-zero padding: how much, per dimension.
-        padding_mode: What that padding is made of.
-        virtual: Whether the value exists in the planner's view only, so nothing new can read it.
+        origin: What the node stands for, as the front end knows it.
 
     """
 
-    kind: Kind
     inputs: tuple[Node, ...]
     key: Hashable
     order: int
     what: str
     where: str
-    leaf: Leaf | None = None
-    coefficients: tuple[float, ...] = ()
     axis: int | None = None
-    stored: int = 0
-    computed: int = 0
-    reason: Reason | None = None
-    shape_only: bool = False
-    own_axis: int | None = None
-    part: tuple[int, int, int] | None = None
-    twin_of: Node | None = None
-    virtual: bool = False
-    pads: tuple[tuple[int, int], ...] | None = None
-    padding_mode: str = "zeros"
+    origin: Any = None
 
     def __repr__(self) -> str:
         """Name the operation, without all that it is computed from."""
@@ -94,15 +55,140 @@ class Node:
     @property
     def is_diagonal(self) -> bool:
         """Whether the node scales and shifts each channel by itself."""
-        return self.leaf is not None and self.leaf.geometry.is_diagonal
+        return isinstance(self, Affine) and self.leaf.geometry.is_diagonal
 
     @property
     def is_mixing(self) -> bool:
         """Whether the node is a convolution, linear layer or pooling: more than a scale."""
-        return self.leaf is not None and not self.leaf.geometry.is_diagonal
+        return isinstance(self, Affine) and not self.leaf.geometry.is_diagonal
+
+    @property
+    def is_layer(self) -> bool:
+        """Whether the node is a convolution or linear layer: mixing, with numbers of its own."""
+        return isinstance(self, Affine) and self.is_mixing and self.stored > 0
+
+    @property
+    def is_scale(self) -> bool:
+        """Whether the node is a norm or scale with numbers of its own, moved here or not."""
+        numbers = isinstance(self, Affine) and (self.stored > 0 or self.is_copy)
+        return numbers and self.is_diagonal
+
+    @property
+    def is_copy(self) -> bool:
+        """Whether the planner made the node: an operation of the program, moved."""
+        return isinstance(self, Affine | Alias) and self.moved is not None
+
+    @property
+    def is_virtual(self) -> bool:
+        """Whether the value exists in the planner's view only, so nothing new can read it."""
+        return isinstance(self, HostedInput) or (isinstance(self, Padded) and self.of_layer)
 
 
-@dataclass(eq=False)
+@dataclass(frozen=True, slots=True)
+class Moved:
+    """Where an operation stands that the planner has moved.
+
+    Attributes:
+        axis: Channel axis there.
+        part: First channel, last channel (exclusive) and number of channels of the operation,
+            where the copy acts on a part of them.
+
+    """
+
+    axis: int | None
+    part: tuple[int, int, int] | None = None
+
+
+@dataclass(frozen=True, eq=False, slots=True, repr=False, kw_only=True)
+class Affine(Operation):
+    """Applies the affine operator ``leaf`` to its one input.
+
+    Attributes:
+        leaf: The operator.
+        stored: Numbers the operation stores, such as weights and running statistics.
+        computed: Operations that compute its numbers from others at every call.
+        reads: The front end's names of those numbers.
+        moved: For a copy of an operation elsewhere in the program: where that stands.
+
+    """
+
+    leaf: Leaf
+    stored: int = 0
+    computed: int = 0
+    reads: frozenset[Any] | tuple[Any, ...] = ()
+    moved: Moved | None = None
+
+
+@dataclass(frozen=True, eq=False, slots=True, repr=False, kw_only=True)
+class Sum(Operation):
+    """Adds its inputs, each times its coefficient."""
+
+    coefficients: tuple[float, ...]
+
+
+@dataclass(frozen=True, eq=False, slots=True, repr=False, kw_only=True)
+class Alias(Operation):
+    """Returns its input unchanged (identity, dropout in eval mode, what was moved elsewhere).
+
+    Attributes:
+        moved: For what was moved here and then further on: where the operation stands.
+
+    """
+
+    moved: Moved | None = None
+
+
+@dataclass(frozen=True, eq=False, slots=True, repr=False, kw_only=True)
+class Layout(Operation):
+    """Moves or averages elements of each channel by itself (permute, flatten, mean).
+
+    A scale and shift per channel does the same before and behind it; ``axis`` says where the
+    channels went.
+    """
+
+
+@dataclass(frozen=True, eq=False, slots=True, repr=False, kw_only=True)
+class Concat(Operation):
+    """Joins its inputs along the channel axis."""
+
+
+@dataclass(frozen=True, eq=False, slots=True, repr=False, kw_only=True)
+class Padded(Operation):
+    """Its input with padding that is not zeros.
+
+    Attributes:
+        pads: How much, per dimension.
+        mode: What the padding is made of.
+        of_layer: Whether a layer pads by itself, so that nothing else can read the value.
+
+    """
+
+    pads: tuple[tuple[int, int], ...]
+    mode: str
+    of_layer: bool
+
+
+@dataclass(frozen=True, eq=False, slots=True, repr=False, kw_only=True)
+class HostedInput(Operation):
+    """What a layer makes of its input that is no ordinary convolution; its weight acts on that."""
+
+
+@dataclass(frozen=True, eq=False, slots=True, repr=False, kw_only=True)
+class ShapeOf(Operation):
+    """Reads the shape of its inputs and not their contents."""
+
+
+@dataclass(frozen=True, eq=False, slots=True, repr=False, kw_only=True)
+class Opaque(Operation):
+    """Anything else; ``reason`` says why where it looks foldable."""
+
+    reason: Reason | None = None
+
+
+Node = Affine | Sum | Alias | Layout | Concat | Padded | HostedInput | ShapeOf | Opaque
+
+
+@dataclass(frozen=True, eq=False)
 class Program:
     """The nodes of one traced module in execution order.
 
@@ -110,8 +196,8 @@ class Program:
     place): a region may end there but not swallow them.
     """
 
-    nodes: list[Node] = field(default_factory=list)
-    pinned: set[Node] = field(default_factory=set)
+    nodes: tuple[Node, ...] = ()
+    pinned: frozenset[Node] = frozenset()
 
     def users(self) -> dict[Node, list[Node]]:
         """For every node the nodes that read it, once each."""
@@ -121,6 +207,8 @@ class Program:
                 found[source].append(node)
         return found
 
-    def replace(self, nodes: Iterable[Node]) -> Program:
-        """Make a program with other nodes and the same pinned values."""
-        return Program(list(nodes), set(self.pinned))
+
+def largest(nodes: Iterable[Node]) -> Affine:
+    """The convolution or linear layer with the most numbers, the first of equal ones."""
+    layers = (node for node in nodes if isinstance(node, Affine) and node.is_mixing)
+    return max(layers, key=lambda node: (node.stored, -node.order))

@@ -214,7 +214,9 @@ def _hosted(
         return AffineConv(geometry, matrix.reshape(geometry.kernel_shape), shift)
 
     reads = [weight] if bias is None else [weight, bias]
-    return lifter.hosted(proto, Leaf(geometry, load), proto.op_type, reads)
+    return lifter.hosted(
+        proto, [lifter.nodes[proto.input[0]]], Leaf(geometry, load), proto.op_type, reads
+    )
 
 
 def _weights_refused(lifter: OnnxLifter, proto: NodeProto) -> Node | None:

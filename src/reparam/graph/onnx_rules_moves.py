@@ -8,6 +8,7 @@ import torch
 
 from reparam import algebra
 from reparam.algebra import AffineConv, Leaf, Rows
+from reparam.graph.builder import Pads
 from reparam.graph.ir import Node
 from reparam.graph.onnx_lift import OnnxLifter
 from reparam.graph.onnx_nodes import attributes
@@ -31,8 +32,6 @@ __all__ = [
     "spatial_mean",
     "transpose",
 ]
-
-Pads = tuple[tuple[int, int], ...]
 
 _PADDING_MODES = {"reflect": "reflect", "edge": "replicate", "wrap": "circular"}
 """ONNX's names of paddings that are not zeros, and torch's."""
@@ -89,9 +88,8 @@ def spatial_mean(lifter: OnnxLifter, proto: NodeProto) -> Node | None:
         reduced = {value % rank for value in named}
     if not reduced or axis + rank in reduced:
         return None
-    return lifter.layout(
-        proto, axis if keeps else axis + sum(1 for d in reduced if d > axis + rank)
-    )
+    behind = 0 if keeps else sum(1 for d in reduced if d > axis + rank)
+    return lifter.layout(proto, proto.input[0], axis + behind)
 
 
 def pad(lifter: OnnxLifter, proto: NodeProto) -> Node | None:
@@ -107,7 +105,7 @@ def pad(lifter: OnnxLifter, proto: NodeProto) -> Node | None:
     if mode == "constant":
         zeros = _pad_value(lifter, proto) == 0.0
         return _zero_pad(lifter, proto, pairs) if zeros else None
-    return lifter.padded(proto, pairs, _PADDING_MODES[mode], axis)
+    return lifter.repadded(proto, pairs, _PADDING_MODES[mode])
 
 
 def slice_(lifter: OnnxLifter, proto: NodeProto) -> Node | None:
@@ -138,7 +136,7 @@ def slice_(lifter: OnnxLifter, proto: NodeProto) -> Node | None:
         return None
     lifted = _zero_pad(lifter, proto, tuple(pairs[2:]))
     if lifted is not None:
-        lifter.lifted.stand_ins[lifted] = {reads[1]: torch.tensor(behind)}
+        lifter.stand_ins[lifted.order] = {reads[1]: torch.tensor(behind)}
     return lifted
 
 
@@ -179,7 +177,7 @@ def concat(lifter: OnnxLifter, proto: NodeProto) -> Node | None:
     along = attributes(proto)["axis"]
     if axis is None or (along >= 0 and rank is None):
         return None
-    return lifter.concat(proto, axis) if _from_end(along, rank) == axis else None
+    return lifter.concat(proto, proto.input) if _from_end(along, rank) == axis else None
 
 
 def reshape(lifter: OnnxLifter, proto: NodeProto) -> Node | None:
@@ -189,7 +187,7 @@ def reshape(lifter: OnnxLifter, proto: NodeProto) -> Node | None:
     if before is None or after is None or axis is None:
         return None
     moved = channel_axis_after(before, after, axis)
-    return None if moved is None else lifter.layout(proto, moved)
+    return None if moved is None else lifter.layout(proto, proto.input[0], moved)
 
 
 def transpose(lifter: OnnxLifter, proto: NodeProto) -> Node | None:
@@ -198,7 +196,7 @@ def transpose(lifter: OnnxLifter, proto: NodeProto) -> Node | None:
     if rank is None or axis is None:
         return None
     order = attributes(proto).get("perm", list(range(rank))[::-1])
-    return lifter.layout(proto, order.index(axis + rank) - rank)
+    return lifter.layout(proto, proto.input[0], order.index(axis + rank) - rank)
 
 
 def _zero_pad(lifter: OnnxLifter, proto: NodeProto, pairs: Pads) -> Node | None:

@@ -48,7 +48,9 @@ def conv_module(lifter: Lifter, node: fx.Node) -> Node | None:
         if isinstance(padding, str):
             return hosted_module(lifter, node)
         pads = tuple((p, p) for p in algebra.per_dim(padding, module.weight.dim() - 2))
-        padded = lifter.padded(node, first(node), pads, module.padding_mode)
+        padded = lifter.padded(
+            node, first(node), pads, module.padding_mode, axis=None, of_layer=True
+        )
         padding = 0
     geometry = algebra.conv_geometry(
         module.weight.shape, stride=module.stride, padding=padding,
@@ -71,8 +73,8 @@ def hosted_module(lifter: Lifter, node: fx.Node) -> Node | None:
     def load(_rows: Rows | None) -> AffineConv:
         return AffineConv(geometry, weight_as_rows(module, module.weight), module.bias)
 
-    axis = 1 - module.weight.dim()
-    return lifter.hosted(node, Leaf(geometry, load), type(module).__name__, axis, reads)
+    sources = [lifter.nodes[s] for s in node.all_input_nodes if s in lifter.nodes]
+    return lifter.hosted(node, sources, Leaf(geometry, load), type(module).__name__, reads)
 
 
 def probed_module(lifter: Lifter, node: fx.Node) -> Node | None:
@@ -142,9 +144,10 @@ def conv_transpose_function(lifter: Lifter, node: fx.Node) -> Node | None:
     def load(_rows: Rows | None) -> AffineConv:
         return AffineConv(geometry, weight_as_rows(host, host.weight), host.bias)
 
-    lifted = lifter.hosted(node, Leaf(geometry, load), what, 1 - host.weight.dim(), reads)
-    lifted.computed = sum(lifter.constants.operations(value) for value in given)
-    lifter.lifted.hosts[lifted] = host
+    sources = [lifter.nodes[s] for s in node.all_input_nodes if s in lifter.nodes]
+    computed = sum(lifter.constants.operations(value) for value in given)
+    lifted = lifter.hosted(node, sources, Leaf(geometry, load), what, reads, computed=computed)
+    lifter.hosts[lifted.order] = host
     return lifted
 
 
@@ -191,16 +194,17 @@ def _functional_mixing(
 
     given = [weight] if bias is None else [weight, bias]
     reads = {t for value in given for t in constants.sources(value)}
-    lifted = _mixing(lifter, node, Leaf(geometry, weight_loader(geometry, read)), reads)
-    if lifted is not None:
-        lifted.computed = sum(constants.operations(value) for value in given)
-        lifted.stored = max(lifted.stored, sum(t.numel() for t in reads))
-    return lifted
+    return _mixing(
+        lifter, node, Leaf(geometry, weight_loader(geometry, read)), reads,
+        stored=sum(t.numel() for t in reads),
+        computed=sum(constants.operations(value) for value in given),
+    )  # fmt: skip
 
 
 def _mixing(
-    lifter: Lifter, node: fx.Node, leaf: Leaf, reads: set[Tensor], padded: Node | None = None
-) -> Node | None:
+    lifter: Lifter, node: fx.Node, leaf: Leaf, reads: set[Tensor], padded: Node | None = None, *,
+    stored: int = 0, computed: int = 0,
+) -> Node | None:  # fmt: skip
     if any(not t.is_floating_point() for t in reads if t.dim() > 0):
         return lifter.opaque(node, Why.NOT_FLOATING(what=str(leaf.geometry)))
     source = first(node)
@@ -210,7 +214,8 @@ def _mixing(
         return lifter.opaque(node, Why.NOT_FINITE(what=what))
     return lifter.affine(
         node, source, leaf, what, axis=-(dims + 1), rank=dims + 2 if dims else None,
-        stored=leaf.geometry.parameters, reads=reads, padded=padded,
+        stored=max(stored, leaf.geometry.parameters), computed=computed, reads=reads,
+        padded=padded,
     )  # fmt: skip
 
 

@@ -11,7 +11,7 @@ from reparam import algebra
 from reparam.algebra import AffineConv, Leaf, Rows
 from reparam.graph.arguments import axis_from_readers, bind, channels_of, first, is_literal
 from reparam.graph.effects import metadata_read
-from reparam.graph.ir import Kind, Node
+from reparam.graph.ir import Alias, Node
 from reparam.graph.lift import Lifter, Rule
 from reparam.reasons import Why
 
@@ -265,7 +265,7 @@ def _is_size_of(lifter: Lifter, size: object, x: fx.Node, dim: int) -> bool:
         measured = shape.args[0] if shape.args[1:] in {(), ("shape",)} else None
     value = lifter.nodes[x]
     while value is not lifter.nodes.get(measured):  # type: ignore[arg-type]
-        if not (value.is_diagonal or value.kind is Kind.ALIAS):
+        if not (value.is_diagonal or isinstance(value, Alias)):
             return False
         value = value.inputs[0]
     return True

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from fractions import Fraction
 
@@ -17,7 +17,8 @@ from reparam.algebra import (
     pad_leaf,
 )
 from reparam.errors import InexactError
-from reparam.graph.ir import Kind, Node, Program
+from reparam.graph.ir import Affine, Alias, Node, Padded, Program, ShapeOf
+from reparam.graph.ir import Sum as Add
 from reparam.reasons import Reason, Why
 
 __all__ = ["Candidate", "Candidates", "Cost"]
@@ -89,7 +90,7 @@ class Candidate:
     @property
     def pads_twice(self) -> bool:
         """Whether the layer would pad with zeros what is padded with something else already."""
-        if self.source.pads is None:
+        if not isinstance(self.source, Padded):
             return False
         arguments = layer_arguments(self.geometry)[0]
         pads = arguments.padding
@@ -104,7 +105,9 @@ class Candidate:
     @property
     def axis(self) -> int | None:
         """Position of the channel axis, counted from the end."""
-        return next((n.axis for n in self.nodes if n.axis is not None and n.leaf is not None), None)
+        return next(
+            (n.axis for n in self.nodes if isinstance(n, Affine) and n.axis is not None), None
+        )
 
     @property
     def lost_shape(self) -> Node | None:
@@ -146,14 +149,8 @@ class Candidates:
     def __post_init__(self) -> None:
         """Walk the program once, in order."""
         self.users = self.program.users()
-        makers: dict[Kind, Callable[[Node], list[Candidate]]] = {
-            Kind.AFFINE: self._affine,
-            Kind.SUM: self._sum,
-            Kind.ALIAS: self._alias,
-        }
         for node in self.program.nodes:
-            maker = makers.get(node.kind)
-            by_source = {} if maker is None else {c.source: c for c in maker(node)}
+            by_source = {c.source: c for c in self._made_of(node)}
             for candidate in list(by_source.values()):
                 for longer in self._extend(candidate):
                     by_source.setdefault(longer.source, longer)
@@ -169,20 +166,25 @@ class Candidates:
         """Whether the contents of ``value`` are read by ``nodes`` alone."""
         if value in self.program.pinned:
             return False
-        return all(user in nodes or user.shape_only for user in self.users[value])
+        return all(user in nodes or isinstance(user, ShapeOf) for user in self.users[value])
 
     def exposed(self, values: Iterable[Node]) -> frozenset[Node]:
         """Those of the values whose shape is read."""
-        return frozenset(v for v in values if any(u.shape_only for u in self.users[v]))
+        return frozenset(v for v in values if any(isinstance(u, ShapeOf) for u in self.users[v]))
 
-    def _affine(self, node: Node) -> list[Candidate]:
-        assert node.leaf is not None  # noqa: S101 (what AFFINE means; narrows the type)
-        return [Candidate(node, node.inputs[0], node.leaf, frozenset({node}), _own_cost(node))]
+    def _made_of(self, node: Node) -> list[Candidate]:
+        """A node as an operator of what it reads itself."""
+        match node:
+            case Affine(inputs=(source,), leaf=leaf):
+                return [Candidate(node, source, leaf, frozenset({node}), _own_cost(node))]
+            case Alias(inputs=(source,)):
+                return [Candidate(node, source, None, frozenset({node}), Cost())]
+            case Add():
+                return self._sum(node)
+            case _:
+                return []
 
-    def _alias(self, node: Node) -> list[Candidate]:
-        return [Candidate(node, node.inputs[0], None, frozenset({node}), Cost())]
-
-    def _sum(self, node: Node) -> list[Candidate]:
+    def _sum(self, node: Add) -> list[Candidate]:
         """Sources that all terms have in common, nearest first."""
         per_term: list[dict[Node, Candidate | None]] = []
         for term in node.inputs:
@@ -197,9 +199,7 @@ class Candidates:
         made = (self._sum_from(node, source, [p[source] for p in per_term]) for source in common)
         return [candidate for candidate in made if candidate is not None]
 
-    def _sum_from(
-        self, node: Node, source: Node, terms: list[Candidate | None]
-    ) -> Candidate | None:
+    def _sum_from(self, node: Add, source: Node, terms: list[Candidate | None]) -> Candidate | None:
         expressions = [None if term is None else term.expression for term in terms]
         known = next((e.geometry for e in expressions if e is not None), None)
         if known is None:
@@ -219,7 +219,7 @@ class Candidates:
             self.give_up(node, error.reason)
             return None
         nodes = frozenset({node}).union(*(t.nodes for t in terms if t is not None))
-        cost = Cost(0, node.stored, 1)
+        cost = Cost(0, 0, 1)
         exposed = self.exposed(term for term in node.inputs if term in nodes)
         for term in {id(t): t for t in terms if t is not None}.values():
             cost += term.cost
@@ -231,7 +231,7 @@ class Candidates:
         """Carry a candidate on past its source, where the source is read by it alone."""
         source, outer = candidate.source, candidate.expression
         if not self.is_closed(source, candidate.nodes):
-            if candidate.output.kind is Kind.AFFINE and any(
+            if isinstance(candidate.output, Affine) and any(
                 c.expression is not None for c in self.found[source]
             ):
                 self.give_up(candidate.output, self._why_open(source, candidate.nodes))
@@ -284,17 +284,16 @@ class Candidates:
 def _passed(source: Node, nodes: frozenset[Node]) -> Iterable[Node]:
     while True:
         readers = [n for n in nodes if source in n.inputs]
-        if len(readers) != 1 or not (readers[0].is_diagonal or readers[0].kind is Kind.ALIAS):
+        if len(readers) != 1 or not (readers[0].is_diagonal or isinstance(readers[0], Alias)):
             return
         source = readers[0]
         yield source
 
 
-def _own_cost(node: Node) -> Cost:
-    assert node.leaf is not None  # noqa: S101 (what AFFINE means; narrows the type)
+def _own_cost(node: Affine) -> Cost:
     geometry = node.leaf.geometry
     # Only layers count: to call an average or a scale multiply-adds would excuse a dearer layer.
-    macs = geometry.weights if node.is_mixing and node.stored else 0
+    macs = geometry.weights if node.is_layer else 0
     return Cost(macs, node.stored, 1 + node.computed).at_stride(geometry.stride)
 
 
@@ -308,11 +307,9 @@ def _share_padding(terms: tuple[Node, ...], per_term: list[dict[Node, Candidate 
         s: c
         for choices in per_term
         for s, c in choices.items()
-        if s.pads is not None and c is not None and c.expression is not None
+        if isinstance(s, Padded) and c is not None and c.expression is not None
     }
     for source, reader in padded.items():
-        if source.pads is None:
-            continue
         crop = pad_leaf(
             reader.geometry.in_channels, tuple((-low, -high) for low, high in source.pads)
         )

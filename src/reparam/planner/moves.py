@@ -10,14 +10,15 @@ from __future__ import annotations
 
 import enum
 from collections import deque
-from collections.abc import Callable, Hashable
-from dataclasses import dataclass
+from collections.abc import Hashable
+from dataclasses import dataclass, replace
+from typing import TypeGuard
 
 from reparam.algebra import AffineConv, Geometry, Leaf, Rows, channels, compose
 from reparam.errors import InexactError
-from reparam.graph.ir import Kind, Node, Program
+from reparam.graph.ir import Affine, Alias, Concat, Layout, Moved, Node, Program, ShapeOf, Sum
 
-__all__ = ["Direction", "Move", "plan_moves"]
+__all__ = ["Direction", "Move", "moved"]
 
 
 class Direction(enum.Enum):
@@ -35,188 +36,234 @@ class Move:
         node: The operation; it passes its input on now.
         direction: Where it went.
         copies: What does its work elsewhere; it is the identity only if all of them fold.
-        undo: Puts everything back.
 
     """
 
     node: Node
     direction: Direction
     copies: tuple[Node, ...]
-    undo: Callable[[], None]
 
 
-def plan_moves(program: Program, excluded: set[tuple[Hashable, Direction]]) -> list[Move]:
-    """Move what can be moved, backward before forward.
+def moved(
+    program: Program, excluded: set[tuple[Hashable, Direction]]
+) -> tuple[Program, list[Move]]:
+    """Move what can be moved, backward before forward, in a new program.
 
     Args:
-        program: It is changed; the moves can undo that.
+        program: Where the operations stand; it stays as it is.
         excluded: Keys of operations that are not to be moved in a direction.
 
     """
     mover = _Mover(program)
     moves = []
     # A depthwise 1x1 convolution needs the spatial axes that it stands on; it stays.
-    diagonal = [n for n in program.nodes if n.is_diagonal and n.leaf and not n.leaf.geometry.dims]
+    diagonal = [n for n in program.nodes if _is_free(n)]
     # The last goes forward first, so that those before it find the way free.
     waiting = deque([(n, Direction.BACKWARD) for n in diagonal])
     waiting += [(n, Direction.FORWARD) for n in reversed(diagonal)]
     while waiting:
         node, direction = waiting.popleft()
-        if node.is_diagonal and (node.key, direction) not in excluded:
-            move = mover.move(node, direction)
-            if move is not None:
-                moves.append(move)
+        if (node.key, direction) not in excluded and not mover.has_left(node):
+            copies = mover.move(node, direction)
+            if copies:
+                moves.append(Move(node, direction, copies))
                 # What has gone one way does not come back.
-                waiting.extend((copy, direction) for copy in move.copies)
-    return moves
+                waiting.extend((copy, direction) for copy in copies)
+    if not moves:
+        return program, moves
+    made, now = mover.program()
+    return made, [Move(now[m.node], m.direction, tuple(now[c] for c in m.copies)) for m in moves]
+
+
+def _is_free(node: Node) -> TypeGuard[Affine]:
+    return isinstance(node, Affine) and node.is_diagonal and not node.leaf.geometry.dims
 
 
 class _Mover:
+    """A program whose wires change: what each node reads, and what only passes its input on."""
+
     def __init__(self, program: Program) -> None:
-        self._program = program
+        self._nodes = list(program.nodes)
+        self._pinned = program.pinned
+        self._inputs = {node: node.inputs for node in program.nodes}
         self._users = program.users()
+        self._left: set[Affine] = set()
 
-    def move(self, node: Node, direction: Direction) -> Move | None:
-        """Move an operation one step."""
+    def has_left(self, node: Node) -> bool:
+        """Whether an operation was moved from where this node stands."""
+        return node in self._left
+
+    def move(self, node: Affine, direction: Direction) -> tuple[Affine, ...]:
+        """Move an operation one step; none are its copies where it cannot go."""
         if direction is Direction.FORWARD:
-            return self.into_readers(node)
-        return self.before_layout(node) or self.into_parts(node)
+            places = self._into_readers(node)
+        else:
+            places = self._before_layout(node) or self._into_parts(node)
+        return self._install(node, places)
 
-    def before_layout(self, node: Node) -> Move | None:
+    def program(self) -> tuple[Program, dict[Node, Node]]:
+        """Write the nodes anew as they are wired now, and say which became which."""
+        now: dict[Node, Node] = {}
+        for node in self._nodes:
+            inputs = tuple(now[v] for v in self._inputs[node])
+            if isinstance(node, Affine) and node in self._left:
+                now[node] = Alias(
+                    inputs=inputs, key=node.key, order=node.order, what=node.what,
+                    where=node.where, axis=node.axis, origin=node.origin, moved=node.moved,
+                )  # fmt: skip
+            else:
+                now[node] = node if inputs == node.inputs else replace(node, inputs=inputs)
+        return Program(tuple(now.values()), frozenset(now[n] for n in self._pinned)), now
+
+    def _before_layout(self, node: Affine) -> list[_Place]:
         """Move an operation before the permutations and flattenings that it follows."""
-        chain = self._passing(node.inputs[0], {Kind.LAYOUT, Kind.ALIAS})
-        if not any(n.kind is Kind.LAYOUT for n in chain) or node.axis != chain[0].axis:
-            return None
+        chain = self._passing(self._inputs[node][0], Layout)
+        if not any(isinstance(n, Layout) for n in chain) or node.axis != chain[0].axis:
+            return []
         first = chain[-1]
-        before = first.inputs[0]
-        if before.kind not in {Kind.AFFINE, Kind.SUM, Kind.CONCAT} or before.axis is None:
-            return None
-        if not self._is_read_once(before):
-            return None
-        places = [(first, before, _copy(node, before, before.axis))]
-        return self._install(node, Direction.BACKWARD, places)
+        before = self._inputs[first][0]
+        if not self._is_made(before) or before.axis is None or not self._is_read_once(before):
+            return []
+        return [(first, before, _copy(node, before, before.axis))]
 
-    def into_parts(self, node: Node) -> Move | None:
+    def _into_parts(self, node: Affine) -> list[_Place]:
         """Split an operation behind ``cat`` into one for each part."""
-        chain = self._passing(node.inputs[0], {Kind.CONCAT, Kind.ALIAS})
-        if not chain or chain[-1].kind is not Kind.CONCAT or node.leaf is None:
-            return None
-        joined = chain[-1]
-        if node.axis != joined.axis:
-            return None
-        places = []
+        chain = self._passing(self._inputs[node][0], Concat)
+        joined = chain[-1] if chain else None
+        if not isinstance(joined, Concat) or node.axis != joined.axis:
+            return []
+        places: list[_Place] = []
         start, total = 0, node.leaf.geometry.out_channels
-        for value in joined.inputs:
-            size = _channels_of(value)
-            if size is None or not self._is_read_once(value) or joined.inputs.count(value) > 1:
-                return None
-            if value.kind not in {Kind.AFFINE, Kind.SUM, Kind.CONCAT}:
-                return None
-            copy = _copy(node, value, value.axis)
-            copy.leaf = _slice(node.leaf, start, start + size)
-            first = node.part[0] if node.part else 0
-            copy.part = (first + start, first + start + size, node.part[2] if node.part else total)
-            copy.stored = node.stored * size // total
+        part = (node.moved and node.moved.part) or (0, total, total)
+        values = self._inputs[joined]
+        for value in values:
+            size = self._channels_of(value)
+            if size is None or not self._is_read_once(value) or values.count(value) > 1:
+                return []
+            if not self._is_made(value):
+                return []
+            copy = _copy(
+                node, value, value.axis, part=(part[0] + start, part[0] + start + size, part[2]),
+                leaf=_slice(node.leaf, start, start + size), stored=node.stored * size // total,
+            )  # fmt: skip
             places.append((joined, value, copy))
             start += size
-        return self._install(node, Direction.BACKWARD, places) if start == total else None
+        return places if start == total else []
 
-    def into_readers(self, node: Node) -> Move | None:
+    def _into_readers(self, node: Affine) -> list[_Place]:
         """Hand an operation to the layers that read it, behind what stands in between.
 
         That can be a permutation, a flattening or an average, and several layers may read it.
         """
         readers = self._content_readers(node)
-        before = node.inputs[0]
-        if self._is_read_once(before) and before.is_mixing and before.stored:
-            return None  # the layer before can take it whole
-        if len(readers) == 1 and not _commutes(readers[0], node):
-            return None  # it can go no further than it is
-        if node in self._program.pinned or not all(self._leads_on(r, node) for r in readers):
-            return None
-        places = []
+        before = self._inputs[node][0]
+        if self._is_read_once(before) and before.is_layer:
+            return []  # the layer before can take it whole
+        if len(readers) == 1 and not self._commutes(readers[0], node):
+            return []  # it can go no further than it is
+        if node in self._pinned or not all(self._leads_on(r, node) for r in readers):
+            return []
+        places: list[_Place] = []
         for reader in readers:
-            if _commutes(reader, node):
-                copy = _copy(node, reader, reader.axis)
+            share = node.stored // len(readers)
+            if self._commutes(reader, node):
+                copy = _copy(node, reader, reader.axis, stored=share)
                 places += [(r, reader, copy) for r in self._content_readers(reader)]
             else:
-                places.append((reader, node, _copy(node, node, node.axis)))
-        for copy in {id(c): c for _, _, c in places}.values():
-            copy.stored = node.stored // len(readers)
-        return self._install(node, Direction.FORWARD, places) if places else None
+                places.append((reader, node, _copy(node, node, node.axis, stored=share)))
+        return places
 
-    def _leads_on(self, reader: Node, node: Node) -> bool:
+    def _leads_on(self, reader: Node, node: Affine) -> bool:
         """Whether an operation before ``reader`` can go into layers there or further on."""
-        if reader.is_mixing and reader.stored:
+        if reader.is_layer:
             return _takes(reader, node)
-        passes = reader.is_diagonal or _commutes(reader, node)
-        if not passes or reader.axis is None or reader in self._program.pinned:
+        passes = self._is_scaling(reader) or self._commutes(reader, node)
+        if not passes or reader.axis is None or reader in self._pinned:
             return False
         onward = self._content_readers(reader)
         # A layer takes it on the axis that it has there.
         there = _copy(node, reader, reader.axis)
         return bool(onward) and all(self._leads_on(r, there) for r in onward)
 
+    def _is_scaling(self, node: Node) -> bool:
+        return node.is_diagonal and node not in self._left
+
+    def _is_alias(self, node: Node) -> bool:
+        return isinstance(node, Alias) or node in self._left
+
+    def _is_made(self, value: Node) -> bool:
+        """Whether something may be put behind what makes a value."""
+        return isinstance(value, Affine | Sum | Concat) and value not in self._left
+
     def _content_readers(self, value: Node) -> list[Node]:
-        return [user for user in self._users[value] if not user.shape_only]
+        return [user for user in self._users[value] if not isinstance(user, ShapeOf)]
 
     def _is_read_once(self, value: Node) -> bool:
-        return value not in self._program.pinned and len(self._content_readers(value)) == 1
+        return value not in self._pinned and len(self._content_readers(value)) == 1
 
-    def _passing(self, value: Node, kinds: set[Kind]) -> list[Node]:
-        """The nodes of these kinds from ``value`` upwards that nothing else reads."""
+    def _passing(self, value: Node, kind: type[Layout | Concat]) -> list[Node]:
+        """The nodes of a kind, and aliases, from ``value`` upwards that nothing else reads."""
         chain: list[Node] = []
-        while value.kind in kinds and self._is_read_once(value):
+        while (isinstance(value, kind) or self._is_alias(value)) and self._is_read_once(value):
             chain.append(value)
-            if value.kind is Kind.CONCAT:
+            if isinstance(value, Concat):
                 break
-            value = value.inputs[0]
+            value = self._inputs[value][0]
         return chain
 
-    def _install(
-        self, node: Node, direction: Direction, places: list[tuple[Node, Node, Node]]
-    ) -> Move:
+    def _commutes(self, reader: Node, node: Node) -> bool:
+        """Whether a per-channel operation may as well stand behind one that reads it.
+
+        Besides what moves elements or passes them on, that is true of every average of a channel's
+        elements: the sum of its weights is one, and no padding is among them.
+        """
+        if isinstance(reader, Layout) or self._is_alias(reader):
+            return True
+        if not isinstance(reader, Affine) or reader.stored or not reader.is_mixing:
+            return False
+        geometry = reader.leaf.geometry
+        return reader.axis == node.axis and all(
+            taps[0] >= 0 and taps[-1] + extent < 0
+            for taps, extent in zip(geometry.offsets, geometry.extent, strict=True)
+        )
+
+    def _channels_of(self, value: Node) -> int | None:
+        while not isinstance(value, Affine) or value in self._left:
+            if isinstance(value, Sum):
+                sizes = {self._channels_of(term) for term in self._inputs[value]} - {None}
+                return sizes.pop() if len(sizes) == 1 else None
+            if isinstance(value, Concat):
+                parts = [self._channels_of(v) for v in self._inputs[value]]
+                return None if None in parts else sum(p for p in parts if p is not None)
+            if not self._is_alias(value):
+                return None
+            value = self._inputs[value][0]
+        return value.leaf.geometry.out_channels
+
+    def _install(self, node: Affine, places: list[_Place]) -> tuple[Affine, ...]:
         """Put copies between readers and what they read; the original passes its input on."""
-        program = self._program
-        copies = tuple({id(copy): copy for _, _, copy in places}.values())
-        inputs = {reader: reader.inputs for reader, _, _ in places}
+        copies = tuple(dict.fromkeys(copy for _, _, copy in places))
         for reader, value, copy in places:
-            reader.inputs = tuple(copy if v is value else v for v in reader.inputs)
+            self._inputs[reader] = tuple(copy if v is value else v for v in self._inputs[reader])
+            self._users[value].remove(reader)
+            self._users.setdefault(copy, []).append(reader)
         for copy in copies:
-            program.nodes.insert(program.nodes.index(copy.inputs[0]) + 1, copy)
-        leaf = node.leaf
-        node.kind, node.leaf = Kind.ALIAS, None
-        self._users = program.users()
-
-        def undo() -> None:
-            node.kind, node.leaf = Kind.AFFINE, leaf
-            for reader, before in inputs.items():
-                reader.inputs = before
-            program.nodes[:] = [n for n in program.nodes if n not in copies]
-
-        return Move(node, direction, copies, undo)
+            source = copy.inputs[0]
+            self._inputs[copy] = copy.inputs
+            self._users[source].append(copy)
+            self._nodes.insert(self._nodes.index(source) + 1, copy)
+        if copies:
+            self._left.add(node)
+        return copies
 
 
-def _commutes(reader: Node, node: Node) -> bool:
-    """Whether a per-channel operation may as well stand behind one that reads it.
-
-    Besides what moves elements or passes them on, that is true of every average of a channel's
-    elements: the sum of its weights is one, and no padding is among them.
-    """
-    if reader.kind in {Kind.LAYOUT, Kind.ALIAS}:
-        return True
-    if reader.leaf is None or reader.stored or not reader.is_mixing or reader.axis != node.axis:
-        return False
-    geometry = reader.leaf.geometry
-    return all(
-        taps[0] >= 0 and taps[-1] + extent < 0
-        for taps, extent in zip(geometry.offsets, geometry.extent, strict=True)
-    )
+_Place = tuple[Node, Node, Affine]
+"""A reader, the value that it reads, and what comes between."""
 
 
-def _takes(reader: Node, node: Node) -> bool:
+def _takes(reader: Node, node: Affine) -> bool:
     """Whether a layer can take an operation on its input exactly."""
-    if reader.leaf is None or node.leaf is None or reader.axis != node.axis:
+    if not isinstance(reader, Affine) or reader.axis != node.axis:
         return False
     geometry = reader.leaf.geometry
     try:
@@ -226,25 +273,16 @@ def _takes(reader: Node, node: Node) -> bool:
     return True
 
 
-def _channels_of(value: Node) -> int | None:
-    while value.leaf is None:
-        if value.kind is Kind.SUM:
-            sizes = {_channels_of(term) for term in value.inputs} - {None}
-            return sizes.pop() if len(sizes) == 1 else None
-        if value.kind is Kind.CONCAT:
-            parts = [_channels_of(v) for v in value.inputs]
-            return None if None in parts else sum(p for p in parts if p is not None)
-        if value.kind is not Kind.ALIAS:
-            return None
-        value = value.inputs[0]
-    return value.leaf.geometry.out_channels
-
-
-def _copy(node: Node, source: Node, axis: int | None) -> Node:
-    return Node(
-        Kind.AFFINE, (source,), node.key, node.order, node.what, node.where, leaf=node.leaf,
-        axis=axis, stored=node.stored, own_axis=node.own_axis or node.axis, part=node.part,
-        twin_of=node.twin_of or node,
+def _copy(
+    node: Affine, source: Node, axis: int | None, *, part: tuple[int, int, int] | None = None,
+    leaf: Leaf | None = None, stored: int | None = None,
+) -> Affine:  # fmt: skip
+    """An operation once more, on another value."""
+    whence = node.moved or Moved(node.axis)
+    return replace(
+        node, inputs=(source,), axis=axis, leaf=leaf or node.leaf,
+        stored=node.stored if stored is None else stored,
+        moved=replace(whence, part=part or whence.part),
     )  # fmt: skip
 
 

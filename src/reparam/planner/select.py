@@ -7,9 +7,9 @@ from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass, field
 from fractions import Fraction
 
-from reparam.graph.ir import Node, Program
+from reparam.graph.ir import Affine, Node, Program, ShapeOf
 from reparam.planner.candidates import Candidate, Candidates
-from reparam.planner.moves import Direction, Move, plan_moves
+from reparam.planner.moves import Direction, Move, moved
 from reparam.reasons import Reason, Why
 
 __all__ = ["Selection", "Veto", "select"]
@@ -26,6 +26,7 @@ class Selection:
     """The regions to fold, in program order, and why others were not possible.
 
     Attributes:
+        program: The program with the operations moved that fold elsewhere.
         regions: What folds.
         reasons: Per node why a region that ends there was given up.
         users: Per node what reads it.
@@ -33,6 +34,7 @@ class Selection:
 
     """
 
+    program: Program
     regions: list[Candidate] = field(default_factory=list)
     reasons: dict[Node, list[Reason]] = field(default_factory=dict)
     users: dict[Node, list[Node]] = field(default_factory=dict)
@@ -55,14 +57,12 @@ def select(program: Program, veto: Veto) -> Selection:
     """
     excluded: set[tuple[Hashable, Direction]] = set()
     while True:
-        moves = plan_moves(program, excluded)
-        selection = _select_once(program, veto)
+        candidate_program, moves = moved(program, excluded)
+        selection = _select_once(candidate_program, veto)
         failed = _not_folded(moves, selection.folded)
         if not failed:
             return selection
         excluded |= {(move.node.key, move.direction) for move in failed}
-        for move in reversed(moves):
-            move.undo()
 
 
 def _not_folded(moves: list[Move], folded: set[Node]) -> list[Move]:
@@ -87,7 +87,7 @@ def _select_once(program: Program, veto: Veto) -> Selection:
             regions.append(region)
             done |= region.nodes
     regions.reverse()
-    return Selection(regions, candidates.given_up, candidates.users, candidates.vetoed)
+    return Selection(program, regions, candidates.given_up, candidates.users, candidates.vetoed)
 
 
 def _best(program: Program, candidates: Candidates, veto: Veto) -> dict[Node, Candidate]:
@@ -133,7 +133,7 @@ def _rates(program: Program) -> dict[Node, Fraction | int]:
     rates: dict[Node, Fraction | int] = {}
     for node in program.nodes:
         before = rates[node.inputs[0]] if node.inputs else 1
-        positions = 1 if node.leaf is None else math.prod(node.leaf.geometry.stride)
+        positions = math.prod(node.leaf.geometry.stride) if isinstance(node, Affine) else 1
         rates[node] = before if positions == 1 else Fraction(before) / positions
     return rates
 
@@ -147,7 +147,9 @@ def _children(program: Program, users: dict[Node, list[Node]]) -> dict[Node, lis
     tree = _Tree()
     children: dict[Node, list[Node]] = {node: [] for node in program.nodes}
     for node in reversed(program.nodes):
-        readers = [] if node in program.pinned else [u for u in users[node] if not u.shape_only]
+        readers = (
+            [] if node in program.pinned else [u for u in users[node] if not isinstance(u, ShapeOf)]
+        )
         parent: Node | None = readers[0] if readers else None
         for reader in readers[1:]:
             parent = tree.meeting(parent, reader)
@@ -187,11 +189,12 @@ def _dearer_at_borders(candidate: Candidate) -> bool:
     Where padding makes an output larger than its input, only layers behind it run on all of the
     result's positions; the new layer must not cost more than those.
     """
-    growing = [n for n in candidate.nodes if n.leaf and any(e > -1 for e in n.leaf.geometry.extent)]
+    affine = [n for n in candidate.nodes if isinstance(n, Affine)]
+    growing = [n for n in affine if any(e > -1 for e in n.leaf.geometry.extent)]
     if not growing:
         return False
     early = {n for n in candidate.nodes if candidate.followers(n) & set(growing)}
-    late = [n.leaf.geometry.weights for n in candidate.nodes - early if n.leaf and n.stored]
+    late = [n.leaf.geometry.weights for n in affine if n.stored and n not in early]
     return candidate.layer_geometry.weights > sum(late)
 
 
@@ -203,7 +206,7 @@ def _bias_numbers(candidate: Candidate) -> int:
 
 def _pays(candidate: Candidate, candidates: Candidates, veto: Veto) -> bool:
     """Whether a candidate may become a region; notes the reason where it may not."""
-    layers = [node for node in candidate.nodes if node.is_mixing and node.stored]
+    layers = [node for node in candidate.nodes if node.is_layer]
     if candidate.cost.layers <= 1 or not layers:
         return False
     before, after = candidate.cost, candidate.cost_after

@@ -1,0 +1,176 @@
+"""Make the planner's nodes: what lifting is in every front end."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Generic, TypeVar
+
+from reparam.algebra import Leaf
+from reparam.graph.ir import Affine, Alias, Concat, HostedInput, Layout, Node, Opaque, Padded, Sum
+from reparam.reasons import Reason
+
+__all__ = ["Builder", "Facts", "Pads"]
+
+Pads = tuple[tuple[int, int], ...]
+
+Operation = TypeVar("Operation")
+Value = TypeVar("Value")
+
+
+@dataclass(slots=True)
+class Facts:
+    """What is known of a value without running the program.
+
+    Attributes:
+        rank: Number of its dimensions, or None.
+        channels: Size of its channel axis, or None.
+        pooled: Whether all of its axes behind that of the channels have the size one.
+
+    """
+
+    rank: int | None = None
+    channels: int | None = None
+    pooled: bool = False
+
+
+class Builder(Generic[Operation, Value]):
+    """Makes a node of every operation of a program, for values that a front end names its own way.
+
+    A front end says how an operation is named (:meth:`named`, :meth:`describe`); its rules for the
+    single operations call the rest.
+    """
+
+    def __init__(self) -> None:
+        """Begin an empty program."""
+        self.nodes: dict[Value, Node] = {}
+        self.made: list[Node] = []
+        self.pinned: set[Node] = set()
+        self._facts: dict[Node, Facts] = {}
+        self._padded: dict[tuple[Node, Pads, str], Node] = {}
+
+    def named(self, operation: Operation) -> dict[str, Any]:
+        """The key, order, place and origin of the nodes of an operation."""
+        raise NotImplementedError
+
+    def describe(self, operation: Operation) -> str:
+        """Name an operation as a person would."""
+        raise NotImplementedError
+
+    def facts_of(self, node: Node) -> Facts:
+        """What is known of a value."""
+        return self._facts[node]
+
+    def is_value(self, value: object) -> bool:
+        """Whether an argument is a tensor that depends on the input."""
+        return value in self.nodes
+
+    def node(
+        self, kind: Callable[..., Node], operation: Operation, inputs: Sequence[Node],
+        what: str | None = None, facts: Facts | None = None, **own: Any,
+    ) -> Node:  # fmt: skip
+        """Make a node of any kind."""
+        what = self.describe(operation) if what is None else what
+        names = self.named(operation)
+        return self.enter(kind(inputs=tuple(inputs), what=what, **names, **own), facts)
+
+    def enter(self, made: Node, facts: Facts | None = None) -> Node:
+        """Take a node into the program."""
+        self.made.append(made)
+        self._facts[made] = facts or Facts()
+        return made
+
+    def affine(  # noqa: PLR0913 (what a rule knows of an operator)
+        self, operation: Operation, source: Value, leaf: Leaf, what: str, *, axis: int | None,
+        stored: int, rank: int | None = None, reads: Collection[Any] = (), computed: int = 0,
+        padded: Node | None = None,
+    ) -> Node:  # fmt: skip
+        """Make a node that applies an operator to one value."""
+        before = self.nodes[source]
+        facts = Facts(rank or self.facts_of(before).rank, leaf.geometry.out_channels)
+        return self.node(
+            Affine, operation, (padded or before,), what, facts, axis=axis, leaf=leaf,
+            stored=stored, computed=computed, reads=tuple(reads),
+        )  # fmt: skip
+
+    def hosted(
+        self, operation: Operation, sources: Sequence[Node], leaf: Leaf, what: str,
+        reads: Collection[Any], *, computed: int = 0,
+    ) -> Node:  # fmt: skip
+        """Make two nodes: what a layer reads from its input, and the layer as an operator on it."""
+        read = self.node(HostedInput, operation, sources, f"the input of {what}")
+        dims, channels = leaf.geometry.dims, leaf.geometry.out_channels
+        return self.node(
+            Affine, operation, (read,), what, Facts(dims + 2, channels), axis=-dims - 1, leaf=leaf,
+            stored=leaf.geometry.parameters, computed=computed, reads=tuple(reads),
+        )  # fmt: skip
+
+    def padded(
+        self, operation: Operation, source: Value, pads: Pads, mode: str, *, axis: int | None,
+        of_layer: bool,
+    ) -> Node:  # fmt: skip
+        """Make, or find, a value that is another with padding other than zeros.
+
+        What pads one value in the same way makes one and the same padded value, so that what reads
+        it can be branches of each other.
+        """
+        key = self.nodes[source], pads, mode
+        if key not in self._padded:
+            facts = replace(self.facts_of(key[0]))
+            self._padded[key] = self.node(
+                Padded, operation, key[:1], f"{mode} padding", facts, axis=axis, pads=pads,
+                mode=mode, of_layer=of_layer,
+            )  # fmt: skip
+        return self._padded[key]
+
+    def sum(self, operation: Operation, terms: list[Value], coefficients: list[float]) -> Node:
+        """Make a node that adds values."""
+        before = [self.nodes[term] for term in terms]
+        known = [self.facts_of(value) for value in before]
+        facts = Facts(
+            max((f.rank for f in known if f.rank is not None), default=None),
+            max((f.channels for f in known if f.channels is not None), default=None),
+        )
+        axis = next((value.axis for value in before if value.axis is not None), None)
+        return self.node(
+            Sum, operation, before, "add", facts, axis=axis, coefficients=tuple(coefficients)
+        )
+
+    def alias(self, operation: Operation, source: Value, what: str | None = None) -> Node:
+        """Make a node that returns its input."""
+        before = self.nodes[source]
+        return self.node(Alias, operation, (before,), what, self.facts_of(before), axis=before.axis)
+
+    def layout(
+        self, operation: Operation, source: Value, axis: int, rank: int | None = None, *,
+        pooled: bool = False,
+    ) -> Node:  # fmt: skip
+        """Make a node that moves or averages the elements of each channel by itself.
+
+        Its channel axis is ``axis``, counted from the end.
+        """
+        before = self.nodes[source]
+        facts = Facts(rank, self.facts_of(before).channels, pooled)
+        return self.node(Layout, operation, (before,), None, facts, axis=axis)
+
+    def concat(self, operation: Operation, parts: Sequence[Value]) -> Node:
+        """Make a node that joins values along their channel axis."""
+        before = [self.nodes[part] for part in parts]
+        sizes = [self.facts_of(value).channels for value in before]
+        total = None if None in sizes else sum(size for size in sizes if size is not None)
+        facts = Facts(self.facts_of(before[0]).rank, total)
+        return self.node(Concat, operation, before, None, facts, axis=before[0].axis)
+
+    def unknown(
+        self, operation: Operation, sources: Sequence[Node], reason: Reason | None = None, *,
+        keeps: bool = False, axis: int | None = None,
+    ) -> Node:  # fmt: skip
+        """Make a node that the planner does not look into.
+
+        ``keeps`` says that it works on every element by itself, so that the axes stay in place.
+        """
+        facts = None
+        if keeps and sources:
+            facts = replace(self.facts_of(sources[0]))
+            axis = axis if sources[0].axis is None else sources[0].axis
+        return self.node(Opaque, operation, sources, None, facts, axis=axis, reason=reason)
