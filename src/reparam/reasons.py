@@ -148,6 +148,10 @@ class Why(enum.Enum):
         "convolution or linear layer can take it"
     )
 
+    def __repr__(self) -> str:
+        """Name the kind as code writes it."""
+        return f"Why.{self.name}"
+
     def __call__(self, **arguments: str | float) -> Reason:
         """Make a reason of this kind."""
         return Reason(self, tuple(arguments.items()))

@@ -42,6 +42,16 @@ class Leaf:
     geometry: Geometry
     load: Loader
 
+    @classmethod
+    def of(cls, geometry: Geometry, make: Callable[[], AffineConv]) -> Leaf:
+        """Describe an operator that is made whole, and cut to the rows that are asked for."""
+
+        def load(rows: Rows | None) -> AffineConv:
+            op = make()
+            return op if rows is None else op.rows(*rows)
+
+        return cls(geometry, load)
+
 
 @dataclass(frozen=True, eq=False)
 class Composition:
@@ -88,23 +98,16 @@ def constant_scale(channels: int, factor: float, *, shift: float | None = None) 
         channels, channels, dims=0, groups=channels, bias=shift is not None
     )
 
-    def load(rows: Rows | None) -> AffineConv:
+    def make() -> AffineConv:
         factors = torch.full((channels,), factor, dtype=torch.float64)
-        shifts = None if shift is None else torch.full((channels,), shift, dtype=torch.float64)
-        op = scale(factors, shifts)
-        return op if rows is None else op.rows(*rows)
+        return scale(factors, None if shift is None else torch.full_like(factors, shift))
 
-    return Leaf(geometry, load)
+    return Leaf.of(geometry, make)
 
 
 def pad_leaf(count: int, pads: tuple[tuple[int, int], ...]) -> Leaf:
     """Describe zero padding of ``count`` channels; negative numbers crop."""
-
-    def load(rows: Rows | None) -> AffineConv:
-        op = zero_pad(count, pads)
-        return op if rows is None else op.rows(*rows)
-
-    return Leaf(pad_geometry(count, pads), load)
+    return Leaf.of(pad_geometry(count, pads), lambda: zero_pad(count, pads))
 
 
 def prepared(expression: Expression) -> Expression:

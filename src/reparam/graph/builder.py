@@ -6,9 +6,12 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Generic, TypeVar
 
-from reparam.algebra import Leaf
+import torch
+
+from reparam import algebra
+from reparam.algebra import AffineConv, Leaf
 from reparam.graph.ir import Affine, Alias, Concat, HostedInput, Layout, Node, Opaque, Padded, Sum
-from reparam.reasons import Reason
+from reparam.reasons import Reason, Why
 
 __all__ = ["Builder", "Facts", "Pads"]
 
@@ -93,6 +96,43 @@ class Builder(Generic[Operation, Value]):
             stored=stored, computed=computed, reads=tuple(reads),
         )  # fmt: skip
 
+    def diagonal(  # noqa: PLR0913 (what a rule knows of an operator)
+        self, operation: Operation, source: Value, make: Callable[[], AffineConv], what: str, *,
+        axis: int, stored: int, reads: Collection[Any], rank: int | None = None,
+    ) -> Node:  # fmt: skip
+        """Make a node that scales and shifts each channel, where all of its numbers are finite.
+
+        Raises:
+            InexactError: The numbers make no operator, as a variance that gives no scale.
+
+        """
+        op = make()
+        if not all(t is None or bool(torch.isfinite(t).all()) for t in (op.kernel, op.bias)):
+            return self.opaque(operation, Why.NOT_FINITE(what=what))
+        leaf = Leaf.of(op.geometry, make)
+        return self.affine(
+            operation, source, leaf, what, axis=axis, stored=stored, reads=reads, rank=rank
+        )
+
+    def average(
+        self, operation: Operation, source: Value, channels: int, sizes: Sequence[int],
+        strides: Sequence[int], pads: Sequence[Any], dilations: Sequence[int] | None = None,
+    ) -> Node:  # fmt: skip
+        """Make a node of an average pooling that divides by the size of its window everywhere."""
+        dims, arguments = len(sizes), (channels, sizes, strides, pads, dilations or 1)
+        leaf = Leaf.of(
+            algebra.average_pool_geometry(*arguments), lambda: algebra.average_pool(*arguments)
+        )
+        what = "average pool"
+        return self.affine(operation, source, leaf, what, axis=-dims - 1, stored=0, rank=dims + 2)
+
+    def zero_pad(self, operation: Operation, source: Value, channels: int, pads: Pads) -> Node:
+        """Make a node of zero padding of the spatial axes; negative numbers crop."""
+        dims = len(pads)
+        what = "zero padding" if any(n > 0 for pair in pads for n in pair) else "crop"
+        leaf = algebra.pad_leaf(channels, pads)
+        return self.affine(operation, source, leaf, what, axis=-dims - 1, stored=0, rank=dims + 2)
+
     def hosted(
         self, operation: Operation, sources: Sequence[Node], leaf: Leaf, what: str,
         reads: Collection[Any], *, computed: int = 0,
@@ -160,6 +200,12 @@ class Builder(Generic[Operation, Value]):
         total = None if None in sizes else sum(size for size in sizes if size is not None)
         facts = Facts(self.facts_of(before[0]).rank, total)
         return self.node(Concat, operation, before, None, facts, axis=before[0].axis)
+
+    def opaque(
+        self, operation: Operation, reason: Reason | None = None, *, keeps: bool = False
+    ) -> Node:
+        """Make a node that the planner does not look into; see :meth:`unknown`."""
+        raise NotImplementedError
 
     def unknown(
         self, operation: Operation, sources: Sequence[Node], reason: Reason | None = None, *,

@@ -141,17 +141,13 @@ def batch_norm(lifter: OnnxLifter, proto: NodeProto) -> Node | None:
         return lifter.opaque(proto, Why.UNKNOWN_RANK(remedy="give the file shapes"))
     eps = given.get("epsilon", 1e-5)
 
-    def load(rows: Rows | None) -> AffineConv:
+    def make() -> AffineConv:
         weight, bias, mean, var = (constants.value(name) for name in numbers)
-        op = algebra.batch_norm(mean, var, weight, bias, eps=eps)
-        return op if rows is None else op.rows(*rows)
+        return algebra.batch_norm(mean, var, weight, bias, eps=eps)
 
-    whole = load(None)  # a variance that gives no scale raises here, with its value in the message
-    if not _finite(whole.kernel, whole.bias):
-        return lifter.opaque(proto, Why.NOT_FINITE(what="batch norm"))
-    return lifter.affine(
-        proto, source, Leaf(_per_channel(whole.geometry), load), "batch norm", axis=1 - rank,
-        stored=4 * whole.geometry.out_channels, reads=numbers,
+    return lifter.diagonal(
+        proto, source, make, "batch norm", axis=1 - rank,
+        stored=sum(constants.value(name).numel() for name in numbers), reads=numbers,
     )  # fmt: skip
 
 

@@ -6,8 +6,6 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from reparam import algebra
-from reparam.algebra import AffineConv, Leaf, Rows
 from reparam.graph.builder import Pads
 from reparam.graph.ir import Node
 from reparam.graph.onnx_lift import OnnxLifter
@@ -57,14 +55,7 @@ def average_pool(lifter: OnnxLifter, proto: NodeProto) -> Node | None:
     channels = lifter.channels(source)
     if channels is None:
         return lifter.opaque(proto, keeps=True)
-    arguments = (channels, sizes, strides, pads, dilations)
-
-    def load(rows: Rows | None) -> AffineConv:
-        op = algebra.average_pool(*arguments)
-        return op if rows is None else op.rows(*rows)
-
-    leaf = Leaf(algebra.average_pool_geometry(*arguments), load)
-    return lifter.affine(proto, source, leaf, "average pool", axis=-(dims + 1), stored=0)
+    return lifter.average(proto, source, channels, sizes, strides, pads, dilations)
 
 
 def spatial_mean(lifter: OnnxLifter, proto: NodeProto) -> Node | None:
@@ -200,18 +191,8 @@ def transpose(lifter: OnnxLifter, proto: NodeProto) -> Node | None:
 
 
 def _zero_pad(lifter: OnnxLifter, proto: NodeProto, pairs: Pads) -> Node | None:
-    source = proto.input[0]
-    channels = lifter.channels(source)
-    if channels is None:
-        return None
-    geometry = algebra.pad_geometry(channels, pairs)
-
-    def load(rows: Rows | None) -> AffineConv:
-        op = algebra.zero_pad(channels, pairs)
-        return op if rows is None else op.rows(*rows)
-
-    what = "zero padding" if any(low > 0 or high > 0 for low, high in pairs) else "crop"
-    return lifter.affine(proto, source, Leaf(geometry, load), what, axis=-len(pairs) - 1, stored=0)
+    channels = lifter.channels(proto.input[0])
+    return None if channels is None else lifter.zero_pad(proto, proto.input[0], channels, pairs)
 
 
 def _spatial_pads(lifter: OnnxLifter, proto: NodeProto) -> Pads | None:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from reparam import algebra
-from reparam.algebra import AffineConv, Geometry, Leaf, Rows
+from reparam.algebra import AffineConv
 from reparam.graph.ir import Node
 from reparam.graph.onnx_lift import OnnxLifter
 from reparam.graph.onnx_rules_layers import paired_bias
@@ -103,22 +103,15 @@ def _affine_map(  # noqa: PLR0913 (the parts of one affine map)
     if channels is None or axis is None or any(doubts):
         return lifter.opaque(proto, next(filter(None, doubts), None))
 
-    def load(rows: Rows | None) -> AffineConv:
+    def make() -> AffineConv:
         scale = times * _per_channel(lifter, factor, channels, invert=invert)
         moved = None if shift is None else shift_times * _per_channel(lifter, shift, channels)
-        op = algebra.scale(scale, moved)
-        return op if rows is None else op.rows(*rows)
+        return algebra.scale(scale, moved)
 
-    whole = load(None)
-    if not all(t is None or bool(torch.isfinite(t).all()) for t in (whole.kernel, whole.bias)):
-        return lifter.opaque(proto, Why.NOT_FINITE(what="constant"))
-    geometry = Geometry.pointwise(
-        channels, channels, dims=0, groups=channels, bias=shift is not None
-    )
     # Single numbers are a part of the operation, as in torch: activations are made of them.
     sizes = [constants.value(name).numel() for name in numbers]
-    return lifter.affine(
-        proto, x, Leaf(geometry, load), "scale" if shift is None else "shift", axis=axis,
+    return lifter.diagonal(
+        proto, x, make, "scale" if shift is None else "shift", axis=axis,
         stored=sum(size for size in sizes if size > 1), reads=numbers,
     )  # fmt: skip
 

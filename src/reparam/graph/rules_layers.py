@@ -81,13 +81,10 @@ def probed_module(lifter: Lifter, node: fx.Node) -> Node | None:
     """A module that could not be traced, known by its responses."""
     module, op = lifter.module(node), lifter.probed[lifter.trace.keys[node].target]
 
-    def load(rows: Rows | None) -> AffineConv:
-        return op if rows is None else op.rows(*rows)
-
     reads = {*module.parameters(), *module.buffers()}
     dims = op.geometry.dims
     return lifter.affine(
-        node, first(node), Leaf(op.geometry, load), f"{type(module).__name__} (probed)",
+        node, first(node), Leaf.of(op.geometry, lambda: op), f"{type(module).__name__} (probed)",
         axis=-(dims + 1), rank=dims + 2, reads=reads,
         stored=max(op.geometry.parameters, sum(t.numel() for t in reads)),
     )  # fmt: skip
@@ -234,7 +231,7 @@ def batch_norm_module(lifter: Lifter, node: fx.Node) -> Node | None:
         return module.running_mean, module.running_var, module.weight, module.bias
 
     reads = {t for t in read() if t is not None}
-    return _batch_norm(lifter, node, read, reads, module.eps, module.num_features, axis)
+    return _batch_norm(lifter, node, read, reads, module.eps, axis)
 
 
 def batch_norm_function(lifter: Lifter, node: fx.Node) -> Node | None:
@@ -258,12 +255,12 @@ def batch_norm_function(lifter: Lifter, node: fx.Node) -> Node | None:
 
     given = [t for t in (mean, var, weight, bias) if constants.is_tensor(t)]
     reads = {t for value in given for t in constants.sources(value)}
-    return _batch_norm(lifter, node, read, reads, float(eps), constants.shape(mean)[0], None)
+    return _batch_norm(lifter, node, read, reads, float(eps), None)
 
 
 def _batch_norm(
     lifter: Lifter, node: fx.Node, read: Callable[[], tuple[Tensor | None, ...]],
-    reads: set[Tensor], eps: float, channels: int, axis: int | None,
+    reads: set[Tensor], eps: float, axis: int | None,
 ) -> Node | None:  # fmt: skip
     source = first(node)
     if axis is None:
@@ -274,23 +271,19 @@ def _batch_norm(
             return lifter.opaque(node, Why.UNKNOWN_RANK(remedy="pass example_inputs"))
         axis = 1 - rank
 
-    def load(rows: Rows | None) -> AffineConv:
+    def make() -> AffineConv:
         mean, var, weight, bias = read()
         assert mean is not None  # noqa: S101 (checked by the rules above)
         assert var is not None  # noqa: S101 (checked by the rules above)
-        op = algebra.batch_norm(mean, var, weight, bias, eps=eps)
-        return op if rows is None else op.rows(*rows)
+        return algebra.batch_norm(mean, var, weight, bias, eps=eps)
 
     values = [t for t in read() if t is not None]
     if not all(bool(torch.isfinite(t).all()) for t in values):
         return lifter.opaque(node, Why.NOT_FINITE(what="batch norm"))
-    load(None)  # a variance that gives no scale raises here, with its value in the message
-    geometry = Geometry.pointwise(channels, channels, dims=0, groups=channels, bias=True)
-    return lifter.affine(
-        node, source, Leaf(geometry, load), "batch norm", axis=axis,
-        rank=1 - axis if axis < -2 else None,
-        stored=sum(t.numel() for t in values), reads=reads,
-    )  # fmt: skip  # fmt: skip
+    return lifter.diagonal(
+        node, source, make, "batch norm", axis=axis, stored=sum(t.numel() for t in values),
+        reads=reads, rank=1 - axis if axis < -2 else None,
+    )  # fmt: skip
 
 
 def _padding(value: Any) -> Any:

@@ -8,7 +8,6 @@ from typing import Any
 from torch import fx, nn
 
 from reparam import algebra
-from reparam.algebra import AffineConv, Leaf, Rows
 from reparam.graph.arguments import axis_from_readers, bind, channels_of, first, is_literal
 from reparam.graph.effects import metadata_read
 from reparam.graph.ir import Alias, Node
@@ -81,16 +80,7 @@ def _average_pool(  # noqa: PLR0913 (the layer's own arguments)
         return lifter.opaque(node, Why.CEIL_MODE(value="True"), keeps=True)
     if not count_pads and any(pads):
         return lifter.opaque(node, Why.UNCOUNTED_PADDING(value="False"), keeps=True)
-    geometry = algebra.average_pool_geometry(channels, sizes, strides, pads)
-
-    def load(rows: Rows | None) -> AffineConv:
-        op = algebra.average_pool(channels, sizes, strides, pads)
-        return op if rows is None else op.rows(*rows)
-
-    return lifter.affine(
-        node, source, Leaf(geometry, load), "average pool", axis=-(dims + 1), stored=0,
-        rank=dims + 2,
-    )  # fmt: skip
+    return lifter.average(node, source, channels, sizes, strides, pads)
 
 
 def zero_pad_module(lifter: Lifter, node: fx.Node) -> Node | None:
@@ -121,15 +111,7 @@ def _zero_pad(lifter: Lifter, node: fx.Node, flat: tuple[int, ...]) -> Node | No
         return None
     dims = -axis - 1
     pads = [(0, 0)] * (dims - len(pairs)) + pairs
-    geometry = algebra.pad_geometry(channels, pads)
-
-    def load(rows: Rows | None) -> AffineConv:
-        op = algebra.zero_pad(channels, pads)
-        return op if rows is None else op.rows(*rows)
-
-    return lifter.affine(
-        node, source, Leaf(geometry, load), "zero padding", axis=axis, stored=0, rank=dims + 2
-    )
+    return lifter.zero_pad(node, source, channels, tuple(pads))
 
 
 def item(lifter: Lifter, node: fx.Node) -> Node | None:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, fx
 
 from reparam import algebra
-from reparam.algebra import AffineConv, Geometry, Leaf, Rows
+from reparam.algebra import AffineConv
 from reparam.graph.arguments import bind, first
 from reparam.graph.ir import Node
 from reparam.graph.lift import Lifter, scalar
@@ -107,22 +107,16 @@ def _affine_map(  # noqa: PLR0913 (the parts of one affine map)
             tensor = torch.tensor(default if value is None else float(value), dtype=torch.float64)
         return tensor.reshape(-1).expand(channels)
 
-    def load(rows: Rows | None) -> AffineConv:
+    def make() -> AffineConv:
         scale = per_channel(factor, 1.0)
         scale = times * (1 / scale if invert else scale)
-        moved = None if shift is None else shift_times * per_channel(shift, 0.0)
-        op = algebra.scale(scale, moved)
-        return op if rows is None else op.rows(*rows)
+        return algebra.scale(
+            scale, None if shift is None else shift_times * per_channel(shift, 0.0)
+        )
 
-    numbers = [load(None).kernel, load(None).bias]
-    if any(t is not None and not bool(torch.isfinite(t).all()) for t in numbers):
-        return lifter.opaque(node, Why.NOT_FINITE(what="constant"))
-    geometry = Geometry.pointwise(
-        channels, channels, dims=0, groups=channels, bias=shift is not None
-    )
     reads = {t for tensor in tensors for t in lifter.constants.sources(tensor)}
-    return lifter.affine(
-        node, x, Leaf(geometry, load), "scale" if shift is None else "shift", axis=axis,
+    return lifter.diagonal(
+        node, x, make, "scale" if shift is None else "shift", axis=axis,
         stored=sum(t.numel() for t in reads), reads=reads,
     )  # fmt: skip
 
