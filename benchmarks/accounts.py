@@ -64,6 +64,8 @@ def on_models(which: set[str]) -> dict[str, object]:
 
 def on_graphs(drawn: st.SearchStrategy, wrong_of: Callable, count: int) -> dict[str, int]:
     tally: Counter[str] = Counter()
+    if not count:
+        return {}
 
     @settings(
         max_examples=count, deadline=None, database=None, phases=[Phase.generate],
@@ -77,8 +79,7 @@ def on_graphs(drawn: st.SearchStrategy, wrong_of: Callable, count: int) -> dict[
         tally["refusals"] += len(plan.refusals)
         tally["wrong"] += bool(wrong)
 
-    if count:
-        each()
+    each()
     return dict(tally)
 
 
