@@ -131,6 +131,32 @@ def test_a_model_with_defaults_for_all_arguments(given: Any) -> None:
         assert_same_function(model, fused, image(), tolerance=TOLERANCE)
 
 
+def _relu_between(m: Any, x: torch.Tensor, option: Any) -> torch.Tensor:
+    out = m.a(x)
+    if option is not None and option is not False:
+        out = out.relu()
+    return m.b(out)
+
+
+@pytest.mark.parametrize("default", [None, False])
+@pytest.mark.parametrize("example", [True, False])
+def test_an_option_of_the_model_that_changes_what_folds(default: Any, *, example: bool) -> None:
+    class Model(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b, self.c, self.d = conv(), norm(), conv(), norm()
+
+        def forward(self, x: torch.Tensor, option: Any = default) -> torch.Tensor:
+            return self.d(self.c(_relu_between(self, x, option)))
+
+    model = randomise(Model().double())
+    fused = reparam.fuse(model, image() if example else None)
+    given = image(1, 4, 1, 1) if default is None else True  # only whether it is given matters
+    assert count(fused, image())[1].norms == 1
+    assert_same_function(model, fused, image(), tolerance=TOLERANCE)
+    torch.testing.assert_close(fused(image(), given), model(image(), given), rtol=1e-11, atol=1e-11)
+
+
 # ------------------------------------------------------------------------------- the results
 
 

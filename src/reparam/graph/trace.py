@@ -89,6 +89,7 @@ def trace(
     example: Arguments | None = None,
     opaque: dict[str, str] | None = None,
     forced: dict[Place, bool] | None = None,
+    varied: dict[str, Any] | None = None,
 ) -> Trace:
     """Trace a module, with the calls of all modules inside that can be traced.
 
@@ -99,6 +100,7 @@ def trace(
             of which nothing is known, and the others have their defaults.
         opaque: Paths of modules that are not to be traced, with the reasons.
         forced: Ways to go where the code decides on a value.
+        varied: Arguments to trace with in the place of the example's.
 
     Raises:
         TraceFailure: The forward of ``root`` itself cannot be traced; the message says why.
@@ -108,6 +110,7 @@ def trace(
     twin = shared_copy(root)
     try:
         bound = bound_arguments(twin, example)
+        bound.arguments.update(varied or {})
         tracer = Tracer(
             path, on_meta(root), bound, opaque or {}, forced or {}, _device(root, example)
         )
@@ -157,7 +160,10 @@ def other_ways(root: nn.Module, traced: Trace, example: Arguments | None) -> Ite
     """
     waiting: list[tuple[Trace, dict[Place, bool]]] = [(traced, {})]
     seen = {(d.place, d.taken) for d in traced.decisions.values()}
-    for way in _at_other_sizes(root, traced, example):
+    for way in (
+        *_at_other_sizes(root, traced, example),
+        *_with_other_arguments(root, traced, example),
+    ):
         seen.update((d.place, d.taken) for d in way.decisions.values())
         waiting.append((way, {}))
         yield way
@@ -193,6 +199,22 @@ def _at_other_sizes(root: nn.Module, traced: Trace, example: Arguments | None) -
     for factor in _FACTORS if numbers and example is not None else ():
         with contextlib.suppress(TraceFailure):  # not every size fits every model
             yield trace(root, traced.path, example=_resized(example, factor), opaque=traced.opaque)
+
+
+def _with_other_arguments(
+    root: nn.Module, traced: Trace, example: Arguments | None
+) -> Iterator[Trace]:
+    """Trace a whole model with each of its flags the other way, and each option given."""
+    given = bound_arguments(root, example).arguments if not traced.path else {}
+    for name, parameter in list(inspect.signature(root.forward).parameters.items()):
+        value = given.get(name, parameter)
+        if parameter.default is parameter.empty or not isinstance(value, bool | None):
+            continue
+        other = parameter if value is None else not value
+        with contextlib.suppress(TraceFailure):  # not every option can be made up
+            yield trace(
+                root, traced.path, example=example, opaque=traced.opaque, varied={name: other}
+            )
 
 
 _FACTORS = (0.5, 2.0, 3.5)
