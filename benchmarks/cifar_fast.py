@@ -127,7 +127,7 @@ def train_all(records: Records, options: argparse.Namespace) -> None:
         result = run(records, key, make, data, recipe, options, seed=seed, extra=extra)
         if result is not None and first_process():
             mirrored = mirrored_accuracy(result.model, data)
-            deployed = finish(result, data, out=result.last.parent)
+            deployed = finish(result, data, out=result.last.parent, weights="last")
             about = {
                 "accuracy_mirrored": mirrored,
                 "train_accuracy": accuracy(result.model, data, data.train),

@@ -8,6 +8,7 @@ from __future__ import annotations
 from reparam.reasons import Reason, Why
 
 __all__ = [
+    "ArgumentError",
     "CheckpointError",
     "DataError",
     "ExportError",
@@ -54,6 +55,10 @@ class UnsupportedModelError(InputError):
 
 class CheckpointError(InputError):
     """A checkpoint does not fit the model, or cannot be read safely."""
+
+
+class ArgumentError(InputError):
+    """A factory of a model does not take an argument, such as a number of classes."""
 
 
 class DataError(InputError):

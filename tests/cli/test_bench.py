@@ -172,7 +172,7 @@ def test_figure1_compares_both_kinds_and_knows_their_accuracies() -> None:
         (("{tiny}:net", "--engines", ","), "names nothing"),
         (("{tiny}:net", "-o", "r.csv"), "the results are JSON"),
         (("{tiny}:net", "-o", "absent/r.json"), "does not exist; create that folder"),
-        (("{tiny}:net", "{tiny}:other", "-w", "w.pth"), "--weights are for one MODEL"),
+        (("{tiny}:net", "{tiny}:other", "-w", "{tiny}.py"), "--weights are for one MODEL"),
         (("absent.onnx",), "there is no file absent.onnx to measure"),
         (("{tiny}:net", "{tiny}:plain", "--size", "8"), "does not run on an input"),
         (("{tiny}:net", "--pick", "-o", "net.onnx"), "give -o without '.onnx'"),

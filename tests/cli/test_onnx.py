@@ -130,8 +130,8 @@ def test_files_with_other_outputs_differ_by_their_shapes(
     [
         (("plan", "absent.onnx"), "cannot read absent.onnx: it does not exist"),
         (("plan", "broken.onnx"), "cannot read broken.onnx"),
-        (("fuse", "wide.onnx", "-o", "wide.onnx"), "wide.onnx"),
-        (("plan", "wide.onnx", "-w", "w.pth"), "leave --weights out"),
+        (("fuse", "wide.onnx", "-o", "wide.onnx"), "it is an input"),
+        (("plan", "wide.onnx", "-w", "w.safetensors"), "leave --weights out"),
         (("plan", "wide.onnx", "--num-classes", "3"), "leave --num-classes out"),
         (("fuse", "wide.onnx", "-o", "net.xml"), "give -o a name.onnx"),
         (

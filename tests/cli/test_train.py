@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -38,10 +39,50 @@ def test_a_run_ends_fused_compared_and_exported(reparam_command, tiny: str) -> N
         "best.safetensors", "deploy.json", "deploy.onnx", "deploy.safetensors", "epochs.csv",
         "last.safetensors", "result.json", "resume.ckpt",
     }  # fmt: skip
-    command = next(line for line in ran.out.splitlines() if line.startswith("Next: reparam fuse"))
-    again = reparam_command(*command.removeprefix("Next: reparam ").split())
-    assert again.code == 0, again.err
-    assert Path("run/best.onnx").is_file()
+
+
+@pytest.mark.parametrize("branch", [None, "repvgg"])
+def test_every_command_that_is_printed_works_as_printed(
+    reparam_command, tiny: str, branch: str | None
+) -> None:
+    for package in ("onnxruntime", "onnxscript", "jinja2", "torch_pruning"):
+        pytest.importorskip(package)
+    _write_images(Path("my images"))
+    model = f"{tiny}:{'classifier' if branch is None else 'straight'}"
+    widen = () if branch is None else ("--branch", branch)
+    first = ("train", "--data", "my images", "--epochs", "1", "--batch-size", "16", "-m", model)
+    waiting = [(*first, "--out", "a run", *widen)]
+    done: list[str] = []
+    while waiting:
+        line = waiting.pop(0)
+        ran = reparam_command(*line)
+        assert ran.code == 0, (line, ran.err)
+        done.append(line[0])
+        told = [text for text in ran.out.splitlines() if text.startswith("Next: reparam ")]
+        for text in told:
+            command = tuple(shlex.split(text.removeprefix("Next: reparam ")))
+            if command[0] not in done and command[0] not in {each[0] for each in waiting}:
+                waiting.append(command)
+    assert {"train", "quantize", "prune", "bench", "report"} <= set(done)
+
+
+def test_a_count_of_classes_that_nobody_takes_is_refused(reparam_command, tiny: str) -> None:
+    line = ("train", *SHORT, "-m", f"{tiny}:net", "-o", "run", "--num-classes", "10")
+    ran = reparam_command(*line)
+    assert ran.code == 2
+    assert "num_classes" in ran.err
+
+
+def _write_images(folder: Path) -> None:
+    pytest.importorskip("PIL")
+    from PIL import Image
+
+    for label, name in enumerate(("cat", "dog", "emu")):
+        (folder / name).mkdir(parents=True)
+        for number in range(12):
+            Image.new("RGB", (16, 16), (80 * label, 7 * number, 0)).save(
+                folder / name / f"{number}.png"
+            )
 
 
 def test_settings_reach_the_recipe_and_json_tells_all(reparam_command, tiny: str) -> None:

@@ -15,6 +15,7 @@ import pytest
 from reparam.errors import InputError
 from reparam.report import load_results, page_html, render, to_json
 from reparam.report.charts import Bar, bar_chart
+from reparam.report.engines import on_one_scale
 from reparam.report.results import AgreementRecord, BlockRecord, BranchRecord, Results
 from reparam.report.story import accuracy_remarks, headline, latency_remarks, memory_remarks
 
@@ -43,7 +44,7 @@ def flipped(results: Results) -> Results:
 def test_headline_is_computed(results: Results) -> None:
     assert sentence(results) == (
         "22 convolutions became 11: the same predictions on all 360 test images, "
-        "2.05× faster, 2.00× less peak activation memory in a block."
+        "2.05× faster in eager PyTorch, 2.00× less peak activation memory in a block."
     )
 
 
@@ -53,8 +54,38 @@ def test_headline_hides_nothing(results: Results) -> None:
     )
     assert sentence(worse) == (
         "22 convolutions became 11: the predictions differ on 2 of 360 test images, "
-        "2.05× slower, 2.00× more peak activation memory in a block."
+        "2.05× slower in eager PyTorch, 2.00× more peak activation memory in a block."
     )
+
+
+def test_the_headline_s_factor_is_that_of_the_times_below_it(results: Results) -> None:
+    group = results.latency[0]
+    uneven = {"train": (6.0, 9.0, 12.0), "deploy": (2.0, 4.0, 4.0)}
+    rows = tuple(
+        dataclasses.replace(row, samples_ms=uneven[row.model])
+        if (row.model in uneven and row.engine == "eager")
+        else row
+        for row in group.rows
+    )
+    shown = dataclasses.replace(results, latency=(dataclasses.replace(group, rows=rows),))
+    assert "2.25× faster in eager PyTorch" in sentence(shown)
+    assert "9.00 ms → 4.00 ms" in page_html(shown)
+
+
+def test_engines_of_very_different_speed_have_their_own_scale(results: Results) -> None:
+    group = results.latency[0]
+    assert on_one_scale(group) == [["eager", "ONNX Runtime"]]
+    slow = tuple(
+        dataclasses.replace(row, samples_ms=tuple(100 * ms for ms in row.samples_ms))
+        if row.engine == "eager"
+        else row
+        for row in group.rows
+    )
+    apart = dataclasses.replace(group, rows=slow)
+    assert on_one_scale(apart) == [["ONNX Runtime"], ["eager"]]
+    html = page_html(dataclasses.replace(results, latency=(apart,)))
+    assert f"Latency, {group.title}, ONNX Runtime" in html
+    assert f"Latency, {group.title}, eager" in html
 
 
 def test_headline_without_measurements_is_the_title() -> None:

@@ -164,7 +164,7 @@ def test_a_plain_stored_benchmark_is_known_by_its_names() -> None:
 
 def test_forms_of_one_model_are_the_story(forms: BenchmarkResult) -> None:
     results = from_benchmark(forms)
-    assert sentence(results) == "44 convolutions became 22: 2.00× faster."
+    assert sentence(results) == "44 convolutions became 22: 2.00× faster in eager PyTorch."
     assert form_remarks(results, results.benchmarks[0]) == [
         "In eager PyTorch the deploy form against the train form: RepVGG-A0 2.00× faster."
     ]

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import nn
 
+import reparam
 from reparam import models
 from reparam.data import ImageData, open_data
 from reparam.errors import InputError, VerificationError
@@ -60,6 +62,44 @@ def test_fused_verified_and_exported(
     assert "same class on 179 of 179 validation images" in str(deployed)
     for name, tensor in result.model.state_dict().items():
         assert torch.equal(tensor, before[name])
+
+
+def test_the_best_epoch_is_deployed_unless_the_last_is_asked_for(
+    result: TrainResult, digits: ImageData, tmp_path: Path
+) -> None:
+    earlier = result.history[0]
+    history = (dataclasses.replace(earlier, validation_accuracy=1.0), *result.history[1:])
+    best = tmp_path / "best.safetensors"
+    other = models.RepVGG(SPEC, 10)
+    save_file(other.state_dict(), best)
+    chosen = dataclasses.replace(result, history=history, best_epoch=1, best=best)
+    deployed = finish(chosen, digits, out=tmp_path)
+    assert deployed.epoch == 1
+    images, _ = digits.tensors(digits.validation)
+    reparam.verify(other.eval(), deployed.model, images).raise_if_different()
+    assert deployed.accuracy == accuracy(other, digits, digits.validation)
+    assert deployed.test_accuracy == accuracy(other, digits, digits.test)
+    last = finish(chosen, digits, out=tmp_path, weights="last")
+    assert (last.epoch, last.accuracy) == (2, result.validation_accuracy)
+    with pytest.raises(InputError, match="'best' or 'last'"):
+        finish(chosen, digits, out=tmp_path, weights="first")
+
+
+def test_a_refused_run_leaves_no_folder(digits: ImageData, tmp_path: Path) -> None:
+    class Broken(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(1, 10)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            if self.training:
+                raise InputError("not in training")
+            return self.layer(x.mean((1, 2, 3))[:, None])
+
+    recipe = load_recipe("digits").override(epochs=1)
+    with pytest.raises(InputError, match="not in training"):
+        train(Broken(), digits, recipe=recipe, out=tmp_path / "new" / "run", hardware=CPU)
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_fusion_that_changes_classes_is_caught(

@@ -52,6 +52,8 @@ _TURN_SECONDS = 0.02
 _MOST_CALLS = 50
 _FEWEST_ROUNDS = 3
 """Rounds that are run however little time there is: fewer have no quartiles."""
+_PREPARING = 0.7
+"""Share of the time after which nothing more is made ready: the rest is for measuring."""
 _FUNCTION = ("function",)
 """The engine named in the cases of a function, which has no engine of ours."""
 
@@ -113,8 +115,9 @@ def benchmark(  # noqa: PLR0913 - each is one axis of the measurement
             example's own batch.
         threads: CPU threads of one call; ``None`` is each engine's default.
         rounds: Number of rounds.
-        seconds: Time that all of it may take, preparation included: no round begins that would not
-            end in time, after the first few. ``None`` runs every round.
+        seconds: Time that all of it may take, preparation included. What is not prepared when
+            most of it is over is left out and listed as such; no round begins that would not end
+            in time, after the first few. ``None`` runs every round.
         warmup: Calls of each case before the first round.
         seed: Seed of the order within the rounds.
         progress: Called with (steps done, steps in all, what comes next).
@@ -147,11 +150,13 @@ def benchmark(  # noqa: PLR0913 - each is one axis of the measurement
             raise InputError(
                 f"{name!r} is a {type(model).__name__}; a module, a path or a function is needed"
             )
-    deadline = None if seconds is None else time.perf_counter() + seconds
+    now = time.perf_counter()
+    deadline = None if seconds is None else now + seconds
+    last_call = None if seconds is None else now + _PREPARING * seconds
     steps = _Steps(len(cases) * (1 + rounds), progress)
     torch_threads = torch.get_num_threads()
     try:
-        entries, skipped = _prepare_all(models, cases, inputs, warmup, steps)
+        entries, skipped = _prepare_all(models, cases, inputs, warmup, steps, last_call)
         order = random.Random(seed)  # noqa: S311 - an order
         samples = _rounds(entries, rounds, order, steps, deadline)
     finally:
@@ -220,9 +225,14 @@ def _prepare_all(
     inputs: tuple[torch.Tensor, ...],
     warmup: int,
     steps: _Steps,
+    last_call: float | None,
 ) -> tuple[list[_Entry], list[Skipped]]:
-    entries, skipped = [], []
+    entries: list[_Entry] = []
+    skipped = []
     for case in cases:
+        if last_call is not None and entries and time.perf_counter() > last_call:
+            skipped.append(Skipped(case, "no time was left to make it ready; give more seconds"))
+            continue
         steps(f"preparing {case}")
         try:
             entries.append(_prepare(models[case.model], case, inputs, warmup))

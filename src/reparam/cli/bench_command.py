@@ -21,7 +21,18 @@ from reparam.cli.bench import (
     usable_engines,
     words,
 )
-from reparam.cli.options import InputSizeOption, JsonOption, ShapeOption, WeightsOption, inputs_from
+from reparam.cli.options import (
+    InputSizeOption,
+    JsonOption,
+    KeyOption,
+    NumClassesOption,
+    ShapeOption,
+    StrictOption,
+    WeightsOption,
+    inputs_from,
+    target_from,
+)
+from reparam.cli.targets import command
 from reparam.cli.terminal import Terminal
 from reparam.errors import InputError
 from reparam.report import from_benchmark, render
@@ -94,6 +105,9 @@ def bench(  # noqa: PLR0913 - one argument for each option
     shape: ShapeOption = None,
     input_size: InputSizeOption = None,
     weights: WeightsOption = None,
+    key: KeyOption = None,
+    strict: StrictOption = True,
+    num_classes: NumClassesOption = None,
     rounds: RoundsOption = None,
     seconds: SecondsOption = None,
     out: OutOption = None,
@@ -122,13 +136,15 @@ def bench(  # noqa: PLR0913 - one argument for each option
         batches=numbers(batches, "--batches"),
         threads=(None,) if threads is None else numbers(threads, "--threads"),
         inputs=inputs_from(shape, input_size),
+        checkpoint=target_from("", weights, key, strict).checkpoint,
+        num_classes=num_classes,
         rounds=rounds or (_ROUNDS if seconds is None else _MOST_ROUNDS),
         seconds=seconds,
         title=_FIGURE1_TITLE if figure1 else "",
         figure1=figure1,
     )
     if pick:
-        outcome = picked(request, terminal, stem=out, weights=weights)
+        outcome = picked(request, terminal, stem=out)
         if as_json:
             terminal.json(outcome.as_dict())
         else:
@@ -136,7 +152,7 @@ def bench(  # noqa: PLR0913 - one argument for each option
         return
     target = out or (_FIGURE1_OUT if figure1 else None)
     _check_destination(target)
-    result = measure(request, terminal, weights)
+    result = measure(request, terminal)
     if target is not None:
         result.save(target)
     results = from_benchmark(result)
@@ -165,8 +181,11 @@ def _tell_next(terminal: Terminal, request: Request, out: Path | None, page: Pat
     if page is not None:
         terminal.hint("Page:", str(page.resolve()))
     else:
-        terminal.hint("Next:", f"reparam report {out} -o {out.with_suffix('.html')}")
+        words = ["report", str(out), "-o", str(out.with_suffix(".html"))]
+        terminal.hint("Next:", command(*words))
     buildable = [model for model in request.models if not is_file(model)]
     if buildable:
-        command = f"reparam bench {buildable[0]} --pick -o NAME"
-        terminal.hint("Next:", f"{command}  (writes the fastest export)")
+        stem = "fastest" if out is None else str(out.with_suffix(""))
+        target = request.target(buildable[0])
+        words = [*target.words(), *request.inputs.words(), "--pick", "-o", stem]
+        terminal.hint("Next:", command("bench", *words))

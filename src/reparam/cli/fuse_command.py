@@ -11,29 +11,30 @@ import typer
 from torch import nn
 
 import reparam
-from reparam._files import check_destination
 from reparam.cli.counts import counted
 from reparam.cli.notes import warnings_noted
 from reparam.cli.onnx_files import input_shapes, is_onnx, read
 from reparam.cli.options import (
-    SUFFIXES,
     InputSizeOption,
     JsonOption,
+    KeyOption,
     ModelArgument,
     NumClassesOption,
     OutFileOption,
     ShapesOption,
+    StrictOption,
     WeightsOption,
+    check_out,
     inputs_from,
     refuse_for_files,
     refuse_names,
+    target_from,
 )
 from reparam.cli.plan_command import plan_as_dict
-from reparam.cli.targets import Inputs, example_inputs, load_model
+from reparam.cli.targets import Inputs, command, example_inputs, load_model
 from reparam.cli.terminal import Terminal
 from reparam.errors import InputError
 from reparam.exporting import ExportResult
-from reparam.exporting.formats import find_format
 from reparam.fusing import fuse_onnx_file
 from reparam.reasons import Why
 
@@ -65,6 +66,8 @@ def fuse(  # noqa: PLR0913 - one argument for each option
     *,
     out: OutFileOption,
     weights: WeightsOption = None,
+    key: KeyOption = None,
+    strict: StrictOption = True,
     shape: ShapesOption = None,
     input_size: InputSizeOption = None,
     num_classes: NumClassesOption = None,
@@ -77,10 +80,10 @@ def fuse(  # noqa: PLR0913 - one argument for each option
     """Fold MODEL and write it to OUT, once it is shown to compute what MODEL computes."""
     terminal = Terminal()
     inputs = inputs_from(shape, input_size)
-    _check_destination(out, backend)
+    check_out(out, backend)
+    target = target_from(model, weights, key, strict, num_classes)
     if is_onnx(model):
-        unfit = {"weights": weights, "num_classes": num_classes, "backend": backend}
-        refuse_for_files(model, **unfit, fixed=fixed or None)
+        refuse_for_files(target, backend=backend, fixed=fixed or None)
         _fuse_file(
             terminal, model, out, inputs, as_json=as_json, check=check, freeze_inputs=freeze_inputs
         )
@@ -89,7 +92,7 @@ def fuse(  # noqa: PLR0913 - one argument for each option
     if freeze_inputs or not check:
         option = "--freeze-inputs" if freeze_inputs else "--no-check"
         raise InputError(f"{option} is for ONNX files, and {model} is none; leave it out")
-    loaded = load_model(model, weights, num_classes=num_classes)
+    loaded = load_model(target)
     sample = example_inputs(loaded, inputs)
     with terminal.progress(f"Fusing {model}") as update, warnings_noted(terminal):
         update(0, 4, "reading")
@@ -132,18 +135,8 @@ def fuse(  # noqa: PLR0913 - one argument for each option
         f"where rounding explains {verdict.tolerance:.1e}"
     )
     _tell_export(terminal, written)
-    given = "" if weights is None else f" --weights {weights}"
-    command = f"reparam verify {model} {out} {inputs.as_options()}".rstrip() + given
-    terminal.hint("Next:", command)
-
-
-def _check_destination(out: Path, backend: str | None) -> None:
-    """Refuse a path that cannot be written before minutes are spent on what goes there."""
-    if out.suffix.lower() not in SUFFIXES:
-        known = ", ".join(SUFFIXES)
-        raise InputError(f"the suffix {out.suffix!r} of {out} names no format; use one of: {known}")
-    find_format(out, backend)
-    check_destination(out)
+    options = [*inputs.words(), *target.words()[1:]]
+    terminal.hint("Next:", command("verify", model, str(out), *options))
 
 
 def _counts(model: nn.Module, sample: torch.Tensor) -> dict[str, int]:
@@ -201,7 +194,9 @@ def _fuse_file(
             f"It is equal in ONNX Runtime: largest difference {verdict.max_abs:.1e}, where "
             f"rounding explains {verdict.tolerance:.1e}"
         )
-    terminal.hint("Next:", f"reparam bench {model} {out} --engines onnxruntime")
+    terminal.hint(
+        "Next:", command("bench", model, str(out), "--engines", "onnxruntime", *inputs.words())
+    )
 
 
 def _tell_counts(

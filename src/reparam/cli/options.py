@@ -7,35 +7,63 @@ from typing import Annotated
 
 import typer
 
-from reparam.cli.targets import Inputs, parse_shape
+from reparam._files import check_destination
+from reparam.cli.command import CHECKPOINT_FLAGS
+from reparam.cli.targets import Checkpoint, Inputs, Target, parse_shape
+from reparam.engines import get_engine
 from reparam.errors import InputError
 from reparam.exporting import formats
+from reparam.exporting.formats import find_format
 
 __all__ = [
+    "MOST_PROCESSES",
     "SUFFIXES",
     "InputSizeOption",
     "JsonOption",
+    "KeyOption",
     "ModelArgument",
     "NumClassesOption",
     "OutFileOption",
     "ShapeOption",
     "ShapesOption",
+    "StrictOption",
     "WeightsOption",
+    "check_out",
     "inputs_from",
     "refuse_for_files",
     "refuse_names",
+    "target_from",
 ]
+
+MOST_CLASSES = 1_000_000
+"""More are a slip of the finger, and take the memory of the machine."""
+MOST_PROCESSES = 256
+"""Of one run; so many on one machine help nowhere."""
 
 _MODEL = "repvgg_a0, timm:NAME, torchvision:NAME, package.module:factory or net.onnx"
 
 ModelArgument = Annotated[str, typer.Argument(metavar="MODEL", help=f"{_MODEL}.")]
 WeightsOption = Annotated[
     Path | None,
-    typer.Option("--weights", "-w", metavar="FILE", help="Checkpoint to load into MODEL."),
+    typer.Option(*CHECKPOINT_FLAGS[:2], metavar="FILE", help="Checkpoint to load into MODEL."),
+]
+KeyOption = Annotated[
+    str | None,
+    typer.Option("--key", metavar="NAME", help="Entry of FILE with the weights; found if left."),
+]
+StrictOption = Annotated[
+    bool,
+    typer.Option("--strict/--no-strict", help="Refuse weights that do not match in everything."),
 ]
 NumClassesOption = Annotated[
     int | None,
-    typer.Option("--num-classes", metavar="N", min=1, help="Classes, if not MODEL's default."),
+    typer.Option(
+        "--num-classes",
+        metavar="N",
+        min=1,
+        max=MOST_CLASSES,
+        help="Classes, if not MODEL's default.",
+    ),
 ]
 ShapeOption = Annotated[
     str | None,
@@ -70,16 +98,54 @@ OutFileOption = Annotated[
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for a program to read.")]
 
 
-def refuse_for_files(model: str, **options: object) -> None:
+def refuse_for_files(target: Target, **options: object) -> None:
     """Refuse options that say how to build a model, where MODEL is a file that is built.
 
     Raises:
         InputError: one of them is given.
     """
-    for name, value in options.items():
+    given = {"weights": target.checkpoint, "num_classes": target.num_classes, **options}
+    for name, value in given.items():
         if value is not None:
             option = name.replace("_", "-")
-            raise InputError(f"{model} is a file with its own weights; leave --{option} out")
+            raise InputError(f"{target.name} is a file with its own weights; leave --{option} out")
+
+
+def check_out(out: Path, backend: str | None = None) -> None:
+    """Refuse a path that cannot be written before minutes are spent on what goes there.
+
+    Raises:
+        InputError: its suffix names no format, or it or a file beside it cannot be written.
+        MissingExtraError: what reads the format back is not installed.
+    """
+    if out.suffix.lower() not in SUFFIXES:
+        known = ", ".join(SUFFIXES)
+        raise InputError(f"the suffix {out.suffix!r} of {out} names no format; use one of: {known}")
+    entry = find_format(out, backend)
+    check_destination(out)
+    if entry.companion:
+        check_destination(out.with_suffix(entry.companion))
+    get_engine(entry.engine).require()
+
+
+def target_from(
+    model: str,
+    weights: Path | None,
+    key: str | None,
+    strict: bool,  # noqa: FBT001 - passed on by every command
+    num_classes: int | None = None,
+) -> Target:
+    """What MODEL and the options about it say together.
+
+    Raises:
+        InputError: there is an option about a checkpoint, and none to load.
+    """
+    if weights is None:
+        for option, given in (("--key", key is not None), ("--no-strict", not strict)):
+            if given:
+                raise InputError(f"{option} is about a checkpoint; give --weights too")
+        return Target(model, None, num_classes)
+    return Target(model, Checkpoint(weights, key, strict), num_classes)
 
 
 def inputs_from(shape: str | list[str] | None, input_size: int | None) -> Inputs:

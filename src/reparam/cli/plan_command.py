@@ -10,24 +10,29 @@ from reparam.cli.onnx_files import is_onnx, read
 from reparam.cli.options import (
     InputSizeOption,
     JsonOption,
+    KeyOption,
     ModelArgument,
     NumClassesOption,
     ShapeOption,
+    StrictOption,
     WeightsOption,
     inputs_from,
     refuse_for_files,
+    target_from,
 )
-from reparam.cli.targets import example_inputs, load_model
+from reparam.cli.targets import command, example_inputs, load_model
 from reparam.cli.terminal import Terminal
 from reparam.reasons import Why
 
 __all__ = ["plan", "plan_as_dict"]
 
 
-def plan(
+def plan(  # noqa: PLR0913 - one argument for each option
     model: ModelArgument,
     *,
     weights: WeightsOption = None,
+    key: KeyOption = None,
+    strict: StrictOption = True,
     shape: ShapeOption = None,
     input_size: InputSizeOption = None,
     num_classes: NumClassesOption = None,
@@ -36,13 +41,14 @@ def plan(
     """Say what would fold in MODEL, what not, and why. Nothing is changed or written."""
     terminal = Terminal()
     inputs = inputs_from(shape, input_size)
+    target = target_from(model, weights, key, strict, num_classes)
     if is_onnx(model):
-        refuse_for_files(model, weights=weights, num_classes=num_classes)
+        refuse_for_files(target)
         with terminal.progress(f"Reading {model}"):
             found: reparam.Plan = reparam.plan(read(model))
         out = f"{Path(model).stem}-fused.onnx"
     else:
-        loaded = load_model(model, weights, num_classes=num_classes)
+        loaded = load_model(target)
         with terminal.progress(f"Reading {model}"):
             found = reparam.plan(loaded.model, example_inputs(loaded, inputs))
         out = f"{Path(model.rpartition(':')[2]).name}.onnx"
@@ -52,11 +58,9 @@ def plan(
     terminal.text(found)
     terminal.text()
     if found.regions:
-        given = "" if weights is None else f"--weights {weights} "
-        command = f"reparam fuse {model} {given}{inputs.as_options()}-o {out}"
-        terminal.hint("Next:", command)
+        terminal.hint("Next:", command("fuse", *target.words(), *inputs.words(), "-o", out))
     elif any(refusal.reason.kind is Why.OVERRIDABLE for refusal in found.refusals):
-        terminal.hint("Next:", f"reparam fuse {model} --freeze-inputs -o {out}")
+        terminal.hint("Next:", command("fuse", model, "--freeze-inputs", "-o", out))
 
 
 def plan_as_dict(found: reparam.Plan) -> dict[str, object]:

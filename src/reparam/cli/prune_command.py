@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -12,22 +13,24 @@ import reparam
 from reparam.cli.notes import warnings_noted
 from reparam.cli.onnx_files import is_onnx
 from reparam.cli.options import (
-    SUFFIXES,
     InputSizeOption,
     JsonOption,
+    KeyOption,
     ModelArgument,
     NumClassesOption,
     OutFileOption,
     ShapeOption,
+    StrictOption,
     WeightsOption,
+    check_out,
     inputs_from,
+    target_from,
 )
 from reparam.cli.pages import PageOption, check_page, circumstances, leave_page
 from reparam.cli.pruning import as_dict, gather, score, tell
+from reparam.cli.targets import Checkpoint, Target, command, sized
 from reparam.cli.terminal import Terminal
-from reparam.engines import get_engine
 from reparam.errors import InputError
-from reparam.exporting import formats
 from reparam.report import from_prune
 
 if TYPE_CHECKING:
@@ -110,6 +113,8 @@ def prune(  # noqa: PLR0913 - one argument for each option
     *,
     out: OutFileOption,
     weights: WeightsOption = None,
+    key: KeyOption = None,
+    strict: StrictOption = True,
     macs: MacsOption = None,
     latency: LatencyOption = None,
     engine: EngineOption = None,
@@ -131,7 +136,9 @@ def prune(  # noqa: PLR0913 - one argument for each option
 ) -> None:
     """Remove channels from the fused MODEL down to a target, and write what is left to OUT."""
     terminal = Terminal()
-    _check_destination(out)
+    target = target_from(model, weights, key, strict, num_classes)
+    inputs = inputs_from(shape, input_size)
+    check_out(out)
     check_page(report)
     if is_onnx(model):
         raise InputError(
@@ -141,14 +148,12 @@ def prune(  # noqa: PLR0913 - one argument for each option
     criterion = importance or ("magnitude" if data is None else "first_order")
     with terminal.progress(f"Pruning {model}") as update, warnings_noted(terminal):
         material = gather(
-            model,
-            weights,
+            target,
             data=data,
             validation=validation,
             trained=trained,
             images=images,
-            inputs=inputs_from(shape, input_size),
-            num_classes=num_classes,
+            inputs=inputs,
             note=lambda what: update(0, 1, what),
         )
         result = reparam.prune(
@@ -182,7 +187,7 @@ def prune(  # noqa: PLR0913 - one argument for each option
         tell(terminal, material, result, judged, written)
         if weights is None:
             terminal.hint("Note:", "no --weights were given; the model has those it was built with")
-        for command in _next(model, out, material, data):
+        for command in _next(target, out, material, data):
             terminal.hint("Next:", command)
     if report is not None:
         told = from_prune(
@@ -205,26 +210,18 @@ def _judged(material: Material, result: PruneResult, limit: int | None) -> Judge
     return before, after, images
 
 
-def _check_destination(out: Path) -> None:
-    """Refuse a path that cannot be written before minutes are spent on what goes there."""
-    entry = next((entry for entry in formats() if entry.suffix == out.suffix.lower()), None)
-    if entry is None:
-        known = ", ".join(SUFFIXES)
-        raise InputError(f"the suffix {out.suffix!r} of {out} names no format; use one of: {known}")
-    if not out.parent.is_dir():
-        raise InputError(f"the folder {out.parent} of {out.name} does not exist; make it first")
-    get_engine(entry.engine).require()
-
-
-def _next(model: str, out: Path, material: Material, data: str | None) -> list[str]:
+def _next(target: Target, out: Path, material: Material, data: str | None) -> list[str]:
     """Say how the net is trained on, and how it is timed."""
-    side = material.sample.shape[-1]
+    size = ["--input-size", str(material.sample.shape[-1])]
     if out.suffix.lower() != ".safetensors":
         return [
-            f"reparam bench {out} --input-size {side}",
+            command("bench", str(out), *size),
             "write name.safetensors as well to train on: reparam train --branch repvgg takes it",
         ]
-    return [
-        f"reparam train --model {model} --weights {out} --branch repvgg --data {data or 'DATA'}",
-        f"reparam bench {model} --weights {out} --input-size {side}",
-    ]
+    pruned = replace(sized(target, material.data), checkpoint=Checkpoint(out))
+    bench = command("bench", *pruned.words(), *size)
+    if data is None:
+        return [bench]
+    options = ["--weights", str(out), "--branch", "repvgg", "--data", data, *size]
+    run = ["--out", f"{out.with_suffix('')}-run"]
+    return [command("train", "--model", target.name, *options, *run), bench]

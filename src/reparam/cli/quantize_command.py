@@ -7,17 +7,23 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from reparam.cli.fused import load_fused
 from reparam.cli.notes import warnings_noted
 from reparam.cli.onnx_files import is_onnx
 from reparam.cli.options import (
     InputSizeOption,
     JsonOption,
+    KeyOption,
     ModelArgument,
     NumClassesOption,
+    StrictOption,
     WeightsOption,
+    check_out,
+    target_from,
 )
 from reparam.cli.pages import PageOption, check_page, circumstances, leave_page
-from reparam.cli.quantizing import load_fused, tell
+from reparam.cli.quantizing import tell
+from reparam.cli.targets import Inputs
 from reparam.cli.terminal import Terminal
 from reparam.data import open_data
 from reparam.errors import InputError
@@ -96,6 +102,8 @@ def quantize(  # noqa: PLR0913 - one argument for each option
     data: DataOption,
     out: OutOption,
     weights: WeightsOption = None,
+    key: KeyOption = None,
+    strict: StrictOption = True,
     validation: ValidationOption = None,
     engine: EngineOption = None,
     equalize: EqualizeOption = False,
@@ -116,7 +124,9 @@ def quantize(  # noqa: PLR0913 - one argument for each option
     from reparam.quantizing import quantize as write_quantized
 
     terminal = Terminal()
+    target = target_from(model, weights, key, strict, num_classes)
     check_target(out, engine)
+    check_out(out)
     check_page(report)
     if is_onnx(model):
         raise InputError(
@@ -126,11 +136,9 @@ def quantize(  # noqa: PLR0913 - one argument for each option
     with terminal.progress(f"Quantizing {model}") as update, warnings_noted(terminal):
         update(0, 1, f"opening {data}")
         found = open_data(data, validation=validation, image_size=input_size)
-        fused = load_fused(
-            model, weights, num_classes=num_classes or found.num_classes, shape=found.image_shape
-        )
+        loaded, _ = load_fused(target, found, Inputs(size=input_size))
         result = write_quantized(
-            fused,
+            loaded.model,
             out,
             found,
             engine=engine,

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field
+import math
+import shlex
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,26 +13,43 @@ import torch
 from torch import nn
 
 import reparam
+from reparam._spelling import advice
 from reparam.checkpoints import LoadReport, load_checkpoint
+from reparam.cli.terminal import Terminal
 from reparam.errors import InputError
 from reparam.exporting import read_metadata
-from reparam.models import resolve
+from reparam.models.lookup import accepts, resolve
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Mapping
+
+    from reparam.data import ImageData
 
 __all__ = [
+    "MOST_NUMBERS",
+    "SEED",
+    "SIZE",
+    "Checkpoint",
     "Inputs",
     "Loaded",
+    "Target",
+    "build",
+    "check_runs",
+    "checked_size",
+    "command",
     "example_inputs",
     "load_model",
     "parse_shape",
     "pruned_note",
+    "sized",
     "with_weights",
 ]
 
-_SIZE = 224
-_SEED = 0
+MOST_NUMBERS = 1 << 28
+"""Of one input: 1 GiB in float32. What is larger is a slip of the finger."""
+
+SIZE = 224
+SEED = 0
 
 
 @dataclass(frozen=True)
@@ -41,10 +60,43 @@ class Inputs:
     size: int | None = None
     named: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
 
-    def as_options(self) -> str:
-        """The same, as it is written on the command line; ends with a space if there is any."""
-        shape = "" if self.shape is None else f"--shape {','.join(map(str, self.shape))} "
-        return shape if self.size is None else f"{shape}--input-size {self.size} "
+    def words(self) -> list[str]:
+        """The same, as it is written on the command line."""
+        given = {"": self.shape} if self.shape is not None else {}
+        shapes = [
+            word
+            for name, shape in {**given, **self.named}.items()
+            for word in ("--shape", f"{name}{'=' if name else ''}{','.join(map(str, shape))}")
+        ]
+        return shapes if self.size is None else [*shapes, "--input-size", str(self.size)]
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A file to load, the entry of it that holds the weights, and whether all must match."""
+
+    path: Path
+    key: str | None = None
+    strict: bool = True
+
+    def words(self) -> list[str]:
+        """The same, as it is written on the command line."""
+        key = [] if self.key is None else ["--key", self.key]
+        return ["--weights", str(self.path), *key, *([] if self.strict else ["--no-strict"])]
+
+
+@dataclass(frozen=True)
+class Target:
+    """A MODEL as the command line gives it: a name, classes, weights."""
+
+    name: str
+    checkpoint: Checkpoint | None = None
+    num_classes: int | None = None
+
+    def words(self) -> list[str]:
+        """The same, as it is written on the command line."""
+        classes = [] if self.num_classes is None else ["--num-classes", str(self.num_classes)]
+        return [self.name, *classes, *(self.checkpoint.words() if self.checkpoint else [])]
 
 
 @dataclass(frozen=True)
@@ -60,24 +112,38 @@ class Loaded:
         """Where the weights come from, in words."""
         if self.report is None:
             return f"{self.name} with the weights it was built with"
-        return f"{self.name} with {self.report.path.name}"
+        entry = f", entry {self.report.wrapper}" if self.report.wrapper else ""
+        return f"{self.name} with {self.report.path.name}{entry}"
 
 
-def load_model(name: str, weights: Path | None = None, *, num_classes: int | None = None) -> Loaded:
-    """Build the model called `name`, load `weights` into it, and put it in eval mode.
+def sized(target: Target, data: ImageData | None) -> Target:
+    """Ask a MODEL for the classes of the data, if it takes a number and none is given."""
+    if data is None or target.num_classes is not None:
+        return target
+    fits = accepts(target.name, num_classes=data.num_classes)
+    return replace(target, num_classes=data.num_classes) if fits else target
+
+
+def load_model(target: Target) -> Loaded:
+    """Build a MODEL, load its weights, and put it in eval mode.
 
     Raises:
         InputError: the name or the file is of no use.
     """
-    torch.manual_seed(_SEED)
-    model = resolve(name, num_classes=num_classes)
-    if weights is None:
-        return Loaded(name, model.eval(), None)
-    model, report = with_weights(model, weights)
-    return Loaded(name, model.eval(), report)
+    model = build(target).eval()
+    if target.checkpoint is None:
+        return Loaded(target.name, model, None)
+    model, report = with_weights(model, target.checkpoint)
+    return Loaded(target.name, model.eval(), report)
 
 
-def with_weights(model: nn.Module, weights: Path) -> tuple[nn.Module, LoadReport]:
+def build(target: Target, seed: int = SEED) -> nn.Module:
+    """Build a MODEL as it is before its weights are loaded."""
+    torch.manual_seed(seed)
+    return resolve(target.name, num_classes=target.num_classes)
+
+
+def with_weights(model: nn.Module, checkpoint: Checkpoint) -> tuple[nn.Module, LoadReport]:
     """Load a checkpoint into `model`, or into what it was pruned to if the file says that it was.
 
     ``reparam prune`` writes the weights of a fused net with fewer channels; the net is then
@@ -86,8 +152,12 @@ def with_weights(model: nn.Module, weights: Path) -> tuple[nn.Module, LoadReport
     Raises:
         InputError: the file is of no use.
     """
+    weights = checkpoint.path
     if not pruned_note(weights):
-        return model, load_checkpoint(model, weights)
+        report = load_checkpoint(model, weights, strict=checkpoint.strict, key=checkpoint.key)
+        if not report.complete:
+            Terminal().note(f"note: {report}")
+        return model, report
     from reparam.pruning import load_pruned
 
     pruned = load_pruned(reparam.fuse(model.eval()), weights)
@@ -104,6 +174,11 @@ def pruned_note(weights: Path | None) -> dict[str, str]:
     except Exception:  # noqa: BLE001 - whatever is wrong with the file, loading it says it better
         return {}
     return {"pruned": json.dumps(metadata["pruned"])} if "pruned" in metadata else {}
+
+
+def command(*words: str) -> str:
+    """A command as it can be typed: words with spaces or signs of the shell are quoted."""
+    return shlex.join(["reparam", *words])
 
 
 def parse_shape(text: str) -> tuple[int, ...]:
@@ -124,6 +199,20 @@ def parse_shape(text: str) -> tuple[int, ...]:
         raise InputError(
             f"--shape {text!r} is not a shape; give whole numbers from 1 on, as in 1,3,224,224"
         )
+    return checked_size(shape)
+
+
+def checked_size(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Return a shape, if the memory has a chance to hold it.
+
+    Raises:
+        InputError: it has not.
+    """
+    if math.prod(shape) > MOST_NUMBERS:
+        size = "x".join(map(str, shape))
+        raise InputError(
+            f"an input of shape {size} has more than {MOST_NUMBERS:,} numbers; give a smaller one"
+        )
     return shape
 
 
@@ -138,34 +227,35 @@ def example_inputs(loaded: Loaded, inputs: Inputs) -> torch.Tensor:
             does not run on what was made.
     """
     model = loaded.model
-    generator = torch.Generator().manual_seed(_SEED)
-    shape = inputs.shape or _image_shape(model, inputs.size)
+    generator = torch.Generator().manual_seed(SEED)
+    shape = checked_size(inputs.shape or _image_shape(model, inputs.size))
     dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
     sample = torch.randn(shape, generator=generator).to(dtype)
-    _check_runs(loaded, sample)
+    check_runs(loaded, sample)
     return sample
 
 
 @torch.inference_mode()
-def _check_runs(loaded: Loaded, sample: torch.Tensor) -> None:
+def check_runs(loaded: Loaded, sample: torch.Tensor) -> None:
     """Find out at once whether the model takes the input, and say so in the user's terms."""
     try:
         loaded.model(sample)
     except (RuntimeError, ValueError, TypeError, IndexError, AssertionError) as error:
         size = "x".join(str(length) for length in sample.shape)
         raise InputError(
-            f"{loaded.name} does not run on an input of shape {size}: {error}; "
-            "give the shape that it takes with --shape N,C,H,W or --input-size PIXELS"
+            f"{loaded.name} does not run on an input of shape {size}: {error}"
+            + advice("; give the shape that it takes with {shape}", shape=...)
+            + advice("; give the size that it takes with {input_size}", input_size=...)
         ) from error
 
 
-def _image_shape(model: nn.Module, size: int | None) -> Sequence[int]:
+def _image_shape(model: nn.Module, size: int | None) -> tuple[int, ...]:
     declared = _declared_by_timm(model)
     if declared is not None:
         channels, height, width = declared
         return (1, channels, size or height, size or width)
     channels = _first_channels(model)
-    return (1, channels, size or _SIZE, size or _SIZE)
+    return (1, channels, size or SIZE, size or SIZE)
 
 
 def _declared_by_timm(model: nn.Module) -> tuple[int, int, int] | None:
@@ -184,6 +274,6 @@ def _first_channels(model: nn.Module, otherwise: int | None = None) -> int:
     if otherwise is not None:
         return otherwise
     raise InputError(
-        f"no 2-d convolution in {type(model).__name__} says what its input looks like; "
-        "give it with --shape, as in --shape 1,3,224,224"
+        f"no 2-d convolution in {type(model).__name__} says what its input looks like"
+        + advice("; give it with {shape}", shape="1,3,224,224")
     )

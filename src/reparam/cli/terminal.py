@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import time
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
 __all__ = ["Terminal"]
+
+_SPOKEN_SECONDS = 10.0
+"""Between two notes of how far something is."""
 
 
 class Terminal:
@@ -79,8 +83,14 @@ class Terminal:
         self._out.print(Padding(drawn, (0, 0, 0, 2), expand=False))
 
     @contextmanager
-    def progress(self, label: str) -> Iterator[Callable[[float, float, str], None]]:
+    def progress(
+        self, label: str, *, spoken: bool = False
+    ) -> Iterator[Callable[[float, float, str], None]]:
         """A bar that lives while the block runs, and leaves nothing behind.
+
+        Args:
+            label: What is done.
+            spoken: Whether to note now and then how far it is, where no bar can be drawn.
 
         Yields:
             A function to call with what is done, what there is in all, and a short text.
@@ -97,9 +107,14 @@ class Terminal:
             *columns, console=self._err, transient=True, disable=not self.live
         ) as progress:
             task = progress.add_task(label, total=None, detail="")
+            said = time.monotonic()
 
             def update(done: float, total: float, detail: str = "") -> None:
+                nonlocal said
                 progress.update(task, completed=done, total=total, detail=detail)
+                if spoken and not self.live and time.monotonic() - said > _SPOKEN_SECONDS:
+                    said = time.monotonic()
+                    self.note(f"{label}, {done / total:.0%}: {detail}")
 
             yield update
 

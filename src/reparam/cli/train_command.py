@@ -7,11 +7,22 @@ from typing import Annotated
 
 import typer
 
-from reparam.cli.options import JsonOption, WeightsOption
+from reparam.cli.options import (
+    MOST_PROCESSES,
+    JsonOption,
+    KeyOption,
+    NumClassesOption,
+    StrictOption,
+    WeightsOption,
+    target_from,
+)
 from reparam.cli.terminal import Terminal
 from reparam.cli.training import TrainRequest, as_dict, overrides, run, tell
 
 __all__ = ["train"]
+
+_MOST_SEED = (1 << 63) - 1
+"""What PyTorch's generators take."""
 
 DataOption = Annotated[
     str,
@@ -68,7 +79,10 @@ SetOption = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="NAME=VALUE", help="Replace any value of the recipe."),
 ]
-SeedOption = Annotated[int, typer.Option("--seed", metavar="N", help="Decides all that is random.")]
+SeedOption = Annotated[
+    int,
+    typer.Option("--seed", metavar="N", min=0, max=_MOST_SEED, help="Decides all that is random."),
+]
 ResumeOption = Annotated[
     bool, typer.Option("--resume", help="Go on with the run in FOLDER, if there is one.")
 ]
@@ -80,13 +94,19 @@ TensorBoardOption = Annotated[
     bool, typer.Option("--tensorboard", help="Write TensorBoard events beside the CSV table.")
 ]
 WorkersOption = Annotated[
-    int, typer.Option("--workers", metavar="N", min=0, help="Processes that decode images.")
+    int,
+    typer.Option(
+        "--workers", metavar="N", min=0, max=MOST_PROCESSES, help="Processes that decode images."
+    ),
 ]
 AcceleratorOption = Annotated[
     str, typer.Option("--accelerator", metavar="A", help="auto, cpu, cuda or mps.")
 ]
 DevicesOption = Annotated[
-    int, typer.Option("--devices", metavar="N", min=1, help="Processes on each machine.")
+    int,
+    typer.Option(
+        "--devices", metavar="N", min=1, max=MOST_PROCESSES, help="Processes on each machine."
+    ),
 ]
 NodesOption = Annotated[int, typer.Option("--nodes", metavar="N", min=1, help="Machines.")]
 SyncOption = Annotated[
@@ -98,6 +118,10 @@ ExportOption = Annotated[
         "--export", metavar="FILE", help="Export to FOLDER/FILE; deploy.onnx if left out."
     ),
 ]
+DeployOption = Annotated[
+    str,
+    typer.Option("--deploy", metavar="W", help="Fuse the best epoch on validation, or the last."),
+]
 
 
 def train(  # noqa: PLR0913 - one argument for each option
@@ -108,6 +132,9 @@ def train(  # noqa: PLR0913 - one argument for each option
     branch: BranchOption = None,
     out: OutOption = Path("reparam-run"),
     weights: WeightsOption = None,
+    key: KeyOption = None,
+    strict: StrictOption = True,
+    num_classes: NumClassesOption = None,
     validation: ValidationOption = None,
     input_size: ImageSizeOption = None,
     epochs: EpochsOption = None,
@@ -124,6 +151,7 @@ def train(  # noqa: PLR0913 - one argument for each option
     nodes: NodesOption = 1,
     sync_batchnorm: SyncOption = False,
     exports: ExportOption = None,
+    deploy: DeployOption = "best",
     as_json: JsonOption = False,
 ) -> None:
     """Train MODEL on DATA, fuse it, show that nothing changed, and export it.
@@ -137,7 +165,8 @@ def train(  # noqa: PLR0913 - one argument for each option
         model=model,
         recipe=recipe,
         branch=branch,
-        weights=weights,
+        checkpoint=target_from("", weights, key, strict).checkpoint,
+        num_classes=num_classes,
         validation=validation,
         size=input_size,
         changes=overrides(settings or (), epochs, batch_size, precision),
@@ -151,6 +180,7 @@ def train(  # noqa: PLR0913 - one argument for each option
         nodes=nodes,
         sync_batchnorm=sync_batchnorm,
         exports=tuple(exports) if exports else None,
+        deploy=deploy,
     )
     finished = run(request, terminal)
     if finished is None:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from torch import Tensor
 
 import reparam
 from reparam.cli.notes import warnings_noted
@@ -15,17 +17,20 @@ from reparam.cli.onnx_files import is_onnx, taken_by, verify_files
 from reparam.cli.options import (
     InputSizeOption,
     JsonOption,
+    KeyOption,
     NumClassesOption,
     ShapesOption,
+    StrictOption,
     WeightsOption,
     inputs_from,
     refuse_for_files,
     refuse_names,
+    target_from,
 )
-from reparam.cli.targets import Loaded, example_inputs, load_model
+from reparam.cli.targets import Checkpoint, Loaded, Target, example_inputs, load_model
 from reparam.cli.terminal import Terminal
-from reparam.engines import Settings, UnsupportedCaseError, get_engine
-from reparam.errors import InputError
+from reparam.engines import Runner, Settings, UnsupportedCaseError, get_engine
+from reparam.errors import InputError, ReparamError
 from reparam.exporting import formats
 
 __all__ = ["verify"]
@@ -53,6 +58,8 @@ def verify(  # noqa: PLR0913 - one argument for each option
     candidate: CandidateArgument,
     *,
     weights: WeightsOption = None,
+    key: KeyOption = None,
+    strict: StrictOption = True,
     candidate_weights: CandidateWeightsOption = None,
     shape: ShapesOption = None,
     input_size: InputSizeOption = None,
@@ -65,17 +72,16 @@ def verify(  # noqa: PLR0913 - one argument for each option
     """
     terminal = Terminal()
     inputs = inputs_from(shape, input_size)
+    target = target_from(reference, weights, key, strict, num_classes)
     compared: list[int] | None = None
     if is_onnx(reference):
-        refuse_for_files(
-            reference, weights=weights, candidate_weights=candidate_weights, num_classes=num_classes
-        )
+        refuse_for_files(target, candidate_weights=candidate_weights)
         with terminal.progress(f"Comparing {candidate} with {reference}"):
             verdict = verify_files(reference, candidate, inputs)
         origin = reference
     else:
         refuse_names(reference, inputs)
-        loaded = load_model(reference, weights, num_classes=num_classes)
+        loaded = load_model(target)
         if is_onnx(candidate) and Path(candidate).is_file():
             inputs = taken_by(candidate, inputs)
         sample = example_inputs(loaded, inputs)
@@ -105,13 +111,17 @@ def verify(  # noqa: PLR0913 - one argument for each option
 
 
 def _runnable(
-    reference: Loaded, candidate: str, weights: Path | None, num_classes: int | None
+    reference: Loaded,
+    candidate: str,
+    weights: Path | None,
+    num_classes: int | None,
 ) -> Callable[..., Any]:
     """What CANDIDATE stands for, as something that can be called with the inputs."""
     path = Path(candidate)
     suffix = path.suffix.lower()
     if ":" in candidate or not suffix:
-        return load_model(candidate, weights, num_classes=num_classes).model
+        checkpoint = None if weights is None else Checkpoint(weights)
+        return load_model(Target(candidate, checkpoint, num_classes)).model
     if not path.is_file():
         raise InputError(f"there is no file {candidate}; give an exported file or a MODEL")
     if weights is not None:
@@ -141,6 +151,27 @@ def _exported(path: Path) -> Callable[..., Any]:
             runner = engine.load(path, Settings())
         except UnsupportedCaseError as objection:
             objections.append(str(objection))
+        except ReparamError:
+            raise
+        except Exception as error:  # each engine has errors of its own for broken files
+            raise InputError(f"{path} cannot be read by {name}: {_first_line(error)}") from error
         else:
-            return lambda *inputs: runner.run(inputs)
+            return partial(_run, path, runner)
     raise InputError(f"no engine reads {path.name}: {'; '.join(objections)}")
+
+
+def _run(path: Path, runner: Runner, *inputs: Tensor) -> list[Tensor]:
+    try:
+        return runner.run(inputs)
+    except ReparamError:
+        raise
+    except Exception as error:
+        shapes = ", ".join("x".join(map(str, value.shape)) for value in inputs)
+        raise InputError(
+            f"{path} does not run on inputs of shape {shapes}: {_first_line(error)}; give the "
+            "shape that it takes with --shape"
+        ) from error
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0]

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import hashlib
+import warnings
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol, TypeAlias
 
 import torch
 
-from reparam.errors import DataError
+from reparam._spelling import advice
+from reparam.errors import DataError, InputError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from torch import Tensor
 
@@ -149,6 +151,32 @@ class ImageData:
         mean = torch.tensor(self.mean, device=images.device).mul_(255.0).view(-1, 1, 1)
         std = torch.tensor(self.std, device=images.device).mul_(255.0).view(-1, 1, 1)
         return images.to(torch.float32).sub_(mean).mul_(std.reciprocal_())
+
+    @torch.no_grad()
+    def check_fits(self, model: Callable[[Tensor], object]) -> None:
+        """Check that a model in eval mode takes the images and gives a value for each class.
+
+        Raises:
+            InputError: It does not.
+        """
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                logits = model(torch.zeros(2, *self.image_shape))
+        except (RuntimeError, ValueError, TypeError, IndexError, AssertionError) as error:
+            raise InputError(
+                f"the model does not take images of shape {self.image_shape}, which {self.name} "
+                f"has ({error}); choose another image size"
+                + advice(" with {image_size}", image_size=...)
+                + " or another model"
+            ) from error
+        found = tuple(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__
+        if found != (2, self.num_classes):
+            raise InputError(
+                f"the model returns {found} for 2 images, and {self.name} has {self.num_classes} "
+                f"classes: needed (2, {self.num_classes})"
+                + advice("; build the model with {num_classes}", num_classes=self.num_classes)
+            )
 
     def splits(self) -> Iterator[tuple[str, Split]]:
         """Yield the name and the content of every split that exists."""

@@ -32,6 +32,8 @@ _IMAGENET_MEAN = (0.485, 0.456, 0.406)
 _IMAGENET_STD = (0.229, 0.224, 0.225)
 _LARGE = 224
 """Side in pixels of images that have no common size."""
+_LARGEST = 8192
+"""Images of a larger side take the memory of the machine, a batch of them at a time."""
 _SMALL = 64
 """Up to this side, images are held in memory if there is room."""
 _MEMORY_BYTES = 1 << 30
@@ -79,8 +81,8 @@ def open_data(
         ((3, 16, 16), 10, 1259, 359)
     """
     name = str(source)
-    if image_size is not None and image_size < 1:
-        raise DataError(f"image_size is {image_size}; it must be at least 1 pixel")
+    if image_size is not None and not 1 <= image_size <= _LARGEST:
+        raise DataError(f"image_size is {image_size}; it must be from 1 to {_LARGEST} pixels")
     if name == "digits":
         if validation is not None:
             raise DataError("the digits bring their own validation split; leave `validation` out")

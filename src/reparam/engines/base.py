@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, TypeVar
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from torch import nn
 
 __all__ = [
+    "MOST_THREADS",
     "PRECISIONS",
     "Engine",
     "Runner",
@@ -27,6 +29,9 @@ __all__ = [
     "get_engine",
     "register",
 ]
+
+MOST_THREADS = max(64, os.cpu_count() or 1)
+"""More than any machine like this one can use; engines start what they are told, till they fall."""
 
 PRECISIONS = ("fp32", "bf16")
 """Arithmetic an engine may be asked for: IEEE single precision, or bfloat16."""
@@ -49,8 +54,10 @@ class Settings:
     precision: str = "fp32"
 
     def __post_init__(self) -> None:
-        if self.threads is not None and self.threads < 1:
-            raise InputError(f"threads is {self.threads}; it must be at least 1, or None")
+        if self.threads is not None and not 1 <= self.threads <= MOST_THREADS:
+            raise InputError(
+                f"threads is {self.threads}; it must be from 1 to {MOST_THREADS}, or None"
+            )
         if self.precision not in PRECISIONS:
             known = ", ".join(PRECISIONS)
             raise InputError(f"precision is {self.precision!r}; known precisions: {known}")

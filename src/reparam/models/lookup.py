@@ -13,14 +13,14 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from reparam._optional import available, require
-from reparam.errors import InputError
+from reparam.errors import ArgumentError, InputError
 from reparam.models.zoo import SPECS, canonical_name, create, names, suggestion
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from types import ModuleType
 
-__all__ = ["resolve"]
+__all__ = ["accepts", "resolve"]
 
 FORMS = "repvgg_a0, timm:NAME, torchvision:NAME or package.module:factory"
 
@@ -47,8 +47,9 @@ def resolve(
         The model, as it was built: in training mode for the first three.
 
     Raises:
-        InputError: The name is unknown, the code cannot be imported, it does not take the
-            arguments, or it returned something that is no module.
+        InputError: The name is unknown, the code cannot be imported, or it returned something that
+            is no module.
+        ArgumentError: The user's code does not take the arguments.
         MissingExtraError: timm or torchvision is asked for and is not installed.
 
     >>> type(resolve("repvgg_a0", num_classes=10)).__name__
@@ -122,16 +123,51 @@ def _from_code(module_name: str, attribute: str, arguments: dict[str, Any]) -> n
     """Import the user's callable and call it; a module in its place is taken as it is."""
     label = f"{module_name}:{attribute}"
     with _working_directory_on_path():
-        found = _attribute(_import(module_name, label), attribute, label)
-        if isinstance(found, nn.Module):
-            return found
-        if not callable(found):
-            raise InputError(
-                f"{label} is of type {type(found).__name__}; needed is a function or class that "
-                f"returns a torch.nn.Module"
+        found = _factory(module_name, attribute, arguments)
+        return found if isinstance(found, nn.Module) else _module(label, found(**arguments))
+
+
+def accepts(name: str, **arguments: object) -> bool:
+    """Say whether what builds a model takes the arguments, without building it.
+
+    The names of this package, of timm and of torchvision take a number of classes; code of the
+    user's may know it itself.
+
+    Raises:
+        InputError: the user's code cannot be imported, or holds nothing of that name.
+
+    >>> accepts("repvgg_a0", num_classes=10), accepts("torch.nn:Identity", num_classes=10)
+    (True, True)
+    """
+    source, colon, attribute = name.partition(":")
+    if not colon or source in ("timm", "torchvision"):
+        return True
+    try:
+        with _working_directory_on_path():
+            _factory(source, attribute, arguments)
+    except ArgumentError:
+        return False
+    return True
+
+
+def _factory(module_name: str, attribute: str, arguments: dict[str, Any]) -> Any:
+    """Find what builds the user's model, which takes the arguments, or the model itself."""
+    label = f"{module_name}:{attribute}"
+    found = _attribute(_import(module_name, label), attribute, label)
+    if isinstance(found, nn.Module):
+        if arguments:
+            raise ArgumentError(
+                f"{label} is a module that is built already, and takes no "
+                f"{', '.join(arguments)}; leave that out, or name what builds it"
             )
-        _check_arguments(found, arguments, label)
-        return _module(label, found(**arguments))
+        return found
+    if not callable(found):
+        raise InputError(
+            f"{label} is of type {type(found).__name__}; needed is a function or class that "
+            f"returns a torch.nn.Module"
+        )
+    _check_arguments(found, arguments, label)
+    return found
 
 
 @contextmanager
@@ -185,7 +221,9 @@ def _check_arguments(factory: Callable[..., object], arguments: dict[str, Any], 
         signature.bind(**arguments)
     except TypeError as error:
         passed = ", ".join(arguments) or "no arguments"
-        raise InputError(f"{label}{signature} cannot be called with {passed}: {error}") from error
+        raise ArgumentError(
+            f"{label}{signature} cannot be called with {passed}: {error}"
+        ) from error
 
 
 def _module(label: str, built: object) -> nn.Module:

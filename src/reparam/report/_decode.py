@@ -13,6 +13,9 @@ __all__ = ["decode"]
 
 _Record = TypeVar("_Record")
 
+_LARGEST = 1e18
+"""No number of a result is larger, and charts are drawn of nothing larger."""
+
 
 def decode(record: type[_Record], value: object, where: str) -> _Record:
     """Build `record`, a frozen dataclass, from the JSON object `value`.
@@ -87,16 +90,21 @@ def _is_required(field: Field[Any]) -> bool:
 
 def _scalar(wanted: Any, value: object, where: str) -> Any:
     if wanted is float and isinstance(value, int | float) and not isinstance(value, bool):
-        if not math.isfinite(value):
-            raise _misfit(where, value, "a finite number")
+        if not (math.isfinite(value) and abs(value) <= _LARGEST):
+            raise _misfit(where, value, "a finite number of a size that can be drawn")
         return float(value)
     # bool is a subclass of int, and `true` is no count.
     if type(value) is not wanted:
         raise _misfit(where, value, {str: "a text", int: "a whole number"}.get(wanted, "a number"))
+    if wanted is int and not 0 <= cast("int", value) <= _LARGEST:
+        raise _misfit(where, value, "a count from 0 on")
     return value
 
 
 def _misfit(where: str, value: object, needed: str) -> InputError:
-    shown = repr(value)
+    try:
+        shown = repr(value)
+    except ValueError:  # Python does not write out whole numbers of thousands of digits
+        shown = "a number of thousands of digits"
     shown = shown if len(shown) <= 40 else shown[:37] + "..."
     return InputError(f"{where}: found {shown} ({type(value).__name__}), needed {needed}")

@@ -13,13 +13,36 @@ if TYPE_CHECKING:
 
     from reparam.report.results import LatencyRecord, Results
 
-__all__ = ["engine_remarks", "fastest_engine", "form_remarks"]
+__all__ = ["engine_remarks", "fastest_engine", "form_remarks", "on_one_scale"]
+
+_ONE_SCALE = 6.0
+"""Engines whose longest times differ by more than this are drawn apart."""
 
 
 def fastest_engine(group: LatencyRecord, model: str) -> str:
     """The engine with the least median time for one model."""
     rows = [row for row in group.rows if row.model == model]
     return min(rows, key=lambda row: quartiles(row.samples_ms).median).engine
+
+
+def on_one_scale(group: LatencyRecord) -> list[list[str]]:
+    """The engines of a group, put together as far as one axis shows the times of all.
+
+    On the axis of an engine that takes ten times as long, nobody can tell the times of a fast one
+    apart.
+    """
+    engines = dict.fromkeys(row.engine for row in group.rows)
+    longest = {
+        engine: max(quartiles(r.samples_ms).median for r in group.rows if r.engine == engine)
+        for engine in engines
+    }
+    together: list[list[str]] = []
+    for engine in sorted(engines, key=longest.__getitem__):
+        if together and longest[engine] <= _ONE_SCALE * longest[together[-1][0]]:
+            together[-1].append(engine)
+        else:
+            together.append([engine])
+    return [[engine for engine in engines if engine in each] for each in together]
 
 
 def engine_remarks(group: LatencyRecord) -> list[str]:

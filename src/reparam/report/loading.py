@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from reparam.errors import InputError
-from reparam.report import benchmarks
+from reparam.report import benchmarks, from_training
 from reparam.report._decode import decode
 from reparam.report.results import SCHEMA, Results
 
@@ -41,13 +41,15 @@ def load_results(source: Source) -> Results:
             "and from_prune make of what the library returns), their JSON object, or a path"
         )
     path = Path(source)
+    if path.exists() and not path.is_file():
+        raise InputError(f"{path}: is not a plain file; give a results.json")
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise InputError(
             f"{path}: cannot be read ({error.strerror}); give a results.json"
         ) from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{path}: is not JSON ({error}); give a results.json") from error
     return _from_object(value, str(path))
 
@@ -58,12 +60,17 @@ def _from_object(value: object, where: str) -> Results:
         results = decode(Results, value, where)
     elif isinstance(value, dict) and schema == benchmarks.SCHEMA:
         results = benchmarks.from_json(value, where)
+    elif isinstance(value, dict) and schema == from_training.SCHEMA:
+        results = from_training.from_training(value, where)
     else:
+        known = f"{SCHEMA}, {benchmarks.SCHEMA}, {from_training.SCHEMA}"
+        found = repr(schema)
         raise InputError(
-            f"{where}: found the schema {schema!r}, needed {SCHEMA!r} or {benchmarks.SCHEMA!r}; "
-            "give a results file that `reparam demo`, `bench`, `quantize` or `prune` wrote"
+            f"{where}: found the schema {found[:80]}, needed one of {known}; give a results file "
+            "that `reparam demo`, `train`, `bench`, `quantize` or `prune` wrote"
         )
     _check_references(results)
+    _check_counts(results, where)
     for quantized in results.quantizations:
         _check_quantization(quantized, where)
     for pruned in results.prunings:
@@ -81,6 +88,30 @@ def _check_references(results: Results) -> None:
     named += [trace.model for record in results.memory for trace in record.traces if trace.model]
     for key in named:
         results.model(key)
+
+
+def _check_counts(results: Results, where: str) -> None:
+    """Raise for numbers that no measurement gives, which shares and ratios cannot be made of."""
+    for judged in results.accuracy:
+        _check_share(f"{where}: {judged.model}", judged.correct, judged.total)
+    for compared in results.agreement:
+        _check_share(f"{where}: {compared.candidate}", compared.agree, compared.total)
+    for group in (*results.latency, *results.benchmarks):
+        for row in group.rows:
+            if not row.samples_ms or min(row.samples_ms) <= 0:
+                raise InputError(
+                    f"{where}: {row.model} in {row.engine} has a time of "
+                    f"{min(row.samples_ms, default=None)} ms; at least one is needed, above 0"
+                )
+    for memory in results.memory:
+        for trace in memory.traces:
+            if trace.peak_bytes < 1 or not trace.live_bytes:
+                raise InputError(f"{where}: {trace.label} held {trace.peak_bytes} bytes at most")
+
+
+def _check_share(place: str, part: int, whole: int) -> None:
+    if whole < 1 or part > whole:
+        raise InputError(f"{place} has {part} of {whole} images, which cannot be")
 
 
 def _check_quantization(record: QuantizationRecord, where: str) -> None:

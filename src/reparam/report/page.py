@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from reparam.report._csv import to_csv
 from reparam.report._markup import typeset
 from reparam.report.charts import Bar, Timeline, bar_chart, timelines
 from reparam.report.diagram import block_diagram
+from reparam.report.engines import on_one_scale
 from reparam.report.int8 import int8_section
 from reparam.report.loading import Source, load_results
 from reparam.report.numbers import (
@@ -129,9 +131,10 @@ def _accuracy(results: Results) -> dict[str, Any]:
     order = [model.key for model in results.models]
     listed = sorted(results.accuracy, key=lambda record: order.index(record.model))
     bars = [_accuracy_bar(results, record) for record in listed]
+    judged_on = " and ".join(dict.fromkeys(record.on for record in listed))
     return {
         "chart": bar_chart(
-            bars, unit="% correct", summary="Top-1 accuracy on the test images", maximum=100
+            bars, unit="% correct", summary=f"Top-1 accuracy on the {judged_on}", maximum=100
         ),
         "remarks": story.accuracy_remarks(results),
         "agreement": [
@@ -171,9 +174,27 @@ def _training_line(results: Results) -> str:
 
 
 def _latency(results: Results, group: LatencyRecord) -> dict[str, Any]:
+    charts = [
+        bar_chart(
+            _latency_bars(results, group, engines),
+            unit="ms a call",
+            summary=f"Latency, {group.title}, {' and '.join(engines)}",
+        )
+        for engines in on_one_scale(group)
+    ]
+    return {
+        "title": group.title,
+        "conditions": conditions(group),
+        "chart": "".join(charts),
+        "remarks": story.latency_remarks(results, group),
+        "note": group.note,
+    }
+
+
+def _latency_bars(results: Results, group: LatencyRecord, engines: Sequence[str]) -> list[Bar]:
     bars = []
-    engines = list(dict.fromkeys(row.engine for row in group.rows))
-    for row in sorted(group.rows, key=lambda row: engines.index(row.engine)):
+    rows = [row for row in group.rows if row.engine in engines]
+    for row in sorted(rows, key=lambda row: engines.index(row.engine)):
         model, middle = results.model(row.model), quartiles(row.samples_ms)
         bars.append(
             Bar(
@@ -187,13 +208,7 @@ def _latency(results: Results, group: LatencyRecord) -> dict[str, Any]:
                 solid=row.engine == "eager",
             )
         )
-    return {
-        "title": group.title,
-        "conditions": conditions(group),
-        "chart": bar_chart(bars, unit="ms a call", summary=f"Latency, {group.title}"),
-        "remarks": story.latency_remarks(results, group),
-        "note": group.note,
-    }
+    return bars
 
 
 def _memory(results: Results, memory: MemoryRecord) -> dict[str, Any]:

@@ -48,15 +48,18 @@ def pruned_sentence(records: Sequence[PruningRecord]) -> str:
     left = [f"*{macs_left(record):.2f}* of the multiply-adds"]
     if record.latency is not None:
         left.insert(0 if record.macs_share is None else 1, _latency_clause(record.latency))
-    return f"Pruning leaves {' and '.join(left)}{_cost(lost(record))}{_missed(record)}."
+    cost = _cost(lost(record), record.samples)
+    return f"Pruning leaves {' and '.join(left)}{cost}{_missed(record)}."
 
 
-def _cost(drop: float | None) -> str:
+def _cost(drop: float | None, samples: int | None) -> str:
+    """What the samples show, and how many they were: of few, as many right says little."""
     if drop is None:
         return "; what that costs in accuracy was not judged"
+    judged = f"{count(samples or 0)} images"
     if round(drop, 2) == 0:
-        return " and costs no accuracy"
-    number = f"*{abs(drop):.2f} points* of accuracy"
+        return f"; *as many* of {judged} are right as before"
+    number = f"*{abs(drop):.2f} points* of accuracy on {judged}"
     if drop < 0:
         return f", with {number} gained"
     return f" and costs {number}, before any training on"

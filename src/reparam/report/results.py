@@ -91,12 +91,13 @@ class TrainingRecord:
 
 @dataclass(frozen=True)
 class AccuracyRecord:
-    """Top-1: `correct` of `total` test images."""
+    """Top-1: `correct` of `total` images, which `on` names."""
 
     model: str
     correct: int
     total: int
     engine: str = "eager"
+    on: str = "test images"
 
 
 @dataclass(frozen=True)

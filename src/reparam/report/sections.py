@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from reparam.report.charts import Bar, bar_chart
 from reparam.report.dots import DotRow, dot_chart
-from reparam.report.engines import engine_remarks, fastest_engine, form_remarks
+from reparam.report.engines import engine_remarks, fastest_engine, form_remarks, on_one_scale
 from reparam.report.numbers import count, milliseconds, quartiles, significant
 from reparam.report.published import REPARAMETERIZED_FAMILIES
 from reparam.report.scatter import Mark, scatter
@@ -155,7 +155,7 @@ def engines_section(results: Results, group: LatencyRecord) -> dict[str, Any]:
     return {
         "title": group.title,
         "conditions": conditions(group),
-        "chart": _chart(group.title, models, engines, times),
+        "chart": "".join(_chart(group.title, models, each, times) for each in on_one_scale(group)),
         "several": len(engines) > 1,
         "remarks": [*engine_remarks(group), *form_remarks(results, group)],
         "note": group.note,
@@ -186,12 +186,13 @@ def _chart(
     times: dict[tuple[str, str], Quartiles],
 ) -> str:
     if len(engines) == 1:
-        found = [(model, times[model.key, engines[0]]) for model in models]
+        timed = ((model, times.get((model.key, engines[0]))) for model in models)
+        found = [(model, time) for model, time in timed if time is not None]
         bars = [
             Bar(m.label, engines[0], m.role, t.median, t.low, t.high, milliseconds(t.median))
             for m, t in found
         ]
-        return bar_chart(bars, unit="ms a call", summary=f"Latency, {title}")
+        return bar_chart(bars, unit="ms a call", summary=f"Latency, {title}, {engines[0]}")
     rows = []
     for model in models:
         found_times = (times.get((model.key, engine)) for engine in engines)

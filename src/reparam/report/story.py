@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from reparam.report.int8_story import int8_figures, int8_sentence
@@ -170,15 +170,21 @@ def _median(row: TimingRecord) -> float:
 
 
 def _compared(before: TimingRecord, after: TimingRecord, words: tuple[str, str]) -> _Comparison:
-    """How much faster `after` is, round by round; undecided unless most rounds agree."""
+    """How much faster `after` is by the medians shown; undecided unless most rounds agree."""
     found = paired(before.samples_ms, after.samples_ms)
+    factor = _median(before) / _median(after)
     equal = "the same speed" if found.same else "no clear difference in speed"
-    return _Comparison(found.factor, *words, equal, clear=found.clear)
+    clear = found.clear and (factor > 1) == (found.factor > 1)
+    return _Comparison(factor, *words, equal, clear=clear)
 
 
 def _speed(results: Results) -> list[Phrase]:
     timed = _forms_timed(results)
-    return [] if timed is None else _clause(_compared(*timed, ("faster", "slower")))
+    if timed is None:
+        return []
+    where = f" in {in_engine(timed[1].engine)}"
+    comparison = _compared(*timed, (f"faster{where}", f"slower{where}"))
+    return _clause(replace(comparison, equal=comparison.equal + where))
 
 
 def _memory(results: Results) -> list[Phrase]:
@@ -259,6 +265,7 @@ def _speed_figure(results: Results) -> Figure | None:
         return None
     before, after = timed
     number, words = _compared(before, after, ("faster", "slower")).words()
+    words = f"{words} in {in_engine(after.engine)}"
     change = f"{milliseconds(_median(before))} → {milliseconds(_median(after))}"
     return Figure(number or "≈", words, change)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import warnings
 from typing import TYPE_CHECKING
 
 import torch
@@ -22,7 +21,6 @@ if TYPE_CHECKING:
 __all__ = ["check_disk", "check_hardware", "check_model", "on_cpu"]
 
 
-@torch.no_grad()
 def check_model(model: nn.Module, data: ImageData) -> None:
     """Check that a model takes the images and knows the classes of a data set.
 
@@ -33,23 +31,7 @@ def check_model(model: nn.Module, data: ImageData) -> None:
         raise InputError(
             "the model has no trainable parameters; needed at least one with requires_grad=True"
         )
-    probe = copy.deepcopy(model).cpu().eval()
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            logits = probe(torch.zeros(2, *data.image_shape))
-    except (RuntimeError, ValueError, TypeError) as error:
-        raise InputError(
-            f"the model does not take images of shape {data.image_shape}, which {data.name} has "
-            f"({error}); choose another image size or another model"
-        ) from error
-    found = tuple(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__
-    if found != (2, data.num_classes):
-        raise InputError(
-            f"the model returns {found} for 2 images, and {data.name} has {data.num_classes} "
-            f"classes: needed (2, {data.num_classes}); build the model with "
-            f"num_classes={data.num_classes}"
-        )
+    data.check_fits(copy.deepcopy(model).cpu().eval())
 
 
 def check_disk(model: nn.Module, recipe: Recipe, files: RunFiles) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     from reparam.training.recipe import Recipe
 
 __all__ = ["EpochRecord", "Hardware", "OnProgress", "Progress", "TrainResult", "WrapOptimizer"]
+
+SCHEMA = "reparam.training/1"
+"""Of the result file that a run leaves."""
 
 
 @dataclass(frozen=True)
@@ -108,6 +111,7 @@ class TrainResult:
         seed: What was used.
         data_fingerprint: Of the data set.
         environment: Versions and machine.
+        images: How many there are in each split.
     """
 
     model: nn.Module
@@ -123,6 +127,7 @@ class TrainResult:
     seed: int
     data_fingerprint: str
     environment: Mapping[str, str | int]
+    images: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def accuracy(self) -> float:
@@ -132,6 +137,9 @@ class TrainResult:
     def to_dict(self) -> dict[str, Any]:
         """Return everything but the model as plain values for JSON, files by name only."""
         return {
+            "schema": SCHEMA,
+            "model": type(self.model).__name__,
+            "images": dict(self.images),
             "history": [asdict(record) for record in self.history],
             "validation_accuracy": self.validation_accuracy,
             "test_accuracy": self.test_accuracy,

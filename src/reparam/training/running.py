@@ -8,7 +8,7 @@ import logging
 import os
 import platform
 import warnings
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib.metadata import version
 from pathlib import Path
 from pickle import UnpicklingError
@@ -134,10 +134,9 @@ def train(  # noqa: PLR0913 - one keyword for each independent choice
     chosen = settle_precision(load_recipe(recipe), machine, checkpoint)
     check_model(model, data)
     check_hardware(chosen, machine)
-    _make_folder(files)
-    check_disk(model, chosen, files)
-    working = _working_copy(model, data)
-    with _quiet():
+    with _folder_of(files), _quiet():
+        check_disk(model, chosen, files)
+        working = _working_copy(model, data)
         trainer = _trainer(chosen, files, machine, progress_bar, save_every_steps, tensorboard)
         training = Training(
             working,
@@ -174,13 +173,24 @@ def _working_copy(model: nn.Module, data: ImageData) -> nn.Module:
     return working.train()
 
 
-def _make_folder(files: RunFiles) -> None:
+@contextmanager
+def _folder_of(files: RunFiles) -> Iterator[None]:
+    """Make the folder of a run, and take it away again if nothing got into it."""
+    folder = files.folder.absolute()
+    made = [path for path in (folder, *folder.parents) if not path.exists()]
     try:
-        files.folder.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(
             f"the output folder {files.folder} cannot be made ({error.strerror}); choose another"
         ) from error
+    try:
+        yield
+    except BaseException:
+        with suppress(OSError):  # of the first that holds something
+            for path in made:
+                path.rmdir()
+        raise
 
 
 def _trainer(
@@ -250,6 +260,7 @@ def _conclude(training: Training, data: ImageData, files: RunFiles, seed: int) -
         seed=seed,
         data_fingerprint=data.fingerprint,
         environment=_environment(),
+        images={name: len(split) for name, split in data.splits()},
     )
     if training.global_rank == 0:
         save_weights(model.state_dict(), files.last)

@@ -22,7 +22,7 @@ from reparam.cli.bench.request import Request
 from reparam.cli.counts import counted
 from reparam.cli.notes import warnings_noted
 from reparam.cli.onnx_files import example, fixed_batch, is_onnx
-from reparam.cli.targets import Inputs, example_inputs, load_model
+from reparam.cli.targets import SEED, SIZE, Inputs, checked_size, example_inputs, load_model
 from reparam.cli.terminal import Terminal
 from reparam.errors import InputError
 from reparam.exporting import formats
@@ -43,7 +43,7 @@ class _Subject:
     details: dict[str, Any]
 
 
-def measure(request: Request, terminal: Terminal, weights: Path | None = None) -> BenchmarkResult:
+def measure(request: Request, terminal: Terminal) -> BenchmarkResult:
     """Build, fold and measure what was asked for; the details a page needs are in the settings.
 
     Raises:
@@ -54,14 +54,14 @@ def measure(request: Request, terminal: Terminal, weights: Path | None = None) -
     start = time.perf_counter()
     load = _load(terminal, request)
     request = _at_fixed_batch(request, terminal)
-    subjects, sample = _subjects(request, terminal, weights)
+    subjects, sample = _subjects(request, terminal)
     cases = len(subjects) * len(request.engines) * len(request.precisions)
     cases *= len(request.batches) * len(request.threads)
     if not terminal.live:
         limit = "" if request.seconds is None else f" within {request.seconds:g} s"
         terminal.note(_NOT_LIVE.format(cases=cases, rounds=request.rounds, limit=limit))
     spent = time.perf_counter() - start
-    with terminal.progress("Measuring") as update, warnings_noted(terminal):
+    with terminal.progress("Measuring", spoken=True) as update, warnings_noted(terminal):
         result = reparam.benchmark(
             {subject.name: subject.model for subject in subjects},
             sample,
@@ -129,12 +129,8 @@ def _bar(
     return progress
 
 
-def _subjects(
-    request: Request, terminal: Terminal, weights: Path | None
-) -> tuple[list[_Subject], torch.Tensor]:
+def _subjects(request: Request, terminal: Terminal) -> tuple[list[_Subject], torch.Tensor]:
     """Every model in every form that was asked for, and an input that all of them take."""
-    if weights is not None and len(request.models) > 1:
-        raise InputError("--weights are for one MODEL, and there are several; leave one")
     subjects: list[_Subject] = []
     inputs, sample = request.inputs, None
     with terminal.progress("Building") as update, warnings_noted(terminal):
@@ -148,7 +144,7 @@ def _subjects(
                     inputs = Inputs(shape=tuple(sample.shape))
                 subjects.append(_Subject(name, path, model_details(path.name)))
                 continue
-            loaded = load_model(name, weights)
+            loaded = load_model(request.target(name))
             taken = example_inputs(loaded, inputs)
             if sample is None:
                 sample, inputs = taken, Inputs(shape=tuple(taken.shape))
@@ -213,8 +209,7 @@ def _existing(name: str) -> Path:
 
 
 def _random_image(inputs: Inputs) -> torch.Tensor:
-    """An input for a file, which does not say in one way for all formats what it takes."""
-    side = inputs.size or 224
-    return torch.randn(
-        inputs.shape or (1, 3, side, side), generator=torch.Generator().manual_seed(0)
-    )
+    """An input for a file of a format that does not say what it takes."""
+    side = inputs.size or SIZE
+    shape = checked_size(inputs.shape or (1, 3, side, side))
+    return torch.randn(shape, generator=torch.Generator().manual_seed(SEED))

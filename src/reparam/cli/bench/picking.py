@@ -12,7 +12,7 @@ from reparam.benchmarking import ParityRow, Pick, pick
 from reparam.cli.bench.measuring import is_file
 from reparam.cli.bench.request import Request
 from reparam.cli.notes import warnings_noted
-from reparam.cli.targets import Inputs, example_inputs, load_model
+from reparam.cli.targets import Inputs, Target, command, example_inputs, load_model
 from reparam.cli.terminal import Terminal
 from reparam.engines._inputs import with_batch
 from reparam.errors import InputError
@@ -27,8 +27,7 @@ __all__ = ["Picked", "picked", "tell_picked"]
 class Picked:
     """The engine that was found for a model, and the file for it if one was asked for."""
 
-    model: str
-    weights: Path | None
+    target: Target
     inputs: Inputs
     found: Pick
     written: ExportResult | None
@@ -37,7 +36,7 @@ class Picked:
         """The outcome for a program."""
         case = self.found.measurement.case
         return {
-            "model": self.model,
+            "model": self.target.name,
             "fastest": {"engine": case.engine, "precision": case.precision},
             "milliseconds": 1e3 * self.found.measurement.latency.median,
             "suffix": self.found.suffix,
@@ -46,9 +45,7 @@ class Picked:
         }
 
 
-def picked(
-    request: Request, terminal: Terminal, *, stem: Path | None, weights: Path | None
-) -> Picked:
+def picked(request: Request, terminal: Terminal, *, stem: Path | None) -> Picked:
     """Fuse the one model, compare it in every engine, time those that agree, write the fastest.
 
     Raises:
@@ -57,7 +54,7 @@ def picked(
     """
     name = _one_model(request)
     _check_stem(stem)
-    loaded = load_model(name, weights)
+    loaded = load_model(request.target(name))
     sample = with_batch((example_inputs(loaded, request.inputs),), request.batches[0])[0]
     with terminal.progress("Comparing and measuring") as update, warnings_noted(terminal):
         fused = reparam.fuse(loaded.model, sample)
@@ -76,7 +73,7 @@ def picked(
             written = found.export(
                 fused, stem, sample, reference=loaded.model, form="fused", source=name
             )
-    return Picked(name, weights, request.inputs, found, written)
+    return Picked(request.target(name), request.inputs, found, written)
 
 
 def _one_model(request: Request) -> str:
@@ -137,7 +134,6 @@ def tell_picked(terminal: Terminal, picked: Picked) -> None:
     terminal.done(f"Wrote {picked.written.path} ({picked.written.size_bytes / 1e6:.1f} MB)")
     if case.precision != "fp32":
         terminal.hint("Note:", f"the file holds float32; have {label} run it in {case.precision}")
-    given = "" if picked.weights is None else f"--weights {picked.weights} "
-    options = f"{picked.inputs.as_options()}{given}".strip()
-    command = f"reparam verify {picked.model} {picked.written.path} {options}"
-    terminal.hint("Next:", command.strip())
+    model, *options = picked.target.words()
+    words = [model, str(picked.written.path), *options, *picked.inputs.words()]
+    terminal.hint("Next:", command("verify", *words))

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from reparam._optional import available
-from reparam.cli.targets import Inputs
+from reparam.cli.targets import Checkpoint, Inputs, Target, command
 from reparam.engines import Settings, get_engine
 from reparam.errors import InputError
 
@@ -57,6 +57,8 @@ class Request:
         batches: inputs a call.
         threads: CPU threads of a call; None is each engine's default.
         inputs: shape of the example input.
+        checkpoint: weights of the one model there is, or None.
+        num_classes: classes of every model that is built, where not its default.
         rounds: interleaved rounds, at most.
         seconds: time for all of it, or None.
         title: what the page is called.
@@ -71,6 +73,8 @@ class Request:
     batches: tuple[int, ...] = (1,)
     threads: tuple[int | None, ...] = (None,)
     inputs: Inputs = field(default_factory=Inputs)
+    checkpoint: Checkpoint | None = None
+    num_classes: int | None = None
     rounds: int = 15
     seconds: float | None = None
     title: str = ""
@@ -98,18 +102,26 @@ class Request:
                 Settings(threads, precision)
         if min(self.batches) < 1:
             raise InputError(f"--batches has {min(self.batches)}; every batch is at least 1")
+        if self.checkpoint is not None and len(self.models) > 1:
+            raise InputError("--weights are for one MODEL, and there are several; leave one")
+
+    def target(self, name: str) -> Target:
+        """What one of the models stands for."""
+        return Target(name, self.checkpoint, self.num_classes)
 
     def as_command(self) -> str:
         """The command line that measures this again."""
-        parts = ["reparam bench", *self.models, *(["--figure1"] if self.figure1 else [])]
+        options = self.target("").words()[1:]
+        parts = ["bench", *self.models, *options, *(["--figure1"] if self.figure1 else [])]
         parts += ["--forms", ",".join(self.forms)]
         parts += ["--engines", ",".join(self.engines), "--precisions", ",".join(self.precisions)]
         parts += ["--batches", ",".join(map(str, self.batches))]
         if self.threads != (None,):
             parts += ["--threads", ",".join(map(str, self.threads))]
-        parts += [self.inputs.as_options().strip()] if self.inputs.as_options() else []
-        parts += ["--rounds", str(self.rounds)]
-        return " ".join(parts if self.seconds is None else [*parts, f"--seconds {self.seconds:g}"])
+        parts += [*self.inputs.words(), "--rounds", str(self.rounds)]
+        return command(
+            *parts, *([] if self.seconds is None else ["--seconds", f"{self.seconds:g}"])
+        )
 
 
 def words(text: str, option: str) -> tuple[str, ...]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from reparam.cli.targets import command
 from reparam.report.from_quantizing import quantization_record
 from reparam.report.int8_story import advice
 
@@ -76,7 +77,7 @@ def _row(layer: LayerDiagnosis) -> tuple[str, ...]:
 
 def _next(result: QuantizeResult) -> list[str]:
     """Remedies that were not tried, where too much was lost; and the measurement."""
-    size = result.input_shape[-1]
-    bench = f"reparam bench {result.path} --engines {result.engine} --input-size {size}"
+    size = str(result.input_shape[-1])
+    bench = command("bench", str(result.path), "--engines", result.engine, "--input-size", size)
     untried = advice(quantization_record(result))
     return [untried, bench] if untried else [bench]

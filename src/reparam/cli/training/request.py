@@ -11,6 +11,7 @@ import torch
 
 from reparam._optional import available
 from reparam.branching import kinds
+from reparam.cli.targets import Checkpoint
 from reparam.engines import get_engine
 from reparam.errors import InputError
 from reparam.exporting import formats
@@ -33,7 +34,8 @@ class TrainRequest:
         model: MODEL, or None for the recipe's own, or else a small RepVGG.
         recipe: a name or a file, or None for the one that fits the data.
         branch: a kind of branching, to widen a plain MODEL with, or None.
-        weights: checkpoint to begin from, or None for fresh weights.
+        checkpoint: weights to begin from, or None for fresh ones.
+        num_classes: classes of MODEL, or None for those of the data.
         validation: a second source of data, or None.
         size: side of the images in pixels, or None for the data's own.
         changes: values of the recipe to replace, by their names with double underscores.
@@ -47,6 +49,7 @@ class TrainRequest:
         nodes: machines.
         sync_batchnorm: batch statistics over all processes.
         exports: names of files to export the fused model to, or None for ONNX where it can be.
+        deploy: ``"best"`` or ``"last"``: the epoch whose weights are fused.
     """
 
     data: str
@@ -54,7 +57,8 @@ class TrainRequest:
     model: str | None = None
     recipe: str | None = None
     branch: str | None = None
-    weights: Path | None = None
+    checkpoint: Checkpoint | None = None
+    num_classes: int | None = None
     validation: str | None = None
     size: int | None = None
     changes: dict[str, Any] = field(default_factory=dict)
@@ -68,6 +72,7 @@ class TrainRequest:
     nodes: int = 1
     sync_batchnorm: bool = False
     exports: tuple[str, ...] | None = None
+    deploy: str = "best"
 
     def __post_init__(self) -> None:
         """Refuse what no run can begin with.

@@ -8,16 +8,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import torch
-
 import reparam
 from reparam._optional import require
 from reparam.cli import small
 from reparam.cli.notes import warnings_noted
-from reparam.cli.targets import pruned_note, with_weights
+from reparam.cli.targets import Target, build, pruned_note, sized, with_weights
 from reparam.data import ImageData, open_data
 from reparam.errors import InputError
-from reparam.models import resolve
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -41,7 +38,7 @@ _DIGITS_SIZE = 16
 class Finished:
     """What a run came to."""
 
-    model: str
+    model: Target
     branch: str | None
     data: ImageData
     recipe: str
@@ -69,7 +66,8 @@ def run(request: TrainRequest, terminal: Terminal) -> Finished | None:
     recipe = load_recipe(recipe_name)
     model_name = request.model or recipe.model or _default_model(data)
     recipe = recipe.override(**request.changes) if request.changes else recipe
-    model = _build(model_name, data, request)
+    target = sized(Target(model_name, request.checkpoint, request.num_classes), data)
+    model = _build(target, request)
     told = terminal.progress("Training")
     with _stop_told(terminal), warnings_noted(terminal), told as update:
         result = train(
@@ -99,9 +97,10 @@ def run(request: TrainRequest, terminal: Terminal) -> Finished | None:
             out=request.out,
             exports=request.export_names,
             source=model_name,
-            notes=pruned_note(request.weights),
+            weights=request.deploy,
+            notes=pruned_note(None if request.checkpoint is None else request.checkpoint.path),
         )
-    return Finished(model_name, request.branch, data, recipe_name, result, deployment)
+    return Finished(target, request.branch, data, recipe_name, result, deployment)
 
 
 @contextmanager
@@ -159,31 +158,17 @@ def _side(data: ImageData) -> int:
     return max(data.image_shape[1:])
 
 
-def _build(name: str, data: ImageData, request: TrainRequest) -> nn.Module:
-    """The model with as many classes as the data, its weights and branches as asked for."""
-    torch.manual_seed(request.seed)
-    model = _resolve(name, data.num_classes)
-    if request.weights is not None:
-        model, _ = with_weights(model, request.weights)
+def _build(target: Target, request: TrainRequest) -> nn.Module:
+    """The model with its weights and branches as asked for."""
+    model = build(target, request.seed)
+    if target.checkpoint is not None:
+        model, _ = with_weights(model, target.checkpoint)
     if request.branch is None:
         return model
     # A trained net keeps what it computes; a fresh one gets the blocks of the papers.
-    if request.weights is not None:
+    if target.checkpoint is not None:
         return reparam.branch(model.eval(), request.branch)
     return reparam.branch(model, request.branch, norms="absorb", init="fresh")
-
-
-def _resolve(name: str, classes: int) -> nn.Module:
-    """Build MODEL; a factory of the user's may know the number of classes itself."""
-    source = name.partition(":")[0]
-    if ":" not in name or source in ("timm", "torchvision"):
-        return resolve(name, num_classes=classes)
-    try:
-        return resolve(name, num_classes=classes)
-    except InputError as refused:
-        if "cannot be called with" not in str(refused):
-            raise
-    return resolve(name)
 
 
 def _teller(

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from reparam._optional import available
+from reparam.cli.targets import Checkpoint, command
 from reparam.report.numbers import count
 
 if TYPE_CHECKING:
@@ -19,16 +22,12 @@ def tell(terminal: Terminal, request: TrainRequest, finished: Finished) -> None:
     result, deployed = finished.result, finished.deployment
     data, epochs = finished.data, len(result.history)
     branch = f" with {finished.branch} branches" if finished.branch else ""
-    rows = [
-        ("recipe", finished.recipe),
-        ("precision", result.recipe.precision),
-        ("epochs, seconds", f"{epochs}, {result.seconds:.0f}"),
-        ("validation accuracy", _percent(result.validation_accuracy, len(data.validation))),
-        ("best epoch", str(result.best_epoch)),
-    ]
-    if result.test_accuracy is not None and data.test is not None:
-        rows.insert(4, ("test accuracy", _percent(result.test_accuracy, len(data.test))))
-    terminal.table(f"Trained {finished.model}{branch} on {data.name}", ("", ""), rows)
+    title = f"Trained {finished.model.name}{branch} on {data.name}"
+    terminal.table(title, ("", *_columns(finished)), _accuracies(finished))
+    terminal.text(
+        f"  recipe {finished.recipe} in {result.recipe.precision}, {epochs} epochs in "
+        f"{result.seconds:.0f} s"
+    )
     terminal.text()
     same = deployed.images - deployed.different
     terminal.done(
@@ -47,33 +46,59 @@ def tell(terminal: Terminal, request: TrainRequest, finished: Finished) -> None:
         f"Weights in {request.out}: {deployed.weights.name} (fused), {result.best.name} and "
         f"{result.last.name} (train form)"
     )
-    for command in _next(request, finished):
-        terminal.hint("Next:", command)
+    for words in _next(request, finished):
+        terminal.hint("Next:", command(*words))
+
+
+def _columns(finished: Finished) -> list[str]:
+    last = len(finished.result.history)
+    if finished.deployment.epoch == last:
+        return [f"epoch {last}, deployed"]
+    return [f"epoch {finished.deployment.epoch}, deployed", f"epoch {last}, the last"]
+
+
+def _accuracies(finished: Finished) -> list[list[str]]:
+    """Of what is deployed, and beside it of the last epoch where that is another."""
+    result, deployed, data = finished.result, finished.deployment, finished.data
+    rows = [("validation accuracy", deployed.accuracy, result.validation_accuracy, data.validation)]
+    if data.test is not None:
+        test = (deployed.test_accuracy or 0.0, result.test_accuracy or 0.0)
+        rows.append(("test accuracy", *test, data.test))
+    width = len(_columns(finished))
+    return [
+        [what, *(_percent(share, len(split)) for share in (mine, last)[:width])]
+        for what, mine, last, split in rows
+    ]
 
 
 def _percent(share: float, images: int) -> str:
     return f"{100 * share:.2f} % of {images:,}"
 
 
-def _next(request: TrainRequest, finished: Finished) -> list[str]:
-    side = finished.data.image_shape[-1]
-    options = f"--num-classes {finished.data.num_classes} --input-size {side}"
-    commands = []
-    if finished.branch is None:
-        weights = f"--weights {finished.result.best}"
-        out = request.out / "best.onnx"
-        commands.append(f"reparam fuse {finished.model} {weights} {options} -o {out}")
-    if finished.deployment.exports:
-        file = finished.deployment.exports[0].path
-        engine = finished.deployment.exports[0].engine
-        commands.append(f"reparam bench {file} --engines {engine} --input-size {side}")
-    return commands
+def _next(request: TrainRequest, finished: Finished) -> list[list[str]]:
+    """Commands that work as they stand: eight bits, fewer channels, times, a page."""
+    deployed, out = finished.deployment, request.out
+    size = ["--input-size", str(finished.data.image_shape[-1])]
+    target = replace(finished.model, checkpoint=Checkpoint(deployed.weights))
+    data = ["--data", request.data, *size]
+    if request.validation is not None:
+        data += ["--validation", request.validation]
+    commands = [
+        ["prune", *target.words(), *data, "--macs", "0.5", "-o", str(out / "pruned.safetensors")],
+        ["report", str(out / "result.json")],
+    ]
+    if all(map(available, ("onnx", "onnxruntime"))):
+        int8 = str(out / "deploy-int8.onnx")
+        commands.insert(0, ["quantize", *target.words(), *data, "-o", int8])
+    timed = [export for export in deployed.exports if export.path.suffix != ".safetensors"]
+    timed_as = [str(timed[0].path), "--engines", timed[0].engine] if timed else target.words()
+    return [*commands, ["bench", *timed_as, *size]]
 
 
 def as_dict(finished: Finished) -> dict[str, Any]:
     """The outcome for a program."""
     return {
-        "model": finished.model,
+        "model": finished.model.name,
         "branch": finished.branch,
         "data": finished.data.name,
         "training": finished.result.to_dict(),

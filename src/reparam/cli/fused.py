@@ -1,0 +1,86 @@
+"""The fused net that a MODEL and its weights stand for, and an input that it takes."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+
+import reparam
+from reparam.cli.targets import (
+    Inputs,
+    Loaded,
+    Target,
+    build,
+    check_runs,
+    command,
+    example_inputs,
+    load_model,
+    sized,
+    with_weights,
+)
+from reparam.errors import CheckpointError, InputError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from reparam.data import ImageData
+
+__all__ = ["load_fused"]
+
+
+def load_fused(target: Target, data: ImageData | None, inputs: Inputs) -> tuple[Loaded, Tensor]:
+    """Build a MODEL in the form that its weights are of, and make sure that it is fused.
+
+    Weights that ``reparam fuse`` or ``reparam train`` wrote do not fit the net that is built by
+    name but what folding makes of it, so that is tried where they do not.
+
+    Returns:
+        The net, and an image of the data or random values of the shape that was asked for.
+
+    Raises:
+        InputError: the net is not fused, the weights fit neither form, or it does not take images
+            of the data or does not know their classes.
+    """
+    target = sized(target, data)
+    loaded, sample = _in_form_of_weights(target, data, inputs)
+    if data is not None:
+        data.check_fits(loaded.model)
+    regions = reparam.plan(loaded.model, sample).regions
+    if regions:
+        size = inputs.words() or ["--input-size", str(sample.shape[-1])]
+        fuse = command("fuse", *target.words(), *size, "-o", "fused.safetensors")
+        raise InputError(
+            f"{target.name} is not fused: {len(regions)} regions would fold, the first at "
+            f"{regions[0].where} ({regions[0].what}). Fuse it first: {fuse}; "
+            "then give --weights fused.safetensors"
+        )
+    return loaded, sample
+
+
+def _in_form_of_weights(
+    target: Target, data: ImageData | None, inputs: Inputs
+) -> tuple[Loaded, Tensor]:
+    try:
+        loaded = load_model(target)
+    except CheckpointError as misfit:
+        built = Loaded(target.name, build(target).eval(), None)
+        sample = _sample(built, data, inputs)
+        folded = reparam.fuse(built.model, sample)
+        try:
+            if target.checkpoint is None:
+                raise
+            folded, report = with_weights(folded, target.checkpoint)
+        except CheckpointError:
+            raise misfit from None
+        return Loaded(target.name, folded.eval(), report), sample
+    return loaded, _sample(loaded, data, inputs)
+
+
+def _sample(loaded: Loaded, data: ImageData | None, inputs: Inputs) -> Tensor:
+    if data is None or inputs.shape is not None:
+        return example_inputs(loaded, inputs)
+    check_runs(loaded, torch.zeros(2, *data.image_shape))
+    image, _ = data.tensors(data.validation, limit=1)
+    parameters = (p.dtype for p in loaded.model.parameters() if p.is_floating_point())
+    return image.to(next(parameters, torch.float32))
