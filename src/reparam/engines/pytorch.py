@@ -154,6 +154,8 @@ def load_program(path: Path) -> torch.export.ExportedProgram:
     Raises:
         ExportError: The file is not a program that this version of PyTorch reads.
     """
+    if not zipfile.is_zipfile(path):  # of which torch would log a traceback
+        raise ExportError(f"{path.name} is no exported program, or it is cut short")
     try:
         return torch.export.load(path)
     except Exception as error:

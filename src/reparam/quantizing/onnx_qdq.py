@@ -66,7 +66,10 @@ def _prepare(source: Path, out: Path) -> None:
         "onnxruntime.quantization.shape_inference", extra="quantize", purpose=_PURPOSE
     )
     try:
-        tools.quant_pre_process(str(source), str(out))
+        try:
+            tools.quant_pre_process(str(source), str(out))
+        except Exception:  # noqa: BLE001 - its symbolic inference knows not every operator
+            tools.quant_pre_process(str(source), str(out), skip_symbolic_shape=True)
     except Exception as error:
         raise ExportError(
             f"ONNX Runtime could not prepare the net for quantization: {error}; nothing was written"

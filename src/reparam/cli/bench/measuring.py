@@ -55,6 +55,7 @@ def measure(request: Request, terminal: Terminal) -> BenchmarkResult:
     load = _load(terminal, request)
     request = _at_fixed_batch(request, terminal)
     subjects, sample = _subjects(request, terminal)
+    checked_size((max(request.batches), *sample.shape[1:]))
     cases = len(subjects) * len(request.engines) * len(request.precisions)
     cases *= len(request.batches) * len(request.threads)
     if not terminal.live:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -102,6 +103,8 @@ class Request:
                 Settings(threads, precision)
         if min(self.batches) < 1:
             raise InputError(f"--batches has {min(self.batches)}; every batch is at least 1")
+        if self.seconds is not None and not math.isfinite(self.seconds):
+            raise InputError(f"--seconds is {self.seconds}; leave it out to run every round")
         if self.checkpoint is not None and len(self.models) > 1:
             raise InputError("--weights are for one MODEL, and there are several; leave one")
 
