@@ -20,7 +20,7 @@ from reparam.cli.options import (
     inputs_from,
     refuse_for_files,
 )
-from reparam.cli.targets import Inputs, example_inputs, load_model
+from reparam.cli.targets import Checkpoint, Inputs, Target, example_inputs, load_model
 from reparam.cli.terminal import Terminal
 
 __all__ = ["diff"]
@@ -74,10 +74,11 @@ def _side(
     name: str, weights: Path | None, num_classes: int | None, inputs: Inputs
 ) -> tuple[nn.Module | str, torch.Tensor | None]:
     if Path(name).suffix.lower() in _FILES:
-        refuse_for_files(name, weights=weights)
+        refuse_for_files(Target(name), weights=weights)
         given = None if inputs.shape is None else torch.randn(inputs.shape)
         return name, given
-    loaded = load_model(name, weights, num_classes=num_classes)
+    checkpoint = None if weights is None else Checkpoint(weights)
+    loaded = load_model(Target(name, checkpoint, num_classes))
     return loaded.model, example_inputs(loaded, inputs)
 
 

@@ -124,7 +124,7 @@ def quantize(  # noqa: PLR0913 - one argument for each option
     from reparam.quantizing import quantize as write_quantized
 
     terminal = Terminal()
-    target = target_from(model, weights, key, strict, num_classes)
+    given = target_from(model, weights, key, strict, num_classes)
     check_target(out, engine)
     check_out(out)
     check_page(report)
@@ -136,7 +136,7 @@ def quantize(  # noqa: PLR0913 - one argument for each option
     with terminal.progress(f"Quantizing {model}") as update, warnings_noted(terminal):
         update(0, 1, f"opening {data}")
         found = open_data(data, validation=validation, image_size=input_size)
-        loaded, _ = load_fused(target, found, Inputs(size=input_size))
+        loaded, _ = load_fused(given, found, Inputs(size=input_size))
         result = write_quantized(
             loaded.model,
             out,
