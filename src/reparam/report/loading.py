@@ -63,10 +63,10 @@ def _from_object(value: object, where: str) -> Results:
     elif isinstance(value, dict) and schema == from_training.SCHEMA:
         results = from_training.from_training(value, where)
     else:
-        known = f"{SCHEMA}, {benchmarks.SCHEMA}, {from_training.SCHEMA}"
+        known = f"{SCHEMA!r}, {benchmarks.SCHEMA!r} or {from_training.SCHEMA!r}"
         found = repr(schema)
         raise InputError(
-            f"{where}: found the schema {found[:80]}, needed one of {known}; give a results file "
+            f"{where}: found the schema {found[:80]}, needed {known}; give a results file "
             "that `reparam demo`, `train`, `bench`, `quantize` or `prune` wrote"
         )
     _check_references(results)
