@@ -41,6 +41,22 @@ def test_a_run_ends_fused_compared_and_exported(reparam_command, tiny: str) -> N
     }  # fmt: skip
 
 
+WIDE = """
+from torch import nn
+from reparam.models import RepVGG, RepVGGSpec
+
+def classifier(num_classes=10):
+    spec = RepVGGSpec(depths=(2,), widths=(32,), stem_width=16, stem_stride=1, strides=2)
+    return RepVGG(spec, num_classes=num_classes)
+
+def straight(num_classes=10):
+    return nn.Sequential(
+        nn.Conv2d(3, 32, 3, padding=1, bias=False), nn.BatchNorm2d(32), nn.ReLU(),
+        nn.Conv2d(32, 32, 3, padding=1, bias=False), nn.BatchNorm2d(32), nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(32, num_classes))
+"""
+
+
 @pytest.mark.parametrize("branch", [None, "repvgg"])
 def test_every_command_that_is_printed_works_as_printed(
     reparam_command, tiny: str, branch: str | None
@@ -48,7 +64,8 @@ def test_every_command_that_is_printed_works_as_printed(
     for package in ("onnxruntime", "onnxscript", "jinja2", "torch_pruning"):
         pytest.importorskip(package)
     _write_images(Path("my images"))
-    model = f"{tiny}:{'classifier' if branch is None else 'straight'}"
+    Path(f"wide_{tiny}.py").write_text(WIDE, encoding="utf-8")
+    model = f"wide_{tiny}:{'classifier' if branch is None else 'straight'}"
     widen = () if branch is None else ("--branch", branch)
     first = ("train", "--data", "my images", "--epochs", "1", "--batch-size", "16", "-m", model)
     waiting = [(*first, "--out", "a run", *widen)]
