@@ -121,7 +121,7 @@ def test_a_broken_note_of_the_camera_leaves_the_pixels() -> None:
 
 
 @pytest.mark.parametrize("size", [(1, 1), (224, 224), (8, 12)])
-@pytest.mark.parametrize("stored", [(1, 1), (1, 30_000), (30_000, 1), (1, 2)])
+@pytest.mark.parametrize("stored", [(1, 1), (1, 30_000), (30_000, 1), (1, 2), (8, 8)])
 def test_images_of_a_pixel_s_width_become_the_size_that_is_asked_for(
     stored: tuple[int, int], size: tuple[int, int]
 ) -> None:

@@ -95,8 +95,14 @@ class TrainRequest:
         """Refuse to write over an earlier run; called by one process of a distributed run only.
 
         Raises:
-            InputError: there is one in `out`.
+            InputError: there is one in `out`, or `out` would be taken for a class of the data.
         """
+        data, out = Path(self.data), self.out.resolve()
+        if data.is_dir() and out.is_relative_to(data.resolve()):
+            raise InputError(
+                f"{self.out} lies in the data, of which it would become a class; choose another "
+                "--out, outside of it"
+            )
         if (self.out / "resume.ckpt").exists() and not self.resume:
             raise InputError(
                 f"{self.out} holds an earlier run; go on with it (--resume) or choose another --out"
