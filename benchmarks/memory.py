@@ -178,14 +178,15 @@ def draw(rows: list[dict[str, Any]], *, check: bool) -> bool:
                 f"{form} form",
                 colour,
                 tuple(
-                    Point(index, found[net, form][kind] / 2**20, name=label)
-                    for index, (net, label) in enumerate(NETS.items(), start=1)
+                    Point(index, found[net, form][kind] / 2**20)
+                    for index, net in enumerate(NETS, start=1)
                 ),
                 line=False,
             )
             for form, colour in zip(FORMS, COLOURS, strict=False)
         )
-        panels.append(Panel(title, "", "MiB, 16 images", series, y_from_zero=True))
+        names = tuple(NETS.values())
+        panels.append(Panel(title, "", "MiB, 16 images", series, y_from_zero=True, x_names=names))
     told = "Peak activation memory of nets in train and deploy form, 16 images"
     return save(PICTURE, panels, told, check=check)
 

@@ -13,7 +13,7 @@ from reparam.report.numbers import nice_ticks
 __all__ = ["COLOURS", "Panel", "Point", "Series", "save"]
 
 COLOURS = ("#1d4ed8", "#b45309", "#047857", "#7c3aed", "#be123c", "#52606d")
-_LEFT, _TOP, _BOTTOM, _GAP = 46, 34, 44, 26
+_LEFT, _TOP, _BOTTOM, _GAP = 46, 46, 44, 26
 
 
 @dataclass(frozen=True)
@@ -48,6 +48,7 @@ class Panel:
     y_title: str
     series: tuple[Series, ...]
     y_from_zero: bool = False
+    x_names: tuple[str, ...] = ()  # what stands below 1, 2, 3 and so on, instead of numbers
 
 
 def save(
@@ -121,9 +122,8 @@ def _panel(panel: Panel, width: float, height: float) -> list[str]:
         y = frame.y(tick)
         parts.append(f'<path d="M{frame.left},{y:.1f} H{frame.right:.1f}" stroke="#e4e7eb"/>')
         parts.append(_text(frame.left - 6, y + 4, "end", f"{tick:g}"))
-    parts += [
-        _text(frame.x(tick), frame.bottom + 17, "middle", f"{tick:g}") for tick in frame.x_ticks
-    ]
+    named = dict(enumerate(panel.x_names, start=1)) or {x: f"{x:g}" for x in frame.x_ticks}
+    parts += [_text(frame.x(x), frame.bottom + 17, "middle", name) for x, name in named.items()]
     middle = (frame.left + frame.right) / 2
     parts.append(_text(middle, frame.bottom + 35, "middle", panel.x_title))
     parts.append(f'<path d="M{frame.left},{frame.bottom} H{frame.right:.1f}" stroke="#52606d"/>')
