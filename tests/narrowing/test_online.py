@@ -25,14 +25,14 @@ MERGED = {
     "mobileone-depthwise-stride2", "mobileone-pointwise-skip", "repmixer", "repvit", "fastvit",
     "repghost", "pplcnetv2", "unireplk-dilated-only",
 }  # fmt: skip
-"""Blocks in which branches merge at sizes that nets have: 16 images of 48 pixels."""
+"""Blocks in which branches merge at sizes that nets have: 64 images of 112 pixels."""
 
 pytestmark = pytest.mark.filterwarnings("ignore:Using padding='same'")
 
 
 def _example(case: ZooCase) -> torch.Tensor:
-    size = [48] * (len(case.shape) - 2)
-    return torch.empty(16, case.shape[1], *size, dtype=torch.float64, device="meta")
+    size = [112] * (len(case.shape) - 2)
+    return torch.empty(64, case.shape[1], *size, dtype=torch.float64, device="meta")
 
 
 def _built(case: ZooCase) -> nn.Module:
@@ -86,7 +86,7 @@ def test_blocks_of_the_zoo_train_alike(case: ZooCase) -> None:
 def test_fifty_steps_stay_together(block, optimizer) -> None:
     net = nn.Sequential(block(), nn.Conv2d(6, 3, 1))
     wide = randomised(net)
-    online = reparam.online(wide, torch.empty(16, 6, 48, 48, dtype=torch.float64, device="meta"))
+    online = reparam.online(wide, torch.empty(64, 6, 112, 112, dtype=torch.float64, device="meta"))
     assert _force(online, 0)
     train_both(wide, online, _batches((4, 6, 7, 6), 50), optimizer)
 
@@ -177,7 +177,7 @@ def test_norms_of_every_kind(options: dict[str, object]) -> None:
     block.identity = nn.BatchNorm2d(6, **options)
     block.pointwise[1] = nn.BatchNorm2d(6, **options)
     wide = randomised(block)
-    online = reparam.online(wide, torch.empty(16, 6, 48, 48, device="meta"))
+    online = reparam.online(wide, torch.empty(64, 6, 112, 112, device="meta"))
     _force(online, 1)
     train_both(wide, online, _batches((3, 6, 7, 8), 3))
 

@@ -112,6 +112,13 @@ NodesOption = Annotated[int, typer.Option("--nodes", metavar="N", min=1, help="M
 SyncOption = Annotated[
     bool, typer.Option("--sync-batchnorm", help="Batch statistics over all processes (GPUs).")
 ]
+OnlineOption = Annotated[
+    bool | None,
+    typer.Option(
+        "--online/--no-online",
+        help="Merge branches while training, exactly; if left out, where that is faster.",
+    ),
+]
 ExportOption = Annotated[
     list[str] | None,
     typer.Option(
@@ -150,6 +157,7 @@ def train(  # noqa: PLR0913 - one argument for each option
     devices: DevicesOption = 1,
     nodes: NodesOption = 1,
     sync_batchnorm: SyncOption = False,
+    online: OnlineOption = None,
     exports: ExportOption = None,
     deploy: DeployOption = "best",
     as_json: JsonOption = False,
@@ -179,6 +187,7 @@ def train(  # noqa: PLR0913 - one argument for each option
         devices=devices,
         nodes=nodes,
         sync_batchnorm=sync_batchnorm,
+        online=online,
         exports=tuple(exports) if exports else None,
         deploy=deploy,
     )

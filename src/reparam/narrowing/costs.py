@@ -27,10 +27,14 @@ _PASS = 10.0
 """Reading a tensor and writing another, for each number."""
 _DEPTHWISE_TAP = 5.0
 """A tap of a depthwise convolution: bound by memory, not by arithmetic."""
-_GATHER = 25.0
+_GATHER = 30.0
 """Writing one tap of a patch out, or adding it back."""
-_CALL = 2e6
-"""Starting the operations that one way needs besides those on the input."""
+_SMALL = 6e7
+"""The many small operations that single taps and gathered patches need, whatever their size."""
+_SMALL_DEPTHWISE = 1.8e8
+"""Those of depthwise patches at stride 1, borders included."""
+_FORM = 1.3
+"""A multiply-add of a product of kernels with a covariance: small matrices are slower."""
 
 
 @dataclass(frozen=True)
@@ -83,7 +87,8 @@ def positions(geometry: Geometry, shape: tuple[int, ...]) -> int:
     return shape[0] * math.prod(geometry.output_size(shape[2:]))
 
 
-def common_patch(geometries: list[Geometry]) -> Geometry:
+@functools.lru_cache(maxsize=4096)
+def common_patch(geometries: tuple[Geometry, ...]) -> Geometry:
     """The patch that holds those of several operators with one set of output positions."""
     first, *others = (replace(g, out_channels=g.in_channels, bias=False) for g in geometries)
     return functools.reduce(parallel, others, first)
@@ -119,16 +124,16 @@ def _moments(patch: Geometry, shape: tuple[int, ...]) -> float:
     size = math.prod(shape)
     width = channels // patch.groups * patch.taps
     if is_single_tap(patch):
-        return size * (2 * width + 5 * _PASS) + _CALL
+        return size * (2 * width + 5 * _PASS) + _SMALL
     if is_toeplitz(patch):
         high, wide = ([1, *map(len, patch.offsets)])[-2:]
         lags = (2 * high - 1) * 3 * lag_windows(wide)
         back = (2 * high - 1) * (2 * wide - 1)
-        border = 2 * (high + wide) / min(shape[2:]) * _GATHER
-        rate = lags * _DEPTHWISE_TAP + back * _DEPTHWISE_TAP / 2 + 6 * _PASS + border * _PASS
-        return size * rate + 4 * _CALL
+        border = 2 * (high + wide) / min(shape[2:])
+        rate = lags * _DEPTHWISE_TAP + back * _DEPTHWISE_TAP / 2 + 6 * _PASS + border * 3 * _PASS
+        return size * rate + _SMALL_DEPTHWISE
     gathered = positions(patch, shape) * channels * patch.taps
-    return gathered * (2 * width + 3 * _GATHER) + _CALL
+    return gathered * (2 * width + 3 * _GATHER) + _SMALL
 
 
 @dataclass
@@ -155,10 +160,10 @@ class _Count:
             values.append(self._value(index, step, [values[i] for i in step.inputs]))
         self._written(values[-1])
         for geometries in self.patches.values():
-            patch = common_patch(geometries)
+            patch = common_patch(tuple(geometries))
             width = patch.in_channels // patch.groups * patch.taps
             self.work += _moments(patch, self.shape)
-            self.work += sum(2 * g.out_channels * width**2 for g in geometries)
+            self.work += sum(2 * _FORM * g.out_channels * width**2 for g in geometries)
         return self.work
 
     def _value(self, index: int, step: Step, inputs: list[_Sim]) -> _Sim:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
-from reparam import algebra
 from reparam.algebra import AffineConv, Geometry
 
 __all__ = ["Affine", "composed", "fitted", "same_taps"]
@@ -66,16 +67,38 @@ def same_taps(first: Geometry, second: Geometry) -> bool:
 
 def fitted(kernel: Tensor | None, have: Geometry, want: Geometry, like: Tensor) -> Tensor:
     """Write a kernel, or the identity where it is None, on the taps and groups of ``want``."""
-    if kernel is not None and same_taps(have, want):
-        return kernel
     if kernel is None:
-        op = algebra.identity(have.in_channels, dims=want.dims)
-        op = AffineConv(op.geometry, op.kernel.to(like.device))
-    else:
-        op = AffineConv(replace(have, bias=False), kernel)
-    grid = replace(want, bias=False)
-    zeros = torch.zeros(grid.kernel_shape, dtype=torch.float64, device=like.device)
-    return (AffineConv(grid, zeros) + op).kernel.to(like.dtype)
+        kernel = _identity(have.in_channels, want, like)
+    elif same_taps(have, want):
+        return kernel
+    elif have.groups != want.groups:
+        kernel = AffineConv(replace(have, bias=False), kernel).regroup(want.groups).kernel
+        kernel = kernel.to(like.dtype)
+    pads = _zeros_around(have, want)
+    if pads is not None:
+        return F.pad(kernel, pads) if any(pads) else kernel
+    zeros = torch.zeros(want.kernel_shape, dtype=torch.float64, device=like.device)
+    grid, inner = replace(want, bias=False), replace(have, groups=want.groups, bias=False)
+    return (AffineConv(grid, zeros) + AffineConv(inner, kernel)).kernel.to(like.dtype)
+
+
+def _identity(channels: int, want: Geometry, like: Tensor) -> Tensor:
+    """The kernel that returns its input, with the groups of ``want`` and a single tap."""
+    width = channels // want.groups
+    eye = torch.eye(width, dtype=like.dtype, device=like.device).repeat(want.groups, 1)
+    return eye.view(channels, width, *(1,) * want.dims)
+
+
+@functools.lru_cache(maxsize=4096)
+def _zeros_around(have: Geometry, want: Geometry) -> tuple[int, ...] | None:
+    """Zeros before and after the taps of one kernel in another, or None where some lie between."""
+    pads: list[int] = []
+    for inner, outer in zip(have.offsets[::-1], want.offsets[::-1], strict=True):
+        start = outer.index(inner[0])
+        if outer[start : start + len(inner)] != inner:
+            return None
+        pads += [start, len(outer) - start - len(inner)]
+    return tuple(pads)
 
 
 def composed(weight: Tensor, bias: Tensor | None, layer: Geometry, inner: Affine) -> Affine:

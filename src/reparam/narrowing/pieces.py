@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from reparam import algebra
 from reparam.algebra import Geometry, layer_arguments
+from reparam.errors import InexactError
 from reparam.graph.arguments import CONVOLUTIONS, bind, is_literal
 from reparam.graph.builtin import is_builtin
 from reparam.graph.constants import Constants
@@ -70,6 +71,12 @@ class Reader:
 
     def piece(self, node: fx.Node) -> Piece | None:
         """What an operation is, or None where it is nothing that merges."""
+        try:
+            return self._piece(node)
+        except InexactError:
+            return None
+
+    def _piece(self, node: fx.Node) -> Piece | None:
         if self._constants.is_tensor(node) or self._is_watched(node):
             return None
         if node.op == "call_module":
@@ -209,6 +216,8 @@ def _layer_piece(module: Any, path: str, sources: tuple[fx.Node, ...]) -> Piece 
         return _average(module, sources)
     if isinstance(module, nn.ZeroPad1d | nn.ZeroPad2d | nn.ZeroPad3d):
         return _padding(list(module.padding), sources)
+    if isinstance(getattr(module, "weight", None), nn.parameter.UninitializedParameter):
+        return None
     if isinstance(module, nn.Linear):
         geometry = algebra.conv_geometry(module.weight.shape, bias=module.bias is not None)
     elif isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d) and module.padding_mode == "zeros":

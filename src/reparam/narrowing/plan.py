@@ -134,7 +134,7 @@ def online_plan(
     for path, block in blocks_of((traced, region) for traced, region, _ in paying).items():
         try:
             forwards.append(rewritten(block))
-        except (TraceFailure, LookupError) as error:
+        except (TraceFailure, LookupError, RuntimeError) as error:
             why = f"its forward cannot be written anew: {error}"
             refusals.append(OnlineRefusal(path or "the model", "branches", why))
             continue

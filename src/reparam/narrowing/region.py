@@ -211,7 +211,7 @@ class _Run:
         return found
 
     def _group(self, members: list[tuple[int, Affine]], processes: Any) -> dict[int, _Value]:
-        patch = common_patch([affine.geometry for _, affine in members])
+        patch = common_patch(tuple(affine.geometry for _, affine in members))
         mean, covariance, count = self._moments(patch, processes)
         with _plain(self.x):
             found = _forms_of([affine for _, affine in members], patch, mean, covariance)

@@ -237,9 +237,7 @@ def _subtract_lines(blocks: Tensor, images: Tensor, pairs: _Pairs) -> None:
     """Subtract from ``(C, high, wide, high, wide)`` the products at rows that are left out."""
     if not pairs.taps:
         return
-    left, right = (
-        images[:, :, lines].transpose(1, 2) for lines in (pairs.lines, pairs.other_lines)
-    )
+    left, right = _rows(images, pairs.lines), _rows(images, pairs.other_lines)
     width, wide = images.shape[3], blocks.shape[2]
     lags = torch.stack(
         [
@@ -269,7 +267,7 @@ def _return_lines(
     for tap in range(wide):
         kernel[:, :, wide - 1 - tap : 2 * wide - 1 - tap] += chosen[:, :, tap]
     # Every row is an image of one row, and a channel.
-    rows = images[:, :, pairs.other_lines].transpose(1, 2).flatten(1, 2).unsqueeze(2)
+    rows = _rows(images, pairs.other_lines).flatten(1, 2).unsqueeze(2)
     back = F.conv2d(
         rows, kernel.view(-1, 1, 1, 2 * wide - 1), padding=(0, wide - 1), groups=count * channels
     ).view(len(images), count, channels, -1)
@@ -277,6 +275,11 @@ def _return_lines(
         total[:, :, line] -= back[:, pair]
     for tap, line in set(zip(pairs.taps, pairs.lines, strict=True)):
         total[:, :, line] -= shifts[:, tap].sum(1)[:, None]
+
+
+def _rows(images: Tensor, lines: list[int]) -> Tensor:
+    """Some rows of the images: ``(N, lines, C, W)``."""
+    return torch.stack([images[:, :, line] for line in lines], 1)
 
 
 def _flat(patch: Tensor) -> Tensor:

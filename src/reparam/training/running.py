@@ -20,7 +20,9 @@ import torch
 from reparam._arguments import FLAG, FUNCTION, MODULE, NONE, PATH, a, takes, whole
 from reparam._files import write_text
 from reparam.data import ImageData, eval_loader
-from reparam.errors import CheckpointError, InputError
+from reparam.errors import CheckpointError, InputError, ReparamError
+from reparam.narrowing import online as online_form
+from reparam.narrowing import online_plan
 from reparam.training.checkpoints import RunFiles, SaveRun, save_weights
 from reparam.training.logs import WriteLogs
 from reparam.training.module import EVAL_BATCH, Training
@@ -86,6 +88,7 @@ def train(  # noqa: PLR0913 - one keyword for each independent choice
     workers: int = 0,
     wrap_optimizer: WrapOptimizer | None = None,
     hardware: Hardware | None = None,
+    online: bool | None = False,
 ) -> TrainResult:
     """Train a copy of a model.
 
@@ -104,6 +107,10 @@ def train(  # noqa: PLR0913 - one keyword for each independent choice
         wrap_optimizer: Makes the optimizer to step with from the recipe's and the model in
             training, for example ``lambda base, net: RepOptimizer(base, net, scales)``.
         hardware: Devices, processes and machines; one device of the best kind when None.
+        online: Run blocks of branches as one convolution with exact batch statistics (see
+            :func:`reparam.online`), which changes nothing but the time; None: where
+            :func:`reparam.online_plan` says that it is faster. What is handed back and written
+            is the model with its branches.
 
     Returns:
         The trained model and its records. The same model, seed, recipe, data and number of
@@ -137,6 +144,8 @@ def train(  # noqa: PLR0913 - one keyword for each independent choice
     with _folder_of(files), _quiet():
         check_disk(model, chosen, files)
         working = _working_copy(model, data)
+        if online is not False:
+            working = _merged(working, data, chosen, always=online is True)
         trainer = _trainer(chosen, files, machine, progress_bar, save_every_steps, tensorboard)
         training = Training(
             working,
@@ -171,6 +180,22 @@ def _working_copy(model: nn.Module, data: ImageData) -> nn.Module:
     if isinstance(working, FitsData):
         working.fit_data_(data.sample(_FITTED_IMAGES)[0])
     return working.train()
+
+
+def _merged(model: nn.Module, data: ImageData, recipe: Recipe, *, always: bool) -> nn.Module:
+    """Return the model with its blocks merged for training, or the model where nothing merges.
+
+    Raises:
+        UnsupportedModelError: It cannot be read, and `always` asks for it.
+    """
+    example = torch.empty(recipe.batch_size, *data.image_shape, device="meta")
+    try:
+        plan = online_plan(model, example)
+    except ReparamError:
+        if always:
+            raise
+        return model
+    return plan.apply() if plan.is_faster else model
 
 
 @contextmanager
@@ -241,7 +266,7 @@ def _fit(trainer: pl.Trainer, training: Training, checkpoint: Path | None) -> No
 
 def _conclude(training: Training, data: ImageData, files: RunFiles, seed: int) -> TrainResult:
     weights = training.shown_weights()
-    model = training.model.cpu()
+    model = online_form(training.model.cpu(), enabled=False)
     model.load_state_dict(weights)
     model.zero_grad(set_to_none=True)
     model.eval()

@@ -48,6 +48,7 @@ class TrainRequest:
         devices: processes on each machine.
         nodes: machines.
         sync_batchnorm: batch statistics over all processes.
+        online: merge branches while training; None: where that is faster.
         exports: names of files to export the fused model to, or None for ONNX where it can be.
         deploy: ``"best"`` or ``"last"``: the epoch whose weights are fused.
     """
@@ -71,6 +72,7 @@ class TrainRequest:
     devices: int = 1
     nodes: int = 1
     sync_batchnorm: bool = False
+    online: bool | None = None
     exports: tuple[str, ...] | None = None
     deploy: str = "best"
 

@@ -81,6 +81,7 @@ def run(request: TrainRequest, terminal: Terminal) -> Finished | None:
             save_every_steps=request.save_every_steps,
             tensorboard=request.tensorboard,
             workers=request.workers,
+            online=request.online,
             hardware=Hardware(
                 accelerator=request.accelerator,
                 devices=request.devices,

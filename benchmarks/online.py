@@ -1,0 +1,186 @@
+"""Time and memory of a training step: plain, online, branch by branch, and RepOptimizer.
+
+    python benchmarks/online.py                         # every net, batch 16, fp32
+    python benchmarks/online.py mobileone_s0 repvgg_a0 --size 128 --batch 64 --precision bf16
+
+The forms of a net take turns, and the median of the rounds counts. Memory is what the forward pass
+keeps for the backward pass, parameters aside. Results are added to benchmarks/results/online.json;
+run this on a machine that does nothing else.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import reparam
+from reparam._files import write_text
+from reparam.benchmarking.environment import describe_environment
+from reparam.rep_optimizer import RepOptimizer, default_scales
+
+RESULTS = Path(__file__).parent / "results" / "online.json"
+
+
+def main() -> None:
+    options = _parser().parse_args()
+    torch.set_num_threads(options.threads)
+    for name in options.nets or NETS:
+        row = measure(name, options)
+        print(json.dumps(row))
+        add(row)
+
+
+def measure(name: str, options: argparse.Namespace) -> dict[str, Any]:
+    """Measure all forms of one net in turns."""
+    torch.manual_seed(0)
+    x = torch.randn(options.batch, 3, options.size, options.size)
+    started = time.perf_counter()
+    forms, steps = NETS[name](x), {}
+    planning = time.perf_counter() - started
+    for form, (net, wrap) in forms.items():
+        optimizer = torch.optim.SGD(net.parameters(), lr=0.01, momentum=0.9)
+        steps[form] = _step(net, wrap(optimizer), x, options.precision)
+    seconds: dict[str, list[float]] = {form: [] for form in forms}
+    for _ in range(options.rounds + 1):
+        for form, step in steps.items():
+            before = time.perf_counter()
+            step()
+            seconds[form].append(time.perf_counter() - before)
+    return {
+        "net": name, "batch": options.batch, "size": options.size, "precision": options.precision,
+        "threads": options.threads, "seconds": {f: s[1:] for f, s in seconds.items()},
+        "median": {f: statistics.median(s[1:]) for f, s in seconds.items()},
+        "kept_bytes": {f: kept(net, x) for f, (net, _) in forms.items()},
+        "planning_seconds": planning, "environment": describe_environment(),
+    }  # fmt: skip
+
+
+def kept(net: nn.Module, x: Tensor) -> int:
+    """Bytes of different tensors that a forward pass keeps for the backward pass."""
+    own = {p.untyped_storage().data_ptr() for p in net.parameters()}
+    found: dict[int, Any] = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in own:
+            found[storage.data_ptr()] = storage  # held, so that no address is used again
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        output = net(x)
+    size = sum(storage.nbytes() for storage in found.values())
+    del output
+    return size
+
+
+def add(row: dict[str, Any]) -> None:
+    """Put a row in the place of an earlier one of the same settings."""
+    rows = json.loads(RESULTS.read_text())["rows"] if RESULTS.exists() else []
+    key = ("net", "batch", "size", "precision", "threads")
+    rows = [r for r in rows if any(r[k] != row[k] for k in key)]
+    write_text(RESULTS, json.dumps({"rows": [*rows, row]}, indent=1) + "\n")
+
+
+Form = tuple[nn.Module, Callable[[torch.optim.Optimizer], torch.optim.Optimizer]]
+
+
+def _step(net: nn.Module, optimizer: Any, x: Tensor, precision: str) -> Callable[[], None]:
+    labels = torch.zeros(len(x), dtype=torch.long)
+
+    def step() -> None:
+        optimizer.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
+            loss = nn.functional.cross_entropy(net(x), labels)
+        loss.backward()
+        optimizer.step()
+
+    return step
+
+
+def _own(name: str) -> Callable[[Tensor], dict[str, Form]]:
+    """Nets of this package: the plain form keeps one kxk branch with its norm."""
+
+    def build(x: Tensor) -> dict[str, Form]:
+        wide = getattr(reparam.models, name)().train()
+        plain = copy.deepcopy(wide)
+        for module in plain.modules():
+            branches = getattr(module, "branches", None)
+            if isinstance(branches, nn.Module) and hasattr(branches, "kxk0"):
+                module.branches = branches.kxk0
+        return _forms(plain, wide, x)
+
+    return build
+
+
+def _timm(name: str) -> Callable[[Tensor], dict[str, Form]]:
+    """Nets of timm, which have no plain form."""
+
+    def build(x: Tensor) -> dict[str, Form]:
+        import timm
+
+        return _forms(None, timm.create_model(name).train(), x)
+
+    return build
+
+
+def _branched(kind: str) -> Callable[[Tensor], dict[str, Form]]:
+    """A ResNet-18 and its multi-branch form."""
+
+    def build(x: Tensor) -> dict[str, Form]:
+        from torchvision.models import resnet18
+
+        plain = resnet18().train()
+        return _forms(plain, reparam.branch(plain, kind, norms="absorb", init="fresh"), x)
+
+    return build
+
+
+def _forms(plain: nn.Module | None, wide: nn.Module, x: Tensor) -> dict[str, Form]:
+    found: dict[str, Form] = {} if plain is None else {"plain": (plain, _same)}
+    found["online"] = (reparam.online(wide, x), _same)
+    found["branches"] = (wide, _same)
+    if plain is not None:
+        single = copy.deepcopy(plain)
+        scales = default_scales(single)
+        found["rep_optimizer"] = (single, lambda base: RepOptimizer(base, single, scales))
+    return found
+
+
+def _same(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
+    return optimizer
+
+
+NETS: dict[str, Callable[[Tensor], dict[str, Form]]] = {
+    "mobileone_s0": _own("mobileone_s0"),
+    "repvgg_a0": _own("repvgg_a0"),
+    "fastvit_t8": _timm("fastvit_t8"),
+    "repvit_m0_9": _timm("repvit_m0_9"),
+    "resnet18_dbb": _branched("dbb"),
+    "resnet18_acnet": _branched("acnet"),
+}
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("nets", nargs="*", choices=list(NETS), metavar="NET", help=", ".join(NETS))
+    parser.add_argument("--batch", type=int, default=16)
+    parser.add_argument("--size", type=int, default=128)
+    parser.add_argument("--precision", choices=["fp32", "bf16"], default="fp32")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=2)
+    return parser
+
+
+if __name__ == "__main__":
+    main()
