@@ -188,7 +188,7 @@ def draw(rows: list[dict[str, Any]], *, check: bool) -> bool:
         names = tuple(NETS.values())
         panels.append(Panel(title, "", "MiB, 16 images", series, y_from_zero=True, x_names=names))
     told = "Peak activation memory of nets in train and deploy form, 16 images"
-    return save(PICTURE, panels, told, check=check)
+    return save(PICTURE, panels, told, columns=1, height=260, check=check)
 
 
 if __name__ == "__main__":
