@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from tables import ROOT, fill, markdown
 from torch import Tensor, nn
 
 import reparam
@@ -27,7 +28,7 @@ from reparam._files import write_text
 from reparam.benchmarking.environment import describe_environment
 from reparam.rep_optimizer import RepOptimizer, default_scales
 
-RESULTS = Path(__file__).parent / "results" / "online.json"
+RESULTS = Path(__file__).with_name("results") / "online.json"
 
 
 def main() -> None:
@@ -37,6 +38,7 @@ def main() -> None:
         row = measure(name, options)
         print(json.dumps(row))
         add(row)
+    write_table()
 
 
 def measure(name: str, options: argparse.Namespace) -> dict[str, Any]:
@@ -88,6 +90,21 @@ def add(row: dict[str, Any]) -> None:
     key = ("net", "batch", "size", "precision", "threads")
     rows = [r for r in rows if any(r[k] != row[k] for k in key)]
     write_text(RESULTS, json.dumps({"rows": [*rows, row]}, indent=1) + "\n")
+
+
+def write_table() -> None:
+    """Write docs/training.md's table from the results."""
+    lines = []
+    for row in json.loads(RESULTS.read_text())["rows"]:
+        base = "plain" if "plain" in row["median"] else "branches"
+        what = f"{row['net']}, {row['batch']} images of {row['size']} pixels, {row['precision']}"
+        for form, seconds in row["median"].items():
+            memory = row["kept_bytes"][form]
+            times = seconds / row["median"][base], memory / row["kept_bytes"][base]
+            cells = f"{1000 * seconds:.0f}", *(f"{value:.2f}" for value in times)
+            lines.append([f"{what}: {form.replace('_', ' ')}", *cells])
+    header = ["net and form", "ms a step", "step, of plain", "kept memory, of plain"]
+    fill(ROOT / "docs" / "training.md", "online", markdown(header, lines))
 
 
 Form = tuple[nn.Module, Callable[[torch.optim.Optimizer], torch.optim.Optimizer]]
