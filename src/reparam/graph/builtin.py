@@ -16,7 +16,7 @@ def is_builtin(module: nn.Module) -> bool:
         "torch.nn.modules.container"
     ):
         return False
-    defined_in = getattr(kind.forward, "__module__", "")
+    defined_in = getattr(kind.forward, "__module__", None) or ""  # none for generated code
     own = kind.__module__.startswith(("torch.nn", "torch.ao.nn"))
     return own or (defined_in.startswith("torch.nn") and _overrides_nothing(kind))
 

@@ -18,12 +18,11 @@ from typing import Any
 from torch import Tensor, fx, nn
 
 from reparam.graph.kinds import AnyNorm
-from reparam.graph.skeleton import Copier
+from reparam.graph.skeleton import TABLES, Copier, fill_graph_module
 
 __all__ = ["Shell", "build", "generated_forward", "rewritten_base", "with_forward"]
 
 _FILES = itertools.count()
-_TABLES = ("_modules", "_parameters", "_buffers")
 _GONE = object()
 _KEEPS_NOTHING = (AnyNorm,)
 
@@ -63,6 +62,9 @@ class Shell:
             self._is_layer = True
             return
         self._is_layer = False
+        if isinstance(original, fx.GraphModule):
+            self.module = fx.GraphModule.__new__(fx.GraphModule)
+            return
         source, bindings = generated_forward(graph)
         base = rewritten_base(type(original))
         kind = with_forward(
@@ -78,7 +80,7 @@ class Shell:
         inputs = [n for n in self.graph.nodes if n.op == "placeholder"]
         output = next(n for n in self.graph.nodes if n.op == "output")
         passes = len(inputs) == 1 and len(self.graph.nodes) == 2 and output.args == (inputs[0],)
-        held = {name for table in _TABLES for name in vars(self.original)[table]}
+        held = {name for table in TABLES for name in vars(self.original)[table]}
         return passes and held <= self.dropped | {"num_batches_tracked"}
 
     def fill(self, copier: Copier) -> None:
@@ -88,9 +90,12 @@ class Shell:
         kept = {
             name: copier.value(value)
             for name, value in vars(self.original).items()
-            if name not in _TABLES
+            if name not in TABLES
         }
-        vars(self.module).update(kept, **{table: {} for table in _TABLES})
+        whole = self.module
+        if isinstance(whole, fx.GraphModule):
+            self.module, kept = nn.Module(), {}
+        vars(self.module).update(kept, **{table: {} for table in TABLES})
         for table in ("_parameters", "_buffers"):
             for name, value in vars(self.original)[table].items():
                 if name not in self.dropped:
@@ -100,6 +105,9 @@ class Shell:
             if successor is not _GONE:
                 self.module._modules[name] = successor
         self._add_new_layers("", self.module)
+        if isinstance(whole, fx.GraphModule):
+            tables = {table: vars(self.module)[table] for table in TABLES}
+            self.module = fill_graph_module(whole, tables, self.graph)
 
     def _successor(self, path: str, child: nn.Module | None, copier: Copier) -> Any:
         """What a child of the rewritten module becomes."""

@@ -9,7 +9,7 @@ from types import BuiltinFunctionType, FunctionType, ModuleType
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
@@ -17,7 +17,9 @@ from reparam._arguments import shown
 from reparam.errors import UnsupportedModelError
 
 __all__ = [
+    "TABLES",
     "Copier",
+    "fill_graph_module",
     "hooked_modules",
     "on_meta",
     "runnable_copy",
@@ -26,6 +28,9 @@ __all__ = [
     "unwrap",
     "with_plain_weights",
 ]
+
+TABLES = ("_modules", "_parameters", "_buffers")
+"""Where a module holds its parts."""
 
 _HOOKS = (
     "_forward_hooks",
@@ -228,6 +233,10 @@ class Copier:
         if known is not None:
             return known
         made: Any
+        if isinstance(value, fx.Graph) and not self._keep_hooks:
+            return value  # read, never run or edited
+        if isinstance(value, fx.GraphModule) and self._keep_hooks:
+            return self._graph_module(value)
         if isinstance(value, nn.Module):
             return self._by_itself(value) if _copies_itself(value) else self._module(value)
         if isinstance(value, Tensor):
@@ -253,8 +262,15 @@ class Copier:
         twin: nn.Module = copy.deepcopy(module, self._memo)
         return twin
 
+    def _graph_module(self, module: fx.GraphModule) -> nn.Module:
+        """Make a graph module to keep, with a class of its own, which holds its code."""
+        twin = self._remember(module, fx.GraphModule.__new__(fx.GraphModule))
+        tables = {name: self.value(vars(module)[name]) for name in TABLES}
+        return fill_graph_module(twin, tables, copy.deepcopy(module.graph))
+
     def _module(self, module: nn.Module) -> nn.Module:
-        twin: nn.Module = self._remember(module, type(module).__new__(type(module)))
+        # Not by the class's own __new__: that of a GraphModule makes another class.
+        twin: nn.Module = self._remember(module, object.__new__(type(module)))
         state = vars(twin)
         for name, value in vars(module).items():
             if type(value) in _ATOMS:
@@ -270,8 +286,18 @@ class Copier:
         return made
 
 
+def fill_graph_module(
+    module: fx.GraphModule, tables: dict[str, dict[str, Any]], graph: fx.Graph
+) -> fx.GraphModule:
+    """Give an empty graph module its graph, and what of the tables that reads."""
+    holder = nn.Module()
+    vars(holder).update(tables, training=False)
+    fx.GraphModule.__init__(module, holder, graph)
+    return module
+
+
 def _copies_itself(module: nn.Module) -> bool:
-    return hasattr(type(module), "__deepcopy__")
+    return hasattr(type(module), "__deepcopy__") and not isinstance(module, fx.GraphModule)
 
 
 _ATOMS = frozenset({
