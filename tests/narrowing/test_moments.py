@@ -94,7 +94,9 @@ def test_random_blocks_train_alike(data: st.DataObject) -> None:
         ),
         seed=data.draw(st.integers(0, 99)),
     )  # fmt: skip
-    plan = reparam.online_plan(wide, torch.empty(64, 4, 112, 112, device="meta"))
+    plan = reparam.online_plan(
+        wide, torch.empty(64, 4, 112, 112, dtype=torch.float64, device="meta")
+    )
     online = plan.apply()
     for region in regions_of(online):
         region.merged = data.draw(st.sampled_from(choices(region.steps)))
@@ -129,8 +131,8 @@ _SCALES = running.scales
 def test_a_seeded_error_is_found(module, name, wrong, monkeypatch) -> None:
     block = MobileOneBlock(4, 4, groups=4, branches=2)
     # A layer before it, for the gradient of the block's input to reach.
-    wide = randomised(nn.Sequential(nn.Conv2d(4, 4, 1), block))
-    online = reparam.online(wide, torch.empty(64, 4, 112, 112, device="meta"))
+    wide = randomised(nn.Sequential(nn.Conv2d(4, 4, 1), nn.ReLU(), block))
+    online = reparam.online(wide, torch.empty(64, 4, 112, 112, dtype=torch.float64, device="meta"))
     (region,) = regions_of(online)
     region.merged = choices(region.steps)[-1]
     batches = [torch.randn(3, 4, 6, 7, dtype=torch.float64) + 0.5]
