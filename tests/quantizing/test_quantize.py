@@ -260,3 +260,14 @@ def test_batches_may_be_of_many_forms():
     assert read_samples((X, labels), 20).labels is not None
     with pytest.raises(DataError, match="tuple"):
         read_samples(forms[-1], 20)
+
+
+@pytest.mark.parametrize("suffix", [".onnx", ".xml"])
+@pytest.mark.parametrize(("dims", "groups"), [(1, 2), (2, 1), (2, 2), (2, 4), (2, 8)])
+def test_transposed_convolutions_of_any_groups_are_quantized(dims, groups, suffix, tmp_path):
+    transposed = (nn.ConvTranspose1d, nn.ConvTranspose2d)[dims - 1](8, 8, 2, 2, groups=groups)
+    conv = (nn.Conv1d, nn.Conv2d)[dims - 1](3, 8, 3, padding=1)
+    net = nn.Sequential(conv, nn.ReLU(), transposed).eval()
+    samples = torch.randn(16, 3, *(8,) * dims)
+    result = reparam.quantize(net, tmp_path / f"net{suffix}", samples)
+    assert result.score.output_db > 25

@@ -47,7 +47,8 @@ def write_onnx_int8(job: Job, path: Path) -> Written:
             graph = onnx.load(str(prepared)).graph
             names = operations_of(job.layers, _weights(graph), job.keep_float)
             ignored = [names[name] for name in job.keep_float]
-            _quantize(job, prepared, path, ignored, batch_of(axes))
+            apart = _biases_apart(prepared)
+            _quantize(job, prepared, path, ignored, batch_of(axes), apart)
         written = onnx.load(str(path))
         _unround_inputs(written.graph, set(ignored))
         onnx.helper.set_model_props(written, dict(job.metadata))
@@ -76,7 +77,39 @@ def _prepare(source: Path, out: Path) -> None:
         ) from error
 
 
-def _quantize(job: Job, source: Path, out: Path, ignored: list[str], batch: int) -> None:
+def _biases_apart(path: Path) -> list[str]:
+    """Add the biases of grouped transposed convolutions behind them; return what adds them.
+
+    Their weights, stored as ``(I, O / groups, ...)``, have a step for each of ``O / groups``, by
+    which the tools cannot divide a bias of ``O`` numbers.
+    """
+    onnx = _optional.require("onnx", extra="quantize", purpose=_PURPOSE)
+    model = onnx.load(str(path))
+    stored = {value.name: value for value in model.graph.initializer}
+    added = []
+    for position, node in reversed(list(enumerate(model.graph.node))):
+        groups = next((a.i for a in node.attribute if a.name == "group"), 1)
+        if node.op_type != "ConvTranspose" or len(node.input) < 3 or groups == 1:
+            continue
+        bias = onnx.numpy_helper.to_array(stored[node.input[2]])
+        dims = len(stored[node.input[1]].dims) - 2
+        name = f"{node.name}_bias"
+        shaped = onnx.numpy_helper.from_array(bias.reshape(1, -1, *(1,) * dims), name)
+        model.graph.initializer.append(shaped)
+        whole, node.output[0] = node.output[0], f"{node.output[0]}_unbiased"
+        del node.input[2]
+        add = onnx.helper.make_node("Add", [node.output[0], name], [whole], f"{name}_add")
+        model.graph.node.insert(position + 1, add)
+        added.append(add.name)
+    if added:
+        _drop_unread(model.graph)
+        onnx.save(model, str(path))
+    return added
+
+
+def _quantize(
+    job: Job, source: Path, out: Path, ignored: list[str], batch: int, untouched: list[str]
+) -> None:
     tools = _optional.require("onnxruntime.quantization", extra="quantize", purpose=_PURPOSE)
     name = _input_name(source)
 
@@ -100,7 +133,7 @@ def _quantize(job: Job, source: Path, out: Path, ignored: list[str], batch: int)
             activation_type=tools.QuantType.QUInt8,
             weight_type=tools.QuantType.QInt8,
             reduce_range=job.weight_bits == 7,
-            nodes_to_exclude=ignored,
+            nodes_to_exclude=[*ignored, *untouched],
             # A ReLU is left to the rounding behind it, which a layer in float does without.
             extra_options={"QDQKeepRemovableActivations": True} if ignored else {},
         )
