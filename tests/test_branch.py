@@ -506,7 +506,7 @@ def _state_hook() -> nn.Module:
     ],
 )
 def test_nothing_to_branch_raises_with_the_reason(make: Callable[[], Any], kind, why: str) -> None:
-    with pytest.raises(InputError, match=f"nothing to branch into .*{why}"):
+    with pytest.raises(InputError, match=why):
         branch(make(), kind)
 
 

@@ -105,9 +105,6 @@ BOTTLENECK = [
     [
         pytest.param(lambda: nn.Sequential(*BOTTLENECK), set(), id="a bottleneck that folds"),
         pytest.param(lambda: nn.Sequential(conv(), Frozen()), set(), id="a norm by hand"),
-        pytest.param(
-            lambda: nn.Sequential(conv(), OwnNorm(4)), {Why.NOT_TRACED}, id="a norm of its own"
-        ),
         pytest.param(Auxiliary, {Why.NOT_CALLED}, id="a branch that is not taken"),
         pytest.param(Normalised, {Why.UNKNOWN_CHANNELS}, id="an input normalisation"),
         pytest.param(
@@ -135,6 +132,12 @@ def test_by_hand(make: Callable[[], nn.Module], kinds: set[Why], *, with_example
     model = randomise(make().double()).eval()
     plan = check(model, image() if with_example else None)
     assert {refusal.reason.kind for refusal in plan.refusals} == kinds
+
+
+@pytest.mark.parametrize("example", [None, image()], ids=["without an example", "with one"])
+def test_a_norm_of_its_own_is_told_once(example: torch.Tensor | None) -> None:
+    plan = check(randomise(nn.Sequential(conv(), OwnNorm(4)).double()).eval(), example)
+    assert len(plan.refusals) == 1
 
 
 def test_the_check_notices_what_is_missing_or_told_twice() -> None:

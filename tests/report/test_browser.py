@@ -87,6 +87,7 @@ def test_theme_follows_the_system_and_the_toggle(
     page.locator("#theme").focus()
     page.keyboard.press("Enter")
     after = page.evaluate(paper)
+    page.wait_for_timeout(500)  # a browser takes a moment to store what is to be kept
     page.reload()
     kept = page.evaluate(paper)
     luminous = {colour: sum(map(int, colour[4:-1].split(","))) > 384 for colour in (before, after)}

@@ -68,7 +68,7 @@ def rule_for(lifter: Lifter, node: fx.Node) -> Rule | None:
 
 
 _TAKES_ANY_ARGUMENTS = frozenset({
-    add, subtract, reverse_subtract, multiply, divide, concat, shape_of_another,
+    add, subtract, reverse_subtract, multiply, divide, concat, stack, shape_of_another,
 })  # fmt: skip
 """Rules that look at their arguments themselves; the others expect a value as the first one."""
 
