@@ -512,3 +512,36 @@ def test_no_refusal_has_a_line_break(*, example: bool) -> None:
     )
     assert plan.refusals
     assert not any("\n" in r.why for r in plan.refusals)
+
+
+def chosen_by(default: object) -> nn.Module:
+    """A net of which an option decides what norm follows, and another scales."""
+
+    class Chosen(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.first, self.second = conv(), norm(), norm()
+            self.tail, self.last = conv(), norm()
+
+        def forward(self, x, option=default, scale=2.0):
+            y = self.conv(x)
+            y = self.first(y) if option == default else self.second(y)
+            return self.last(self.tail(torch.relu(y))) * scale
+
+    return randomise(Chosen().double()).eval()
+
+
+@pytest.mark.parametrize(
+    ("default", "other"), [("a", "b"), ("", "b"), (1, 2), (0.5, 1.5), (True, False)], ids=repr
+)
+@pytest.mark.parametrize("example", [True, False], ids=["with an example", "without"])
+def test_an_option_of_the_model_is_not_folded_across(
+    default: object, other: object, *, example: bool
+) -> None:
+    model, x = chosen_by(default), image()
+    fused = reparam.fuse(model, x if example else None)
+    for option in (default, other):
+        for scale in (2.0, -3.0):
+            found, expected = fused(x, option, scale), model(x, option, scale)
+            torch.testing.assert_close(found, expected, rtol=TOLERANCE, atol=TOLERANCE)
+    assert count(fused, x)[1].norms == 1  # the last one folds, whatever the option

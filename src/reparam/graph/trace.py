@@ -204,17 +204,27 @@ def _at_other_sizes(root: nn.Module, traced: Trace, example: Arguments | None) -
 def _with_other_arguments(
     root: nn.Module, traced: Trace, example: Arguments | None
 ) -> Iterator[Trace]:
-    """Trace a whole model with each of its flags the other way, and each option given."""
+    """Trace a whole model with each of its options in another way: given, or another value."""
     given = bound_arguments(root, example).arguments if not traced.path else {}
     for name, parameter in list(inspect.signature(root.forward).parameters.items()):
         value = given.get(name, parameter)
-        if parameter.default is parameter.empty or not isinstance(value, bool | None):
+        if parameter.default is parameter.empty or not isinstance(value, _OPTION):
             continue
-        other = parameter if value is None else not value
+        other = parameter if value is None else _another(value)
         with contextlib.suppress(TraceFailure):  # not every option can be made up
             yield trace(
                 root, traced.path, example=example, opaque=traced.opaque, varied={name: other}
             )
+
+
+_OPTION = bool | int | float | str | None
+"""What an argument may be that chooses what a forward does."""
+
+
+def _another(value: bool | float | str) -> bool | float | str:  # noqa: FBT001 (any value is one)
+    if isinstance(value, bool):
+        return not value
+    return f"{value}?" if isinstance(value, str) else value + 1
 
 
 _FACTORS = (0.5, 2.0, 3.5)
