@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from torch import nn
 
-from reparam.graph.ir import Affine, Alias, Node, Program, Sum
+from reparam.graph.ir import Affine, Alias, Node, Opaque, Program, Sum
 from reparam.graph.trace import Key
 
 if TYPE_CHECKING:
@@ -43,8 +43,14 @@ def unaccounted(plan: ModulePlan | OnnxPlan, lifted: Lifted | OnnxLifted) -> lis
     places = {name(node): (node.where, node.what) for node in items(lifted.program)}
     left = Counter(place for key, place in places.items() if key not in folded)
     told = Counter((r.where, r.what) for r in plan.refusals)
-    known = set(places.values())
-    return [f"{p}: {left[p]} left, {told[p]} refused" for p in known if left[p] != told[p]]
+    # What is not read at all may be told of, too, and may have the same name.
+    unread = (n for n in lifted.program.nodes if isinstance(n, Opaque) and n.reason is not None)
+    others = Counter((n.where, n.what) for n in unread)
+    return [
+        f"{p}: {left[p]} left, {told[p]} refused"
+        for p in set(places.values())
+        if not left[p] <= told[p] <= left[p] + others[p]
+    ]
 
 
 def name(node: Node) -> Hashable:
