@@ -34,6 +34,7 @@ NEEDS: dict[str, tuple[str, str]] = {
     "int8_cifar": ("hours", f"{IMAGES}; nets of cifar_train"),
     "make_cifar10": ("minutes", "a copy of CIFAR-10, or the network"),
     "memory": ("minutes", "Linux"),
+    "online": ("minutes", ""),
     "onnx_latency": ("minutes", "timm; --files FOLDER; for YOLO: ultralytics"),
     "parity": ("minutes", IMAGES),
     "prune_cifar": ("hours", f"{IMAGES}; nets of cifar_train"),

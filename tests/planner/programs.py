@@ -201,7 +201,10 @@ def _act(op: AffineConv, x: Tensor, axis: int | None) -> Tensor:
 
 @dataclass(frozen=True)
 class Region:
-    """One way to replace nodes by one layer, with what that saves per position of the input."""
+    """One way to replace nodes by one layer, with what that saves per position of the input.
+
+    ``biases`` are the numbers of its bias, which may take the place of single ones.
+    """
 
     output: Node
     source: Node
@@ -209,6 +212,7 @@ class Region:
     macs: Fraction
     stored: int
     layers: int
+    biases: int
 
 
 def regions_of(program: Program) -> list[Region]:
@@ -242,7 +246,7 @@ def best_score(regions: list[Region]) -> tuple[Fraction, int]:
 
 def _pays(region: Region) -> bool:
     layers = any(map(_is_layer, region.nodes))
-    return layers and region.layers > 0 and region.macs >= 0 and region.stored >= 0
+    return layers and region.layers > 0 and region.macs >= 0 and region.stored >= -region.biases
 
 
 def _rates(program: Program) -> dict[Node, Fraction]:
@@ -356,6 +360,7 @@ def _priced(
         sum((c[0] for c in costs), Fraction(0)) - rates[output] * layer.weights,
         sum(c[1] for c in costs) - layer.parameters,
         sum(c[2] for c in costs) - 1,
+        layer.out_channels if layer.bias else 0,
     )
 
 
