@@ -132,6 +132,7 @@ class Why(enum.Enum):
     NOT_REWRITTEN = "{block} cannot be rewritten by itself: {found}"
     FOLD_DIFFERS = "its folded layer differs by {error:.1e} of its largest value in float64"
     OVERFLOWS = "a number of its folded layer overflows {dtype}"
+    FORWARD_FAILED = "its own forward cannot be run to compare with ({error})"
     NOT_RUN = "onnx's reference evaluator cannot run it to compare with ({error})"
 
     # Why a scale and shift stands where it does.

@@ -146,23 +146,36 @@ class Deciding(nn.Conv2d):
         return super().forward(x) * (2 if float(x.detach().sum()) < 1e30 else 1)
 
 
+class DecidingTransposed(nn.ConvTranspose2d):
+    def forward(self, x):
+        return super().forward(x) * (2 if float(x.detach().sum()) < 1e30 else 1)
+
+
+class DecidingLinear(nn.Linear):
+    def forward(self, x):
+        return super().forward(x) * (2 if float(x.detach().sum()) < 1e30 else 1)
+
+
 OWN = {
     "norm": lambda: ScaledNorm(4),
     "conv": lambda: CenteredConv(4, 4, 1),
     "linear": lambda: nn.Sequential(nn.Flatten(2), CenteredLinear(72, 72), nn.Unflatten(2, (9, 8))),
     "untraceable norm": lambda: Branching(4),
     "untraceable conv": lambda: Deciding(4, 4, 3, padding=1),
+    "untraceable transposed conv": lambda: DecidingTransposed(4, 4, 3, padding=1),
+    "untraceable linear": lambda: nn.Sequential(
+        nn.Flatten(2), DecidingLinear(72, 72), nn.Unflatten(2, (9, 8))
+    ),
 }
 
 
-@pytest.mark.filterwarnings("ignore:.*left as it is:reparam.FoldWarning")
 @pytest.mark.parametrize("probe", [False, True])
 @pytest.mark.parametrize("own", OWN)
 def test_a_layer_with_its_own_forward_is_not_its_base_class(own, probe):
     one = nn.Sequential(nn.Conv2d(4, 4, 3, padding=1), OWN[own](), nn.BatchNorm2d(4))
     one = randomise(one.double()).eval()
     x = torch.randn(2, 4, 9, 8, dtype=torch.float64)
-    fused = reparam.plan(one, x, probe=probe).apply()
+    fused = reparam.plan(one, x, probe=probe).apply()  # what is planned folds: a warning would fail
     torch.testing.assert_close(fused(x), one(x), rtol=1e-10, atol=1e-10)
     assert reparam.verify(one, fused, x).ok
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from reparam._arguments import running_on
 from reparam.algebra import AffineConv
 from reparam.fusing.account import Account
-from reparam.fusing.fold import overflow
+from reparam.fusing.fold import doubt_of
 from reparam.fusing.found import Found, complete, describe
 from reparam.fusing.objections import Objections, owners_of
 from reparam.fusing.place import Parts, place_all
@@ -298,7 +298,7 @@ class _Finder:
             if not all(one.keys in fold or not one.keys & present for fold, present in others):
                 self._account.leave_region(one.region, Why.NOT_IN_EVERY_WAY())
                 continue
-            doubt = self._is_believable(one, report) or overflow(one)
+            doubt = self._is_believable(one, report) or doubt_of(one)
             if doubt is not None:
                 self._account.leave_region(one.region, doubt)
                 continue

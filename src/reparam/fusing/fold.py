@@ -23,8 +23,9 @@ from reparam.algebra import (
 )
 from reparam.fusing.execute import SLICE, pad_as, run_region
 from reparam.fusing.found import Found
+from reparam.graph.builtin import is_builtin
 from reparam.graph.hosted import rebuilt
-from reparam.graph.ir import HostedInput, Padded
+from reparam.graph.ir import HostedInput, Node, Padded
 from reparam.graph.lift import Lifted
 from reparam.planner import Candidate
 from reparam.reasons import Reason, Why
@@ -32,12 +33,12 @@ from reparam.reasons import Reason, Why
 __all__ = [
     "FoldedLayer",
     "Reference",
+    "doubt_of",
     "fold",
     "fold_all",
     "fold_onto",
     "in_parallel",
     "lowered",
-    "overflow",
 ]
 
 Reference = Callable[[Tensor], tuple[Tensor, float]]
@@ -126,8 +127,26 @@ def _single_threaded() -> None:
     torch.set_num_threads(1)
 
 
+def doubt_of(found: Found) -> Reason | None:
+    """Why the layer of a region could not be used, as far as little work tells."""
+    return _overflow(found) or _own_forward(found)
+
+
+def _own_forward(found: Found) -> Reason | None:
+    """Fold into a layer that has a forward of its own: what that returns is not read, but run."""
+    region, lifted = found.region, found.lifted
+    if not isinstance(region.source, HostedInput) or is_builtin(
+        lifted.host_of(_hosted_layer(region))
+    ):
+        return None
+    try:
+        return fold(lifted, region, found.like).doubt
+    except Exception as error:  # noqa: BLE001 (the user's code may raise anything)
+        return Why.FORWARD_FAILED(error=f"{type(error).__name__}: {error}")
+
+
 @torch.no_grad()
-def overflow(found: Found) -> Reason | None:
+def _overflow(found: Found) -> Reason | None:
     """Say so if the numbers of a region's layer are too large for the type of the model."""
     like, expression = found.like, found.region.expression
     numbers = [t for n in found.region.nodes for t in found.lifted.reads(n)]
@@ -210,7 +229,7 @@ def lowered(op: AffineConv, like: Tensor) -> FoldedLayer:
 def _fold_hosted(lifted: Lifted, region: Candidate, like: Tensor) -> FoldedLayer:
     """Fold scales into a layer that only it itself can run, and compare by running it."""
     assert region.expression is not None  # noqa: S101 (regions are never the identity)
-    layer = next(n for n in region.nodes if region.source in n.inputs)
+    layer = _hosted_layer(region)
     module: Any = lifted.host_of(layer)
     op = evaluate(region.expression)
     arguments, _ = layer_arguments(op.geometry)
@@ -226,6 +245,10 @@ def _fold_hosted(lifted: Lifted, region: Candidate, like: Tensor) -> FoldedLayer
     )  # fmt: skip
 
 
+def _hosted_layer(region: Candidate) -> Node:
+    return next(n for n in region.nodes if region.source in n.inputs)
+
+
 def _sample_for(module: Any, device: torch.device) -> Tensor:
     generator = torch.Generator().manual_seed(0)
     spatial = [
@@ -233,7 +256,7 @@ def _sample_for(module: Any, device: torch.device) -> Tensor:
         for size, step, stride in zip(
             module.kernel_size, module.dilation, module.stride, strict=True
         )
-    ]
+]
     shape = (2, module.in_channels, *spatial)
     return torch.randn(shape, dtype=torch.float64, generator=generator).to(device)
 
@@ -248,7 +271,7 @@ def probe_input(region: Candidate, device: torch.device) -> Tensor:
         for taps, extent, step in zip(
             geometry.offsets, geometry.extent, geometry.stride, strict=True
         )
-    ]
+]
     small = geometry.weights < SLICE
     batch = 4 if geometry.dims == 0 else 2 if small else 1
     if small:
