@@ -165,11 +165,18 @@ def test_models_are_not_changed(both):
     assert all(torch.equal(found[k], v) and found[k].dtype == v.dtype for k, v in state.items())
 
 
-def test_rounds_end_with_the_time_but_never_before_there_are_quartiles():
+def test_rounds_end_with_the_time_but_for_the_first():
     functions = {"f": lambda _: None, "g": lambda _: None}
     found = benchmark(functions, torch.zeros(1), rounds=100, seconds=1e-9)
-    assert found.settings["rounds"] == 3
-    assert all(len(m.samples) == 3 for m in found.measurements)
+    assert found.settings["rounds"] == 1
+    assert [len(m.samples) for m in found.measurements] == [1]
+    assert [skipped.case.model for skipped in found.skipped] == ["g"]
+
+
+def test_a_model_that_takes_all_the_time_is_called_no_more_than_it_must_be():
+    calls = []
+    benchmark({"f": calls.append}, torch.zeros(1), rounds=100, warmup=1000, seconds=1e-9)
+    assert len(calls) < 100
 
 
 @pytest.mark.parametrize(

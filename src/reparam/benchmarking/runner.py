@@ -50,8 +50,6 @@ Progress: TypeAlias = Callable[[int, int, str], object]
 _TURN_SECONDS = 0.02
 """A turn repeats a fast call until about this long, so that the clock's own cost vanishes."""
 _MOST_CALLS = 50
-_FEWEST_ROUNDS = 3
-"""Rounds that are run however little time there is: fewer have no quartiles."""
 _PREPARING = 0.7
 """Share of the time after which nothing more is made ready: the rest is for measuring."""
 _FUNCTION = ("function",)
@@ -116,8 +114,8 @@ def benchmark(  # noqa: PLR0913 - each is one axis of the measurement
         threads: CPU threads of one call; ``None`` is each engine's default.
         rounds: Number of rounds.
         seconds: Time that all of it may take, preparation included. What is not prepared when
-            most of it is over is left out and listed as such; no round begins that would not end
-            in time, after the first few. ``None`` runs every round.
+            most of it is over is left out and listed as such, and no round begins that would not
+            end in time, but for the first one. ``None`` runs every round.
         warmup: Calls of each case before the first round.
         seed: Seed of the order within the rounds.
         progress: Called with (steps done, steps in all, what comes next).
@@ -235,7 +233,7 @@ def _prepare_all(
             continue
         steps(f"preparing {case}")
         try:
-            entries.append(_prepare(models[case.model], case, inputs, warmup))
+            entries.append(_prepare(models[case.model], case, inputs, warmup, last_call))
         except UnsupportedCaseError as error:
             skipped.append(Skipped(case, str(error)))
     if not entries:
@@ -244,7 +242,13 @@ def _prepare_all(
     return entries, skipped
 
 
-def _prepare(model: Model, case: Case, inputs: tuple[torch.Tensor, ...], warmup: int) -> _Entry:
+def _prepare(
+    model: Model,
+    case: Case,
+    inputs: tuple[torch.Tensor, ...],
+    warmup: int,
+    last_call: float | None,
+) -> _Entry:
     batch = with_batch(inputs, case.batch)
     start = time.perf_counter()
     with running_on(repr(case.model), batch):
@@ -254,6 +258,8 @@ def _prepare(model: Model, case: Case, inputs: tuple[torch.Tensor, ...], warmup:
         call = runner.bind(batch)
         for _ in range(warmup):
             call()
+            if last_call is not None and time.perf_counter() > last_call:
+                break
         once = _timed(call, 1)[0]
     calls = max(1, min(_MOST_CALLS, round(_TURN_SECONDS / max(once, 1e-9))))
     return _Entry(case, runner, call, calls, prepared)
@@ -283,7 +289,7 @@ def _rounds(
     samples: dict[Case, list[tuple[float, ...]]] = {entry.case: [] for entry in entries}
     start = time.perf_counter()
     for turn in range(1, rounds + 1):
-        if deadline is not None and turn > _FEWEST_ROUNDS:
+        if deadline is not None and turn > 1:
             now = time.perf_counter()
             if now + (now - start) / (turn - 1) > deadline:
                 break

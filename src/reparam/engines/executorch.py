@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 
 from reparam import _optional
+from reparam._spelling import advice
 from reparam.engines.base import Engine, Runner, Settings, UnsupportedCaseError, register
 from reparam.engines.program import Dynamic, export_program, quiet
 from reparam.errors import ExportError
@@ -122,8 +123,8 @@ class ExecuTorchEngine(Engine):
         )
         if settings.threads and not hasattr(bindings, "_unsafe_reset_threadpool"):
             raise UnsupportedCaseError(
-                "this version of ExecuTorch does not let its number of threads be set; "
-                "use threads=None"
+                "this version of ExecuTorch does not let its number of threads be set"
+                + advice("; leave {threads} out", threads=...)
             )
         try:
             # From memory, so that the file may go: the program reads its weights while it runs.

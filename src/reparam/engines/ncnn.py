@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 
 from reparam import _optional
+from reparam._spelling import advice
 from reparam.engines.base import Engine, Runner, Settings, UnsupportedCaseError, register
 from reparam.engines.onnx_writer import write_onnx
-from reparam.engines.program import FIXED_SHAPE, Dynamic
+from reparam.engines.program import Dynamic
 from reparam.errors import ExportError
 
 if TYPE_CHECKING:
@@ -51,8 +52,9 @@ def write_ncnn(
     pnnx = _optional.require("pnnx", extra=_EXTRA, purpose="exporting to ncnn")
     if dynamic is Dynamic.BATCH:
         raise ExportError(
-            "ncnn has no batch dimension, so a variable batch cannot be exported; use dynamic=True "
-            f"(a variable size where the model allows it) or {FIXED_SHAPE}"
+            "ncnn has no batch dimension, so a variable batch cannot be exported"
+            + advice("; {dynamic} keeps the size variable where the model allows it", dynamic=True)
+            + advice("; {dynamic} fixes every shape", dynamic=False)
         )
     one = tuple(x[:1] for x in inputs)
     with tempfile.TemporaryDirectory(prefix="reparam-", ignore_cleanup_errors=True) as name:

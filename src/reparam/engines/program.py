@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.export import Dim
 
+from reparam._spelling import advice
 from reparam.engines._inputs import with_batch
 from reparam.errors import ExportError, InputError
 
@@ -27,7 +28,6 @@ _MORE_PIXELS = 16
 _SPATIAL = ("depth", "height", "width")
 
 
-FIXED_SHAPE = "dynamic=False (--fixed on the command line)"
 """How to ask for shapes that do not vary, for messages."""
 
 _TALKATIVE = ("torch.onnx", "torch.export", "torch.fx.experimental.symbolic_shapes", "onnxscript")
@@ -103,7 +103,8 @@ def export_program(
         except Exception as error:  # noqa: BLE001 - torch.export raises errors of many kinds
             failure = error
     wanted = "" if dynamic is Dynamic.NONE else f" with a variable {_ATTEMPTS[dynamic][-1].what}"
-    hint = "" if dynamic is Dynamic.NONE else f"; {FIXED_SHAPE} exports it for one fixed shape"
+    hint = advice("; {dynamic} exports it for one fixed shape", dynamic=False)
+    hint = "" if dynamic is Dynamic.NONE else hint
     raise ExportError(
         f"torch.export could not trace {type(model).__name__}{wanted}: {_first_line(failure)}{hint}"
     ) from failure

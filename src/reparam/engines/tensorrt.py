@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 
 from reparam import _optional
+from reparam._spelling import advice
 from reparam.engines.base import Engine, Runner, Settings, UnsupportedCaseError, register
 from reparam.engines.onnx_writer import write_onnx
-from reparam.engines.program import FIXED_SHAPE, Dynamic
+from reparam.engines.program import Dynamic
 from reparam.errors import ExportError
 
 if TYPE_CHECKING:
@@ -49,8 +50,9 @@ def write_tensorrt(
     library = _require()
     if dynamic is Dynamic.SIZE:
         raise ExportError(
-            "TensorRT engines are written here with a variable batch and a fixed size; "
-            f"use dynamic='batch' or {FIXED_SHAPE}"
+            "TensorRT engines are written here with a variable batch and a fixed size"
+            + advice("; {dynamic} asks for these", dynamic="batch")
+            + advice("; {dynamic} fixes every shape", dynamic=False)
         )
     varies = Dynamic.NONE if dynamic is Dynamic.NONE else Dynamic.BATCH
     with tempfile.TemporaryDirectory(prefix="reparam-", ignore_cleanup_errors=True) as folder:

@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING, Any
 
 from reparam._arguments import FLAG, MODULE, NONE, PATH, TEXT, a, takes
 from reparam._files import atomic_path
+from reparam._spelling import advice
 from reparam._untouched import leaves_untouched
 from reparam.engines import UnsupportedCaseError, get_engine
 from reparam.engines._inputs import as_tuple, check_eval
 from reparam.engines.parity import Parity, Reference
-from reparam.engines.program import FIXED_SHAPE, Dynamic, other_shapes
+from reparam.engines.program import Dynamic, other_shapes
 from reparam.errors import ExportError, InputError, ReparamError
 from reparam.exporting.formats import Axes, Format, find_format
 from reparam.exporting.metadata import FORMS, describe_model, write_sidecar
@@ -234,7 +235,8 @@ def _compare(
     try:
         outputs = runner.run(inputs)
     except Exception as error:
-        hint = f"; try dynamic='batch' or {FIXED_SHAPE}" if on else ""
+        hint = advice("; try {dynamic}", dynamic="batch") + advice("; try {dynamic}", dynamic=False)
+        hint = hint if on else ""
         raise ExportError(f"{what} fails: {error}{hint}; nothing was kept") from error
     try:
         parity = reference.compare(outputs)

@@ -7,6 +7,7 @@ import re
 from dataclasses import dataclass
 from typing import TypeAlias
 
+from reparam._spelling import advice
 from reparam.errors import InputError
 
 __all__ = ["LatencyTarget", "MacsTarget", "Target", "latency_target", "macs_target", "target_of"]
@@ -66,7 +67,10 @@ def target_of(macs: float | None, latency: float | str | None) -> Target:
         return macs_target(macs)
     if latency is not None and macs is None:
         return latency_target(latency)
-    raise InputError("give either macs= or latency=, the share that is to be left, such as 0.5")
+    raise InputError(
+        "what is to be left is not given, or given twice"
+        + advice("; give {macs} or {latency}, a share such as 0.5", macs=..., latency=...)
+    )
 
 
 def latency_target(value: float | str) -> LatencyTarget:

@@ -18,6 +18,9 @@ _SAME_SPEED = 0.03
 _CLEAR = 0.75
 """A winner is named where it won this share of the rounds."""
 
+_ENOUGH = 3
+"""Fewer rounds name no winner."""
+
 
 @dataclass(frozen=True)
 class Paired:
@@ -31,12 +34,14 @@ class Paired:
         factor: Their median.
         high: Third quartile.
         won: Share of the rounds in which the one that the median favours was the faster one.
+        rounds: Number of rounds.
     """
 
     low: float
     factor: float
     high: float
     won: float
+    rounds: int
 
     @property
     def same(self) -> bool:
@@ -46,7 +51,7 @@ class Paired:
     @property
     def clear(self) -> bool:
         """Whether a winner may be named."""
-        return not self.same and self.won >= _CLEAR
+        return not self.same and self.won >= _CLEAR and self.rounds >= _ENOUGH
 
     @property
     def wins(self) -> bool:
@@ -77,4 +82,4 @@ def paired(other: Sequence[float], mine: Sequence[float]) -> Paired:
     ratios = [theirs / own for theirs, own in zip(other, mine, strict=False)]
     middle = quartiles(ratios)
     won = sum((each > 1) == (middle.median > 1) for each in ratios) / len(ratios)
-    return Paired(middle.low, middle.median, middle.high, won)
+    return Paired(middle.low, middle.median, middle.high, won, len(ratios))
