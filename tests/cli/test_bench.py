@@ -51,6 +51,23 @@ def test_results_hold_samples_counts_and_the_command(reparam_command, tiny: str)
     assert str(Path.cwd()) not in Path("r.json").read_text(encoding="utf-8")
 
 
+@pytest.mark.parametrize(("suffix", "engine"), [(".pt2", "eager"), (".xml", "openvino")])
+def test_a_file_of_fixed_shape_is_timed_and_compared_at_it(
+    reparam_command, tiny: str, suffix: str, engine: str
+) -> None:
+    file = f"net{suffix}"
+    assert reparam_command("fuse", f"{tiny}:net", "--size", "16", "--fixed", "-o", file).code == 0
+    timed = ("bench", file, "--engines", engine, "--rounds", "1", "--threads", "1")
+    ran = reparam_command(*timed)
+    assert ran.code == 0, ran.err
+    assert "16×16 pixels" in ran.out
+    ran = reparam_command("verify", f"{tiny}:net", file)
+    assert ran.code == 0, ran.err
+    refused = reparam_command(*timed, "--size", "8")
+    assert refused.code == 2
+    assert "1,3,16,16" in refused.err
+
+
 def test_a_net_with_nothing_to_fold_has_one_form(reparam_command, tiny: str) -> None:
     ran = reparam_command("bench", f"{tiny}:plain", *FAST[:-2], "--shape", "1,4", "--json")
     assert [row["model"] for row in ran.json["groups"][0]["latency_ms"]] == [f"{tiny}:plain"]

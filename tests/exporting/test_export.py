@@ -16,6 +16,7 @@ from torch import nn
 
 from deploying import fold, network, real_inputs
 from reparam.engines import Settings, get_engine
+from reparam.engines.declared import declared_sizes_of
 from reparam.errors import ExportError, InputError, MissingExtraError, TrainingModeError
 from reparam.exporting import export, formats, read_metadata
 
@@ -72,6 +73,10 @@ def test_written_file_takes_other_batches_and_sizes(suffix, net, fused, tmp_path
 def test_fixed_dimensions_stay_fixed(suffix, dynamic, axes, fused, tmp_path):
     result = export(fused, tmp_path / f"net{suffix}", real_inputs(), dynamic=dynamic)
     assert result.dynamic_axes == (axes,)
+    if suffix != ".onnx":
+        shape = real_inputs().shape
+        sizes = [None if d in axes else size for d, size in enumerate(shape)]
+        assert declared_sizes_of(result.path) == sizes
 
 
 @pytest.mark.parametrize("suffix", SUFFIXES)

@@ -12,8 +12,8 @@ from torch import nn
 
 import reparam
 from reparam.cli.counts import counted
+from reparam.cli.exported_files import input_shapes, is_onnx, read
 from reparam.cli.notes import warnings_noted
-from reparam.cli.onnx_files import input_shapes, is_onnx, read
 from reparam.cli.options import (
     InputSizeOption,
     JsonOption,

@@ -6,7 +6,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 import reparam
-from reparam.cli.onnx_files import is_onnx, read
+from reparam.cli.exported_files import is_onnx, read
 from reparam.cli.options import (
     InputSizeOption,
     JsonOption,

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 import reparam
+from reparam.cli.exported_files import is_onnx
 from reparam.cli.notes import warnings_noted
-from reparam.cli.onnx_files import is_onnx
 from reparam.cli.options import (
     InputSizeOption,
     JsonOption,

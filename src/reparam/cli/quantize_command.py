@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from reparam.cli.exported_files import is_onnx
 from reparam.cli.fused import load_fused
 from reparam.cli.notes import warnings_noted
-from reparam.cli.onnx_files import is_onnx
 from reparam.cli.options import (
     InputSizeOption,
     JsonOption,

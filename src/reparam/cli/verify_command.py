@@ -12,8 +12,8 @@ import typer
 from torch import Tensor
 
 import reparam
+from reparam.cli.exported_files import is_file, is_onnx, taken_by, verify_files
 from reparam.cli.notes import warnings_noted
-from reparam.cli.onnx_files import is_onnx, taken_by, verify_files
 from reparam.cli.options import (
     InputSizeOption,
     JsonOption,
@@ -82,7 +82,7 @@ def verify(  # noqa: PLR0913 - one argument for each option
     else:
         refuse_names(reference, inputs)
         loaded = load_model(target)
-        if is_onnx(candidate) and Path(candidate).is_file():
+        if is_file(candidate) and Path(candidate).is_file():
             inputs = taken_by(candidate, inputs)
         sample = example_inputs(loaded, inputs)
         with terminal.progress(f"Comparing {candidate} with {reference}"), warnings_noted(terminal):

@@ -36,11 +36,23 @@ def to_openvino(
     try:
         with quiet():
             converted = openvino.convert_model(program.exported)
+            _fix_shapes(openvino, converted, inputs, program.axes)
     except Exception as error:
         raise ExportError(
             f"OpenVINO could not convert {type(model).__name__}: {str(error).strip()}"
         ) from error
     return converted, program.axes
+
+
+def _fix_shapes(
+    openvino: Any, model: Any, inputs: Sequence[torch.Tensor], axes: tuple[dict[int, str], ...]
+) -> None:
+    """Give a model the shapes that it was exported for: the converter lets most sizes vary."""
+    shapes = {
+        port: openvino.PartialShape([-1 if d in free else size for d, size in enumerate(x.shape)])
+        for port, x, free in zip(model.inputs, inputs, axes, strict=True)
+    }
+    model.reshape(shapes)
 
 
 def write_openvino(

@@ -256,7 +256,7 @@ def _sample_for(module: Any, device: torch.device) -> Tensor:
         for size, step, stride in zip(
             module.kernel_size, module.dilation, module.stride, strict=True
         )
-]
+    ]
     shape = (2, module.in_channels, *spatial)
     return torch.randn(shape, dtype=torch.float64, generator=generator).to(device)
 
@@ -271,7 +271,7 @@ def probe_input(region: Candidate, device: torch.device) -> Tensor:
         for taps, extent, step in zip(
             geometry.offsets, geometry.extent, geometry.stride, strict=True
         )
-]
+    ]
     small = geometry.weights < SLICE
     batch = 4 if geometry.dims == 0 else 2 if small else 1
     if small:

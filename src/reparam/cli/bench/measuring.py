@@ -20,12 +20,11 @@ from reparam.benchmarking.environment import cpu_count
 from reparam.cli.bench.blocks import count_blocks
 from reparam.cli.bench.request import Request
 from reparam.cli.counts import counted
+from reparam.cli.exported_files import example, fixed_batch, is_file
 from reparam.cli.notes import warnings_noted
-from reparam.cli.onnx_files import example, fixed_batch, is_onnx
-from reparam.cli.targets import SEED, SIZE, Inputs, checked_size, example_inputs, load_model
+from reparam.cli.targets import Inputs, checked_size, example_inputs, load_model
 from reparam.cli.terminal import Terminal
 from reparam.errors import InputError
-from reparam.exporting import formats
 from reparam.report.benchmarks import BUSY, model_details
 from reparam.report.published import INPUT_SIZE, published
 
@@ -88,7 +87,7 @@ def measure(request: Request, terminal: Terminal) -> BenchmarkResult:
 
 def _at_fixed_batch(request: Request, terminal: Terminal) -> Request:
     """Measure at the batch that a file of fixed shape takes alone, if no other was asked for."""
-    files = (name for name in request.models if is_onnx(name) and Path(name).is_file())
+    files = (name for name in request.models if is_file(name) and Path(name).is_file())
     fixed = {name: batch for name in files if (batch := fixed_batch(name)) is not None}
     if not fixed or set(request.batches) == set(fixed.values()):
         return request
@@ -139,10 +138,9 @@ def _subjects(request: Request, terminal: Terminal) -> tuple[list[_Subject], tor
             update(number, len(request.models), name)
             if is_file(name):
                 path = _existing(name)
-                taken = example(name, inputs) if is_onnx(name) else None
+                taken = example(name, inputs)
                 if sample is None:
-                    sample = _random_image(inputs) if taken is None else taken
-                    inputs = Inputs(shape=tuple(sample.shape))
+                    sample, inputs = taken, Inputs(shape=tuple(taken.shape))
                 subjects.append(_Subject(name, path, model_details(path.name)))
                 continue
             loaded = load_model(request.target(name))
@@ -197,20 +195,8 @@ def _subject(name: str, form: str, model: nn.Module, sample: torch.Tensor) -> _S
     return _Subject(f"{name}, {form} form" if form else name, model, details)
 
 
-def is_file(name: str) -> bool:
-    """Whether a MODEL is an exported file."""
-    return ":" not in name and Path(name).suffix.lower() in {entry.suffix for entry in formats()}
-
-
 def _existing(name: str) -> Path:
     path = Path(name)
     if not path.is_file():
         raise InputError(f"there is no file {name} to measure; give an exported file or a MODEL")
     return path
-
-
-def _random_image(inputs: Inputs) -> torch.Tensor:
-    """An input for a file of a format that does not say what it takes."""
-    side = inputs.size or SIZE
-    shape = checked_size(inputs.shape or (1, 3, side, side))
-    return torch.randn(shape, generator=torch.Generator().manual_seed(SEED))

@@ -1,4 +1,4 @@
-"""ONNX files as MODEL: told from names, and the shapes on which they are compared."""
+"""Exported files as MODEL: told from names, and the shapes that they take."""
 
 from __future__ import annotations
 
@@ -9,8 +9,10 @@ import torch
 
 import reparam
 from reparam._optional import require
-from reparam.cli.targets import Inputs
+from reparam.cli.targets import SEED, SIZE, Inputs, checked_size
+from reparam.engines.declared import declared_sizes_of
 from reparam.errors import InputError
+from reparam.exporting import formats
 from reparam.fusing.onnx_compare import compare_onnx_files
 from reparam.fusing.onnx_file import read_onnx_file
 from reparam.fusing.onnx_samples import input_sizes, random_input
@@ -21,7 +23,16 @@ if TYPE_CHECKING:
 
     from onnx import ModelProto
 
-__all__ = ["example", "fixed_batch", "input_shapes", "is_onnx", "read", "taken_by", "verify_files"]
+__all__ = [
+    "example",
+    "fixed_batch",
+    "input_shapes",
+    "is_file",
+    "is_onnx",
+    "read",
+    "taken_by",
+    "verify_files",
+]
 
 
 def is_onnx(name: str) -> bool:
@@ -31,6 +42,11 @@ def is_onnx(name: str) -> bool:
     (True, False)
     """
     return Path(name).suffix.lower() == ".onnx"
+
+
+def is_file(name: str) -> bool:
+    """Whether a MODEL is an exported file."""
+    return ":" not in name and Path(name).suffix.lower() in {entry.suffix for entry in formats()}
 
 
 def read(name: str) -> ModelProto:
@@ -72,8 +88,12 @@ def example(name: str, inputs: Inputs) -> torch.Tensor:
     """An input for a file: of the shape that it declares or was asked for; 224 pixels if neither.
 
     Raises:
-        InputError: it is missing or no whole ONNX model, has several inputs, or takes other shapes.
+        InputError: it is missing or cannot be read, has several inputs, or takes other shapes.
     """
+    if not is_onnx(name):
+        sizes, side = declared_sizes_of(Path(name)), inputs.size or SIZE
+        shape = _shape(name, sizes, inputs) if sizes else inputs.shape or (1, 3, side, side)
+        return torch.randn(checked_size(shape), generator=torch.Generator().manual_seed(SEED))
     model = read(name)
     declared = required_inputs(model)
     if len(declared) != 1:
@@ -88,8 +108,7 @@ def taken_by(name: str, inputs: Inputs) -> Inputs:
     Raises:
         InputError: the two differ, or the file is no whole ONNX model.
     """
-    declared = required_inputs(read(name))
-    sizes = declared_sizes(declared[0]) if len(declared) == 1 else None
+    sizes = _only_input(name)
     if not any(isinstance(size, int) for size in (sizes or [])[2:]):
         return inputs
     return Inputs(shape=_shape(name, sizes or [], inputs))
@@ -101,9 +120,16 @@ def fixed_batch(name: str) -> int | None:
     Raises:
         InputError: it is missing, or no whole ONNX model.
     """
-    declared = required_inputs(read(name))
-    sizes = declared_sizes(declared[0]) if declared else None
+    sizes = _only_input(name)
     return sizes[0] if sizes and isinstance(sizes[0], int) else None
+
+
+def _only_input(name: str) -> Sequence[int | str | None] | None:
+    """The sizes that a file declares of its input; None if it has several or does not say."""
+    if not is_onnx(name):
+        return declared_sizes_of(Path(name))
+    declared = required_inputs(read(name))
+    return declared_sizes(declared[0]) if len(declared) == 1 else None
 
 
 def _shape(name: str, sizes: Sequence[int | str | None], inputs: Inputs) -> tuple[int, ...]:
@@ -119,12 +145,9 @@ def _shape(name: str, sizes: Sequence[int | str | None], inputs: Inputs) -> tupl
             f"leave it and --input-size out"
         )
     return tuple(
-        want or have or (_SIDE if axis else 1)
+        want or have or (SIZE if axis else 1)
         for axis, (want, have) in enumerate(zip(asked, takes, strict=True))
     )
-
-
-_SIDE = 224
 
 
 def verify_files(reference: str, candidate: str, inputs: Inputs) -> reparam.Verdict:
