@@ -1,7 +1,8 @@
 """Check that plans never contradict themselves: timm's and torchvision's models, and random graphs.
 
 Each norm, scale and branch of a model is in a region or in exactly one refusal. Models are planned
-as they are built, without an example; random networks and ONNX graphs are drawn as in the tests.
+as they are built, without an example; random networks and ONNX graphs are drawn as in the tests,
+from a seed for every 250 of them. What is stored is not done again, so a run can be stopped.
 
 python benchmarks/accounts.py                      # everything; writes results/accounts.json
 python benchmarks/accounts.py timm --graphs 0
@@ -17,11 +18,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 from coverage_models import entries
-from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
 from torch import nn
 
 import reparam
+from reparam._files import write_text
+from reparam.benchmarking.environment import describe_environment
 from reparam.graph.lift import lift
 from reparam.graph.onnx_lift import lift_onnx
 from reparam.graph.skeleton import shared_copy
@@ -35,6 +38,7 @@ from test_property import models  # noqa: E402 (same)
 from accounting import unaccounted, unaccounted_norms  # noqa: E402 (lies in tests)
 from strategies import Network, networks  # noqa: E402 (same)
 
+CHUNK = 250
 OUT = Path(__file__).parent / "results" / "accounts.json"
 
 
@@ -49,9 +53,10 @@ def wrong_in(model: nn.Module) -> tuple[reparam.Plan, list[str]]:
     return plan, wrong + unaccounted(plan, lifted)
 
 
-def on_models(which: set[str]) -> dict[str, object]:
-    results = {}
+def on_models(which: set[str], results: dict[str, object], store: Callable[[], None]) -> None:
     for entry in entries(which):
+        if entry.name in results:
+            continue
         plan, wrong = wrong_in(entry.build().eval())
         results[entry.name] = {
             "regions": len(plan.regions),
@@ -59,16 +64,26 @@ def on_models(which: set[str]) -> dict[str, object]:
             "wrong": wrong,
         }
         print(f"{entry.name}: {len(plan.regions)} fold, {len(plan.refusals)} refused, {wrong}")
-    return results
+        store()
 
 
-def on_graphs(drawn: st.SearchStrategy, wrong_of: Callable, count: int) -> dict[str, int]:
-    tally: Counter[str] = Counter()
-    if not count:
-        return {}
+def on_graphs(
+    drawn: st.SearchStrategy, wrong_of: Callable, count: int, tally: dict[str, int],
+    store: Callable[[], None],
+) -> None:  # fmt: skip
+    """Draw graphs by the chunk, each from its own seed, on top of those that were tallied."""
+    while tally.get("graphs", 0) < count:
+        tally.update(Counter(tally) + chunk(drawn, wrong_of, tally.get("graphs", 0)))
+        store()
+        print(tally, flush=True)
 
+
+def chunk(drawn: st.SearchStrategy, wrong_of: Callable, first: int) -> Counter[str]:
+    tally: Counter[str] = Counter(wrong=0)
+
+    @seed(first)
     @settings(
-        max_examples=count, deadline=None, database=None, phases=[Phase.generate],
+        max_examples=CHUNK, deadline=None, database=None, phases=[Phase.generate],
         suppress_health_check=list(HealthCheck),
     )  # fmt: skip
     @given(drawn)
@@ -80,7 +95,7 @@ def on_graphs(drawn: st.SearchStrategy, wrong_of: Callable, count: int) -> dict[
         tally["wrong"] += bool(wrong)
 
     each()
-    return dict(tally)
+    return tally
 
 
 def _network(net: Network) -> tuple[reparam.Plan, list[str]]:
@@ -98,12 +113,16 @@ def main() -> int:
     parser.add_argument("--graphs", type=int, default=5000, help="random graphs of each kind")
     parser.add_argument("-o", "--out", type=Path, default=OUT)
     given_ = parser.parse_args()
-    results = {
-        "models": on_models(set(given_.which)),
-        "networks": on_graphs(networks(), _network, given_.graphs),
-        "onnx": on_graphs(models(), _onnx, given_.graphs),
-    }
-    given_.out.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    results = {"environment": describe_environment(), "models": {}, "networks": {}, "onnx": {}}
+    if given_.out.exists():
+        results |= json.loads(given_.out.read_text(encoding="utf-8"))
+
+    def store() -> None:
+        write_text(given_.out, json.dumps(results, indent=1) + "\n")
+
+    on_graphs(networks(), _network, given_.graphs, results["networks"], store)
+    on_graphs(models(), _onnx, given_.graphs, results["onnx"], store)
+    on_models(set(given_.which), results["models"], store)
     bad = [name for name, result in results["models"].items() if result["wrong"]]
     found = len(bad) + results["networks"].get("wrong", 0) + results["onnx"].get("wrong", 0)
     print(f"{len(results['models'])} models, {results['networks']}, {results['onnx']}: {bad}")
