@@ -40,12 +40,20 @@ def unaccounted_norms(model: nn.Module, plan: ModulePlan) -> list[str]:
 def unaccounted(plan: ModulePlan | OnnxPlan, lifted: Lifted | OnnxLifted) -> list[str]:
     """Norms, scales and branches of a program, not moved yet, that are in both or in neither."""
     folded = {name(n) for found in plan._discovery.regions for n in found.region.nodes}
-    places = {name(node): (node.where, node.what) for node in items(lifted.program)}
+    # Calls of one module may be read in different ways, and be called differently by that.
+    modules = {node.where for node in lifted.program.nodes if is_module(node)}
+
+    def place(where: str, what: str) -> tuple[str, str]:
+        return where, "" if where in modules else what
+
+    places = {name(node): place(node.where, node.what) for node in items(lifted.program)}
     left = Counter(place for key, place in places.items() if key not in folded)
-    told = Counter((r.where, r.what) for r in plan.refusals)
+    told = Counter(place(r.where, r.what) for r in plan.refusals)
     # What is not read at all may be told of, too, and may have the same name.
-    unread = (n for n in lifted.program.nodes if isinstance(n, Opaque) and n.reason is not None)
-    others = Counter((n.where, n.what) for n in unread)
+    unread = [n for n in lifted.program.nodes if isinstance(n, Opaque) and n.reason is not None]
+    others = Counter(
+        {name(n): place(n.where, n.what) for n in unread if name(n) not in places}.values()
+    )
     return [
         f"{p}: {left[p]} left, {told[p]} refused"
         for p in set(places.values())
@@ -56,7 +64,11 @@ def unaccounted(plan: ModulePlan | OnnxPlan, lifted: Lifted | OnnxLifted) -> lis
 def name(node: Node) -> Hashable:
     """What makes operations one of the model: a module is one however often it is called."""
     key = node.key
-    return key.target if isinstance(key, Key) and key.is_module else key
+    return key.target if is_module(node) else key
+
+
+def is_module(node: Node) -> bool:
+    return isinstance(node.key, Key) and node.key.is_module
 
 
 def items(program: Program) -> Iterator[Node]:

@@ -30,7 +30,8 @@ DEBUG_FLAG = "--debug"
 
 _USER_ERRORS = (InputError, MissingExtraError, TrainingModeError, ExportError)
 _UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EPIPE, errno.EBADF)
-_DIFFERENT, _BAD_INPUT, _FAULT, _INTERRUPTED, _BROKEN_PIPE = 1, 2, 70, 130, 141
+_DIFFERENT, _BAD_INPUT, _FAULT, _BROKEN_PIPE = 1, 2, 70, 141
+_ENDING = (signal.SIGINT, signal.SIGTERM)
 
 
 def guarded(command: Callable[[list[str]], None], arguments: list[str], terminal: Terminal) -> int:
@@ -40,35 +41,39 @@ def guarded(command: Callable[[list[str]], None], arguments: list[str], terminal
     ``REPARAM_DEBUG=1`` in the environment: the traceback is printed ahead of the message then.
     """
     debug = DEBUG_FLAG in arguments or os.environ.get("REPARAM_DEBUG", "") not in ("", "0")
+    told: list[int] = []
     try:
-        with _ends_when_told():
+        with _ends_when_told(told):
             command([argument for argument in arguments if argument != DEBUG_FLAG])
         sys.stdout.flush()
-    except _Stopped as stop:
-        return _told(terminal, "stopped", debug=debug, code=128 + stop.number)
-    except SystemExit as stop:
-        return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
-    except KeyboardInterrupt:
-        terminal.error("stopped")
-        return _INTERRUPTED
-    except ReparamError as error:
-        return _told(terminal, str(error), debug=debug, code=_code(error))
-    except Exception as error:  # noqa: BLE001 - the last line of defence before the user
-        return _lost_output(error) or _fault(terminal, error, debug=debug)
+    except BaseException as error:  # noqa: BLE001 - the last line of defence before the user
+        # A library whose callback was running may make an error of its own of a signal.
+        if told and not isinstance(error, SystemExit):
+            return _told(terminal, "stopped", debug=debug, code=128 + told[0])
+        return _ended(terminal, error, debug=debug)
     return 0
+
+
+def _ended(terminal: Terminal, error: BaseException, *, debug: bool) -> int:
+    if isinstance(error, SystemExit):
+        return error.code if isinstance(error.code, int) else int(error.code is not None)
+    if isinstance(error, ReparamError):
+        return _told(terminal, str(error), debug=debug, code=_code(error))
+    if not isinstance(error, Exception):
+        raise error
+    return _lost_output(error) or _fault(terminal, error, debug=debug)
 
 
 class _Stopped(BaseException):
     """A signal asked the process to end."""
 
-    def __init__(self, number: int) -> None:
-        super().__init__(number)
-        self.number = number
-
 
 @contextmanager
-def _ends_when_told() -> Iterator[None]:
-    """Let SIGTERM end a command as an error does, so that nothing half-done is left behind."""
+def _ends_when_told(told: list[int]) -> Iterator[None]:
+    """Let a signal end a command as an error does, so that nothing half-done is left behind.
+
+    Its number is noted in ``told``.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -76,13 +81,15 @@ def _ends_when_told() -> Iterator[None]:
     def stop(number: int, frame: object) -> NoReturn:
         del frame
         signal.signal(number, signal.SIG_IGN)  # once is enough: what follows tidies up
-        raise _Stopped(number)
+        told.append(number)
+        raise _Stopped
 
-    former = signal.signal(signal.SIGTERM, stop)
+    former = {number: signal.signal(number, stop) for number in _ENDING}
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, former)
+        for number, handler in former.items():
+            signal.signal(number, handler)
 
 
 def _lost_output(error: Exception) -> int:

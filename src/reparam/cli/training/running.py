@@ -114,7 +114,10 @@ def _stop_told(terminal: Terminal) -> Iterator[None]:
     from lightning.pytorch.utilities.exceptions import SIGTERMException
 
     # Lightning ends a run between two batches, if nobody else takes the signal first.
-    former = signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    former = {
+        signal.SIGTERM: signal.signal(signal.SIGTERM, signal.SIG_DFL),
+        signal.SIGINT: signal.signal(signal.SIGINT, signal.default_int_handler),
+    }
     try:
         yield
     except SystemExit as stop:
@@ -122,7 +125,8 @@ def _stop_told(terminal: Terminal) -> Iterator[None]:
         number = signal.SIGTERM if isinstance(stop, SIGTERMException) else signal.SIGINT
         raise SystemExit(128 + number) from stop
     finally:
-        signal.signal(signal.SIGTERM, former)
+        for number, handler in former.items():
+            signal.signal(number, handler)
 
 
 def _is_first_process() -> bool:
