@@ -71,8 +71,16 @@ def harmless() -> Iterator[None]:
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=lambda n: n.name)
 @pytest.mark.parametrize("command", LINES)
 def test_a_command_that_is_stopped(
-    command: str, number: signal.Signals, tiny: str, folder: Path, reparam_command
+    command: str,
+    number: signal.Signals,
+    tiny: str,
+    folder: Path,
+    reparam_command,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    temporary = folder / "temporary"
+    temporary.mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(temporary))
     line = [part.format(tiny=tiny) for part in LINES[command]]
     if command in {"prune", "quantize"}:
         prepared = [part.format(tiny=tiny) for part in ("fuse", *MODEL, "-o", "fused.safetensors")]
@@ -99,6 +107,7 @@ def test_a_command_that_is_stopped(
     assert "Traceback" not in ran.err
     assert not [*folder.rglob(STAGED)]
     assert not [*folder.rglob("out.*")]
+    assert not [*temporary.glob("*reparam*")]  # torch and the engines have folders of their own
 
 
 SWALLOWS = """
