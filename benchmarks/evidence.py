@@ -32,6 +32,7 @@ NEEDS: dict[str, tuple[str, str]] = {
     "gpu": ("minutes", "a GPU, or --device cpu --tiny"),
     "harness_overhead": ("minutes", ""),
     "int8_cifar": ("hours", f"{IMAGES}; nets of cifar_train"),
+    "int8_elsewhere": ("minutes", "an eight-bit file; int8_cifar calls it"),
     "make_cifar10": ("minutes", "a copy of CIFAR-10, or the network"),
     "memory": ("minutes", "Linux"),
     "online": ("minutes", ""),
