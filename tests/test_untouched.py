@@ -78,6 +78,7 @@ def folded(model, x):
 CALLS = {
     "plan": (net, lambda m, x, _: folded(m, x)),
     "fuse": (net, lambda m, x, _: reparam.fuse(m, x)),
+    "fuse a part": (lambda: net().train(), lambda m, x, _: reparam.fuse(m, x, where=nn.ReLU)),
     "operator": (
         lambda: nn.Sequential(*net(counts=False)[:2]).train(),
         lambda m, x, _: reparam.operator(nn.Sequential(*m, *([nn.ReLU()] if x is WRONG else []))),

@@ -132,6 +132,7 @@ class Why(enum.Enum):
     NOT_REWRITTEN = "{block} cannot be rewritten by itself: {found}"
     FOLD_DIFFERS = "its folded layer differs by {error:.1e} of its largest value in float64"
     OVERFLOWS = "a number of its folded layer overflows {dtype}"
+    NOT_CHOSEN = "it does not lie in the part that was chosen"
     FORWARD_FAILED = "its own forward cannot be run to compare with ({error})"
     NOT_RUN = "onnx's reference evaluator cannot run it to compare with ({error})"
 

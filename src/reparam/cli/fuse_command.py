@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 import typer
@@ -24,6 +24,7 @@ from reparam.cli.options import (
     ShapesOption,
     StrictOption,
     WeightsOption,
+    WhereOption,
     check_out,
     inputs_from,
     refuse_for_files,
@@ -71,6 +72,7 @@ def fuse(  # noqa: PLR0913 - one argument for each option
     shape: ShapesOption = None,
     input_size: InputSizeOption = None,
     num_classes: NumClassesOption = None,
+    where: WhereOption = None,
     fixed: FixedOption = False,
     backend: BackendOption = None,
     check: CheckOption = True,
@@ -84,9 +86,8 @@ def fuse(  # noqa: PLR0913 - one argument for each option
     target = target_from(model, weights, key, strict, num_classes)
     if is_onnx(model):
         refuse_for_files(target, backend=backend, fixed=fixed or None)
-        _fuse_file(
-            terminal, model, out, inputs, as_json=as_json, check=check, freeze_inputs=freeze_inputs
-        )
+        how = {"check": check, "freeze_inputs": freeze_inputs, "where": where or None}
+        _fuse_file(terminal, model, out, inputs, how, as_json=as_json)
         return
     refuse_names(model, inputs)
     if freeze_inputs or not check:
@@ -96,7 +97,7 @@ def fuse(  # noqa: PLR0913 - one argument for each option
     sample = example_inputs(loaded, inputs)
     with terminal.progress(f"Fusing {model}") as update, warnings_noted(terminal):
         update(0, 4, "reading")
-        found = reparam.plan(loaded.model, sample)
+        found = reparam.plan(loaded.model, sample, where=where or None)
         update(1, 4, "folding")
         fused = found.apply()
         update(2, 4, "comparing")
@@ -155,19 +156,16 @@ def _fuse_file(
     model: str,
     out: Path,
     inputs: Inputs,
+    options: dict[str, Any],
     *,
     as_json: bool,
-    check: bool,
-    freeze_inputs: bool,
 ) -> None:
     """Fold an ONNX file into another, compared in ONNX Runtime before it takes its place."""
     if not is_onnx(str(out)):
         raise InputError(f"an ONNX file is fused into an ONNX file; give -o a name.onnx, not {out}")
     with terminal.progress(f"Fusing {model}"), warnings_noted(terminal):
         shapes = input_shapes(model, read(model), inputs)
-        fused = fuse_onnx_file(
-            model, out, input_shapes=shapes, check=check, freeze_inputs=freeze_inputs
-        )
+        fused = fuse_onnx_file(model, out, input_shapes=shapes, **options)
     verdict = fused.verdict
     if as_json:
         told = {"model": model, "before": fused.before, "after": fused.after}

@@ -28,6 +28,7 @@ __all__ = [
     "ShapesOption",
     "StrictOption",
     "WeightsOption",
+    "WhereOption",
     "check_out",
     "inputs_from",
     "refuse_for_files",
@@ -54,6 +55,12 @@ KeyOption = Annotated[
 StrictOption = Annotated[
     bool,
     typer.Option("--strict/--no-strict", help="Refuse weights that do not match in everything."),
+]
+WhereOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--where", metavar="NAME", help="Fold this part only; * fits anything. Repeatable."
+    ),
 ]
 NumClassesOption = Annotated[
     int | None,

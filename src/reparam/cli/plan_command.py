@@ -16,6 +16,7 @@ from reparam.cli.options import (
     ShapeOption,
     StrictOption,
     WeightsOption,
+    WhereOption,
     inputs_from,
     refuse_for_files,
     target_from,
@@ -36,6 +37,7 @@ def plan(  # noqa: PLR0913 - one argument for each option
     shape: ShapeOption = None,
     input_size: InputSizeOption = None,
     num_classes: NumClassesOption = None,
+    where: WhereOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Say what would fold in MODEL, what not, and why. Nothing is changed or written."""
@@ -45,20 +47,24 @@ def plan(  # noqa: PLR0913 - one argument for each option
     if is_onnx(model):
         refuse_for_files(target)
         with terminal.progress(f"Reading {model}"):
-            found: reparam.Plan = reparam.plan(read(model))
+            found: reparam.Plan = reparam.plan(read(model), where=where or None)
         out = f"{Path(model).stem}-fused.onnx"
     else:
         loaded = load_model(target)
         with terminal.progress(f"Reading {model}"):
-            found = reparam.plan(loaded.model, example_inputs(loaded, inputs))
+            sample = example_inputs(loaded, inputs)
+            found = reparam.plan(loaded.model, sample, where=where or None)
         out = f"{Path(model.rpartition(':')[2]).name}.onnx"
     if as_json:
         terminal.json({"model": model, **plan_as_dict(found)})
         return
     terminal.text(found)
     terminal.text()
+    chosen = [word for name in where or () for word in ("--where", name)]
     if found.regions:
-        terminal.hint("Next:", command("fuse", *target.words(), *inputs.words(), "-o", out))
+        terminal.hint(
+            "Next:", command("fuse", *target.words(), *inputs.words(), *chosen, "-o", out)
+        )
     elif any(refusal.reason.kind is Why.OVERRIDABLE for refusal in found.refusals):
         terminal.hint("Next:", command("fuse", model, "--freeze-inputs", "-o", out))
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from reparam._arguments import running_on
 from reparam.algebra import AffineConv
 from reparam.fusing.account import Account
+from reparam.fusing.chosen import EVERYTHING, Chosen
 from reparam.fusing.fold import doubt_of
 from reparam.fusing.found import Found, complete, describe
 from reparam.fusing.objections import Objections, owners_of
@@ -78,10 +79,17 @@ class Probed:
     like: Tensor
 
 
-def discover(model: nn.Module, example_inputs: Any = None, *, probe: bool = False) -> Discovery:
-    """Find the regions of an unwrapped model."""
+def discover(
+    model: nn.Module,
+    example_inputs: Any = None,
+    *,
+    probe: bool = False,
+    chosen: Chosen = EVERYTHING,
+) -> Discovery:
+    """Find the regions of an unwrapped model that lie in the chosen part of it."""
     model = with_plain_weights(model)
-    finder = _Finder(model, None if example_inputs is None else as_call(example_inputs), probe)
+    example = None if example_inputs is None else as_call(example_inputs)
+    finder = _Finder(model, example, probe, chosen)
     finder.visit("", finder.skeleton)
     finder.check_example(example_inputs)
     finder.place()
@@ -100,8 +108,14 @@ def as_call(example_inputs: Any) -> Arguments:
 
 
 class _Finder:
-    def __init__(self, model: nn.Module, example: Arguments | None, probe: bool) -> None:  # noqa: FBT001 (internal)
-        self._probe = probe
+    def __init__(
+        self,
+        model: nn.Module,
+        example: Arguments | None,
+        probe: bool,  # noqa: FBT001 (internal)
+        chosen: Chosen,
+    ) -> None:
+        self._probe, self._chosen = probe, chosen
         self.skeleton = shared_copy(model)
         self._example = example
         self._captured: dict[str, Arguments] | None = None
@@ -214,7 +228,8 @@ class _Finder:
     def _identify(self, path: str, module: nn.Module) -> AffineConv | None:
         """Probe a module that cannot be traced; its operator, if it is one convolution."""
         floating = [p for p in module.parameters() if p.is_floating_point()]
-        if not self._probe or not floating or path in self._hooked:
+        tried = self._probe and path in self._chosen
+        if not tried or not floating or path in self._hooked:
             return None
         call = self._known_call(path) or guess_for_module(module)
         if call is None:
@@ -263,7 +278,7 @@ class _Finder:
         self, lifted: Lifted, others: Iterable[Lifted]
     ) -> tuple[Objections, Selection, list[Found]]:
         """Choose what folds in one way through the code, of what the other ways leave whole."""
-        objections = Objections(lifted, self._hooked, self._owners)
+        objections = Objections(lifted, self._hooked, self._owners, self._chosen)
         present = [set(other.trace.keys.values()) for other in others]
 
         def veto(region: Candidate) -> Reason | None:

@@ -6,6 +6,7 @@ from collections import defaultdict
 
 from torch import Tensor, fx, nn
 
+from reparam.fusing.chosen import Chosen
 from reparam.graph.ir import Alias, HostedInput, Layout, Node, Sum
 from reparam.graph.lift import Lifted
 from reparam.graph.trace import Call, Key
@@ -21,7 +22,11 @@ class Objections:
     """Hooks, shared modules, tied weights and in-place changes around a region of one trace."""
 
     def __init__(
-        self, lifted: Lifted, hooked: dict[str, str], owners: dict[Tensor, set[str]]
+        self,
+        lifted: Lifted,
+        hooked: dict[str, str],
+        owners: dict[Tensor, set[str]],
+        chosen: Chosen,
     ) -> None:
         """Index the trace.
 
@@ -29,17 +34,21 @@ class Objections:
             lifted: The lifted trace.
             hooked: Modules with hooks, by path, with the kind of hook.
             owners: Paths of the modules that hold a parameter or buffer.
+            chosen: Paths of the modules that may be changed.
 
         """
         self._lifted = lifted
         self._hooked = hooked
         self._owners = owners
+        self._chosen = chosen
         self._module_calls: dict[str, list[Stack]] = defaultdict(list)
         self._readers: dict[Tensor, set[Key]] = defaultdict(set)
         self._index()
 
     def __call__(self, region: Candidate) -> Reason | None:
         """The reason not to fold a region, or None."""
+        if not all(_place(node) in self._chosen for node in region.nodes):
+            return Why.NOT_CHOSEN()
         layers = [n for n in region.nodes if n.is_mixing or isinstance(n, Sum)]
         if isinstance(region.source, HostedInput) and len(layers) > 1:
             return Why.INPUT_OF_ITS_OWN(what=region.source.what)
@@ -152,6 +161,12 @@ def owners_of(model: nn.Module) -> dict[Tensor, set[str]]:
             if tensor is not None:
                 found[tensor].add(name)
     return found
+
+
+def _place(node: Node) -> str:
+    key = node.key
+    assert isinstance(key, Key)  # noqa: S101 (this front end's keys)
+    return key.target if key.is_module else key.owner
 
 
 def _inside(path: str, holder: str) -> bool:

@@ -11,6 +11,7 @@ import torch
 
 from reparam.errors import UnsupportedModelError
 from reparam.fusing.account import Account
+from reparam.fusing.chosen import EVERYTHING, Chosen, Where
 from reparam.graph.ir import Affine, HostedInput, Node, Program, Sum, largest
 from reparam.graph.onnx_constants import Constants
 from reparam.graph.onnx_lift import OnnxLifted, lift_onnx
@@ -22,7 +23,7 @@ from reparam.planner import Candidate, select
 from reparam.reasons import Reason, Refusal, Why
 
 if TYPE_CHECKING:
-    from onnx import GraphProto, ModelProto
+    from onnx import GraphProto, ModelProto, NodeProto
 
 __all__ = ["OnnxDiscovery", "OnnxFound", "discover_onnx"]
 
@@ -110,12 +111,13 @@ class OnnxDiscovery:
         return self.account.settle({n.key for one in self.regions for n in one.region.nodes})
 
 
-def discover_onnx(model: Any) -> OnnxDiscovery:
-    """Find the regions of a model.
+def discover_onnx(model: Any, where: Where | None = None) -> OnnxDiscovery:
+    """Find the regions of a model that lie in the chosen part of it.
 
     Raises:
         UnsupportedModelError: It is no ``onnx.ModelProto``.
-        InputError: It is not whole or valid, or of a version that onnx does not know.
+        InputError: It is not whole or valid, or of a version that onnx does not know; or nothing
+            in it is chosen.
 
     """
     if type(model).__name__ != "ModelProto":
@@ -135,15 +137,33 @@ def discover_onnx(model: Any) -> OnnxDiscovery:
         result.account.leave("the model", "the whole graph", why)
         return result
     result = OnnxDiscovery(lift_onnx(ordered, opset), notes=notes)
-    _select(result)
-    for where, what in _inner_layers(model):
-        result.account.leave(where, what, Why.INNER_GRAPH())
+    chosen = EVERYTHING if where is None else Chosen(where, _places(ordered.graph))
+    _select(result, chosen)
+    for place, what in _inner_layers(model):
+        result.account.leave(place, what, Why.INNER_GRAPH())
     return result
 
 
-def _select(result: OnnxDiscovery) -> None:
+def _places(graph: GraphProto) -> dict[str, NodeProto]:
+    """The operations by what they may be called: their names, or what they return."""
+    named = {node.name: node for node in graph.node if node.name}
+    return named | {name: node for node in graph.node for name in node.output if name}
+
+
+def _select(result: OnnxDiscovery, chosen: Chosen) -> None:
     lifted = result.lifted
-    selection = select(lifted.program, lambda region: _objection(lifted, region))
+    nodes = lifted.model.graph.node
+
+    def is_chosen(index: int) -> bool:
+        return any(name in chosen for name in (nodes[index].name, *nodes[index].output))
+
+    def veto(region: Candidate) -> Reason | None:
+        inside = {index for node in region.nodes for index in lifted.indices_of(node)}
+        if not all(map(is_chosen, inside)):
+            return Why.NOT_CHOSEN()
+        return _objection(lifted, region)
+
+    selection = select(lifted.program, veto)
     result.regions.extend(OnnxFound.of(region) for region in selection.regions)
     result.account.explain(selection)
 

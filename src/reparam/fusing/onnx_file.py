@@ -23,6 +23,8 @@ from reparam.verifying import Verdict
 if TYPE_CHECKING:
     from onnx import ModelProto, TensorProto
 
+    from reparam.fusing.chosen import Where
+
 __all__ = ["FusedFile", "fuse_onnx_file", "read_onnx_file"]
 
 _EXTERNAL_FROM = 1024
@@ -59,6 +61,7 @@ def fuse_onnx_file(
     input_shapes: Mapping[str, Sequence[int]] | None = None,
     check: bool = True,
     freeze_inputs: bool = False,
+    where: Where | None = None,
 ) -> FusedFile:
     """Fold everything in an ONNX file that folds exactly, and write the result to another file.
 
@@ -76,6 +79,7 @@ def fuse_onnx_file(
             what it replaces.
         freeze_inputs: Take the defaults of inputs for good, as old exporters list all weights as
             inputs; see :func:`reparam.fusing.freeze_inputs`.
+        where: What may be folded, as for :func:`reparam.plan`.
 
     Raises:
         InputError: ``path`` is no valid ONNX file, or ONNX Runtime does not run it; or ``out``
@@ -88,7 +92,7 @@ def fuse_onnx_file(
     model = read_onnx_file(source)
     _check_apart(source, target)
     external = _external_files(source)
-    plan = plan_onnx(frozen(model) if freeze_inputs else model)
+    plan = plan_onnx(frozen(model) if freeze_inputs else model, where)
     fused = plan.apply()
     before, after = _counts(model), _counts(fused)
     outside = bool(external) or bytes_of(fused) > MOST_BYTES

@@ -19,6 +19,8 @@ from reparam.reasons import Reason, Why
 if TYPE_CHECKING:
     from onnx import ModelProto
 
+    from reparam.fusing.chosen import Where
+
 __all__ = ["OnnxPlan", "plan_onnx"]
 
 
@@ -82,17 +84,20 @@ class OnnxPlan(Plan):
         return model
 
 
-def plan_onnx(model: Any) -> OnnxPlan:
+def plan_onnx(model: Any, where: Where | None = None) -> OnnxPlan:
     """Read an ONNX model and say what folds in it; nothing is changed.
 
     Args:
         model: An ``onnx.ModelProto`` with its weights.
+        where: Names of operations or of what they return, patterns of these, or a function of the
+            name and the node; only what lies there folds.
 
     Raises:
-        InputError: It is no whole model, or of a version that the installed onnx does not know.
+        InputError: It is no whole model, or of a version that the installed onnx does not know; or
+            nothing in it is chosen.
 
     """
-    discovery = discover_onnx(model)
+    discovery = discover_onnx(model, where)
     discovery.lifted.constants.forget()
     return OnnxPlan(
         tuple(region_record(one.region, one.anchor.where) for one in discovery.regions),

@@ -11,6 +11,7 @@ from torch import nn
 
 from reparam._arguments import FLAG, NONE, SHAPES, check_module, takes
 from reparam.errors import TrainingModeError
+from reparam.fusing.chosen import EVERYTHING, WHERE, Chosen
 from reparam.fusing.collector import paused_collector
 from reparam.fusing.compare import compare_runs
 from reparam.fusing.discover import Discovery, Probed, discover
@@ -20,13 +21,14 @@ from reparam.fusing.found import Found, complete
 from reparam.fusing.table import render
 from reparam.graph.ir import Affine, HostedInput, Node, Padded, Sum
 from reparam.graph.kinds import AnyBatchNorm
-from reparam.graph.skeleton import unwrap
+from reparam.graph.skeleton import Copier, unwrap
 from reparam.planner import Candidate
 from reparam.reasons import Refusal
 
 if TYPE_CHECKING:
     from onnx import ModelProto
 
+    from reparam.fusing.chosen import Where
     from reparam.fusing.onnx_plan import OnnxPlan
 
 __all__ = [
@@ -103,10 +105,14 @@ class ModulePlan(Plan):
     """The plan of a torch module."""
 
     _discovery: Discovery = field(repr=False)
+    _training: frozenset[str] = field(default=frozenset(), repr=False)
+    """Modules outside of the chosen part that are in training mode."""
 
     @paused_collector()
     def apply(self) -> nn.Module:
         """Write the fused model: new, in eval mode, sharing no storage with the original.
+
+        What lies outside of the part chosen by ``where`` keeps its mode.
 
         Each folded layer is compared with the operations it replaces in float64, at the interior
         and the borders. One that does not agree is not used.
@@ -135,6 +141,8 @@ class ModulePlan(Plan):
         fused = _place(discovery, [pair for pair in folded if pair[0] in together])
         if folded or discovery.probed:
             compare_runs(discovery, fused)
+        for name, module in fused.named_modules():
+            module.training = module.training or name in self._training
         return fused
 
 
@@ -169,12 +177,20 @@ def _is_within(path: str, block: str) -> bool:
 
 
 @overload
-def plan(model: nn.Module, example_inputs: Any = None, *, probe: bool = False) -> ModulePlan: ...
+def plan(
+    model: nn.Module,
+    example_inputs: Any = None,
+    *,
+    probe: bool = False,
+    where: Where | None = None,
+) -> ModulePlan: ...
 @overload
-def plan(model: ModelProto) -> OnnxPlan: ...
-@takes(example_inputs=SHAPES | NONE, probe=FLAG)
+def plan(model: ModelProto, *, where: Where | None = None) -> OnnxPlan: ...
+@takes(example_inputs=SHAPES | NONE, probe=FLAG, where=WHERE | NONE)
 @paused_collector()
-def plan(model: Any, example_inputs: Any = None, *, probe: bool = False) -> Plan:
+def plan(
+    model: Any, example_inputs: Any = None, *, probe: bool = False, where: Where | None = None
+) -> Plan:
     """Read a model and say what folds in it; nothing is changed.
 
     Args:
@@ -184,11 +200,15 @@ def plan(model: Any, example_inputs: Any = None, *, probe: bool = False) -> Plan
             traces are compared with eager execution on real shapes.
         probe: Also identify affine modules that cannot be traced from their responses to impulses;
             evidence rather than proof, and marked as such.
+        where: The part that may be folded; all else stays as it is, its mode too, so that it may
+            go on training. A name of a module, which stands for all that it holds, or a pattern
+            with ``*`` and ``?``; a class of modules; a function of name and module; or a list of
+            these. In an ONNX model: names of operations or of what they return.
 
     Raises:
-        TrainingModeError: The model has batch normalisation and is in training mode.
+        TrainingModeError: What may be folded has batch normalisation and is in training mode.
         UnsupportedModelError: The model cannot be read (a ScriptModule, for example).
-        InputError: The model does not run on the example.
+        InputError: The model does not run on the example, or nothing in it is chosen.
 
     >>> import torch
     >>> from torch import nn
@@ -200,10 +220,14 @@ def plan(model: Any, example_inputs: Any = None, *, probe: bool = False) -> Plan
     if _is_onnx(model):
         from reparam.fusing.onnx_plan import plan_onnx
 
-        return plan_onnx(model)
+        return plan_onnx(model, where)
     inner = check_module("model", unwrap(model, "model"))
-    _check_eval(inner)
-    discovery = discover(inner, example_inputs, probe=probe)
+    chosen = EVERYTHING if where is None else Chosen(where, dict(inner.named_modules()))
+    _check_eval(inner, chosen)
+    training = frozenset(name for name, module in inner.named_modules() if module.training)
+    if where is not None and training:  # the other part is read as it will be used
+        inner = Copier(lambda tensor: tensor, keep_hooks=True).copy(inner).eval()
+    discovery = discover(inner, example_inputs, probe=probe, chosen=chosen)
     return ModulePlan(
         (
             *(_region(found) for found in discovery.regions),
@@ -211,15 +235,24 @@ def plan(model: Any, example_inputs: Any = None, *, probe: bool = False) -> Plan
         ),
         discovery.refusals,
         discovery,
+        frozenset() if where is None else frozenset(n for n in training if n not in chosen),
     )
 
 
 @overload
-def fuse(model: nn.Module, example_inputs: Any = None, *, probe: bool = False) -> nn.Module: ...
+def fuse(
+    model: nn.Module,
+    example_inputs: Any = None,
+    *,
+    probe: bool = False,
+    where: Where | None = None,
+) -> nn.Module: ...
 @overload
-def fuse(model: ModelProto) -> ModelProto: ...
-def fuse(model: Any, example_inputs: Any = None, *, probe: bool = False) -> Any:
-    """Fold everything in a model that folds exactly: ``plan(model).apply()``.
+def fuse(model: ModelProto, *, where: Where | None = None) -> ModelProto: ...
+def fuse(
+    model: Any, example_inputs: Any = None, *, probe: bool = False, where: Where | None = None
+) -> Any:
+    """Fold everything in a model, or in a part of it, that folds exactly: ``plan(...).apply()``.
 
     A module makes a module, an ``onnx.ModelProto`` makes an ``onnx.ModelProto``.
 
@@ -234,7 +267,7 @@ def fuse(model: Any, example_inputs: Any = None, *, probe: bool = False) -> Any:
     )
 
     """
-    return plan(model, example_inputs, probe=probe).apply()
+    return plan(model, example_inputs, probe=probe, where=where).apply()
 
 
 def _is_onnx(model: object) -> bool:
@@ -242,9 +275,9 @@ def _is_onnx(model: object) -> bool:
     return type(model).__module__.partition(".")[0] == "onnx"
 
 
-def _check_eval(model: nn.Module) -> None:
+def _check_eval(model: nn.Module, chosen: Chosen) -> None:
     for name, module in model.named_modules():
-        if isinstance(module, AnyBatchNorm) and module.training:
+        if isinstance(module, AnyBatchNorm) and module.training and name in chosen:
             msg = (
                 f"{name or type(model).__name__} is in training mode, where batch normalisation "
                 f"uses the statistics of the batch; needed eval mode: call model.eval() first"
