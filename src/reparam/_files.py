@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import errno
 import os
+import secrets
 import shutil
 import stat
 import sys
@@ -190,25 +191,35 @@ def _stage(folder: Path, wanted: Path) -> Iterator[Path]:
     """Yield a new hidden folder that is locked for as long as its process lives."""
     _check_folder(folder, wanted)
     _clear_left_over(folder)
-    with _move_errors_explained(wanted):
-        stage, lock = _locked_folder(folder)
+    # The name comes first: a signal may end the block as soon as the folder is there.
+    stage, lock = folder / f"{_PREFIX}{secrets.token_hex(8)}", None
     try:
+        with _move_errors_explained(wanted):
+            lock = _make_locked(stage)
         yield stage
     finally:
-        shutil.rmtree(stage, ignore_errors=True)
+        _remove(stage)
         if lock is not None:
             os.close(lock)
 
 
-def _locked_folder(folder: Path) -> tuple[Path, int | None]:
+def _make_locked(stage: Path) -> int | None:
     """Make a folder and lock it, before another process takes it for one that was left over."""
     while True:
-        stage = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=folder))
+        stage.mkdir(mode=stat.S_IRWXU)
         lock = _lock(stage, wait=True)
         if stage.exists():
-            return stage, lock
+            return lock
         if lock is not None:
             os.close(lock)
+
+
+def _remove(stage: Path) -> None:
+    try:
+        shutil.rmtree(stage, ignore_errors=True)
+    except BaseException:
+        shutil.rmtree(stage, ignore_errors=True)  # a signal comes once
+        raise
 
 
 def _lock(stage: Path, *, wait: bool) -> int | None:
