@@ -73,7 +73,8 @@ def on_graphs(
 ) -> None:  # fmt: skip
     """Draw graphs by the chunk, each from its own seed, on top of those that were tallied."""
     while tally.get("graphs", 0) < count:
-        tally.update(Counter(tally) + chunk(drawn, wrong_of, tally.get("graphs", 0)))
+        more = chunk(drawn, wrong_of, tally.get("graphs", 0))
+        tally |= {name: tally.get(name, 0) + number for name, number in more.items()}
         store()
         print(tally, flush=True)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Annotated
 
@@ -14,11 +14,14 @@ import reparam
 from reparam.cli.options import (
     InputSizeOption,
     JsonOption,
+    KeyOption,
     NumClassesOption,
     ShapeOption,
+    StrictOption,
     WeightsOption,
     inputs_from,
     refuse_for_files,
+    target_from,
 )
 from reparam.cli.targets import Checkpoint, Inputs, Target, example_inputs, load_model
 from reparam.cli.terminal import Terminal
@@ -42,6 +45,8 @@ def diff(  # noqa: PLR0913 - one argument for each option
     second: SecondArgument,
     *,
     weights: WeightsOption = None,
+    key: KeyOption = None,
+    strict: StrictOption = True,
     candidate_weights: SecondWeightsOption = None,
     shape: ShapeOption = None,
     input_size: InputSizeOption = None,
@@ -54,8 +59,9 @@ def diff(  # noqa: PLR0913 - one argument for each option
     """
     terminal = Terminal()
     inputs = inputs_from(shape, input_size)
-    left, sample = _side(first, weights, num_classes, inputs)
-    right, other = _side(second, candidate_weights, num_classes, inputs)
+    left, sample = _side(target_from(first, weights, key, strict, num_classes), inputs)
+    checkpoint = None if candidate_weights is None else Checkpoint(candidate_weights)
+    right, other = _side(Target(second, checkpoint, num_classes), inputs)
     asked = inputs.shape is not None or inputs.size is not None
     given = sample if sample is not None else other
     with terminal.progress(f"Comparing {first} with {second}"):
@@ -70,15 +76,12 @@ def diff(  # noqa: PLR0913 - one argument for each option
     raise typer.Exit(_CODES[found.outcome])
 
 
-def _side(
-    name: str, weights: Path | None, num_classes: int | None, inputs: Inputs
-) -> tuple[nn.Module | str, torch.Tensor | None]:
-    if Path(name).suffix.lower() in _FILES:
-        refuse_for_files(Target(name), weights=weights)
+def _side(target: Target, inputs: Inputs) -> tuple[nn.Module | str, torch.Tensor | None]:
+    if _fixed(target.name):
+        refuse_for_files(replace(target, num_classes=None))  # which may be about the other side
         given = None if inputs.shape is None else torch.randn(inputs.shape)
-        return name, given
-    checkpoint = None if weights is None else Checkpoint(weights)
-    loaded = load_model(Target(name, checkpoint, num_classes))
+        return target.name, given
+    loaded = load_model(target)
     return loaded.model, example_inputs(loaded, inputs)
 
 
