@@ -37,6 +37,9 @@ WITH_MODEL = {
     "export model": lambda m, to: reparam.export(m, to / "net.safetensors", X),
     "diff first": lambda m, _: reparam.diff(m, net(), X),
     "diff second": lambda m, _: reparam.diff(net(), m, X),
+    "online model": lambda m, _: reparam.online(m),
+    "online_plan model": lambda m, _: reparam.online_plan(m),
+    "online_mode net": lambda m, _: reparam.online_mode(m, "batch").__enter__(),
     "export reference": lambda m, to: reparam.export(net(), to / "net.onnx", X, reference=m),
     "benchmark it": lambda m, _: reparam.benchmark({"it": m}, X, rounds=1),
     "pick model": lambda m, _: reparam.pick(m, X, engines=["eager"], rounds=1),
@@ -52,6 +55,8 @@ ALLOWED = {  # these are meant to work
     ("export reference", "None"), ("pick reference", "None"), ("quantize reference", "None"),
     ("operator block", "in training mode"), ("branch model", "in training mode"),
     ("train model", "in training mode"), ("RepOptimizer model", "in training mode"),
+    ("online model", "in training mode"), ("online_plan model", "in training mode"),
+    ("online_mode net", "in training mode"),
 }  # fmt: skip
 
 

@@ -10,6 +10,7 @@ from typing import Any, Literal, get_args
 
 from torch import nn
 
+from reparam._arguments import FLAG, MODULE, NONE, SHAPES, takes
 from reparam.errors import InputError
 from reparam.graph.skeleton import unwrap
 from reparam.graph.trace import Trace, TraceFailure
@@ -91,6 +92,7 @@ class OnlinePlan:
         return render(self.blocks, self.refusals)
 
 
+@takes(model=MODULE, example_inputs=SHAPES | NONE)
 def online_plan(
     model: nn.Module, example_inputs: Any = None, *, statistics: Statistics = "batch"
 ) -> OnlinePlan:
@@ -147,6 +149,7 @@ def online_plan(
     )
 
 
+@takes(model=MODULE, example_inputs=SHAPES | NONE, enabled=FLAG)
 def online(
     model: nn.Module,
     example_inputs: Any = None,
@@ -192,6 +195,7 @@ def online(
     return online_plan(plain, example_inputs, statistics=statistics).apply() if enabled else plain
 
 
+@takes(net=MODULE)
 @contextmanager
 def online_mode(net: nn.Module, mode: Mode) -> Iterator[nn.Module]:
     """Run the rewritten blocks of a net another way for a while.
