@@ -48,6 +48,7 @@ WITH_MODEL = {
     "quantize fused": lambda m, to: reparam.quantize(m, to / "net.onnx", X),
     "quantize reference": lambda m, to: reparam.quantize(fused(), to / "q.onnx", X, reference=m),
     "load_checkpoint net": lambda m, to: reparam.load_checkpoint(m, to / "net.pth"),
+    "load_fused model": lambda m, to: reparam.load_fused(m, to / "net.pth"),
     "train model": lambda m, to: reparam.train(m, None, recipe="digits", out=to / "run"),
     "RepOptimizer model": lambda m, _: reparam.RepOptimizer(SGD, m, {"0": None}),
 }
@@ -148,6 +149,10 @@ def _load(**options):
     return reparam.load_checkpoint(net(), "net.pth", **options)
 
 
+def _reload(**options):
+    return reparam.load_fused(**{"model": net(), "path": "net.pth", **options})
+
+
 def _train(**options):
     given = {"model": net(), "data": None, "recipe": "digits", "out": "run"}
     return reparam.train(**{**given, **options})
@@ -170,6 +175,7 @@ NOT_NUMBER = ("0.5", [0.5], math.nan, math.inf)
 NOT_FLAG = ("no", 2, [])
 NOT_FUNCTION = ("print", 3, print.__class__)
 OPTIONS = {
+    (_reload, "path"): (3, None, "", "no-such-file.pth", "."),
     (_plan, "where"): (3, b"a", [], ["a", 3], "no such part", torch.nn.Conv3d),
     (_prune, "macs"): (None, 0, 1, -0.5, 1.5, *NOT_NUMBER),
     (_prune, "latency"): (0.5, *NOT_NUMBER[1:], "fast", "-1ms"),

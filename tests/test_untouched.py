@@ -75,6 +75,12 @@ def folded(model, x):
     return reparam.plan(model, x).apply()
 
 
+def reloaded(model, folder):
+    fused = reparam.fuse(net())
+    torch.save(fused.state_dict(), folder / "net.pth")
+    return reparam.load_fused(model, folder / "net.pth")
+
+
 CALLS = {
     "plan": (net, lambda m, x, _: folded(m, x)),
     "fuse": (net, lambda m, x, _: reparam.fuse(m, x)),
@@ -88,6 +94,7 @@ CALLS = {
     "online_plan": (lambda: net().train(), lambda m, x, _: reparam.online_plan(m, x)),
     "verify": (net, lambda m, x, _: reparam.verify(m, m, x)),
     "diff": (net, lambda m, x, _: reparam.diff(m, m, x)),
+    "load_fused": (lambda: net().train(), lambda m, _, to: reloaded(m, to)),
     "export": (plain, lambda m, x, to: reparam.export(m, to / "net.safetensors", x)),
     "benchmark": (net, lambda m, x, _: reparam.benchmark({"it": m}, x, rounds=1)),
     "pick": (net, lambda m, x, _: reparam.pick(m, x, engines=["eager"], rounds=1)),

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from reparam.checkpoints import load_checkpoint
     from reparam.diffing import Difference, diff
     from reparam.errors import ReparamError, TrainingModeError
-    from reparam.exporting import export, read_metadata
+    from reparam.exporting import export, load_fused, read_metadata
     from reparam.fusing import FoldWarning, Plan, Region, fuse, operator, plan
     from reparam.narrowing import online, online_mode, online_plan
     from reparam.pruning import PruneResult, prune
@@ -50,6 +50,7 @@ __all__ = [
     "export",
     "fuse",
     "load_checkpoint",
+    "load_fused",
     "models",
     "online",
     "online_mode",
@@ -84,6 +85,7 @@ _HOMES = {
     "export": "reparam.exporting",
     "fuse": "reparam.fusing",
     "load_checkpoint": "reparam.checkpoints",
+    "load_fused": "reparam.exporting",
     "online": "reparam.narrowing",
     "online_mode": "reparam.narrowing",
     "online_plan": "reparam.narrowing",

@@ -70,6 +70,20 @@ def test_a_part_is_planned_and_fused(reparam_command, tiny: str) -> None:
     assert not Path("none.onnx").exists()
 
 
+def test_weights_of_the_fused_net_fit_its_name(reparam_command, tiny: str) -> None:
+    line = ("fuse", f"{tiny}:net", "--input-size", "8", "-o")
+    assert reparam_command(*line, "net.safetensors").code == 0
+    given = ("--input-size", "8", "-w", "net.safetensors")
+    ran = reparam_command("fuse", f"{tiny}:net", *given, "-o", "net.onnx", "--json")
+    assert ran.code == 0, ran.err
+    assert ran.json["plan"]["regions"] == []
+    assert reparam_command("verify", f"{tiny}:net", "net.onnx", *given).code == 0
+    once = ("--engines", "eager", "--rounds", "1", "--threads", "1")
+    assert reparam_command("bench", f"{tiny}:net", *given, *once).code == 0
+    refused = reparam_command("plan", f"{tiny}:plain", "--shape", "1,4", *given[2:])
+    assert refused.code == 2
+
+
 @pytest.mark.parametrize("suffix", [".safetensors", ".onnx", ".pt2"])
 def test_fused_file_is_written_and_verifies(reparam_command, tiny: str, suffix: str) -> None:
     if suffix == ".onnx":

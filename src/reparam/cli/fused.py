@@ -11,15 +11,13 @@ from reparam.cli.targets import (
     Inputs,
     Loaded,
     Target,
-    build,
     check_runs,
     command,
     example_inputs,
     load_model,
     sized,
-    with_weights,
 )
-from reparam.errors import CheckpointError, InputError
+from reparam.errors import InputError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -32,9 +30,6 @@ __all__ = ["load_fused"]
 def load_fused(target: Target, data: ImageData | None, inputs: Inputs) -> tuple[Loaded, Tensor]:
     """Build a MODEL in the form that its weights are of, and make sure that it is fused.
 
-    Weights that ``reparam fuse`` or ``reparam train`` wrote do not fit the net that is built by
-    name but what folding makes of it, so that is tried where they do not.
-
     Returns:
         The net, and an image of the data or random values of the shape that was asked for.
 
@@ -43,7 +38,8 @@ def load_fused(target: Target, data: ImageData | None, inputs: Inputs) -> tuple[
             of the data or does not know their classes.
     """
     target = sized(target, data)
-    loaded, sample = _in_form_of_weights(target, data, inputs)
+    loaded = load_model(target)
+    sample = _sample(loaded, data, inputs)
     if data is not None:
         data.check_fits(loaded.model)
     regions = reparam.plan(loaded.model, sample).regions
@@ -56,25 +52,6 @@ def load_fused(target: Target, data: ImageData | None, inputs: Inputs) -> tuple[
             "then give --weights fused.safetensors"
         )
     return loaded, sample
-
-
-def _in_form_of_weights(
-    target: Target, data: ImageData | None, inputs: Inputs
-) -> tuple[Loaded, Tensor]:
-    try:
-        loaded = load_model(target)
-    except CheckpointError as misfit:
-        built = Loaded(target.name, build(target).eval(), None)
-        sample = _sample(built, data, inputs)
-        folded = reparam.fuse(built.model, sample)
-        try:
-            if target.checkpoint is None:
-                raise
-            folded, report = with_weights(folded, target.checkpoint)
-        except CheckpointError:
-            raise misfit from None
-        return Loaded(target.name, folded.eval(), report), sample
-    return loaded, _sample(loaded, data, inputs)
 
 
 def _sample(loaded: Loaded, data: ImageData | None, inputs: Inputs) -> Tensor:

@@ -16,7 +16,7 @@ import reparam
 from reparam._spelling import advice
 from reparam.checkpoints import LoadReport, load_checkpoint
 from reparam.cli.terminal import Terminal
-from reparam.errors import InputError
+from reparam.errors import CheckpointError, InputError
 from reparam.exporting import read_metadata
 from reparam.models.lookup import accepts, resolve
 
@@ -144,17 +144,26 @@ def build(target: Target, seed: int = SEED) -> nn.Module:
 
 
 def with_weights(model: nn.Module, checkpoint: Checkpoint) -> tuple[nn.Module, LoadReport]:
-    """Load a checkpoint into `model`, or into what it was pruned to if the file says that it was.
+    """Load a checkpoint into `model`, or into what it was fused or pruned to.
 
-    ``reparam prune`` writes the weights of a fused net with fewer channels; the net is then
-    `model`, fused, with the widths of the file. Otherwise it is `model` itself.
+    ``reparam fuse`` and ``reparam train`` write the weights of the fused net, ``reparam prune``
+    those of one with fewer channels; the net is then `model`, fused, with the widths of the file.
+    Otherwise it is `model` itself.
 
     Raises:
         InputError: the file is of no use.
     """
     weights = checkpoint.path
     if not pruned_note(weights):
-        report = load_checkpoint(model, weights, strict=checkpoint.strict, key=checkpoint.key)
+        try:
+            report = load_checkpoint(model, weights, strict=checkpoint.strict, key=checkpoint.key)
+        except CheckpointError:
+            fused = _fused(model, checkpoint)
+            if fused is None:
+                raise
+            return fused, LoadReport(
+                weights, "", "reparam, fused", "deploy", tuple(fused.state_dict()), (), (), ()
+            )
         if not report.complete:
             Terminal().note(f"note: {report}")
         return model, report
@@ -163,6 +172,16 @@ def with_weights(model: nn.Module, checkpoint: Checkpoint) -> tuple[nn.Module, L
     pruned = load_pruned(reparam.fuse(model.eval()), weights)
     names = tuple(pruned.state_dict())
     return pruned, LoadReport(weights, "", "reparam, pruned", "deploy", names, (), (), ())
+
+
+def _fused(model: nn.Module, checkpoint: Checkpoint) -> nn.Module | None:
+    """The model as it was fused, if the weights are of that; strict in any case."""
+    if checkpoint.key is not None:
+        return None
+    try:
+        return reparam.load_fused(model, checkpoint.path)
+    except reparam.ReparamError:
+        return None
 
 
 def pruned_note(weights: Path | None) -> dict[str, str]:

@@ -129,9 +129,7 @@ def _runnable(
             f"{candidate} is a file with its own weights; leave --candidate-weights out"
         )
     if suffix in _WEIGHTS:
-        fused = reparam.fuse(reference.model)
-        reparam.load_checkpoint(fused, path)
-        return fused
+        return reparam.load_fused(reference.model, path)
     return _exported(path)
 
 

@@ -143,7 +143,7 @@ def export(  # noqa: PLR0913 - each is one decision of the user
     expected = Reference(trained, inputs)
     get_engine(entry.engine).require()
     named = source or f"{type(model).__module__}.{type(model).__qualname__}"
-    metadata = describe_model(model, entry, form=form, source=named, notes=notes)
+    metadata = describe_model(model, entry, form=form, source=named, inputs=inputs, notes=notes)
 
     start = time.perf_counter()
     try:

@@ -18,8 +18,9 @@ from reparam.errors import InputError
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
+    import torch
     from torch import nn
 
     from reparam.exporting.formats import Format
@@ -44,6 +45,7 @@ def describe_model(
     *,
     form: str,
     source: str,
+    inputs: Sequence[torch.Tensor],
     notes: Mapping[str, str] | None = None,
 ) -> dict[str, str]:
     """Return the metadata of a file: keys with a common prefix, values that are text."""
@@ -56,6 +58,7 @@ def describe_model(
         "version": __version__,
         "form": form,
         "source": source,
+        "inputs": json.dumps([list(x.shape) for x in inputs]),
         "parameters": str(sum(p.numel() for p in model.parameters())),
         "written_with": json.dumps(versions, sort_keys=True),
     }
@@ -68,9 +71,9 @@ def read_metadata(path: str | os.PathLike[str]) -> dict[str, Any]:
 
     Returns:
         ``version`` of this package, ``form`` (``"train"`` or ``"fused"``), ``source`` (what the
-        model was made from), ``parameters`` (their number), ``written_with`` (versions by package),
-        ``pruned`` (channels in and out by layer, if channels are gone), and notes of whoever wrote.
-        Empty if the file says nothing.
+        model was made from), ``inputs`` (the shapes that it was checked on), ``parameters`` (their
+        number), ``written_with`` (versions by package), ``pruned`` (channels in and out by layer,
+        if channels are gone), and notes of whoever wrote. Empty if the file says nothing.
 
     Raises:
         InputError: The file does not exist, or is of a format that holds no metadata.
@@ -95,10 +98,9 @@ def read_metadata(path: str | os.PathLike[str]) -> dict[str, Any]:
     content: dict[str, Any] = {
         key.removeprefix(_PREFIX): value for key, value in found.items() if key.startswith(_PREFIX)
     }
-    if "written_with" in content:
-        content["written_with"] = json.loads(content["written_with"])
-    if "pruned" in content:
-        content["pruned"] = json.loads(content["pruned"])
+    for key in ("written_with", "inputs", "pruned"):
+        if key in content:
+            content[key] = json.loads(content[key])
     if "parameters" in content:
         content["parameters"] = int(content["parameters"])
     return content

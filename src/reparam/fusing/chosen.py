@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import Any, TypeAlias
 
@@ -48,13 +48,23 @@ class Chosen:
         """
         asked = where if isinstance(where, list | tuple | set | frozenset) else (where,)
         self._roots: set[str] = set()
+        self._left: frozenset[str] = frozenset()
         for each in asked:
             self._roots |= _fitting(each, places)
         if not self._roots:
             raise InputError("nothing in the model fits what was asked for; choose a part of it")
 
+    @classmethod
+    def but(cls, left: Collection[str]) -> Chosen:
+        """Everything but these places."""
+        chosen = cls("*", {"": None})
+        chosen._left = frozenset(left)
+        return chosen
+
     def __contains__(self, place: str) -> bool:
         """Whether a place, or something that it lies in, was chosen."""
+        if place in self._left:
+            return False
         ends = (i for i, letter in enumerate(place) if letter in "./")
         return "" in self._roots or any(
             place[:end] in self._roots for end in (*ends, len(place)) if end
@@ -75,5 +85,5 @@ def _fitting(where: Any, places: Mapping[str, Any]) -> set[str]:
     return {name for name, place in places.items() if where(name, place)}
 
 
-EVERYTHING = Chosen("*", {"": None})
+EVERYTHING = Chosen.but(())
 """The whole of any model."""

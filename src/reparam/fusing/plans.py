@@ -26,6 +26,8 @@ from reparam.planner import Candidate
 from reparam.reasons import Refusal
 
 if TYPE_CHECKING:
+    from collections.abc import Collection
+
     from onnx import ModelProto
 
     from reparam.fusing.chosen import Where
@@ -39,6 +41,7 @@ __all__ = [
     "describe",
     "fuse",
     "plan",
+    "plan_but",
     "region_record",
 ]
 
@@ -227,7 +230,17 @@ def plan(
     training = frozenset(name for name, module in inner.named_modules() if module.training)
     if where is not None and training:  # the other part is read as it will be used
         inner = Copier(lambda tensor: tensor, keep_hooks=True).copy(inner).eval()
-    discovery = discover(inner, example_inputs, probe=probe, chosen=chosen)
+    left = frozenset() if where is None else frozenset(n for n in training if n not in chosen)
+    return _planned(discover(inner, example_inputs, probe=probe, chosen=chosen), left)
+
+
+def plan_but(kept: Collection[str], model: nn.Module, example_inputs: Any = None) -> ModulePlan:
+    """Plan a model of any mode as it is in eval mode, and leave the modules of these names."""
+    inner = Copier(lambda tensor: tensor, keep_hooks=True).copy(model).eval()
+    return _planned(discover(inner, example_inputs, chosen=Chosen.but(kept)), frozenset())
+
+
+def _planned(discovery: Discovery, training: frozenset[str]) -> ModulePlan:
     return ModulePlan(
         (
             *(_region(found) for found in discovery.regions),
@@ -235,7 +248,7 @@ def plan(
         ),
         discovery.refusals,
         discovery,
-        frozenset() if where is None else frozenset(n for n in training if n not in chosen),
+        training,
     )
 
 

@@ -377,7 +377,7 @@ def _metadata(
         "bias_corrected": correct_bias,
         "kept_float": list(prepared.keep_float),
     }
-    return describe_model(fused, entry, form="fused", source=named) | {
+    return describe_model(fused, entry, form="fused", source=named, inputs=(held.first(1),)) | {
         "reparam.precision": "int8",
         "reparam.calibration": f"{len(held)} samples: {held.name}",
         "reparam.remedies": json.dumps(remedies, sort_keys=True),

@@ -1,0 +1,130 @@
+"""A fused net comes back on a fresh instance of its class, from the file alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+import reparam
+from checking import Snapshot
+from reparam.errors import CheckpointError
+from reparam.models import RepVGG, RepVGGSpec
+from zoo import randomise
+
+safetensors = pytest.importorskip("safetensors.torch")
+
+
+class Block(nn.Module):
+    """Branches, a norm behind an activation, and one whose scale may be negative."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.wide, self.narrow = nn.Conv2d(4, 4, 3, padding=1), nn.Conv2d(4, 4, 1)
+        self.norms = nn.ModuleList(nn.BatchNorm2d(4) for _ in range(3))
+        self.last = nn.BatchNorm2d(4)
+        self.pool = nn.MaxPool2d(2)
+
+    def forward(self, x):
+        y = self.norms[0](self.wide(x)) + self.norms[1](self.narrow(x)) + self.norms[2](x)
+        return self.last(torch.relu(y))
+
+
+def own() -> nn.Module:
+    head = (nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 5))
+    return nn.Sequential(nn.Conv2d(3, 4, 3), Block(), nn.BatchNorm2d(4), nn.ReLU(), *head)
+
+
+def ours() -> nn.Module:
+    spec = RepVGGSpec(depths=(2,), widths=(4,), stem_width=4, stem_stride=1, strides=2)
+    return RepVGG(spec, num_classes=5)
+
+
+def one_dimensional() -> nn.Module:
+    layers = (nn.Conv1d(3, 4, 3), nn.BatchNorm1d(4), nn.ReLU(), nn.AdaptiveAvgPool1d(1))
+    return nn.Sequential(*layers, nn.Flatten(), nn.Linear(4, 5), nn.BatchNorm1d(5))
+
+
+NETS: dict[str, tuple[Callable[[], nn.Module], torch.Tensor]] = {
+    "own": (own, torch.randn(2, 3, 9, 8)),
+    "ours": (ours, torch.randn(2, 3, 16, 16)),
+    "1-d": (one_dimensional, torch.randn(2, 3, 9)),
+}
+
+
+def by_export(fused: nn.Module, path: Path, x: torch.Tensor) -> Path:
+    reparam.export(fused, path.with_suffix(".safetensors"), x)
+    return path.with_suffix(".safetensors")
+
+
+def by_safetensors(fused: nn.Module, path: Path, _: torch.Tensor) -> Path:
+    safetensors.save_file(fused.state_dict(), path.with_suffix(".safetensors"))
+    return path.with_suffix(".safetensors")
+
+
+def by_torch(fused: nn.Module, path: Path, _: torch.Tensor) -> Path:
+    torch.save({"state_dict": fused.state_dict()}, path.with_suffix(".pth"))
+    return path.with_suffix(".pth")
+
+
+def trained(build: Callable[[], nn.Module]) -> nn.Module:
+    """With other numbers everywhere but eps, which no state dict holds; some scales negative."""
+    one = build()
+    eps = {name: m.eps for name, m in one.named_modules() if hasattr(m, "eps")}
+    one = randomise(one).eval()
+    with torch.no_grad():
+        for name, module in one.named_modules():
+            if name in eps:
+                module.eps = eps[name]
+                module.weight[0].neg_()
+    return one
+
+
+@pytest.mark.parametrize("write", [by_export, by_safetensors, by_torch])
+@pytest.mark.parametrize("net", NETS)
+def test_a_fresh_instance_becomes_the_fused_net(net, write, tmp_path):
+    build, x = NETS[net]
+    fused = reparam.fuse(trained(build), x)
+    path = write(fused, tmp_path / "net", x)
+    fresh = build().train()
+    before = Snapshot.of(fresh)
+    again = reparam.load_fused(fresh, path)
+    before.assert_unchanged(fresh)
+    assert not any(module.training for module in again.modules())
+    assert [*again.state_dict()] == [*fused.state_dict()]
+    torch.testing.assert_close(again(x), fused(x), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_the_type_is_that_of_the_file(dtype, tmp_path):
+    fused = reparam.fuse(trained(ours), NETS["ours"][1]).to(dtype)
+    again = reparam.load_fused(ours(), by_safetensors(fused, tmp_path / "net", torch.empty(0)))
+    x = NETS["ours"][1].to(dtype)
+    torch.testing.assert_close(again(x), fused(x), rtol=0, atol=0)
+
+
+def test_norms_that_stayed_in_the_file_stay(tmp_path):
+    part = reparam.fuse(trained(ours), where="stem")
+    path = by_torch(part, tmp_path / "part", torch.empty(0))
+    again = reparam.load_fused(ours(), path)
+    x = NETS["ours"][1]
+    assert any(isinstance(module, nn.BatchNorm2d) for module in again.modules())
+    torch.testing.assert_close(again(x), part(x), rtol=1e-5, atol=1e-5)
+
+
+def test_other_files_are_refused(tmp_path):
+    model = trained(ours)
+    as_it_is = by_torch(model, tmp_path / "model", torch.empty(0))
+    with pytest.raises(CheckpointError, match="before it is fused"):
+        reparam.load_fused(ours(), as_it_is)
+    other = by_torch(reparam.fuse(trained(own)), tmp_path / "other", torch.empty(0))
+    with pytest.raises(CheckpointError, match="RepVGG"):
+        reparam.load_fused(ours(), other)
+    cut = reparam.fuse(model).state_dict()
+    cut.popitem()
+    torch.save(cut, tmp_path / "cut.pth")
+    with pytest.raises(CheckpointError):
+        reparam.load_fused(ours(), tmp_path / "cut.pth")
