@@ -56,6 +56,9 @@ WAYS = {
     "names": (["body.0", "neck"], BODY_0 | {"neck.1"}),
     "a class": (Block, BODY),
     "a function": (lambda name, _: name == "neck", {"neck.1"}),
+    "a function that leaves a part": (lambda name, _: not name.startswith("neck"), BODY),
+    "a function that leaves a class": (lambda _, module: not isinstance(module, Block), {"neck.1"}),
+    "a function or a name": ([lambda name, _: name != "body", "body.0"], BODY_0 | {"neck.1"}),
     "everything": ("*", ALL),
 }
 
@@ -120,6 +123,34 @@ def test_what_is_chosen_has_to_be_in_eval_mode():
 def test_what_fits_nothing_is_an_error(where, told):
     with pytest.raises(InputError, match=told):
         reparam.plan(net(), where=where)
+
+
+@pytest.mark.parametrize(
+    ("computed", "weight"),
+    [(nn.utils.weight_norm, "weight_v"), (nn.utils.spectral_norm, "weight_orig")],
+)
+@pytest.mark.filterwarnings("ignore:`torch.nn.utils.weight_norm` is deprecated:FutureWarning")
+def test_weights_that_a_hook_computes_stay_where_nothing_was_chosen(computed, weight):
+    model = net()
+    model.neck[0] = computed(model.neck[0])
+    model(image())
+    fused = reparam.fuse(model.eval(), image(), where="body")
+    assert [k for k in fused.state_dict() if "neck.0" in k] == [
+        k for k in model.state_dict() if "neck.0" in k
+    ]
+    torch.testing.assert_close(fused(image()), model(image()), rtol=1e-10, atol=1e-12)
+    with torch.no_grad():
+        for each in (model, fused):
+            each.neck[0].get_parameter(weight).mul_(-2)
+    torch.testing.assert_close(fused(image()), model(image()), rtol=1e-10, atol=1e-12)
+    assert norms(reparam.fuse(model, image(), where="neck")) == BODY
+
+
+def test_a_module_is_known_by_each_of_its_names():
+    model = net()
+    model.again = model.body
+    for name in ("again", "body", "again.*"):
+        assert norms(reparam.fuse(model, where=name)) == {"neck.1"}
 
 
 def test_a_perturbed_part_is_found():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Callable, Collection, Mapping, Sequence
 from fnmatch import fnmatchcase
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 from torch import nn
 
@@ -32,7 +32,9 @@ WHERE = Kind("a name or pattern, a class, a function of name and module, or a li
 class Chosen:
     """The part of a model that may be folded.
 
-    A name stands for all that lies in it. ``*`` and ``?`` in a pattern stand for any characters.
+    A name stands for all that lies in it, and ``*`` and ``?`` in a pattern for any characters. A
+    class or a function that fits a module takes all that lies in it as well; a function that fits
+    the model as a whole says what to leave by not fitting that.
     """
 
     def __init__(self, where: Where, places: Mapping[str, Any]) -> None:
@@ -47,31 +49,41 @@ class Chosen:
 
         """
         asked = where if isinstance(where, list | tuple | set | frozenset) else (where,)
-        self._roots: set[str] = set()
-        self._left: frozenset[str] = frozenset()
-        for each in asked:
-            self._roots |= _fitting(each, places)
-        if not self._roots:
+        self._parts = [_part(each, places) for each in asked]
+        if not any(part.roots for part in self._parts):
             raise InputError("nothing in the model fits what was asked for; choose a part of it")
 
     @classmethod
     def but(cls, left: Collection[str]) -> Chosen:
-        """Everything but these places."""
+        """Everything but these places and what lies in them."""
         chosen = cls("*", {"": None})
-        chosen._left = frozenset(left)
+        chosen._parts = [_Part({""}, set(left))]
         return chosen
 
     def __contains__(self, place: str) -> bool:
         """Whether a place, or something that it lies in, was chosen."""
-        if place in self._left:
-            return False
-        ends = (i for i, letter in enumerate(place) if letter in "./")
-        return "" in self._roots or any(
-            place[:end] in self._roots for end in (*ends, len(place)) if end
-        )
+        ends = [i for i, letter in enumerate(place) if letter in "./" and i]
+        around = {"", place, *(place[:end] for end in ends)}
+        return any(part.roots & around and not part.left & around for part in self._parts)
 
 
-def _fitting(where: Any, places: Mapping[str, Any]) -> set[str]:
+class _Part(NamedTuple):
+    """What lies in one of the roots and in nothing that is left."""
+
+    roots: set[str]
+    left: set[str]
+
+
+def _part(where: Any, places: Mapping[str, Any]) -> _Part:
+    if isinstance(where, str | type):
+        roots = _fitting(where, places)
+        same = {id(places[name]) for name in roots if name in places}
+        return _Part(roots | {name for name, place in places.items() if id(place) in same}, set())
+    fitting = {name for name, place in places.items() if where(name, place)}
+    return _Part(fitting, places.keys() - fitting if "" in fitting else set())
+
+
+def _fitting(where: str | type, places: Mapping[str, Any]) -> set[str]:
     if isinstance(where, str):
         found = {name for name in places if name == where or fnmatchcase(name, where)}
         found |= {where for name in places if name.startswith((f"{where}.", f"{where}/"))}
@@ -80,9 +92,7 @@ def _fitting(where: Any, places: Mapping[str, Any]) -> set[str]:
             hint = f"; near it: {', '.join(near)}" if near else ""
             raise InputError(f"nothing in the model is called {where!r} or fits it{hint}")
         return found
-    if isinstance(where, type):
-        return {name for name, place in places.items() if isinstance(place, where)}
-    return {name for name, place in places.items() if where(name, place)}
+    return {name for name, place in places.items() if isinstance(place, where)}
 
 
 EVERYTHING = Chosen.but(())

@@ -87,7 +87,7 @@ def discover(
     chosen: Chosen = EVERYTHING,
 ) -> Discovery:
     """Find the regions of an unwrapped model that lie in the chosen part of it."""
-    model = with_plain_weights(model)
+    model = with_plain_weights(model, chosen.__contains__)
     example = None if example_inputs is None else as_call(example_inputs)
     finder = _Finder(model, example, probe, chosen)
     finder.visit("", finder.skeleton)

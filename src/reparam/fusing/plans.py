@@ -205,8 +205,10 @@ def plan(
             evidence rather than proof, and marked as such.
         where: The part that may be folded; all else stays as it is, its mode too, so that it may
             go on training. A name of a module, which stands for all that it holds, or a pattern
-            with ``*`` and ``?``; a class of modules; a function of name and module; or a list of
-            these. In an ONNX model: names of operations or of what they return.
+            with ``*`` and ``?``; a class of modules; a function of name and module, which chooses
+            all that lies in a module, or, where it is true for the model as a whole, leaves all
+            that lies in a module for which it is not; or a list of these. In an ONNX model: names
+            of operations or of what they return.
 
     Raises:
         TrainingModeError: What may be folded has batch normalisation and is in training mode.
@@ -225,7 +227,11 @@ def plan(
 
         return plan_onnx(model, where)
     inner = check_module("model", unwrap(model, "model"))
-    chosen = EVERYTHING if where is None else Chosen(where, dict(inner.named_modules()))
+    chosen = (
+        EVERYTHING
+        if where is None
+        else Chosen(where, dict(inner.named_modules(remove_duplicate=False)))
+    )
     _check_eval(inner, chosen)
     training = frozenset(name for name, module in inner.named_modules() if module.training)
     if where is not None and training:  # the other part is read as it will be used

@@ -88,17 +88,17 @@ def shared_copy(model: nn.Module) -> nn.Module:
     return Copier(lambda tensor: tensor).copy(model)
 
 
-def with_plain_weights(model: nn.Module) -> nn.Module:
-    """Compute the weights that a pre-hook would compute before every call.
+def with_plain_weights(model: nn.Module, chosen: Callable[[str], bool]) -> nn.Module:
+    """Compute the weights that a pre-hook would compute before every call, in a part of a model.
 
     The old ``torch.nn.utils.weight_norm`` and ``spectral_norm`` keep what a weight is computed from
     and set the weight itself as an attribute, in a hook. A model with such layers is copied, the
     numbers shared but for these weights, which become parameters; any other is returned as it is.
     """
-    if not any(_weight_hooks(module) for module in model.modules()):
+    if not any(_weight_hooks(m) and chosen(name) for name, m in model.named_modules()):
         return model
     twin = Copier(lambda tensor: tensor, keep_hooks=True).copy(model)
-    for module in twin.modules():
+    for module in [module for name, module in twin.named_modules() if chosen(name)]:
         for number, hook in _weight_hooks(module).items():
             weight = _computed_weight(module, hook)
             own = module.parameters(recurse=False)
