@@ -4,11 +4,10 @@
     python benchmarks/depth_ablation.py --compare  # trains nothing
     python benchmarks/depth_ablation.py --check    # are the table and the picture up to date?
 
-Learning rates are tuned for the *plain* net first: at 22 and at 34 layers the best of six on
-held-out training images, in short runs; at 22 layers then for RepVGG as well, which has the plain
-net's rate elsewhere. All arms of a depth deploy to the same convolutions and are trained by the
-same recipe on a part of the training images; other training images draw the curves, and the test
-images are seen once, at the end of each run. All runs are in
+Learning rates are tuned at each depth, for the plain net and for RepVGG: the best of seven on
+held-out training images, in short runs. All arms of a depth deploy to the same convolutions and
+are trained by the same recipe on a part of the training images; other training images draw the
+curves, and the test images are seen once, at the end of each run. All runs are in
 benchmarks/results/depth_ablation.json, of which the table and the picture of docs/training.md are
 made.
 """
@@ -48,12 +47,9 @@ DEPTHS = {8: (2, 2, 3), 14: (4, 4, 5), 22: (7, 7, 7), 34: (11, 11, 11)}
 WIDTHS = (16, 32, 64)
 TRAIN_IMAGES, HELD_OUT = 8_000, 2_000
 EPOCHS, TUNING_EPOCHS = 20, 6
-RATES = (0.00625, 0.0125, 0.025, 0.05, 0.1, 0.2)
-TUNED = {8: 22, 14: 22, 22: 22, 34: 34}
-"""The depth at which each depth's learning rate was tuned for the plain net."""
-TUNED_WIDE = {8: 22, 14: 22, 22: 22}
-"""The same for the nets with branches; the plain net's holds at other depths."""
+RATES = (0.00625, 0.0125, 0.025, 0.05, 0.1, 0.2, 0.4)
 PLAIN_RATE = ("neither", "both, plain's rate", "RepOptimizer")
+"""The arms that have the plain net's learning rate; the others have that of RepVGG."""
 TUNING_SEED = 100
 
 ARMS = {
@@ -67,10 +63,12 @@ ARMS = {
 """Each arm and its branches beside the 3x3 convolution."""
 
 PARTS = (
-    [(34, "neither"), (34, "both")],
     [(22, "neither"), (22, "both")],
     [(22, "identity"), (22, "1x1"), (22, "RepOptimizer"), (22, "both, plain's rate")],
-    [(8, "neither"), (8, "both"), (14, "neither"), (14, "both")],
+    [(8, "neither"), (8, "both")],
+    [(14, "neither"), (14, "both")],
+    [(34, "neither"), (34, "both, plain's rate")],
+    [(34, "neither"), (34, "both")],
 )
 """What is trained first: whatever is cut short has compared something."""
 
@@ -151,9 +149,7 @@ def how(rate: float, epochs: int) -> Recipe:
 
 def tuning_key(depth: int, arm: str) -> str:
     """Return the key of the runs whose best learning rate an arm gets."""
-    if arm in PLAIN_RATE or depth not in TUNED_WIDE:
-        return f"tuning-neither-{TUNED[depth]}"
-    return f"tuning-both-{TUNED_WIDE[depth]}"
+    return f"tuning-{'neither' if arm in PLAIN_RATE else 'both'}-{depth}"
 
 
 def tune(
@@ -204,7 +200,7 @@ def train_arm(
 
 def compare(records: Records, seeds: list[int]) -> dict[str, Any]:
     """Return every arm's accuracies, what both branches gain at each depth, and what is missing."""
-    arms = [f"{arm}-{depth}" for depth, arm in sorted(pair for part in PARTS for pair in part)]
+    arms = [f"{arm}-{depth}" for depth, arm in sorted({pair for part in PARTS for pair in part})]
     found = {name: accuracies(records, name) for name in arms}
     gains = {
         str(depth): gain(found[f"neither-{depth}"], found[f"both-{depth}"])
@@ -245,9 +241,9 @@ def text(content: dict[str, Any]) -> str:
     if summary["missing"]:
         told = (f"{arm} (seed {', '.join(map(str, s))})" for arm, s in summary["missing"].items())
         parts.append(f"Not trained yet: {'; '.join(told)}.")
-    keys = dict.fromkeys(tuning_key(depth, arm) for depth in (22, 34) for arm in ARMS)
+    keys = dict.fromkeys(tuning_key(depth, arm) for depth in DEPTHS for arm in ARMS)
     rates = ", ".join(
-        f"{best_rate(content, key):g} tuned for {key.split('-')[1]} at {key.split('-')[2]} layers"
+        f"{best_rate(content, key):g} for {key.split('-')[1]} at {key.split('-')[2]} layers"
         for key in keys
         if all(runs.get(f"{key}/{rate}", {}).get("finished") for rate in RATES)
     )

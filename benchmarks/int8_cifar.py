@@ -2,12 +2,19 @@
 
     python benchmarks/cifar_train.py RepVGG-S/0 ...   # the nets, if runs/cifar lacks them
     python benchmarks/int8_cifar.py                   # quantizes and judges on all test images
+    python benchmarks/int8_cifar.py --elsewhere       # the same files without VNNI
     python benchmarks/int8_cifar.py --measure         # times the files in turn: on a quiet machine
     python benchmarks/int8_cifar.py --write           # the tables of docs/quantization.md
 
 Each net is fused, quantized for OpenVINO and for ONNX Runtime without and with the remedies, and
 judged on the test images in that engine. For OpenVINO, NNCF with its own defaults is shown beside
-it. Calibration images are of the training split. The nets are those of the last epoch (nothing was
+it. Each file is made twice: for processors that add products in 32 bits (VNNI), with weights of
+eight bits, and for those that add pairs of them in 16 bits (AVX2), with seven. ``--elsewhere``
+judges the second, and what the first lose there, without VNNI: OpenVINO with the instructions that
+ONEDNN_MAX_CPU_ISA=AVX2 leaves, ONNX Runtime on 1,000 of the images under an emulator of a
+processor with AVX2 (Debian's qemu-user), or both as they are where no processor has VNNI.
+
+Calibration images are of the training split. The nets are those of the last epoch (nothing was
 chosen by test accuracy). All files take one image; latencies are of one thread. Results are in
 benchmarks/results/int8_cifar.json.
 """
@@ -16,10 +23,15 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
+import shutil
+import subprocess
+import sys
 import tempfile
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import openvino
 import torch
 from cifar_common import ROOT, open_cifar, parser
@@ -32,6 +44,7 @@ from reparam._files import write_text
 from reparam.benchmarking.environment import describe_environment
 from reparam.data import ImageData
 from reparam.engines import Settings, get_engine
+from reparam.engines.int8 import sums_saturate
 from reparam.engines.ov_writer import to_openvino
 from reparam.engines.program import Dynamic
 from reparam.quantizing import Score, finish_qat, labelled_batches, prepare_qat, read_samples
@@ -44,9 +57,13 @@ WANTED = ("RepVGG-S", "QARepVGG-S", "RepOptimizer-S", "ResNet-S", "RepVGG-L", "R
 SUFFIXES = {"openvino": ".xml", "onnxruntime": ".onnx"}
 TITLES = {"openvino": "OpenVINO", "onnxruntime": "ONNX Runtime"}
 ARMS: dict[str, dict[str, Any]] = {
-    "plain": {"equalize": False, "correct_bias": False},
-    "remedies": {"equalize": True, "correct_bias": True},
+    "plain": {"target": "vnni", "equalize": False, "correct_bias": False},
+    "remedies": {"target": "vnni", "equalize": True, "correct_bias": True},
+    "plain-avx2": {"target": "avx2", "equalize": False, "correct_bias": False},
+    "remedies-avx2": {"target": "avx2", "equalize": True, "correct_bias": True},
 }
+WITHOUT_VNNI = ("remedies", "plain-avx2", "remedies-avx2")
+"""What is judged without VNNI: the files made for it, and one that is not."""
 PUBLISHED = (
     ("RepVGG-A0", 72.4, 52.2, "arXiv 2212.01593"),
     ("QARepVGG-A0", 72.2, 70.4, "arXiv 2212.01593"),
@@ -64,6 +81,9 @@ def main() -> None:
     options.add_argument("--samples", type=int, default=300)
     options.add_argument("--limit", type=int, help="judge on so many test images only")
     options.add_argument("--qat", metavar="NET", help="train NET on while it rounds, for an epoch")
+    options.add_argument("--elsewhere", action="store_true", help="judge without VNNI, and stop")
+    options.add_argument("--emulator", default="qemu-x86_64 -cpu Haswell-v4")
+    options.add_argument("--emulated", type=int, default=1_000, help="images under the emulator")
     options.add_argument("--measure", action="store_true", help="time the files, and stop")
     options.add_argument("--rounds", type=int, default=25)
     options.add_argument("--write", action="store_true", help="write the tables, and stop")
@@ -79,22 +99,21 @@ def main() -> None:
             aware(options.qat, found, data, options)
         else:
             for name in options.nets:
-                judge(name, found, data, options)
+                step = judge_elsewhere if options.elsewhere else judge
+                step(name, found, data, options)
     write_tables(found)
 
 
 def judge(name: str, found: dict[str, Any], data: ImageData, options: argparse.Namespace) -> None:
     """Quantize one net in all ways, and judge every file in its engine."""
     known = found["nets"].get(name, {})
-    if "openvino" in known and not options.again:
+    if "plain-avx2" in known.get("openvino", {}) and not options.again:
         print(f"{name}: judged already")
         return
-    path = weights_of(name, options)
-    if path is None:
+    net = trained_net(name, options)
+    if net is None:
         return
-    net = make_net(name)
-    reparam.load_checkpoint(net, path)
-    fused = reparam.fuse(net.eval())
+    fused = reparam.fuse(net)
     once = Remembered(fused).eval()
     entry: dict[str, Any] = {
         "parameters": sum(p.numel() for p in fused.parameters()),
@@ -108,11 +127,14 @@ def judge(name: str, found: dict[str, Any], data: ImageData, options: argparse.N
             reference=net, dynamic=False,
         )  # fmt: skip
         entry[engine] = {}
-        for arm, remedies in ARMS.items():
+        for arm, how in ARMS.items():
+            if how["target"] == "vnni" and sums_saturate(engine):
+                print(f"{name} {engine} {arm}: this processor has no VNNI")
+                continue
             result = reparam.quantize(
                 fused, options.files / f"{name}-{arm}{suffix}", data,
                 reference=once, evaluation=labelled_batches(data, limit=options.limit),
-                samples=options.samples, dynamic=False, diagnose=arm == "plain", **remedies,
+                samples=options.samples, dynamic=False, diagnose=arm == "plain", **how,
             )  # fmt: skip
             entry[engine][arm] = record(result.score) | {"bytes": result.size_bytes}
             if result.diagnosis is not None:
@@ -124,6 +146,73 @@ def judge(name: str, found: dict[str, Any], data: ImageData, options: argparse.N
             print(f"{name} {engine} NNCF's defaults: {verdict}", flush=True)
     found["nets"][name] = entry
     save(found, options)
+
+
+def judge_elsewhere(
+    name: str, found: dict[str, Any], data: ImageData, options: argparse.Namespace
+) -> None:
+    """Judge the files of a net that was quantized, on a processor without VNNI."""
+    net = trained_net(name, options)
+    if net is None:
+        return
+    once = Remembered(reparam.fuse(net)).eval()
+    for engine, suffix in SUFFIXES.items():
+        how, command, limit = way_without_vnni(engine, options)
+        if how is None:
+            print(f"{name} {engine}: no processor without VNNI, and no {options.emulator}")
+            continue
+        entry = found["nets"][name][engine].setdefault("without VNNI", {"by": how})
+        for arm in WITHOUT_VNNI:
+            file = options.files / f"{name}-{arm}{suffix}"
+            if arm in entry and not options.again:
+                continue
+            if not file.exists():
+                print(f"{name} {engine} {arm}: no {file}")
+                continue
+            judged = list(labelled_batches(data, limit=limit).batches)
+            with tempfile.TemporaryDirectory() as folder:
+                runner = Elsewhere(command, file, torch.cat([x for x, _ in judged]), Path(folder))
+            again = labelled_batches(data, limit=limit)
+            verdict = score(once, runner, again, batch=len(judged[0][0]), progress=ignore)
+            entry[arm] = record(verdict)
+            print(f"{name} {engine} {arm}, {how}: {verdict}", flush=True)
+            save(found, options)
+
+
+def way_without_vnni(
+    engine: str, options: argparse.Namespace
+) -> tuple[str | None, list[str], int | None]:
+    """Return how an engine is kept from VNNI here, the command to do it, and how many images."""
+    if sums_saturate(engine):
+        return "as it is", [sys.executable], options.limit
+    if engine == "openvino":
+        limit = "ONEDNN_MAX_CPU_ISA=AVX2"
+        return limit, ["env", limit, sys.executable], options.limit
+    command = shlex.split(options.emulator)
+    if shutil.which(command[0]) is None:
+        return None, [], None
+    return options.emulator, [*command, sys.executable], options.emulated
+
+
+class Elsewhere:
+    """What a file returned for images in another process, one part after the other."""
+
+    def __init__(self, command: list[str], file: Path, images: torch.Tensor, folder: Path) -> None:
+        np.save(folder / "images.npy", images.numpy())
+        script = Path(__file__).with_name("int8_elsewhere.py")
+        paths = (file, folder / "images.npy", folder / "outputs.npy")
+        subprocess.run([*command, str(script), *map(str, paths)], check=True)
+        self.outputs = torch.from_numpy(np.load(folder / "outputs.npy"))
+        self.done = 0
+
+    def run(self, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+        part = self.outputs[self.done : self.done + len(inputs[0])]
+        self.done += len(part)
+        return (part,)
+
+
+def ignore(*_: object) -> None:
+    """Show no progress."""
 
 
 def record(verdict: Score) -> dict[str, Any]:
@@ -146,15 +235,17 @@ class Remembered(nn.Module):
         return self.known[key]
 
 
-def weights_of(name: str, options: argparse.Namespace) -> Path | None:
-    """Find a net's weights of the last epoch in the folder of runs, or say how to make them."""
+def trained_net(name: str, options: argparse.Namespace) -> nn.Module | None:
+    """Return a net with the weights of its last epoch, in eval mode, or say how to make them."""
     seed = options.seeds[0]
     for path in (
         options.runs / f"{name}-{seed}" / "last.safetensors",
         options.runs / f"{name}.safetensors",
     ):
         if path.exists():
-            return path
+            net = make_net(name)
+            reparam.load_checkpoint(net, path)
+            return net.eval()
     print(f"{name}: no weights in {options.runs}; python benchmarks/cifar_train.py {name}/{seed}")
     return None
 
@@ -171,17 +262,15 @@ def with_defaults(
         openvino.save_model(quantized, f"{folder}/net.xml", compress_to_fp16=False)
         runner = get_engine("openvino").load(Path(folder) / "net.xml", Settings())
         judged = labelled_batches(data, limit=options.limit)
-        return score(reference, runner, judged, batch=1, progress=lambda *_: None)
+        return score(reference, runner, judged, batch=1, progress=ignore)
 
 
 def aware(name: str, found: dict[str, Any], data: ImageData, options: argparse.Namespace) -> None:
     """Train a fused net on while it rounds, quantize it, and judge it beside the same in float."""
-    path = weights_of(name, options)
-    if path is None:
+    net = trained_net(name, options)
+    if net is None:
         return
-    net = make_net(name)
-    reparam.load_checkpoint(net, path)
-    fused = reparam.fuse(net.eval())
+    fused = reparam.fuse(net)
     how = recipe(options.epochs or 1).override(
         optimizer__learning_rate=1e-3, optimizer__weight_decay=0.0
     )
@@ -243,6 +332,7 @@ def write_tables(found: dict[str, Any]) -> None:
         return
     tables = {
         "int8 accuracy": accuracy_table(nets),
+        "int8 accuracy without VNNI": elsewhere_table(nets),
         "int8 latency": latency_table(nets),
         "int8 gap": gap_table(nets),
         "int8 layers": layers_table(nets),
@@ -271,6 +361,26 @@ def accuracy_table(nets: dict[str, Any]) -> str:
     head = (
         "net", "float", "OpenVINO, NNCF's defaults", "OpenVINO, no remedies", "OpenVINO, remedies",
         "ONNX Runtime, no remedies", "ONNX Runtime, remedies",
+    )  # fmt: skip
+    return markdown(head, rows)
+
+
+def elsewhere_table(nets: dict[str, Any]) -> str:
+    """Every file where no processor has VNNI, beside what the file for VNNI makes of it."""
+    rows = []
+    for name, entry in nets.items():
+        for engine, title in TITLES.items():
+            judged = entry[engine].get("without VNNI", {})
+            arms = [judged[arm] for arm in (*WITHOUT_VNNI[1:], WITHOUT_VNNI[0]) if arm in judged]
+            if len(arms) == len(WITHOUT_VNNI):
+                exact = arms[0]
+                rows.append(
+                    (name, title, f"{exact['samples']:,}", percent(exact["float_accuracy"]),
+                     *map(cell, arms))
+                )  # fmt: skip
+    head = (
+        "net", "engine", "images", "float", "for AVX2, no remedies", "for AVX2, remedies",
+        "for VNNI, remedies",
     )  # fmt: skip
     return markdown(head, rows)
 
