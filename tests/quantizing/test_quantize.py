@@ -23,6 +23,7 @@ from reparam.errors import (
 from reparam.models import BRANCHES, RepVGG, RepVGGSpec
 from reparam.quantizing import labelled_batches
 from reparam.quantizing.samples import read_samples
+from reparam.verifying import NothingShownWarning
 
 pytest.importorskip("nncf")
 
@@ -271,3 +272,12 @@ def test_transposed_convolutions_of_any_groups_are_quantized(dims, groups, suffi
     samples = torch.randn(16, 3, *(8,) * dims)
     result = reparam.quantize(net, tmp_path / f"net{suffix}", samples)
     assert result.score.output_db > 25
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_agreement_of_an_output_that_never_changes_shows_nothing(name: str, tmp_path: Path):
+    net = single_path()
+    with torch.no_grad():
+        net[-1].weight.mul_(1e-9)
+    with pytest.warns(NothingShownWarning):
+        reparam.quantize(net, tmp_path / name, X, evaluation=X, diagnose=False)

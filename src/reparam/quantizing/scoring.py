@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
@@ -11,12 +12,16 @@ from torch import Tensor, nn
 
 from reparam.errors import ExportError
 from reparam.quantizing.arithmetic import ratio
+from reparam.verifying import NothingShownWarning
 
 if TYPE_CHECKING:
     from reparam.engines import Runner
     from reparam.quantizing.samples import Evaluation
 
 __all__ = ["Score", "score"]
+
+_ROUNDING = 1e-5
+"""Share of the largest output that changes of it may be by rounding in float32."""
 
 
 @dataclass(frozen=True)
@@ -70,11 +75,24 @@ class _Tally:
         self.right_exact = self.right = self.same = 0
         self.signal = self.noise = 0.0
         self.classes = True
+        self.first: Tensor | None = None
+        self.change = self.largest = 0.0
+
+    @property
+    def varies(self) -> bool:
+        """Whether the float net's output changes with the samples by more than rounding does."""
+        return self.samples < 2 or self.change > _ROUNDING * self.largest
 
     def add(self, exact: Tensor, found: Tensor, labels: Tensor | None) -> None:
         self.samples += len(exact)
         self.signal += float(exact.double().square().sum())
         self.noise += float((exact.double() - found.double()).square().sum())
+        self.first = exact[:1] if self.first is None else self.first
+        if exact[:1].shape == self.first.shape:
+            self.change = max(self.change, float((exact - self.first).abs().max()))
+        else:
+            self.change = float("inf")
+        self.largest = max(self.largest, float(exact.abs().max()))
         self.classes = self.classes and exact.dim() == 2 and exact.shape[1] > 1
         if not self.classes:
             return
@@ -116,6 +134,9 @@ def score(
 
     Raises:
         ExportError: The engine fails, or returns something that is not finite or of another shape.
+
+    Warns:
+        NothingShownWarning: The output of the float net does not change with the samples.
     """
     tally = _Tally()
     for done, (inputs, labels) in enumerate(evaluation.batches):
@@ -125,6 +146,13 @@ def score(
         tally.add(exact, _run(runner, inputs, batch, tuple(exact.shape)), labels)
     if not tally.samples:
         raise ExportError("there is nothing to judge the quantized file on: no evaluation samples")
+    if not tally.varies:
+        warnings.warn(
+            f"the output of the float net does not change from sample to sample on "
+            f"{evaluation.name}, so that nothing was shown; judge on samples on which it does",
+            NothingShownWarning,
+            stacklevel=3,
+        )
     return tally.read(evaluation.name)
 
 
