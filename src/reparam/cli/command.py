@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable, Iterator
 from itertools import pairwise
 from pathlib import Path
@@ -33,6 +34,8 @@ class Command(TyperCommand):
 
     def invoke(self, ctx: Any) -> Any:
         """Run the command."""
+        for value in _flat(ctx.params.values()):
+            _check_text(str(value))
         with kept(_inputs(ctx.params)), spelled(self._spelling):
             return super().invoke(ctx)
 
@@ -50,11 +53,24 @@ class Command(TyperCommand):
 
 def _inputs(params: dict[str, Any]) -> Iterator[Path]:
     """Whatever the command line names that may be a file, but for what is to be written."""
-    for name, value in params.items():
-        if name not in _OUTPUTS:
-            for each in value if isinstance(value, list | tuple) else [value]:
-                if isinstance(each, str | Path):
-                    yield Path(each)
+    return map(Path, _flat(value for name, value in params.items() if name not in _OUTPUTS))
+
+
+def _flat(values: Iterable[Any]) -> Iterator[str | Path]:
+    """Words and files among the values of options, those of repeated options one by one."""
+    for value in values:
+        for each in value if isinstance(value, list | tuple) else [value]:
+            if isinstance(each, str | Path):
+                yield each
+
+
+def _check_text(word: str) -> None:
+    """Refuse bytes that are no text here: engines and formats take names as text alone."""
+    if any("\ud800" <= letter <= "\udfff" for letter in word):
+        raise InputError(
+            f"{word!a} is no text in the encoding of this terminal "
+            f"({sys.getfilesystemencoding()}); rename the file, or set LC_ALL=C.UTF-8"
+        )
 
 
 def check_checkpoints(arguments: Iterable[str]) -> None:
