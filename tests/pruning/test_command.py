@@ -158,7 +158,7 @@ def test_some_images_are_taken_from_all_classes() -> None:
 
 BAD = {
     "not fused": (("-w", "trained.pth", "--macs", "0.5"), "-o fused.safetensors; then give"),
-    "no target": (("-w", "fused.pth"), "give either macs= or latency="),
+    "no target": (("-w", "fused.pth"), "give --macs SHARE or --latency SHARE"),
     "bad ratio": (("-w", "fused.pth", "--macs", "1.5"), "macs is 1.5; needed is the share"),
     "unreachable": (("-w", "fused.pth", "--macs", "0.0001"), "cannot be reached: with all"),
     "no data": (

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import torch
-
 from reparam import _optional
+from reparam.engines.pytorch import is_package, load_program
 from reparam.errors import ExportError
 
 __all__ = ["declared_sizes_of"]
@@ -16,7 +15,7 @@ def declared_sizes_of(path: Path) -> list[int | None] | None:
     """Return the sizes of a file's only input, ``None`` for one that varies.
 
     Args:
-        path: A file of torch.export (``.pt2``) or OpenVINO (``.xml``).
+        path: A file of torch.export (``.pt2``), OpenVINO (``.xml``) or another format.
 
     Returns:
         The sizes; ``None`` for a file of another format, which does not say them, and for one with
@@ -28,17 +27,14 @@ def declared_sizes_of(path: Path) -> list[int | None] | None:
     """
     readers = {".pt2": _of_program, ".xml": _of_openvino}
     reader = readers.get(path.suffix.lower())
-    if reader is None:
+    if reader is None or is_package(path):
         return None
-    try:
-        sizes = reader(path)
-    except (RuntimeError, ValueError, OSError, KeyError) as error:
-        raise ExportError(f"{path.name} could not be read: {str(error).splitlines()[0]}") from error
+    sizes = reader(path)
     return sizes[0] if len(sizes) == 1 else None
 
 
 def _of_program(path: Path) -> list[list[int | None]]:
-    program = torch.export.load(path)
+    program = load_program(path)
     wanted = program.graph_signature.user_inputs
     shapes = [
         node.meta["val"].shape
@@ -50,5 +46,9 @@ def _of_program(path: Path) -> list[list[int | None]]:
 
 def _of_openvino(path: Path) -> list[list[int | None]]:
     openvino = _optional.require("openvino", extra="deploy", purpose=f"reading {path.name}")
-    shapes = [value.partial_shape for value in openvino.Core().read_model(str(path)).inputs]
+    try:
+        model = openvino.Core().read_model(str(path))
+    except RuntimeError as error:
+        raise ExportError(f"OpenVINO could not read {path.name}: {error}") from error
+    shapes = [value.partial_shape for value in model.inputs]
     return [[size.get_length() if size.is_static else None for size in shape] for shape in shapes]
