@@ -49,8 +49,13 @@ def unaccounted(plan: ModulePlan | OnnxPlan, lifted: Lifted | OnnxLifted) -> lis
     places = {name(node): place(node.where, node.what) for node in items(lifted.program)}
     left = Counter(place for key, place in places.items() if key not in folded)
     told = Counter(place(r.where, r.what) for r in plan.refusals)
-    # What is not read at all may be told of, too, and may have the same name.
-    unread = [n for n in lifted.program.nodes if isinstance(n, Opaque) and n.reason is not None]
+    # May be told of, too, and have the same name: what is not read at all, and, as a part of what
+    # was given up, sums that bring no numbers in.
+    unread = [
+        n
+        for n in lifted.program.nodes
+        if (isinstance(n, Opaque) and n.reason is not None) or isinstance(n, Sum)
+    ]
     others = Counter(
         {name(n): place(n.where, n.what) for n in unread if name(n) not in places}.values()
     )

@@ -175,6 +175,7 @@ NOT_NUMBER = ("0.5", [0.5], math.nan, math.inf)
 NOT_FLAG = ("no", 2, [])
 NOT_FUNCTION = ("print", 3, print.__class__)
 OPTIONS = {
+    (_reload, "example_inputs"): (3, "x", object()),
     (_reload, "path"): (3, None, "", "no-such-file.pth", "."),
     (_plan, "where"): (3, b"a", [], ["a", 3], "no such part", torch.nn.Conv3d),
     (_prune, "macs"): (None, 0, 1, -0.5, 1.5, *NOT_NUMBER),

@@ -146,26 +146,12 @@ class Deciding(nn.Conv2d):
         return super().forward(x) * (2 if float(x.detach().sum()) < 1e30 else 1)
 
 
-class DecidingTransposed(nn.ConvTranspose2d):
-    def forward(self, x):
-        return super().forward(x) * (2 if float(x.detach().sum()) < 1e30 else 1)
-
-
-class DecidingLinear(nn.Linear):
-    def forward(self, x):
-        return super().forward(x) * (2 if float(x.detach().sum()) < 1e30 else 1)
-
-
 OWN = {
     "norm": lambda: ScaledNorm(4),
     "conv": lambda: CenteredConv(4, 4, 1),
     "linear": lambda: nn.Sequential(nn.Flatten(2), CenteredLinear(72, 72), nn.Unflatten(2, (9, 8))),
     "untraceable norm": lambda: Branching(4),
     "untraceable conv": lambda: Deciding(4, 4, 3, padding=1),
-    "untraceable transposed conv": lambda: DecidingTransposed(4, 4, 3, padding=1),
-    "untraceable linear": lambda: nn.Sequential(
-        nn.Flatten(2), DecidingLinear(72, 72), nn.Unflatten(2, (9, 8))
-    ),
 }
 
 

@@ -25,6 +25,7 @@ def two_blocks():
         ("first", ["second/BatchNormalization"]),
         ("second/*", ["first/BatchNormalization"]),
         (lambda _, node: node.name.startswith("second"), ["first/BatchNormalization"]),
+        (lambda name, _: not name.startswith("second"), ["second/BatchNormalization"]),
         (["first", "second"], []),
         ("first/Conv", ["first/BatchNormalization", "second/BatchNormalization"]),
     ],

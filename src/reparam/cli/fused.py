@@ -24,10 +24,10 @@ if TYPE_CHECKING:
 
     from reparam.data import ImageData
 
-__all__ = ["load_fused"]
+__all__ = ["load_and_check"]
 
 
-def load_fused(target: Target, data: ImageData | None, inputs: Inputs) -> tuple[Loaded, Tensor]:
+def load_and_check(target: Target, data: ImageData | None, inputs: Inputs) -> tuple[Loaded, Tensor]:
     """Build a MODEL in the form that its weights are of, and make sure that it is fused.
 
     Returns:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from reparam.cli.exported_files import is_onnx
-from reparam.cli.fused import load_fused
+from reparam.cli.fused import load_and_check
 from reparam.cli.notes import warnings_noted
 from reparam.cli.options import (
     InputSizeOption,
@@ -136,7 +136,7 @@ def quantize(  # noqa: PLR0913 - one argument for each option
     with terminal.progress(f"Quantizing {model}") as update, warnings_noted(terminal):
         update(0, 1, f"opening {data}")
         found = open_data(data, validation=validation, image_size=input_size)
-        loaded, _ = load_fused(given, found, Inputs(size=input_size))
+        loaded, _ = load_and_check(given, found, Inputs(size=input_size))
         result = write_quantized(
             loaded.model,
             out,

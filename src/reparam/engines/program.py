@@ -26,10 +26,6 @@ __all__ = ["Dynamic", "Program", "export_program", "other_shapes", "quiet"]
 _MORE_PIXELS = 16
 """How much larger the maps are on which a variable size is tried."""
 _SPATIAL = ("depth", "height", "width")
-
-
-"""How to ask for shapes that do not vary, for messages."""
-
 _TALKATIVE = ("torch.onnx", "torch.export", "torch.fx.experimental.symbolic_shapes", "onnxscript")
 """Loggers that tell the terminal what the errors say."""
 

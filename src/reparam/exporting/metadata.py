@@ -58,7 +58,7 @@ def describe_model(
         "version": __version__,
         "form": form,
         "source": source,
-        "inputs": json.dumps([list(x.shape) for x in inputs]),
+        "inputs": json.dumps([[str(x.dtype).removeprefix("torch."), *x.shape] for x in inputs]),
         "parameters": str(sum(p.numel() for p in model.parameters())),
         "written_with": json.dumps(versions, sort_keys=True),
     }
@@ -71,9 +71,10 @@ def read_metadata(path: str | os.PathLike[str]) -> dict[str, Any]:
 
     Returns:
         ``version`` of this package, ``form`` (``"train"`` or ``"fused"``), ``source`` (what the
-        model was made from), ``inputs`` (the shapes that it was checked on), ``parameters`` (their
-        number), ``written_with`` (versions by package), ``pruned`` (channels in and out by layer,
-        if channels are gone), and notes of whoever wrote. Empty if the file says nothing.
+        model was made from), ``inputs`` (type and sizes of each that it was checked on),
+        ``parameters`` (their number), ``written_with`` (versions by package), ``pruned`` (channels
+        in and out by layer, if channels are gone), and notes of whoever wrote. Empty if the file
+        says nothing.
 
     Raises:
         InputError: The file does not exist, or is of a format that holds no metadata.

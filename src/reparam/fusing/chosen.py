@@ -42,7 +42,8 @@ class Chosen:
 
         Args:
             where: What was asked for.
-            places: The modules of the model, or the operations of the graph, by name.
+            places: The modules of the model, or the operations of the graph, by name; by the first
+                one where they have several.
 
         Raises:
             InputError: A name or pattern fits nothing, or nothing is chosen at all.
@@ -79,7 +80,8 @@ def _part(where: Any, places: Mapping[str, Any]) -> _Part:
         roots = _fitting(where, places)
         same = {id(places[name]) for name in roots if name in places}
         return _Part(roots | {name for name, place in places.items() if id(place) in same}, set())
-    fitting = {name for name, place in places.items() if where(name, place)}
+    once = {id(place): (name, place) for name, place in reversed(list(places.items()))}.values()
+    fitting = {name for name, place in once if where(name, place)}
     return _Part(fitting, places.keys() - fitting if "" in fitting else set())
 
 

@@ -146,8 +146,11 @@ def discover_onnx(model: Any, where: Where | None = None) -> OnnxDiscovery:
 
 def _places(graph: GraphProto) -> dict[str, NodeProto]:
     """The operations by what they may be called: their names, or what they return."""
-    named = {node.name: node for node in graph.node if node.name}
-    return named | {name: node for node in graph.node for name in node.output if name}
+    places: dict[str, NodeProto] = {}
+    for node in graph.node:
+        for name in filter(None, (node.name, *node.output)):
+            places.setdefault(name, node)
+    return places
 
 
 def _select(result: OnnxDiscovery, chosen: Chosen) -> None:

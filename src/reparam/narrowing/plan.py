@@ -168,8 +168,8 @@ def online(
 
     Classes, parameters, buffers and state-dict keys are the model's, so checkpoints and optimizer
     states go from one form to the other at any step. Which blocks are rewritten says
-    :func:`online_plan`; how one runs is decided again for every shape of input, so that none gets
-    slower.
+    :func:`online_plan`; how one runs is decided again for every shape of input, by counted work.
+    That is not time: a small block may take as long as its branches, or somewhat longer.
 
     Args:
         model: Any ``nn.Module``; it is only read.

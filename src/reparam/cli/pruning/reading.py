@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from reparam.cli.fused import load_fused
+from reparam.cli.fused import load_and_check
 from reparam.cli.targets import Checkpoint, Inputs, Target, load_model, sized
 from reparam.data import ArraySplit, ImageData, StoredSplit, eval_loader, open_data
 from reparam.errors import InputError
@@ -67,7 +67,7 @@ def gather(
     elif validation is not None:
         raise InputError("--validation is a second source of data; give --data too")
     note(f"building {target.name}")
-    loaded, sample = load_fused(target, found, inputs)
+    loaded, sample = load_and_check(target, found, inputs)
     return Material(
         origin=loaded.origin,
         model=loaded.model,
