@@ -158,6 +158,19 @@ def _train(**options):
     return reparam.train(**{**given, **options})
 
 
+def _online(**options):
+    return reparam.online(net(), **options)
+
+
+def _online_plan(**options):
+    return reparam.online_plan(net(), **options)
+
+
+def _online_mode(**options):
+    with reparam.online_mode(reparam.online(net()), **options):
+        pass
+
+
 def _plan(**options):
     return reparam.plan(net(), X, **options)
 
@@ -238,6 +251,12 @@ OPTIONS = {
     (_train, "save_every_steps"): NOT_COUNT,
     (_train, "hardware"): ("cpu", 3),
     (_plan, "probe"): NOT_FLAG,
+    (_online, "statistics"): (*NOT_TEXT, "population", None),
+    (_online, "enabled"): NOT_FLAG,
+    (_online, "example_inputs"): (3, "x", object()),
+    (_online_plan, "statistics"): (*NOT_TEXT, "population", None),
+    (_online_plan, "example_inputs"): (3, "x", object()),
+    (_online_mode, "mode"): (*NOT_TEXT, "plain", None),
     (_optimizer, "base"): (None, "sgd", torch.optim.SGD),
     (_optimizer, "scales"): (None, "all", [], {}),
     (_optimizer, "rule"): (3, "momentum"),

@@ -55,11 +55,29 @@ def test_two_files_of_nan_are_not_equal(tmp_path):
 
 
 def test_an_output_that_never_changes_shows_nothing_and_that_is_said(tmp_path):
-    model = net(("Sub", 1e6), ("Sigmoid",))
+    model = net(("Mul", 0.0), ("Sigmoid",))
     first = saved(model, tmp_path / "a.onnx")
     second = saved(changed(model), tmp_path / "b.onnx")
     with pytest.warns(NothingShownWarning, match=r"a\.onnx"):
         compare_onnx_files(first, second, onnx.load(first))
+
+
+@pytest.mark.parametrize(
+    "ends",
+    [
+        [("Sub", 300.0), ("Sigmoid",)],
+        [("Sub", 300.0), ("Relu",)],
+        [("Sub", 300.0), ("Clip", 0.0, 6.0)],
+        [("Add", 300.0), ("Tanh",), ("Relu",)],
+    ],
+    ids=lambda ends: "-".join(end[0] for end in ends),
+)
+def test_what_stands_before_a_saturated_function_is_compared(ends, tmp_path):
+    model = net(*ends)
+    first = saved(model, tmp_path / "a.onnx")
+    assert compare_onnx_files(first, first, model).ok
+    second = saved(changed(model), tmp_path / "b.onnx")
+    assert not compare_onnx_files(first, second, model).ok
 
 
 def several(model, *kinds):

@@ -17,7 +17,7 @@ from reparam._spelling import advice
 from reparam.errors import InputError, VerificationError
 from reparam.fusing.onnx_samples import samples
 from reparam.graph.onnx_inputs import open_sizes
-from reparam.graph.onnx_nodes import sorted_model
+from reparam.graph.onnx_nodes import remove_bounds, sorted_model
 from reparam.graph.onnx_tensors import (
     FLOATS,
     MOST_BYTES,
@@ -78,8 +78,8 @@ def compare_onnx_files(
     The tolerance is not guessed: it is 8 times the largest of three measured rounding errors of the
     original: its difference from itself with the runtime's graph optimisations switched off, and
     from itself with weights that are changed by up to one unit in the last place, two times anew.
-    Outputs are judged each by its own. One that does not change with the inputs is compared on
-    other inputs, too.
+    Outputs are judged each by its own. One that does not change with the inputs, as behind a
+    saturated sigmoid, is compared on other inputs, too, and before such functions.
 
     Args:
         reference: The original file.
@@ -107,9 +107,10 @@ def compare_onnx_files(
         return verdict
     session = _Session(reference)
     constant = constant_outputs(session.run, feeds, expected, rounding)
-    for others in other_inputs(feeds) if constant else ():
+    for others, bounded in _attempts(feeds) if constant else ():
+        session = _Session(reference, bounded=bounded)
         outputs = session.run(others)
-        elsewhere, rounding = _judged(reference, candidate, model, others, outputs)
+        elsewhere, rounding = _judged(reference, candidate, model, others, outputs, bounded=bounded)
         if not elsewhere.ok and elsewhere.problem is None:
             return elsewhere
         constant &= constant_outputs(session.run, others, outputs, rounding)
@@ -125,12 +126,19 @@ def compare_onnx_files(
     return verdict
 
 
+def _attempts(feeds: Feeds) -> Iterator[tuple[Feeds, bool]]:
+    """Other inputs, and the same ones with the bounds of activations taken off."""
+    yield from ((others, True) for others in other_inputs(feeds))
+    yield feeds, False
+
+
 def _judged(
-    reference: Path, candidate: Path, model: ModelProto, feeds: Feeds, expected: list[Tensor]
-) -> tuple[Verdict, list[float]]:
+    reference: Path, candidate: Path, model: ModelProto, feeds: Feeds, expected: list[Tensor],
+    *, bounded: bool = True,
+) -> tuple[Verdict, list[float]]:  # fmt: skip
     """Compare the files on some inputs: the worst output's verdict, and each output's tolerance."""
-    found = _Session(candidate).run(feeds)
-    controls = _rounding(reference, model, feeds, expected)
+    found = _Session(candidate, bounded=bounded).run(feeds)
+    controls = _rounding(reference, model, feeds, expected, bounded=bounded)
     if any(math.isinf(control.max_abs) for control in controls):
         msg = (
             f"how many results {reference.name} gives depends on its rounding (as that of boxes "
@@ -179,18 +187,18 @@ def _unsound(model: ModelProto) -> str | None:
 
 
 def _rounding(
-    reference: Path, model: ModelProto, feeds: Feeds, expected: list[Tensor]
+    reference: Path, model: ModelProto, feeds: Feeds, expected: list[Tensor], *, bounded: bool
 ) -> list[Difference]:
     """How far rounding alone brings each output of the original from itself.
 
     Noise is compared without optimisation on both sides: the runtime's optimiser transposes some
     constants, and would do so with those that are given for them a second time.
     """
-    plain = _Session(reference, optimise=False).run(feeds)
+    plain = _Session(reference, optimise=False, bounded=bounded).run(feeds)
     pairs = [(expected, plain)]
     for seed in range(2):
-        noise = _Noise(model, seed)
-        pairs.append((plain, _Session(reference, optimise=False, noise=noise).run(feeds)))
+        noisy = _Session(reference, optimise=False, bounded=bounded, noise=_Noise(model, seed))
+        pairs.append((plain, noisy.run(feeds)))
     worst = [Difference()] * len(expected)
     for left, right in pairs:
         apart = (differences([a], [b]) for a, b in zip(left, right, strict=True))
@@ -241,13 +249,13 @@ class _Noise:
         self._generator = torch.Generator().manual_seed(seed)
         self._read = _read_as_weights(model)
 
-    def source(self, path: Path) -> str | bytes:
+    def source(self, path: Path, *, bounded: bool) -> str | bytes:
         """The file; or, where Constant nodes hold weights, a copy of it with these changed."""
         if not any(self._constants(self._model)) or bytes_of(self._model) > MOST_BYTES:
-            return _source(path)
+            return _source(path, bounded=bounded)
         twin: ModelProto = type(self._model)()
         twin.CopyFrom(self._model)
-        open_sizes(twin)
+        _prepare(twin, bounded=bounded)
         for tensor in self._constants(twin):
             value = _jittered(tensor, self._generator)
             tensor.CopyFrom(from_torch(value, tensor.name))
@@ -298,9 +306,15 @@ def _jittered(tensor: TensorProto, generator: torch.Generator) -> Tensor:
 
 
 class _Session:
-    """A file in ONNX Runtime; sizes that it declares as -1 or 0 are open."""
+    """A file in ONNX Runtime, with bounds of activations or without.
 
-    def __init__(self, path: Path, *, optimise: bool = True, noise: _Noise | None = None) -> None:
+    Sizes that it declares as -1 or 0 are open.
+    """
+
+    def __init__(
+        self, path: Path, *, optimise: bool = True, noise: _Noise | None = None,
+        bounded: bool = True,
+    ) -> None:  # fmt: skip
         runtime = require("onnxruntime", extra="deploy", purpose="comparing ONNX files")
         options = runtime.SessionOptions()
         options.log_severity_level = 4
@@ -311,9 +325,9 @@ class _Session:
         self._weights = [] if noise is None else list(noise.values(runtime))
         for name, value in self._weights:
             options.add_initializer(name, value)
-        source = _source(path) if noise is None else noise.source(path)
+        read = _source if noise is None else noise.source
         self._session = runtime.InferenceSession(
-            source, options, providers=["CPUExecutionProvider"]
+            read(path, bounded=bounded), options, providers=["CPUExecutionProvider"]
         )
 
     def run(self, feeds: Feeds) -> list[Tensor]:
@@ -326,7 +340,13 @@ _BESIDE = "session.model_external_initializers_file_folder_path"
 """Where the runtime looks for weights that lie beside a file, of which it is given the content."""
 
 
-def _source(path: Path) -> str | bytes:
-    """The file; or, where it declares sizes that the runtime would insist on, its content."""
+def _source(path: Path, *, bounded: bool) -> str | bytes:
+    """The file; or, where it has to be another than it is on disk, its content."""
     model: ModelProto = onnx_module().load(str(path), format="protobuf", load_external_data=False)
-    return model.SerializeToString() if open_sizes(model) else str(path)
+    return model.SerializeToString() if _prepare(model, bounded=bounded) else str(path)
+
+
+def _prepare(model: ModelProto, *, bounded: bool) -> bool:
+    """Open the sizes that the runtime would insist on; was anything changed?"""
+    opened = open_sizes(model)
+    return (not bounded and remove_bounds(model)) or opened

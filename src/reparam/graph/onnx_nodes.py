@@ -10,7 +10,18 @@ from reparam.errors import InputError
 if TYPE_CHECKING:
     from onnx import GraphProto, ModelProto, NodeProto
 
-__all__ = ["attributes", "in_order", "inner_graphs", "outer_reads", "sorted_model"]
+__all__ = [
+    "attributes",
+    "in_order",
+    "inner_graphs",
+    "outer_reads",
+    "remove_bounds",
+    "sorted_model",
+]
+
+_BOUNDED = {
+    "Clip", "HardSigmoid", "LogSoftmax", "Relu", "Sigmoid", "Softmax", "Softsign", "Tanh",
+}  # fmt: skip
 
 
 def attributes(proto: NodeProto) -> dict[str, Any]:
@@ -99,6 +110,20 @@ def sorted_model(model: ModelProto) -> ModelProto:
         del graph.node[:]
         graph.node.extend(ordered)
     return twin
+
+
+def remove_bounds(model: ModelProto) -> bool:
+    """Let activations with an upper or lower bound pass their input on, in place; were there any?
+
+    What stands before a saturated one can then be seen at the outputs. Folding has no part in such
+    functions, so that two models that are equal remain so.
+    """
+    nodes = [node for graph in _graphs([model.graph]) for node in graph.node]
+    bounded = [node for node in nodes if node.op_type in _BOUNDED and not node.domain]
+    for node in bounded:
+        node.op_type = "Identity"
+        del node.attribute[:], node.input[1:]
+    return bool(bounded)
 
 
 def _graphs(graphs: Iterable[GraphProto]) -> Iterator[GraphProto]:
