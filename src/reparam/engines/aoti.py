@@ -88,10 +88,8 @@ class AotInductorEngine(Engine):
         write_aoti(cast, inputs, path, dynamic=Dynamic.NONE)
         return TorchRunner(_load(path), settings)
 
-    def load(self, path: Path, settings: Settings) -> Runner:
+    def open(self, path: Path, settings: Settings) -> Runner:
         """Load a package; its precision is the one it was compiled in."""
-        if path.suffix not in self.suffixes:
-            return super().load(path, settings)
         if not is_package(path):
             raise UnsupportedCaseError(
                 f"{path.name} holds a program and no machine code; the engine 'eager' runs it"

@@ -125,7 +125,6 @@ class Engine(ABC):
                 f"it runs in: {known}"
             )
 
-    @abstractmethod
     def prepare(
         self,
         model: nn.Module,
@@ -133,7 +132,7 @@ class Engine(ABC):
         settings: Settings,
         folder: Path,
     ) -> Runner:
-        """Make a module run in the engine.
+        """Make a module run in the engine: by default, from a file with fixed shapes.
 
         Args:
             model: A module in eval mode; it is not changed.
@@ -147,6 +146,11 @@ class Engine(ABC):
             UnsupportedCaseError: The engine cannot run in this precision.
             ExportError: The model could not be converted.
         """
+        self.require()
+        self.check(settings)
+        path = folder / f"model{self.suffixes[0]}"
+        self.write(model, example_inputs, path)
+        return self.open(path, settings)
 
     def load(self, path: Path, settings: Settings) -> Runner:
         """Make a file run in the engine.
@@ -156,11 +160,21 @@ class Engine(ABC):
             UnsupportedCaseError: The engine does not read such files.
             ExportError: The file could not be read.
         """
-        del settings
-        raise UnsupportedCaseError(
-            f"the engine {self.name!r} does not load {path.suffix or path.name!r} files"
-            + (f"; it loads: {', '.join(self.suffixes)}" if self.suffixes else "")
-        )
+        if path.suffix not in self.suffixes:
+            raise UnsupportedCaseError(
+                f"the engine {self.name!r} does not load {path.suffix or path.name!r} files"
+                + (f"; it loads: {', '.join(self.suffixes)}" if self.suffixes else "")
+            )
+        self.check(settings)
+        return self.open(path, settings)
+
+    def write(self, model: nn.Module, inputs: Sequence[torch.Tensor], path: Path) -> None:
+        """Write a file for fixed shapes; an engine that needs none has no such method."""
+        raise NotImplementedError
+
+    def open(self, path: Path, settings: Settings) -> Runner:
+        """Open a file of one of its suffixes; an engine that reads none has no such method."""
+        raise NotImplementedError
 
 
 _BUILT_IN = {

@@ -97,25 +97,12 @@ class ExecuTorchEngine(Engine):
     requirements: ClassVar[tuple[str, ...]] = ("executorch",)
     extra: ClassVar[str] = _EXTRA
 
-    def prepare(
-        self,
-        model: nn.Module,
-        example_inputs: Sequence[torch.Tensor],
-        settings: Settings,
-        folder: Path,
-    ) -> Runner:
-        """Lower the module for fixed shapes."""
-        self.require()
-        self.check(settings)
-        path = folder / "model.pte"
-        write_executorch(model, example_inputs, path, dynamic=Dynamic.NONE)
-        return self.load(path, settings)
+    def write(self, model: nn.Module, inputs: Sequence[torch.Tensor], path: Path) -> None:
+        """Lower the module."""
+        write_executorch(model, inputs, path, dynamic=Dynamic.NONE)
 
-    def load(self, path: Path, settings: Settings) -> Runner:
+    def open(self, path: Path, settings: Settings) -> Runner:
         """Load a ``.pte`` file."""
-        if path.suffix not in self.suffixes:
-            return super().load(path, settings)
-        self.check(settings)
         purpose = "the engine 'executorch'"
         runtime = _optional.require("executorch.runtime", extra=self.extra, purpose=purpose)
         bindings = _optional.require(

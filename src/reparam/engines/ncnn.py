@@ -145,25 +145,12 @@ class NcnnEngine(Engine):
     requirements: ClassVar[tuple[str, ...]] = ("ncnn", "pnnx")
     extra: ClassVar[str] = _EXTRA
 
-    def prepare(
-        self,
-        model: nn.Module,
-        example_inputs: Sequence[torch.Tensor],
-        settings: Settings,
-        folder: Path,
-    ) -> Runner:
-        """Convert the module for a fixed size."""
-        self.require()
-        self.check(settings)
-        path = folder / "model.param"
-        write_ncnn(model, example_inputs, path, dynamic=Dynamic.NONE)
-        return self.load(path, settings)
+    def write(self, model: nn.Module, inputs: Sequence[torch.Tensor], path: Path) -> None:
+        """Convert the module."""
+        write_ncnn(model, inputs, path, dynamic=Dynamic.NONE)
 
-    def load(self, path: Path, settings: Settings) -> Runner:
+    def open(self, path: Path, settings: Settings) -> Runner:
         """Load a ``.param`` file and the ``.bin`` file beside it."""
-        if path.suffix not in self.suffixes:
-            return super().load(path, settings)
-        self.check(settings)
         library = _optional.require("ncnn", extra=self.extra, purpose="the engine 'ncnn'")
         net = library.Net()
         net.opt.use_vulkan_compute = False

@@ -47,25 +47,12 @@ class OnnxRuntimeEngine(Engine):
     suffixes: ClassVar[tuple[str, ...]] = (".onnx",)
     requirements: ClassVar[tuple[str, ...]] = ("onnxruntime", "onnx", "onnxscript")
 
-    def prepare(
-        self,
-        model: nn.Module,
-        example_inputs: Sequence[torch.Tensor],
-        settings: Settings,
-        folder: Path,
-    ) -> Runner:
-        """Write the model as ONNX with fixed shapes, as for a deployment at this size."""
-        self.require()
-        self.check(settings)
-        path = folder / "model.onnx"
-        write_onnx(model, example_inputs, path, dynamic=Dynamic.NONE)
-        return self.load(path, settings)
+    def write(self, model: nn.Module, inputs: Sequence[torch.Tensor], path: Path) -> None:
+        """Write ONNX, as for a deployment at this size."""
+        write_onnx(model, inputs, path, dynamic=Dynamic.NONE)
 
-    def load(self, path: Path, settings: Settings) -> Runner:
+    def open(self, path: Path, settings: Settings) -> Runner:
         """Open a session on an ONNX file."""
-        if path.suffix not in self.suffixes:
-            return super().load(path, settings)
-        self.check(settings)
         runtime = _optional.require(
             "onnxruntime", extra=self.extra, purpose="the engine 'onnxruntime'"
         )

@@ -66,11 +66,8 @@ class OpenVinoEngine(Engine):
         converted, _ = to_openvino(model, example_inputs, dynamic=Dynamic.NONE)
         return self._compile(converted, settings, type(model).__name__)
 
-    def load(self, path: Path, settings: Settings) -> Runner:
+    def open(self, path: Path, settings: Settings) -> Runner:
         """Compile an OpenVINO or ONNX file."""
-        if path.suffix not in self.suffixes:
-            return super().load(path, settings)
-        self.check(settings)
         openvino = _optional.require("openvino", extra=self.extra, purpose="the engine 'openvino'")
         try:
             model = openvino.Core().read_model(str(path))

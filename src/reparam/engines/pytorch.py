@@ -101,15 +101,12 @@ class EagerEngine(Engine):
         self.check(settings)
         return TorchRunner(in_precision(model, settings.precision), settings)
 
-    def load(self, path: Path, settings: Settings) -> Runner:
+    def open(self, path: Path, settings: Settings) -> Runner:
         """Load an exported program (``.pt2``)."""
-        if path.suffix not in self.suffixes:
-            return super().load(path, settings)
         if is_package(path):
             raise UnsupportedCaseError(
                 f"{path.name} holds machine code, which the engine 'aoti' runs"
             )
-        self.check(settings)
         return TorchRunner(in_precision(load_program(path).module(), settings.precision), settings)
 
 

@@ -170,25 +170,13 @@ class TensorRtEngine(Engine):
         """
         _require()
 
-    def prepare(
-        self,
-        model: nn.Module,
-        example_inputs: Sequence[torch.Tensor],
-        settings: Settings,
-        folder: Path,
-    ) -> Runner:
-        """Build an engine for fixed shapes."""
-        self.require()
-        self.check(settings)
-        path = folder / "model.engine"
-        write_tensorrt(model, example_inputs, path, dynamic=Dynamic.NONE)
-        return self.load(path, settings)
+    def write(self, model: nn.Module, inputs: Sequence[torch.Tensor], path: Path) -> None:
+        """Build an engine."""
+        write_tensorrt(model, inputs, path, dynamic=Dynamic.NONE)
 
-    def load(self, path: Path, settings: Settings) -> Runner:
+    def open(self, path: Path, settings: Settings) -> Runner:
         """Load a built engine."""
-        if path.suffix not in self.suffixes:
-            return super().load(path, settings)
-        self.check(settings)
+        del settings  # it has its precision, and no threads
         library = _require()
         runtime = library.Runtime(library.Logger(library.Logger.ERROR))
         engine = runtime.deserialize_cuda_engine(path.read_bytes())
