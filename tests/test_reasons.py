@@ -18,6 +18,7 @@ def test_every_kind_of_reason_can_be_worded(kind: Why) -> None:
     }
     reason = kind(**given)
     assert reason.kind is kind
+    assert not set("[]|{}") & set(str(reason) + reason.general)
     assert all(
         f"{value:{spec}}" in str(reason)
         for (_, spec), value in zip(fields, given.values(), strict=True)

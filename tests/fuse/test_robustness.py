@@ -364,10 +364,12 @@ def test_the_random_state_is_left_alone(net: nn.Module, x: torch.Tensor) -> None
 def test_the_plan_reads_for_a_person(net: Net) -> None:
     net.stem_norm = nn.BatchNorm2d(4, track_running_stats=False).double().eval()
     plan = reparam.plan(net)
-    text = str(plan)
+    text = plan.text(100, every=True)
     assert max(map(len, text.splitlines())) <= 100
+    assert max(map(len, str(plan).splitlines())) <= 80
     assert len(plan.regions) == 2
     assert all(r.where in text for r in plan.regions)
+    assert all(r.why.split()[0] in text for r in plan.refusals)
     assert all(r.where and r.what and r.why for r in plan.refusals)
 
 

@@ -180,7 +180,7 @@ def test_a_plan_reads_like_that_of_a_module():
     plan = reparam.plan(model)
 
     [region] = plan.regions
-    assert region.what == "3x3 conv + 1x1 conv + 2 BN + add"
+    assert region.what == "3x3 conv + 1x1 conv + 2 batch norms + add"
     assert region.where == "Conv_1"
     assert (region.layers_before, region.stored_before > region.stored_after) == (5, True)
     assert isinstance(plan, reparam.Plan)

@@ -182,7 +182,7 @@ def test_control_flow_is_left_and_what_it_captures_is_kept():
     plan = reparam.plan(model)
     fused = plan.apply()
 
-    assert [r.what for r in plan.regions] == ["3x3 conv + BN"]
+    assert [r.what for r in plan.regions] == ["3x3 conv + batch norm"]
     assert any(r.reason.kind is Why.INNER_GRAPH and r.what == "If" for r in plan.refusals)
     assert before in fused.graph.node[0].output
     onnx.checker.check_model(fused, full_check=True)

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
+from typing import Annotated
+
+import typer
 
 import reparam
 from reparam.cli.exported_files import is_onnx, read
@@ -27,6 +30,10 @@ from reparam.reasons import Why
 
 __all__ = ["plan", "plan_as_dict"]
 
+EveryOption = Annotated[
+    bool, typer.Option("--all", help="Tell each place by itself, with its sizes.")
+]
+
 
 def plan(  # noqa: PLR0913 - one argument for each option
     model: ModelArgument,
@@ -38,6 +45,7 @@ def plan(  # noqa: PLR0913 - one argument for each option
     input_size: InputSizeOption = None,
     num_classes: NumClassesOption = None,
     where: WhereOption = None,
+    every: EveryOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Say what would fold in MODEL, what not, and why. Nothing is changed or written."""
@@ -58,7 +66,7 @@ def plan(  # noqa: PLR0913 - one argument for each option
     if as_json:
         terminal.json({"model": model, **plan_as_dict(found)})
         return
-    terminal.text(found)
+    terminal.lines((line.text, line.kind) for line in found.page(terminal.width, every=every))
     terminal.text()
     chosen = [word for name in where or () for word in ("--where", name)]
     if found.regions:

@@ -15,12 +15,13 @@ from rich.table import Column, Table
 from rich.text import Text
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
 __all__ = ["Terminal"]
 
 _SPOKEN_SECONDS = 10.0
 """Between two notes of how far something is."""
+_STYLES = {"title": "bold", "where": "green", "dim": "dim", "stays": "yellow"}
 
 
 class Terminal:
@@ -39,6 +40,16 @@ class Terminal:
     def text(self, value: object = "") -> None:
         """A result, as it is: never wrapped, never read as markup."""
         self._out.print(Text(str(value)), soft_wrap=True)
+
+    @property
+    def width(self) -> int:
+        """Columns of the terminal; 80, or ``COLUMNS``, where there is none."""
+        return self._out.width
+
+    def lines(self, lines: Iterable[tuple[str, str]]) -> None:
+        """A page of lines, each with what it is, which gives its colour."""
+        for text, kind in lines:
+            self._out.print(Text(text, style=_STYLES.get(kind, "")), soft_wrap=True)
 
     def done(self, value: str) -> None:
         """What has been achieved."""

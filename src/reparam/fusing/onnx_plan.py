@@ -11,7 +11,8 @@ from reparam.fusing.fold import FoldedLayer, in_parallel
 from reparam.fusing.onnx_discover import OnnxDiscovery, OnnxFound, discover_onnx
 from reparam.fusing.onnx_edit import write_model
 from reparam.fusing.onnx_fold import fold_onnx
-from reparam.fusing.plans import FoldWarning, Plan, region_record
+from reparam.fusing.plans import FoldWarning, Plan, Region, region_record
+from reparam.fusing.table import Line
 from reparam.graph.onnx_lift import OnnxLifted
 from reparam.graph.onnx_valid import complaint
 from reparam.reasons import Reason, Why
@@ -36,9 +37,10 @@ class OnnxPlan(Plan):
     notes: tuple[str, ...]
     _discovery: OnnxDiscovery = field(repr=False)
 
-    def __str__(self) -> str:
-        """A table of at most 100 columns, and the notes."""
-        return "\n".join([super().__str__(), *(f"Note: {note}." for note in self.notes)])
+    def page(self, width: int = 80, *, every: bool = False) -> list[Line]:
+        """The lines of the plan, and the notes."""
+        notes = (Line(f"Note: {note}.") for note in self.notes)
+        return [*super().page(width, every=every), *notes]
 
     def apply(self) -> ModelProto:
         """Write the fused model: a new one, whose inputs, outputs and metadata have their names.
@@ -100,10 +102,20 @@ def plan_onnx(model: Any, where: Where | None = None) -> OnnxPlan:
     discovery = discover_onnx(model, where)
     discovery.lifted.constants.forget()
     return OnnxPlan(
-        tuple(region_record(one.region, one.anchor.where) for one in discovery.regions),
+        tuple(_region(discovery.lifted, one) for one in discovery.regions),
         discovery.refusals,
         tuple(discovery.notes),
         discovery,
+    )
+
+
+def _region(lifted: OnnxLifted, found: OnnxFound) -> Region:
+    region, dtype = found.region, found.dtype(lifted)
+    return region_record(
+        region,
+        found.anchor.where,
+        positions=lifted.positions(region.source, region.geometry.in_channels),
+        bytes_each=4 if dtype is None else dtype.itemsize,
     )
 
 

@@ -18,7 +18,7 @@ from reparam.fusing.discover import Discovery, Probed, discover
 from reparam.fusing.edit import CannotPlaceError, apply_regions
 from reparam.fusing.fold import FoldedLayer, fold_all
 from reparam.fusing.found import Found, complete
-from reparam.fusing.table import render
+from reparam.fusing.table import Line, page
 from reparam.graph.ir import Affine, HostedInput, Node, Padded, Sum
 from reparam.graph.kinds import AnyBatchNorm
 from reparam.graph.skeleton import Copier, unwrap
@@ -66,6 +66,9 @@ class Region:
         parts: Places of the operations.
         probed: Whether the operator was read off the module's responses to impulses instead of its
             code: evidence, not proof.
+        positions: Positions of the region's input in the example, batch included, where known: the
+            multiply-adds are so many times those of one.
+        bytes_each: Bytes of one stored number.
 
     """
 
@@ -79,11 +82,13 @@ class Region:
     stored_after: int
     parts: tuple[str, ...] = ()
     probed: bool = False
+    positions: int | None = None
+    bytes_each: int = 4
 
 
 @dataclass(frozen=True, eq=False)
 class Plan:
-    """What folds in a model and what does not; ``print(plan)`` is a table.
+    """What folds in a model and what does not; ``print(plan)`` is a page for a person.
 
     Attributes:
         regions: What folds.
@@ -99,8 +104,22 @@ class Plan:
         raise NotImplementedError
 
     def __str__(self) -> str:
-        """A table of at most 100 columns."""
-        return render(self.regions, self.refusals)
+        """A page of 80 columns: what is saved, what folds and what stays, alike places as one."""
+        return self.text()
+
+    def text(self, width: int = 80, *, every: bool = False) -> str:
+        """Write the plan for a person.
+
+        Args:
+            width: Columns to fill.
+            every: Tell each region and each refusal by itself, with its sizes.
+
+        """
+        return "\n".join(line.text for line in self.page(width, every=every))
+
+    def page(self, width: int = 80, *, every: bool = False) -> list[Line]:
+        """The lines of :meth:`text`, each with what it is."""
+        return page(self, width, every=every)
 
 
 @dataclass(frozen=True, eq=False)
@@ -219,7 +238,7 @@ def plan(
     >>> from torch import nn
     >>> net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU()).eval()
     >>> [region.what for region in plan(net).regions]
-    ['3x3 conv + BN']
+    ['3x3 conv + batch norm']
 
     """
     if _is_onnx(model):
@@ -305,10 +324,18 @@ def _check_eval(model: nn.Module, chosen: Chosen) -> None:
 
 
 def _region(found: Found) -> Region:
-    return region_record(found.region, found.block or "the model")
+    region = found.region
+    return region_record(
+        region,
+        found.block or "the model",
+        positions=found.lifted.positions(region.source, region.geometry.in_channels),
+        bytes_each=found.like.element_size(),
+    )
 
 
-def region_record(region: Candidate, where: str) -> Region:
+def region_record(
+    region: Candidate, where: str, *, positions: int | None, bytes_each: int
+) -> Region:
     """Describe a region of a program of any kind for a person."""
     before, after = region.cost, region.cost_after
     return Region(
@@ -321,6 +348,8 @@ def region_record(region: Candidate, where: str) -> Region:
         stored_before=before.stored,
         stored_after=after.stored,
         parts=tuple(dict.fromkeys(n.where for n in sorted(region.nodes, key=lambda n: n.order))),
+        positions=positions,
+        bytes_each=bytes_each,
     )
 
 
@@ -337,6 +366,7 @@ def _probed_region(probed: Probed) -> Region:
         stored_after=geometry.parameters,
         parts=(probed.path or "the model",),
         probed=True,
+        bytes_each=probed.like.element_size(),
     )
 
 
@@ -354,13 +384,20 @@ def describe(nodes: frozenset[Node]) -> str:
     """Name the operations of a region, equal ones counted, layers first."""
     ordered = sorted(nodes, key=lambda n: (not n.is_mixing, n.order))
     names = Counter(_short(n) for n in ordered if isinstance(n, Affine | Sum))
-    return " + ".join(name if times == 1 else f"{times} {name}" for name, times in names.items())
+    return " + ".join(
+        name if times == 1 else f"{times} {name}{'s' if name in _COUNTED else ''}"
+        for name, times in names.items()
+    )
+
+
+_COUNTED = {"batch norm", "add", "scale", "shift"}
+"""Operations whose name takes an s; a layer's, such as 3x3 conv, reads well without."""
 
 
 def _short(node: Node) -> str:
     if isinstance(node, Affine) and node.is_layer:
         if isinstance(node.inputs[0], HostedInput):
-            return "BN" if node.what == "batch norm" else node.what
+            return node.what
         size = "x".join(str(len(taps)) for taps in node.leaf.geometry.offsets)
         return f"{size} conv" if size else "linear"
-    return "BN" if node.what == "batch norm" else node.what
+    return node.what

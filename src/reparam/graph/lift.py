@@ -60,6 +60,15 @@ class Lifted:
             node = node.inputs[0]
         return self.node_of(node)
 
+    def positions(self, node: Node, channels: int) -> int | None:
+        """Number of positions of a value of the example, batch included, where that is known."""
+        while node.is_virtual:
+            node = node.inputs[0]
+        known = self.trace.values.get(self.value_of(node))
+        if not isinstance(known, Tensor) or known.numel() % channels:
+            return None
+        return known.numel() // channels
+
     def reads(self, node: Node) -> Collection[Tensor]:
         """The parameters and buffers that a planner node reads."""
         return node.reads if isinstance(node, Affine) else ()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -92,6 +93,16 @@ class OnnxLifted:
         while node.is_copy:
             node = node.inputs[0]
         return _origin(node).name
+
+    def positions(self, node: Node, channels: int) -> int | None:
+        """Number of positions of a value, where known; an open size of the batch counts as one."""
+        while node.is_virtual:
+            node = node.inputs[0]
+        shape = self.shapes.shapes.get(self.name_of(node), (None,))
+        sizes = [size for size in shape if isinstance(size, int)]
+        if len(sizes) < len(shape[1:]) + isinstance(shape[0] if shape else 1, int):
+            return None
+        return None if math.prod(sizes) % channels else math.prod(sizes) // channels
 
     def reads(self, node: Node) -> tuple[str, ...]:
         """The names of the constants that a planner node reads."""
