@@ -59,7 +59,7 @@ def test_loads_without_network_or_console_message(chromium: Any, page_file: Path
 
 def test_bars_are_as_long_as_their_values(chromium: Any, page_file: Path) -> None:
     page, _ = browser.opened(chromium, page_file, viewport=WIDE)
-    widths = page.locator("#latency rect.bar").evaluate_all(
+    widths = page.locator("#latency .bar").evaluate_all(
         "bars => bars.map(bar => bar.getBoundingClientRect().width)"
     )
     medians = [4.1, 2.0, 2.6, 1.1, 0.8, 0.7]
@@ -212,7 +212,7 @@ def test_tradeoff_prints_every_engine(chromium: Any, figure_file: Path) -> None:
 
 def test_marks_of_engines_lie_at_their_times(chromium: Any, figure_file: Path) -> None:
     page, _ = browser.opened(chromium, figure_file, viewport=WIDE)
-    places = page.locator("#engines .dot-row:not(.dot-axis)").evaluate_all(
+    places = page.locator("#engines .row:not(.row-axis)").evaluate_all(
         """rows => rows.map(row => { const track = row.querySelector('.track')
           .getBoundingClientRect(); return [...row.querySelectorAll('.dotmark')].map(mark => {
             const box = mark.getBoundingClientRect();
@@ -265,7 +265,7 @@ def test_layers_stand_at_their_decibels_worst_first(chromium: Any, compressed_fi
     page, _ = browser.opened(chromium, compressed_file, viewport=WIDE)
     at = (
         page.locator(".ranks")
-        .first.locator(".dot-row:not(.dot-axis)")
+        .first.locator(".row:not(.row-axis)")
         .evaluate_all(
             """rows => rows.map(row => { const track = row.querySelector('.track')
           .getBoundingClientRect(); const middle = (mark) => { const box =
@@ -288,7 +288,7 @@ def test_the_other_layers_unfold(chromium: Any, compressed_file: Path) -> None:
     assert not rest.is_visible()
     page.locator("#int8 summary", has_text="6 more layers").click()
     assert rest.is_visible()
-    assert rest.locator(".dot-row:not(.dot-axis)").count() == 6
+    assert rest.locator(".row:not(.row-axis)").count() == 6
 
 
 def test_layers_kept_in_float_have_a_mark_of_their_own(
@@ -311,7 +311,7 @@ def test_layer_table_sorts_by_number(chromium: Any, compressed_file: Path) -> No
 
 def test_widths_are_pairs_of_bars_from_zero(chromium: Any, compressed_file: Path) -> None:
     page, _ = browser.opened(chromium, compressed_file, viewport=WIDE)
-    pairs = page.locator("#pruning .widths .dot-row:not(.dot-axis)").evaluate_all(
+    pairs = page.locator("#pruning .widths .row:not(.row-axis)").evaluate_all(
         """rows => rows.map(row => [...row.querySelectorAll('.wide')]
           .map(bar => bar.getBoundingClientRect().width))"""
     )
@@ -326,7 +326,7 @@ def test_widths_are_pairs_of_bars_from_zero(chromium: Any, compressed_file: Path
 def test_the_target_is_drawn_where_it_is(chromium: Any, compressed_file: Path) -> None:
     page, _ = browser.opened(chromium, compressed_file, viewport=WIDE)
     goal, width = page.locator("#pruning .goal").first.evaluate(
-        "line => [line.getBoundingClientRect().x - line.ownerSVGElement.getBoundingClientRect().x,"
-        "line.ownerSVGElement.getBoundingClientRect().width]"
+        "line => [line.getBoundingClientRect().x - line.parentElement.getBoundingClientRect().x,"
+        "line.parentElement.getBoundingClientRect().width]"
     )
     assert goal / width == pytest.approx(0.5, abs=0.01)

@@ -24,11 +24,10 @@ from reparam.report import (
     render,
     to_json,
 )
+from reparam.report.charts import Ranked, Reference, WidthRow, ranked_chart, width_chart
 from reparam.report.int8_story import advice
 from reparam.report.pruned_story import target_verdict
-from reparam.report.ranked import Ranked, Reference, ranked_chart
 from reparam.report.story import figures, further, headline
-from reparam.report.widths import WidthRow, width_chart
 
 from . import compressed_cases as cases
 

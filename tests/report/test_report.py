@@ -219,7 +219,7 @@ def test_bars_start_at_zero_and_speak() -> None:
     chart = bar_chart(
         [Bar("a", "", "train", 5.0, 4.0, 6.0, "5.00 ms")], unit="ms", summary="One bar"
     )
-    assert 'x="0"' in chart
+    assert 'class="bar" style="left:0.00%' in chart
     assert 'aria-label="One bar. a: 5.00 ms."' in chart
 
 

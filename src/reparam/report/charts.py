@@ -1,26 +1,36 @@
-"""Bars and timelines, as HTML and SVG that need no script.
-
-Horizontal positions are percentages and text is HTML or unscaled SVG text, so that a chart is as
-readable on a phone as on a wide screen or on paper. Bars start at zero. Every figure carries its
-numbers in its text alternative.
-"""
+"""Charts of rows: bars with intervals, marks of engines, rankings in decibels, pairs of widths."""
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from reparam.report._markup import element, text
-from reparam.report.numbers import nice_ticks, significant
+from reparam.report._markup import element, layer_label, text
+from reparam.report.numbers import milliseconds, nice_ticks
+from reparam.report.rows import Axis, Row, label, legend, mark, row_chart
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-__all__ = ["Bar", "Timeline", "bar_chart", "timelines"]
+__all__ = [
+    "Bar",
+    "DotRow",
+    "Ranked",
+    "Reference",
+    "WidthRow",
+    "bar_chart",
+    "decibel_ticks",
+    "dot_chart",
+    "ranked_chart",
+    "width_chart",
+]
 
-_BAR_HEIGHT = 30
-_TIMELINE_HEIGHT = 168
-_MAX_NAMED_STEPS = 14
+_SHAPES = ("disc", "ring", "square", "box", "diamond", "rhomb")
+"""Engines differ by shape: colour already says which model it is, and not everybody sees it."""
+
+_LEAST, _MOST = -20.0, 100.0
+"""Decibels that a ranking reaches; marks beyond stand at its ends, with their numbers beside."""
 
 
 @dataclass(frozen=True)
@@ -42,18 +52,6 @@ class Bar:
     goal: float | None = None
 
 
-@dataclass(frozen=True)
-class Timeline:
-    """One panel: an amount that changes in steps, with the name of each step."""
-
-    label: str
-    role: str
-    steps: tuple[str, ...]
-    values: tuple[float, ...]
-    shown: tuple[str, ...]
-    peak_shown: str
-
-
 def bar_chart(bars: Sequence[Bar], *, unit: str, summary: str, maximum: float | None = None) -> str:
     """Horizontal bars from zero, with the interval of each as a whisker.
 
@@ -64,195 +62,179 @@ def bar_chart(bars: Sequence[Bar], *, unit: str, summary: str, maximum: float | 
         maximum: the right end of the axis; by default a round value past the longest whisker.
     """
     largest = max(max(bar.high, bar.value) for bar in bars)
-    ticks = nice_ticks(largest if maximum is None else maximum)
-    end = ticks[-1]
-    rows = "".join(_bar_row(bar, ticks, end) for bar in bars)
-    spoken = "; ".join(f"{bar.label} {bar.detail}".strip() + f": {bar.shown}" for bar in bars)
-    return element(
-        "div",
-        rows + _bar_axis(ticks, end, unit),
-        class_="bars",
-        role="img",
-        aria_label=f"{summary}. {spoken}.",
-    )
+    axis = Axis(nice_ticks(largest if maximum is None else maximum), unit)
+    return row_chart([_bar(bar, axis) for bar in bars], axis, kind="bars", summary=summary)
 
 
-def _bar_row(bar: Bar, ticks: Sequence[float], end: float) -> str:
-    label = element(
-        "div",
-        element("span", text(bar.label), class_="name"),
-        element("span", text(bar.detail), class_="detail") if bar.detail else "",
-        class_="bar-label",
-    )
-    return element(
-        "div",
-        label,
-        element("div", text(bar.shown), class_="bar-value"),
-        _bar_drawing(bar, ticks, end),
-        class_=f"bar-row role-{bar.role}",
-    )
-
-
-def _bar_drawing(bar: Bar, ticks: Sequence[float], end: float) -> str:
-    marks = [
-        element("line", x1=_share(tick, end), x2=_share(tick, end), y1=0, y2="100%", class_="grid")
-        for tick in ticks
-    ]
-    marks.append(
-        element(
-            "rect",
-            x=0,
-            y=7,
-            width=_share(bar.value, end),
-            height=_BAR_HEIGHT - 14,
-            rx=1.5,
-            class_="bar" if bar.solid else "bar open",
-        )
-    )
+def _bar(bar: Bar, axis: Axis) -> Row:
+    marks = [mark("bar" if bar.solid else "bar open", axis, 0, bar.value)]
     if bar.high > bar.low:
-        marks += _whisker(_share(bar.low, end), _share(bar.high, end))
+        marks.append(mark("whisker", axis, bar.low, bar.high))
     if bar.goal is not None:
-        at = _share(bar.goal, end)
-        marks.append(element("line", x1=at, x2=at, y1=1, y2=_BAR_HEIGHT - 1, class_="goal"))
-    return element("svg", *marks, class_="bar-drawing", height=_BAR_HEIGHT, aria_hidden="true")
+        marks.append(mark("goal", axis, bar.goal))
+    spoken = f"{bar.label} {bar.detail}".strip() + f": {bar.shown}"
+    return Row(label(bar.label, bar.detail), marks, bar.shown, spoken, bar.role)
 
 
-def _whisker(low: str, high: str) -> list[str]:
-    middle = _BAR_HEIGHT / 2
-    ends = (
-        element("line", x1=at, x2=at, y1=middle - 4, y2=middle + 4, class_="whisker")
-        for at in (low, high)
-    )
-    return [element("line", x1=low, x2=high, y1=middle, y2=middle, class_="whisker"), *ends]
+@dataclass(frozen=True)
+class DotRow:
+    """A model: its median milliseconds in each engine, None where it was not measured."""
+
+    label: str
+    tone: str
+    values: tuple[float | None, ...]
 
 
-def _bar_axis(ticks: Sequence[float], end: float, unit: str) -> str:
-    labels = []
-    for tick in ticks:
-        anchor = "start" if tick == 0 else "end" if tick == end else "middle"
-        labels.append(
-            element(
-                "text",
-                text(_tick(tick)),
-                x=_share(tick, end),
-                y=12,
-                class_="tick",
-                text_anchor=anchor,
-            )
-        )
-    return element(
-        "div",
-        element("svg", *labels, class_="bar-drawing", height=18, aria_hidden="true"),
-        element("div", text(unit), class_="axis-title"),
-        class_="bar-row bar-axis",
-    )
-
-
-def _share(value: float, end: float) -> str:
-    return f"{100 * min(value / end, 1.0):.3f}".rstrip("0").rstrip(".") + "%"
-
-
-def _tick(value: float) -> str:
-    return f"{value:,.0f}" if value == int(value) else significant(value, 2)
-
-
-def timelines(panels: Sequence[Timeline], *, unit: str, summary: str) -> str:
-    """Panels side by side on one vertical scale from zero, each with its peak marked.
+def dot_chart(rows: Sequence[DotRow], engines: Sequence[str], *, summary: str) -> str:
+    """One line a model with a mark for each engine, on one scale from zero, and a legend.
 
     Args:
-        panels: left to right; on a narrow screen, top to bottom.
-        unit: what the vertical axis counts.
-        summary: what the figure shows, as each text alternative begins.
+        rows: top to bottom.
+        engines: what the values of a row belong to.
+        summary: what the chart shows, as the text alternative begins.
     """
-    ticks = nice_ticks(max(max(panel.values) for panel in panels), wanted=4)
-    drawn = "".join(_panel(panel, ticks, unit, summary) for panel in panels)
-    return element("div", drawn, class_="panels")
+    axis = Axis(nice_ticks(max(v for r in rows for v in r.values if v is not None)), "least, ms")
+    shapes = [f"dotmark {_SHAPES[index % len(_SHAPES)]}" for index in range(len(engines))]
+    drawn = [_dots(row, engines, shapes, axis) for row in rows]
+    marks = [(element("span", class_=s), e) for s, e in zip(shapes, engines, strict=True)]
+    return legend(marks) + row_chart(drawn, axis, kind="dots", summary=summary)
 
 
-def _panel(panel: Timeline, ticks: Sequence[float], unit: str, summary: str) -> str:
-    head = element(
-        "div",
-        element("span", text(panel.label), class_="name"),
-        element("span", text(f"peak {panel.peak_shown}"), class_="panel-peak"),
-        class_="panel-head",
-    )
-    plot = element(
-        "div",
-        _scale(ticks),
-        _steps(panel, ticks),
-        _step_names(panel),
-        class_="plot",
-        role="img",
-        aria_label=f"{summary}: {panel.label}. {_spoken_steps(panel)}",
-    )
-    note = element("div", text(unit), class_="axis-title")
-    return element("div", head, plot, note, class_=f"panel role-{panel.role}")
-
-
-def _scale(ticks: Sequence[float]) -> str:
-    labels = (
-        element(
-            "text", text(_tick(tick)), x="100%", y=_height(tick, ticks) + 4, class_="tick",
-            text_anchor="end",
-        )
-        for tick in ticks
-    )  # fmt: skip
-    return element("svg", *labels, class_="scale", height=_TIMELINE_HEIGHT, aria_hidden="true")
-
-
-def _height(value: float, ticks: Sequence[float]) -> float:
-    """Distance from the top of the plot, in pixels."""
-    return _TIMELINE_HEIGHT * (1 - value / ticks[-1])
-
-
-def _steps(panel: Timeline, ticks: Sequence[float]) -> str:
-    """Columns without gaps; the view box stretches to whatever width there is."""
-    width = 1000 / len(panel.values)
-    marks = [
-        element("line", x1=0, x2=1000, y1=y, y2=y, class_="grid")
-        for y in (_height(tick, ticks) for tick in ticks)
+def _dots(row: DotRow, engines: Sequence[str], shapes: Sequence[str], axis: Axis) -> Row:
+    timed = [
+        (value, engine, shape)
+        for value, engine, shape in zip(row.values, engines, shapes, strict=True)
+        if value is not None
     ]
-    peak = max(panel.values)
-    for index, (value, name, shown) in enumerate(
-        zip(panel.values, panel.steps, panel.shown, strict=True)
-    ):
-        top = _height(value, ticks)
-        marks.append(
-            element(
-                "rect",
-                element("title", text(f"{name}: {shown}")),
-                x=index * width,
-                y=top,
-                width=width,
-                height=_TIMELINE_HEIGHT - top,
-                class_="step peak" if value == peak else "step",
-            )
-        )
-    top = _height(peak, ticks)
-    marks.append(element("line", x1=0, x2=1000, y1=top, y2=top, class_="peak-line"))
-    return element(
-        "svg",
-        *marks,
-        class_="steps",
-        viewBox=f"0 0 1000 {_TIMELINE_HEIGHT}",
-        preserveAspectRatio="none",
-        height=_TIMELINE_HEIGHT,
-        aria_hidden="true",
-    )
+    least, largest = (pick(value for value, *_ in timed) for pick in (min, max))
+    marks = [mark("span", axis, least, largest)]
+    marks += [mark(shape, axis, value) for value, _, shape in timed]
+    told = ", ".join(f"{engine} {milliseconds(value)}" for value, engine, _ in timed)
+    return Row(label(row.label), marks, milliseconds(least), f"{row.label}: {told}", row.tone)
 
 
-def _step_names(panel: Timeline) -> str:
-    if len(panel.steps) > _MAX_NAMED_STEPS:
-        return element("div", text(f"{len(panel.steps)} steps"), class_="step-names plain")
-    names = (element("span", text(name)) for name in panel.steps)
-    return element("div", *names, class_="step-names", aria_hidden="true")
+@dataclass(frozen=True)
+class Ranked:
+    """A line: a layer and its ratio; a marked one is drawn as a ring."""
+
+    label: str
+    detail: str
+    value: float
+    shown: str
+    marked: bool = False
 
 
-def _spoken_steps(panel: Timeline) -> str:
-    peak = f"The peak is {panel.peak_shown}"
-    if len(panel.steps) > _MAX_NAMED_STEPS:
-        return f"{peak}, over {len(panel.steps)} steps."
-    named = ", ".join(
-        f"{name} {shown}" for name, shown in zip(panel.steps, panel.shown, strict=True)
-    )
-    return f"{peak}. Step by step: {named}."
+@dataclass(frozen=True)
+class Reference:
+    """A ratio of the whole, drawn across all lines."""
+
+    value: float
+    label: str
+    dashed: bool
+
+    @property
+    def stroke(self) -> str:
+        """How its line is drawn."""
+        return "dashed" if self.dashed else "solid"
+
+
+_RANKED = {False: ("dotmark disc", "deploy"), True: ("dotmark ring", "comparator")}
+"""Shape and tone of a mark; both differ, for not everybody sees the tone."""
+
+
+def ranked_chart(
+    rows: Sequence[Ranked],
+    references: Sequence[Reference],
+    *,
+    names: tuple[str, str],
+    summary: str,
+    most: int,
+) -> str:
+    """Marks on one axis in decibels, with a legend; further left is worse.
+
+    Args:
+        rows: top to bottom.
+        references: what is drawn across all of them.
+        names: what a disc and what a ring means; an empty one is left out.
+        summary: what the chart shows, as the text alternative begins.
+        most: lines that are shown at once; the others unfold.
+    """
+    values = [*(row.value for row in rows), *(each.value for each in references)]
+    axis = Axis(decibel_ticks(values), "dB")
+    across = [
+        element("span", class_="rule"),
+        *(mark(f"across {each.stroke}", axis, each.value) for each in references),
+    ]
+    drawn = []
+    for row in rows:
+        shape, tone = _RANKED[row.marked]
+        marks, spoken = [*across, mark(shape, axis, row.value)], f"{row.label}: {row.shown}"
+        named = layer_label(row.label, row.detail, room=30)
+        drawn.append(Row(named, marks, row.shown, spoken, tone))
+    entries = [
+        (element("span", class_=f"{shape} role-{tone}"), name)
+        for name, (shape, tone) in zip(names, _RANKED.values(), strict=True)
+        if name
+    ]
+    entries += [(element("span", class_=f"stroke {r.stroke}"), r.label) for r in references]
+    return legend(entries) + row_chart(
+        drawn, axis, kind="ranks", summary=summary, most=most,
+        also=[f"{each.label}: {each.value:.1f} dB" for each in references],
+        more="more layers, which hurt less",
+    )  # fmt: skip
+
+
+def decibel_ticks(values: Sequence[float]) -> list[float]:
+    """Round values around all of `values`, as far as a drawing of them goes.
+
+    >>> decibel_ticks([31.0, 33.2, 47.9])
+    [30.0, 35.0, 40.0, 45.0, 50.0]
+    >>> decibel_ticks([12.0, 200.0])
+    [0.0, 20.0, 40.0, 60.0, 80.0, 100.0]
+    """
+    held = [min(max(value, _LEAST), _MOST) for value in values]
+    reach = max(held) - min(held)
+    step = 5.0 if reach <= 25 else 10.0 if reach <= 50 else 20.0
+    low = math.floor(min(held) / step)
+    high = max(math.ceil(max(held) / step), low + 1)
+    return [step * index for index in range(low, high + 1)]
+
+
+@dataclass(frozen=True)
+class WidthRow:
+    """A layer: its output channels before and after; `tag` is the group that it belongs to."""
+
+    label: str
+    detail: str
+    before: int
+    after: int
+    tag: str = ""
+
+
+def width_chart(rows: Sequence[WidthRow], *, summary: str, most: int) -> str:
+    """Pairs of bars from zero, in the order of the net, with a legend.
+
+    Args:
+        rows: top to bottom.
+        summary: what the chart shows, as the text alternative begins.
+        most: layers that are shown at once; the others unfold.
+    """
+    axis = Axis(nice_ticks(max(max(row.before, row.after) for row in rows)), "channels")
+    entries = [(element("span", class_=f"wide {when}"), when) for when in ("before", "after")]
+    if any(row.tag for row in rows):
+        entries.append((_tag("A"), "layers with one letter lose channels together"))
+    drawn = [_pair(row, axis) for row in rows]
+    chart = row_chart(drawn, axis, kind="widths", summary=summary, most=most, more="more layers")
+    return legend(entries) + chart
+
+
+def _pair(row: WidthRow, axis: Axis) -> Row:
+    marks = [mark("wide before", axis, 0, row.before), mark("wide after", axis, 0, row.after)]
+    named = layer_label(row.label, row.detail, room=22) + (_tag(row.tag) if row.tag else "")
+    shown = f"{row.before} → {row.after}" if row.before != row.after else f"{row.after}"
+    spoken = f"{row.label}: {row.before} to {row.after}"
+    return Row(named, marks, shown, spoken + (f", group {row.tag}" if row.tag else ""))
+
+
+def _tag(letter: str) -> str:
+    return element("span", text(letter), class_="tag-of")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from reparam.report._markup import typeset
-from reparam.report.charts import Bar, bar_chart
+from reparam.report.charts import Bar, Ranked, Reference, bar_chart, ranked_chart
 from reparam.report.int8_story import HARMLESS, advice, lost, size_clause
 from reparam.report.numbers import (
     NOTHING,
@@ -16,7 +16,6 @@ from reparam.report.numbers import (
     wilson_interval,
 )
 from reparam.report.phrases import points
-from reparam.report.ranked import Ranked, Reference, ranked_chart
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

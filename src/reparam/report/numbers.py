@@ -23,6 +23,7 @@ __all__ = [
     "percent",
     "quartiles",
     "ratio",
+    "tick",
     "wilson_interval",
 ]
 
@@ -77,6 +78,15 @@ def significant(value: float, digits: int = 3) -> str:
         return "0"
     places = max(0, digits - 1 - math.floor(math.log10(abs(value))))
     return f"{value:,.{places}f}"
+
+
+def tick(value: float) -> str:
+    """A value on an axis.
+
+    >>> tick(1200.0), tick(2.5)
+    ('1,200', '2.5')
+    """
+    return f"{value:,.0f}" if value == int(value) else significant(value, 2)
 
 
 def milliseconds(value: float) -> str:

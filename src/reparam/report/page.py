@@ -13,7 +13,7 @@ from reparam._optional import require
 from reparam.report import story
 from reparam.report._csv import to_csv
 from reparam.report._markup import typeset
-from reparam.report.charts import Bar, Timeline, bar_chart, timelines
+from reparam.report.charts import Bar, bar_chart
 from reparam.report.diagram import block_diagram
 from reparam.report.engines import on_one_scale
 from reparam.report.int8 import int8_section
@@ -40,6 +40,7 @@ from reparam.report.results import (
     TraceRecord,
 )
 from reparam.report.sections import conditions, engines_section, tradeoff_section
+from reparam.report.timelines import Timeline, timelines
 from reparam.report.tradeoff import tradeoffs
 
 __all__ = ["page_html", "render"]

@@ -5,11 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from reparam.report._markup import typeset
-from reparam.report.charts import Bar, bar_chart
+from reparam.report.charts import Bar, WidthRow, bar_chart, width_chart
 from reparam.report.numbers import count, milliseconds, percent, wilson_interval
 from reparam.report.phrases import points
 from reparam.report.pruned_story import lost, macs_left, parameters_left, target_verdict
-from reparam.report.widths import WidthRow, width_chart
 
 if TYPE_CHECKING:
     from reparam.report.compressed import PruningRecord, RatioRecord

@@ -12,7 +12,7 @@ from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from reparam.report._markup import element, text
-from reparam.report.numbers import nice_ticks, significant
+from reparam.report.numbers import nice_ticks, tick
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -111,21 +111,17 @@ def _frame(marks: Sequence[Mark]) -> _Frame:
 
 def _grid(frame: _Frame) -> str:
     marks = []
-    for tick in frame.y_ticks:
-        y = _percent(frame.top(tick))
+    for value in frame.y_ticks:
+        y = _percent(frame.top(value))
         marks.append(element("line", x1=0, x2="100%", y1=y, y2=y, class_="grid"))
         label = {"x": -8, "y": y, "dy": 4, "class_": "tick", "text_anchor": "end"}
-        marks.append(element("text", text(f"{tick:g}"), **label))
-    for tick in frame.x_ticks:
-        x = _percent(frame.left(tick))
+        marks.append(element("text", text(f"{value:g}"), **label))
+    for value in frame.x_ticks:
+        x = _percent(frame.left(value))
         marks.append(element("line", x1=x, x2=x, y1=0, y2="100%", class_="grid"))
         label = {"x": x, "y": "100%", "dy": 18, "class_": "tick", "text_anchor": "middle"}
-        marks.append(element("text", text(_tick(tick)), **label))
+        marks.append(element("text", text(tick(value)), **label))
     return element("svg", *marks, class_="scatter-svg", aria_hidden="true")
-
-
-def _tick(value: float) -> str:
-    return f"{value:,.0f}" if value == int(value) else significant(value, 2)
 
 
 def _lines(marks: Sequence[Mark], frame: _Frame) -> str:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from reparam.report.charts import Bar, bar_chart
-from reparam.report.dots import DotRow, dot_chart
+from reparam.report.charts import Bar, DotRow, bar_chart, dot_chart
 from reparam.report.engines import engine_remarks, fastest_engine, form_remarks, on_one_scale
 from reparam.report.numbers import count, milliseconds, quartiles, significant
 from reparam.report.published import REPARAMETERIZED_FAMILIES
