@@ -19,6 +19,7 @@ from reparam.algebra.builders import (
     scale,
     zero_pad,
 )
+from reparam.algebra.direct import flat_pads
 from reparam.algebra.expression import (
     Composition,
     Expression,
@@ -32,7 +33,7 @@ from reparam.algebra.expression import (
     prepared,
 )
 from reparam.algebra.geometry import Geometry, compose, parallel
-from reparam.algebra.lowering import LayerArguments, flat_pads, layer_arguments, lower
+from reparam.algebra.lowering import LayerArguments, layer_arguments, lower
 
 __all__ = [
     "AffineConv",

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache, partial
 
@@ -12,6 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from reparam.algebra.affine_conv import AffineConv
+from reparam.algebra.direct import Positions, Run, convolving, flat_pads
 from reparam.algebra.geometry import Geometry
 
 __all__ = ["LayerArguments", "layer_arguments", "lower"]
@@ -54,65 +54,25 @@ class LayerArguments:
         """Run the layer on ``x`` with the given numbers."""
         if self.dims == 0:
             return F.linear(x, weight, bias)
-        return self._run(self._padded(x), weight, bias)
-
-    def on(self, x: Tensor) -> Callable[[Tensor, Tensor | None], Tensor]:
-        """Fix the input, to run the layer with many kernels or with slices of the rows of one.
-
-        The patches of ``x`` are gathered once and each kernel is one matrix product for each group:
-        on an input as small as the kernel, up to ten times faster than convolving in float64.
-        """
-        if self.dims == 0:
-            return partial(F.linear, x)
-        padded = self._padded(x)
-        if self.dims > len(("height", "width")):  # as far as F.unfold goes
-            return partial(self._run, padded)
-        lift = (1,) * (2 - self.dims)
-        sizes = [
-            (size - step * (taps - 1) - 1) // stride + 1
-            for size, step, taps, stride in zip(
-                padded.shape[2:], self.dilation, self.kernel_size, self.stride, strict=True
-            )
-        ]
-        patches = F.unfold(
-            padded.reshape(*padded.shape[:2], *lift, *padded.shape[2:]),
-            (*lift, *self.kernel_size),
-            dilation=(*lift, *self.dilation),
-            stride=(*lift, *self.stride),
-        )
-        return partial(_products, _by_group(patches, self.groups), (len(x), *sizes))
-
-    def _padded(self, x: Tensor) -> Tensor:
-        if isinstance(self.padding, str):
-            # Torch would pad likewise, with a warning where the two sides differ.
-            spans = [d * (k - 1) for d, k in zip(self.dilation, self.kernel_size, strict=True)]
-            pads = tuple((span // 2, span - span // 2) for span in spans)
-        else:
-            pads = self.pre_pad or tuple((zeros, zeros) for zeros in self.padding)
-        return F.pad(x, flat_pads(pads)) if any(pair != (0, 0) for pair in pads) else x
-
-    def _run(self, padded: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        padded = F.pad(x, flat_pads(self._pads))
         function = (F.conv1d, F.conv2d, F.conv3d)[self.dims - 1]
         return function(padded, weight, bias, self.stride, 0, self.dilation, self.groups)
 
+    def on(self, x: Tensor, at: Positions | None = None) -> Run:
+        """Fix the input, to run the layer with many kernels; see :func:`direct.convolving`."""
+        if self.dims == 0:
+            return partial(F.linear, x)
+        return convolving(
+            x, self.kernel_size, self.stride, self._pads, self.dilation, self.groups, at
+        )
 
-def _by_group(patches: Tensor, groups: int) -> Tensor:
-    """Lay ``(N, I * taps, positions)`` out as ``(groups, N * positions, I / groups * taps)``."""
-    by_group: Tensor = patches.unflatten(1, (groups, -1)).permute(1, 0, 3, 2)
-    return by_group.flatten(1, 2).contiguous()
-
-
-def _products(
-    patches: Tensor, size: tuple[int, ...], weight: Tensor, bias: Tensor | None
-) -> Tensor:
-    """Multiply kernels ``(O, I / groups, *taps)`` with grouped patches: ``(N, O, *positions)``."""
-    groups, _, length = patches.shape
-    kernels = weight.reshape(groups, -1, length)
-    # One plain product is several times faster than a batch of one.
-    flat = patches @ kernels.mT if groups > 1 else F.linear(patches[0], kernels[0])[None]
-    y: Tensor = flat.unflatten(1, (size[0], -1)).permute(1, 0, 3, 2)
-    y = y.reshape(size[0], len(weight), *size[1:])
-    return y if bias is None else y + bias.view(-1, *(1,) * (len(size) - 1))
+    @property
+    def _pads(self) -> tuple[tuple[int, int], ...]:
+        if isinstance(self.padding, str):
+            # Torch would pad likewise, with a warning where the two sides differ.
+            spans = [d * (k - 1) for d, k in zip(self.dilation, self.kernel_size, strict=True)]
+            return tuple((span // 2, span - span // 2) for span in spans)
+        return self.pre_pad or tuple((zeros, zeros) for zeros in self.padding)
 
 
 @lru_cache(maxsize=4096)
@@ -168,11 +128,6 @@ def lower(op: AffineConv) -> tuple[LayerArguments, Tensor, Tensor | None]:
     arguments, full = layer_arguments(op.geometry)
     kernel = op.regroup(full.groups)._embed(full)  # noqa: SLF001 (same room)
     return arguments, kernel, op.bias
-
-
-def flat_pads(pads: tuple[tuple[int, int], ...]) -> list[int]:
-    """Write ``(low, high)`` per dimension in the order of ``torch.nn.functional.pad``."""
-    return [value for pair in reversed(pads) for value in pair]
 
 
 def _grid(geometry: Geometry, dim: int) -> tuple[tuple[int, ...], int]:

@@ -16,6 +16,7 @@ from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
 from reparam.algebra import flat_pads
+from reparam.algebra.direct import Positions, at_positions, convolving
 from reparam.graph.builtin import is_builtin
 from reparam.graph.ir import Affine, Alias, Node, Padded
 from reparam.graph.kinds import AnyBatchNorm
@@ -29,20 +30,34 @@ SLICE = 1 << 18
 
 
 def run_region(
-    lifted: Lifted, region: Candidate, x: Tensor, *, done: Node | None = None
-) -> tuple[Tensor, float]:
+    lifted: Lifted, region: Candidate, x: Tensor, at: Positions | None = None, *,
+    done: Node | None = None,
+) -> tuple[Tensor, float]:  # fmt: skip
     """Run the region on a float64 input; see :func:`run_nodes`."""
-    return run_nodes(region, x, lambda node, given: _run_node(lifted, node, given), done=done)
+
+    def run(node: Node, given: dict[Node, Tensor], at: Positions | None) -> Tensor:
+        return _run_node(lifted, node, given, at)
+
+    return run_nodes(region, x, run, at, done=done)
 
 
-Runner = Callable[[Node, dict[Node, Tensor]], Tensor]
-"""Runs one node on the values of its inputs, in float64."""
+Runner = Callable[[Node, dict[Node, Tensor], Positions | None], Tensor]
+"""Runs one node on the values of its inputs, in float64, at all or some positions."""
 
 
 def run_nodes(
-    region: Candidate, x: Tensor, run: Runner, *, done: Node | None = None
-) -> tuple[Tensor, float]:
-    """Run the nodes of a region in order; ``done`` is a node whose value ``x`` is already.
+    region: Candidate, x: Tensor, run: Runner, at: Positions | None = None, *,
+    done: Node | None = None,
+) -> tuple[Tensor, float]:  # fmt: skip
+    """Run the nodes of a region in order.
+
+    Args:
+        region: The region.
+        x: The value of its source.
+        run: Runs a node.
+        at: The positions of the output that are wanted, or all of them. What acts on each position
+            by itself runs on these alone.
+        done: A node whose value ``x`` is already.
 
     Returns:
         Its output, and the largest absolute value of any intermediate result, which is the scale
@@ -56,12 +71,38 @@ def run_nodes(
     if done is not None:
         values[done] = x
     scale = float(x.abs().max())
-    for node in in_order(region.nodes, set(values)):
+    ordered = in_order(region.nodes, set(values))
+    whole = {*values, *_read_beyond_positions(ordered)}
+    for node in ordered:
+        here = None if node in whole else at
         if node is not done:
+            given = {v: values[v] for v in node.inputs}
+            if here is not None and _keeps_positions(node):
+                given = {v: at_positions(y, here) if v in whole else y for v, y in given.items()}
+                here = None
             passes = isinstance(node, Alias)
-            values[node] = values[node.inputs[0]] if passes else run(node, values)
+            values[node] = given[node.inputs[0]] if passes else run(node, given, here)
         scale = max(scale, float(values[node].abs().max()))
     return values[region.output], scale
+
+
+def _read_beyond_positions(ordered: list[Node]) -> set[Node]:
+    """The nodes of which others read more than the positions that they return."""
+    found: set[Node] = set()
+    for node in reversed(ordered):
+        if node in found or not _keeps_positions(node):
+            found.update(node.inputs)
+    return found
+
+
+def _keeps_positions(node: Node) -> bool:
+    """Whether each position of a value is made of the same position of the inputs."""
+    if not isinstance(node, Affine):
+        return True
+    geometry = node.leaf.geometry
+    return (geometry.extent, geometry.stride) == ((-1,) * geometry.dims, (1,) * geometry.dims) and (
+        set(geometry.offsets) <= {(0,)}
+    )
 
 
 def pad_as(source: Node, x: Tensor) -> Tensor:
@@ -83,15 +124,22 @@ def in_order(nodes: Iterable[Node], known: set[Node]) -> list[Node]:
     return ordered
 
 
-def _run_node(lifted: Lifted, node: Node, values: dict[Node, Tensor]) -> Tensor:
+def _run_node(
+    lifted: Lifted, node: Node, values: dict[Node, Tensor], at: Positions | None
+) -> Tensor:
     if isinstance(node, Affine) and node.moved is not None:
         return _run_moved(lifted, node, values[node.inputs[0]])
     origin = lifted.node_of(node)
     if isinstance(node.inputs[0], Padded):
         # The value is padded already: run the layer's convolution without its padding.
-        return _run_conv(lifted.trace.module(origin), values[node.inputs[0]], padding=0)
+        return _run_conv(lifted.trace.module(origin), values[node.inputs[0]], 0, at)
     given = {lifted.value_of(v): values[v] for v in node.inputs}
-    return _run_origin(lifted, origin, given)
+    if at is not None and origin.op == "call_module":
+        module = lifted.trace.module(origin)
+        if is_plain_conv(module):
+            return _run_conv(module, values[node.inputs[0]], module.padding, at)
+    result = _run_origin(lifted, origin, given)
+    return result if at is None else at_positions(result, at)
 
 
 def _run_moved(lifted: Lifted, node: Affine, x: Tensor) -> Tensor:
@@ -162,49 +210,17 @@ def _run_module(module: Any, x: Tensor) -> Tensor:
     return result
 
 
-def _run_conv(module: Any, x: Tensor, padding: Any) -> Tensor:
+def _run_conv(module: Any, x: Tensor, padding: Any, at: Positions | None = None) -> Tensor:
     if nn.utils.parametrize.is_parametrized(module):
         module = copy.deepcopy(module).to(torch.float64)
-    apply = _many_kernels(module, x, padding)
-    if apply is None:
-        function: Any = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}[module.weight.dim() - 2]
-
-        def apply(weight: Tensor, bias: Tensor | None) -> Tensor:
-            args = (module.stride, padding, module.dilation, module.groups)
-            return function(x, weight, bias, *args)  # type: ignore[no-any-return]
-
-    return by_slices(apply, module.weight, module.bias, sliceable=module.groups == 1)
-
-
-def _many_kernels(
-    module: Any, x: Tensor, padding: Any
-) -> Callable[[Tensor, Tensor | None], Tensor] | None:
-    """Gather the patches of a small input once, so that each slice is a matrix product.
-
-    Torch's own float64 convolution gathers them for every slice and every group and is up to ten
-    times slower. This is torch's definition of a convolution: F.unfold, multiply, add.
-    """
-    if x.dim() != _IMAGES or isinstance(padding, str):
-        return None
-    patches = F.unfold(x, module.kernel_size, module.dilation, padding, module.stride)
-    # A convolution of one channel, on zeros that take no memory, to be told the output's size.
-    one = x.new_zeros(()).expand(1, 1, *module.kernel_size)
-    size = F.conv2d(x[:1, :1], one, None, module.stride, padding, module.dilation).shape[2:]
-    groups, batch = module.groups, len(x)
-    grouped = patches.unflatten(1, (groups, -1)).permute(1, 0, 3, 2).flatten(1, 2).contiguous()
-
-    def apply(weight: Tensor, bias: Tensor | None) -> Tensor:
-        kernels = weight.reshape(groups, -1, grouped.shape[2])
-        # One plain product is several times faster than a batch of one.
-        flat = grouped @ kernels.mT if groups > 1 else F.linear(grouped[0], kernels[0])[None]
-        y: Tensor = flat.unflatten(1, (batch, -1)).permute(1, 0, 3, 2)
-        y = y.reshape(batch, len(weight), *size)
-        return y if bias is None else y + bias.view(-1, 1, 1)
-
-    return apply
-
-
-_IMAGES = 4  # batch, channels, height, width: what F.unfold takes
+    spans = [d * (k - 1) for d, k in zip(module.dilation, module.kernel_size, strict=True)]
+    if padding == "same":
+        pads = tuple((span // 2, span - span // 2) for span in spans)
+    else:
+        zeros = (0,) * len(spans) if padding in {0, "valid"} else padding
+        pads = tuple((n, n) for n in zeros)
+    run = convolving(x, module.kernel_size, module.stride, pads, module.dilation, module.groups, at)
+    return by_slices(run, module.weight, module.bias, sliceable=module.groups == 1)
 
 
 def is_plain_conv(module: nn.Module) -> bool:

@@ -6,6 +6,7 @@ import copy
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, TypeVar
 
 import torch
@@ -21,6 +22,7 @@ from reparam.algebra import (
     lower,
     prepared,
 )
+from reparam.algebra.direct import Positions, telling_positions
 from reparam.fusing.execute import SLICE, pad_as, run_region
 from reparam.fusing.found import Found
 from reparam.graph.builtin import is_builtin
@@ -41,8 +43,9 @@ __all__ = [
     "lowered",
 ]
 
-Reference = Callable[[Tensor], tuple[Tensor, float]]
-"""Runs a region as it stands on a float64 input: its output and the largest value inside."""
+Reference = Callable[[Tensor, Positions | None], tuple[Tensor, float]]
+"""Runs a region as it stands on a float64 input: its output, at all or some positions, and the
+largest value inside."""
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -180,7 +183,7 @@ def fold(lifted: Lifted, region: Candidate, like: Tensor) -> FoldedLayer:
     """
     if isinstance(region.source, HostedInput):
         return _fold_hosted(lifted, region, like)
-    return fold_onto(region, like, lambda sample: run_region(lifted, region, sample))
+    return fold_onto(region, like, partial(run_region, lifted, region))
 
 
 @torch.no_grad()
@@ -190,16 +193,17 @@ def fold_onto(region: Candidate, like: Tensor, run: Reference) -> FoldedLayer:
     assert expression is not None  # noqa: S101 (regions are never the identity)
     arguments, full = layer_arguments(expression.geometry)
     sample = probe_input(region, like.device)
-    reference, scale = run(sample)
     padded = pad_as(region.source, sample)
     flat = region.axis == -1
+    at = None if flat else telling_positions(padded.shape[2:], expression.geometry)
+    reference, scale = run(sample, at)
     weight = torch.empty(full.kernel_shape, dtype=like.dtype, device=like.device)
     bias = (
         torch.empty(full.out_channels, dtype=like.dtype, device=like.device) if full.bias else None
     )
     worst = 0.0
     expression = prepared(expression)
-    layer = arguments.on(padded)
+    layer = arguments.on(padded, at)
     for rows in _row_slices(full):
         kernel, shift = _lower_rows(expression, full, rows)
         mine = layer(kernel, shift)

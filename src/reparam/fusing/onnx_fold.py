@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from reparam.algebra import evaluate, layer_arguments
+from reparam.algebra.direct import Positions, at_positions
 from reparam.fusing.execute import run_moved
 from reparam.fusing.execute import run_nodes as run_region_nodes
 from reparam.fusing.fold import FoldedLayer, fold_onto
@@ -29,7 +30,7 @@ def fold_onnx(lifted: OnnxLifted, found: OnnxFound) -> FoldedLayer:
     return fold_onto(
         found.region,
         torch.empty(0, dtype=dtype),
-        lambda sample: run_region_nodes(found.region, sample, run),
+        lambda sample, at: run_region_nodes(found.region, sample, run, at),
     )
 
 
@@ -39,11 +40,14 @@ class _Runner:
     def __init__(self, lifted: OnnxLifted) -> None:
         self._lifted = lifted
 
-    def __call__(self, node: Node, values: dict[Node, Tensor]) -> Tensor:
+    def __call__(
+        self, node: Node, values: dict[Node, Tensor], at: Positions | None = None
+    ) -> Tensor:
         """Run a node on the values of its inputs."""
         if isinstance(node, Affine) and node.moved is not None:
             return run_moved(node, values[node.inputs[0]], lambda x: self.run(node, [x]))
-        return self.run(node, [values[source] for source in node.inputs])
+        result = self.run(node, [values[source] for source in node.inputs])
+        return result if at is None else at_positions(result, at)
 
     def run(
         self, node: Node, inputs: list[Tensor], replaced: dict[str, Tensor] | None = None

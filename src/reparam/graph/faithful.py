@@ -151,7 +151,8 @@ def _compare_once(module: nn.Module, traced: Trace, call: Call) -> Report:
         return Report(Outcome.DIFFERENT, f"its forward writes to its own {written}")
     operators = _operators_of(traced)
     if operators is None:
-        copy_of_root = on_meta(traced.root)
+        # What is called is torch's own, which a run leaves as it was, or else it is copied anew.
+        copy_of_root = on_meta(traced.root) if traced.opaque else twin
         try:
             with torch.no_grad(), torch.device("meta"), Recorder() as replayed:
                 _run_trace(traced, copy_of_root, module, arguments)

@@ -66,13 +66,12 @@ class Frame:
             else:
                 yield item
 
-    def calls_of(self, path: str) -> Iterator[Frame]:
-        """All calls of a module in this one, itself included."""
-        if self.call.path == path:
-            yield self
+    def all_calls(self) -> Iterator[Frame]:
+        """This call and those in it, in order."""
+        yield self
         for item in self.items:
             if isinstance(item, Frame):
-                yield from item.calls_of(path)
+                yield from item.all_calls()
 
 
 def join(parent: str, name: str) -> str:

@@ -33,12 +33,11 @@ def part_of(trace: Trace, path: str, inlined: set[str]) -> Trace:
         LookupError: It cannot be written as one forward; the message says why.
 
     """
-    assert trace.frame is not None  # noqa: S101 (only parts have none)
-    parts = [_Part(trace, frame, inlined) for frame in trace.frame.calls_of(path)]
+    parts = [_Part(trace, frame, inlined) for frame in trace.calls_of(path)]
     if not parts:
         msg = "it is not called"
         raise Unwritable(msg)
-    if any(part.code != parts[0].code for part in parts[1:]):
+    if any(part.code() != parts[0].code() for part in parts[1:]):
         msg = "it is called in several ways that do different things"
         raise Unwritable(msg)
     return parts[0].trace
@@ -58,7 +57,10 @@ class _Part:
         self._read_arguments()
         self._copy_items(frame)
         self._graph.output(rebuilt_for(self._graph, frame.result, self._node_of))
-        self.code = [repr((n.op, n.target, n.args, n.kwargs)) for n in self._graph.nodes]
+
+    def code(self) -> list[str]:
+        """What the forward does, to compare it with that of another call."""
+        return [repr((n.op, n.target, n.args, n.kwargs)) for n in self._graph.nodes]
 
     # ------------------------------------------------------------------------ arguments
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import contextlib
+import functools
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -33,22 +36,122 @@ class Recorder(TorchDispatchMode):
         self.operators: list[tuple[str, Any, Any]] = []
         self.written: set[int] = set()
 
+    @contextlib.contextmanager
+    def pause(self) -> Iterator[None]:
+        """Note nothing for a while."""
+        on, self.on = self.on, False
+        try:
+            yield
+        finally:
+            self.on = on
+
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         """Run an operator and note it."""
-        result = _batch_norm_shapes(func, args)
-        if result is None:
-            result = func(*args, **(kwargs or {}))
+        key = _key_of(func, args, kwargs)
+        known = _KNOWN.get(key) if key is not None else None
+        if known is None:
+            result, known = _run(func, args, kwargs)
+            if key is not None:
+                _remember(key, result, known)
+        else:
+            result = known.made()
         if self.on:
-            flat, _ = tree_flatten(result)
-            shapes = tuple(tuple(t.shape) for t in flat if isinstance(t, Tensor))
-            plain, _ = tree_flatten((args, kwargs))
-            literals = tuple(v for v in plain if isinstance(v, int | float | bool))
-            self.operators.append((str(func), shapes, literals))
-            if func._schema.is_mutable and args and isinstance(args[0], Tensor):  # noqa: SLF001
+            self.operators.append(known.note)
+            if _is_mutable(func) and args and isinstance(args[0], Tensor):
                 self.written.add(_storage(args[0]))
         return result
+
+
+@dataclass(frozen=True, slots=True)
+class _Known:
+    """What an operator does on tensors without numbers, which depends on their shapes alone.
+
+    Attributes:
+        note: What is noted of it.
+        parts: Shape, strides, type and device of what it returns.
+        kind: What holds these parts, or None for a single one.
+
+    """
+
+    note: tuple[str, Any, Any]
+    parts: tuple[tuple[Any, ...], ...] = ()
+    kind: type | None = None
+
+    def made(self) -> Any:
+        """Make once more what the operator returns."""
+        made = [torch.empty_strided(*part[:2], dtype=part[2], device="meta") for part in self.parts]
+        return made[0] if self.kind is None else self.kind(made)
+
+
+_KNOWN: dict[Any, _Known] = {}
+"""Nets repeat their blocks, and a trace repeats its module: each operator runs once a shape."""
+_MOST_KNOWN = 20_000
+
+
+def _run(func: Any, args: tuple[Any, ...], kwargs: Any) -> tuple[Any, _Known]:
+    result = _batch_norm_shapes(func, args)
+    if result is None:
+        result = func(*args, **(kwargs or {}))
+    flat, _ = tree_flatten(result)
+    shapes = tuple(tuple(t.shape) for t in flat if isinstance(t, Tensor))
+    plain, _ = tree_flatten((args, kwargs))
+    literals = tuple(v for v in plain if isinstance(v, int | float | bool))
+    return result, _Known((str(func), shapes, literals))
+
+
+def _remember(key: Any, result: Any, known: _Known) -> None:
+    kind = type(result) if type(result) in {tuple, list} else None
+    parts = [result] if kind is None else result
+    if not all(type(t) is Tensor and _is_plain(t) for t in parts):
+        return
+    if len(_KNOWN) >= _MOST_KNOWN:
+        _KNOWN.clear()
+    described = tuple((t.shape, t.stride(), t.dtype) for t in parts)
+    _KNOWN[key] = replace(known, parts=described, kind=kind)
+
+
+def _key_of(func: Any, args: tuple[Any, ...], kwargs: Any) -> Any:
+    """What the result of an operator without side effects depends on, or None."""
+    if not _is_pure(func):
+        return None
+    parts = [func, *map(_part_of_key, args)]
+    for name, value in (kwargs or {}).items():
+        parts += (name, _part_of_key(value))
+    return None if _OTHER in parts else tuple(parts)
+
+
+def _part_of_key(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return (value.shape, value.stride(), value.dtype) if _is_plain(value) else _OTHER
+    if isinstance(value, list | tuple):
+        parts = tuple(map(_part_of_key, value))
+        return _OTHER if _OTHER in parts else parts
+    # 1, 1.0 and True are equal, and make other types of results
+    return (type(value), value) if type(value) in _LITERALS else _OTHER
+
+
+_OTHER = "other"
+_LITERALS = frozenset({
+    int, float, bool, str, type(None), torch.dtype, torch.device, torch.layout, torch.memory_format,
+})  # fmt: skip
+
+
+def _is_plain(tensor: Tensor) -> bool:
+    return tensor.is_meta and tensor.layout is torch.strided
+
+
+@functools.cache
+def _is_pure(func: Any) -> bool:
+    """Whether an operator returns new tensors and changes none."""
+    schema = func._schema  # noqa: SLF001 (the only way to see what an operator does)
+    return not schema.is_mutable and all(r.alias_info is None for r in schema.returns)
+
+
+@functools.cache
+def _is_mutable(func: Any) -> bool:
+    return bool(func._schema.is_mutable)  # noqa: SLF001 (the only way to see what an operator does)
 
 
 class Factories(TorchFunctionMode):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import operator
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from types import BuiltinFunctionType, FunctionType, ModuleType
@@ -27,6 +28,7 @@ __all__ = [
     "tensors_of",
     "unwrap",
     "with_plain_weights",
+    "without_numbers",
 ]
 
 TABLES = ("_modules", "_parameters", "_buffers")
@@ -157,7 +159,7 @@ def runnable_copy(model: nn.Module, *, shares_weights: bool = False) -> nn.Modul
 
 def on_meta(model: nn.Module) -> nn.Module:
     """Copy the module tree with tensors that have shapes but no numbers, to run it for free."""
-    return Copier(_without_numbers).copy(model)
+    return Copier(without_numbers).copy(model)
 
 
 def hooked_modules(model: nn.Module) -> dict[str, str]:
@@ -175,7 +177,8 @@ def hooked_modules(model: nn.Module) -> dict[str, str]:
     }
 
 
-def _without_numbers(tensor: Tensor) -> Tensor:
+def without_numbers(tensor: Tensor) -> Tensor:
+    """A tensor of the same kind and shape on the ``meta`` device."""
     empty = torch.empty_like(tensor, device="meta", requires_grad=False)
     if isinstance(tensor, nn.Parameter):
         return nn.Parameter(empty, requires_grad=False)
@@ -245,6 +248,8 @@ class Copier:
             made = type(value)((k, self.value(v)) for k, v in value.items())
         elif type(value) in {list, set, tuple}:
             made = type(value)(self.value(v) for v in value)
+            if type(value) is tuple and all(map(operator.is_, made, value)):
+                made = value
         else:
             made = self._deep(value)
         return self._remember(value, made)
@@ -275,9 +280,10 @@ class Copier:
         for name, value in vars(module).items():
             if type(value) in _ATOMS:
                 state[name] = value
+            elif name in _OWN and (not value or (name in _HOOKS and not self._keep_hooks)):
+                state[name] = type(value)()
             else:
-                dropped = name in _HOOKS and not self._keep_hooks
-                state[name] = type(value)() if dropped else self.value(value)
+                state[name] = self.value(value)
         return twin
 
     def _remember(self, value: Any, made: Any) -> Any:
@@ -299,6 +305,9 @@ def fill_graph_module(
 def _copies_itself(module: nn.Module) -> bool:
     return hasattr(type(module), "__deepcopy__") and not isinstance(module, fx.GraphModule)
 
+
+_OWN = frozenset(name for name, value in vars(nn.Module()).items() if type(value) is not bool)
+"""What every module has of its own, most of it empty."""
 
 _ATOMS = frozenset({
     int, float, complex, str, bytes, bool, type, type(None), torch.dtype, torch.device, torch.Size,

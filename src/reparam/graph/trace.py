@@ -21,7 +21,7 @@ from reparam.graph.decisions import Decision, Place, raised_by_the_model
 from reparam.graph.frames import Call, Frame, Key, first_line, join
 from reparam.graph.recording import Recorder
 from reparam.graph.running import Arguments
-from reparam.graph.skeleton import on_meta, shared_copy
+from reparam.graph.skeleton import shared_copy
 from reparam.graph.structures import tensors_in
 from reparam.graph.tracer import Tracer
 
@@ -62,10 +62,21 @@ class Trace:
     values: dict[fx.Node, Any] = field(default_factory=dict)
     decisions: dict[fx.Node, Decision] = field(default_factory=dict)
     recorder: Recorder | None = None
+    _called: dict[Any, nn.Module] = field(default_factory=dict, repr=False)
+    _frames: dict[str, list[Frame]] = field(default_factory=dict, repr=False)
 
     def module(self, node: fx.Node) -> nn.Module:
         """The module that a module call calls."""
-        return self.root.get_submodule(str(node.target))
+        if node.target not in self._called:
+            self._called[node.target] = self.root.get_submodule(str(node.target))
+        return self._called[node.target]
+
+    def calls_of(self, path: str) -> list[Frame]:
+        """All calls of a module."""
+        if not self._frames and self.frame is not None:
+            for frame in self.frame.all_calls():
+                self._frames.setdefault(frame.call.path, []).append(frame)
+        return self._frames.get(path, [])
 
 
 class TraceFailure(Exception):  # noqa: N818 (internal; never reaches a user)
@@ -111,9 +122,7 @@ def trace(
     try:
         bound = bound_arguments(twin, example)
         bound.arguments.update(varied or {})
-        tracer = Tracer(
-            path, on_meta(root), bound, opaque or {}, forced or {}, _device(root, example)
-        )
+        tracer = Tracer(path, root, bound, opaque or {}, forced or {}, _device(root, example))
         frame = tracer.record(twin)
     except Exception as error:
         # Any exception of the user's forward on symbolic values only says: not traceable.

@@ -32,6 +32,7 @@ from reparam.graph.guards import planned_for
 from reparam.graph.hosted import is_hosted
 from reparam.graph.proxies import TracedValue
 from reparam.graph.recording import Factories, Recorder
+from reparam.graph.skeleton import on_meta, without_numbers
 from reparam.graph.structures import leaves
 
 __all__ = ["Tracer"]
@@ -57,14 +58,14 @@ class Tracer(fx.Tracer):
     """
 
     def __init__(
-        self, path: str, meta: nn.Module, bound: inspect.BoundArguments, opaque: dict[str, str],
+        self, path: str, original: nn.Module, bound: inspect.BoundArguments, opaque: dict[str, str],
         forced: dict[Place, bool], device: torch.device,
     ) -> None:  # fmt: skip
         """Prepare to trace.
 
         Args:
             path: Path of the module in the whole model.
-            meta: A copy of the module without numbers, to run operations on.
+            original: The module, which tracing leaves as it is: to run operations without numbers.
             bound: The arguments of forward; those tensors that are given become inputs. Values that
                 are :class:`inspect.Parameter` become inputs of which nothing is known.
             opaque: Modules not to trace.
@@ -81,7 +82,7 @@ class Tracer(fx.Tracer):
         self.decisions: dict[fx.Node, Decision] = {}
         self.opaque = dict(opaque)
         self.recorder = Recorder(on=False)
-        self._path, self._meta, self._bound = path, meta, bound
+        self._path, self._original, self._bound = path, original, bound
         self._forced, self._device = forced, device
         self._levels: dict[fx.Node, Level] = {}
         self._calls: Counter[str] = Counter()
@@ -354,9 +355,17 @@ class Tracer(fx.Tracer):
         finally:
             self._evaluating = self.recorder.on = False
 
+    @functools.cached_property
+    def _meta(self) -> nn.Module:
+        """A copy of the module without numbers, where operations are to run."""
+        with self.recorder.pause():
+            return on_meta(self._original)
+
     def _run(self, node: fx.Node) -> Any:
         if node.op == "get_attr":
-            return functools.reduce(getattr, str(node.target).split("."), self._meta)
+            value = functools.reduce(getattr, str(node.target).split("."), self._original)
+            with self.recorder.pause():
+                return without_numbers(value) if isinstance(value, Tensor) else value
         args, kwargs = fx.map_arg((node.args, node.kwargs), self.values.__getitem__)
         target: Any = node.target
         if node.op == "call_module":
