@@ -13,9 +13,14 @@ DEMO_OUT ?= reparam-demo
 # Test processes, one torch thread each; more of them than cores only slows the tests down.
 WORKERS ?= 2
 PYTEST_ARGS ?=
+# The converters for phones take older versions of some packages that the other tools use: they are
+# installed beside .venv, and see what is in it.
+PHONES := .venv-phones
+PHONE_TESTS := tests/engines/test_litert.py
 # The newest versions that pyproject.toml allows; `make test CONSTRAINTS=constraints.txt` takes those of
 # the last green run on Linux, x86-64 and Python 3.11.
 CONSTRAINTS ?=
+PHONE_CONSTRAINTS ?= $(patsubst %.txt,%-phones.txt,$(CONSTRAINTS))
 
 .PHONY: help
 help: ## Show this list
@@ -32,6 +37,11 @@ test: $(READY) ## Run the tests (PYTEST_ARGS="-m slow" for the long ones)
 .PHONY: test-portable
 test-portable: $(READY) ## The tests as other processors, a busy machine and another order have them (an hour)
 	PYTEST="$(BIN)/python -m pytest -n $(WORKERS) $(PYTEST_ARGS)" tests/portable.sh
+
+.PHONY: test-phones
+test-phones: $(PHONES)/.installed ## The tests of LiteRT and Core ML, whose converters have a venv of their own
+	OMP_NUM_THREADS=1 $(PHONES)/bin/python -m pytest -p no:anyio -m "slow or not slow" \
+	    $(PHONE_TESTS) $(PYTEST_ARGS)
 
 .PHONY: check
 check: format-check lint types imports doctest tables docs ## Everything but the tests
@@ -87,6 +97,14 @@ evidence: $(READY) ## List the scripts behind the published numbers; RUN=fold_co
 clean: ## Remove caches and build outputs (not .venv, runs or reports)
 	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
 	find src tests benchmarks -name __pycache__ -prune -exec rm -rf {} + 2>/dev/null || true
+
+$(PHONES)/.installed: pyproject.toml $(READY)
+	$(BIN)/python -m venv $(PHONES)
+	$(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' \
+	    > "$$($(PHONES)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/beside.pth"
+	$(PHONES)/bin/python -m pip install --editable '.[litert]' \
+	    $(addprefix --constraint ,$(PHONE_CONSTRAINTS))
+	@touch $@
 
 # The stamp is written last, so that an interrupted installation is taken up again, and a change of
 # the dependencies installs what is new.

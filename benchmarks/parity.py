@@ -14,7 +14,7 @@ which is given beside it.
 
     python benchmarks/parity.py [--images 64] [--engines eager,onnxruntime] [--threads 1]
     python benchmarks/parity.py --engines compile --keep           # add what another run left out
-    python benchmarks/parity.py --engines executorch,ncnn --precisions fp32 --images 16 \\
+    python benchmarks/parity.py --engines executorch,ncnn,litert --precisions fp32 --images 16 \\
         --out benchmarks/results/parity_mobile.json                # engines for phones, alone
     python benchmarks/parity.py --tables                           # only write the page's tables
     python benchmarks/parity.py --check                            # is docs/deploy.md up to date?
@@ -53,7 +53,7 @@ MODELS: dict[str, Callable[[], nn.Module]] = {
     "FastViT-T8 (timm)": lambda: timm.create_model("fastvit_t8"),
     "ResNet-18 (timm)": lambda: timm.create_model("resnet18"),
 }
-MOBILE = {"executorch", "ncnn"}
+MOBILE = {"executorch", "litert", "ncnn"}
 """Engines for phones, of an extra of their own: a run of them has a table of its own."""
 SIZE = 224
 CALIBRATION = 16

@@ -14,7 +14,13 @@ if TYPE_CHECKING:
 __all__ = ["available", "require"]
 
 # Modules whose name is not the one that pip knows them by.
-_PIP_NAMES = {"PIL": "pillow", "sklearn": "scikit-learn"}
+_PIP_NAMES = {
+    "PIL": "pillow",
+    "ai_edge_litert": "ai-edge-litert",
+    "ai_edge_quantizer": "ai-edge-quantizer",
+    "litert_torch": "litert-torch",
+    "sklearn": "scikit-learn",
+}
 
 
 def require(module: str, *, extra: str, purpose: str) -> ModuleType:

@@ -256,7 +256,7 @@ def test_training_mode_is_an_error(fused, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"path": "net.tflite"}, r"'\.tflite', which is no export format; known .*\.onnx"),
+        ({"path": "net.mlmodel"}, r"'\.mlmodel', which is no export format; known .*\.onnx"),
         ({"path": "net"}, "no export format"),
         ({"backend": "none"}, "no backend 'none'"),
         ({"form": "deploy"}, "form is 'deploy'"),

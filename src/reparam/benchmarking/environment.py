@@ -15,7 +15,10 @@ from reparam._processor import instruction_sets
 
 __all__ = ["cpu_count", "describe_environment"]
 
-_PACKAGES = ("reparam", "torch", "onnxruntime", "openvino", "executorch", "ncnn", "tensorrt")
+_PACKAGES = (
+    "reparam", "torch", "onnxruntime", "openvino", "executorch", "ncnn", "ai-edge-litert",
+    "litert-torch", "tensorrt",
+)  # fmt: skip
 
 
 def describe_environment() -> dict[str, Any]:

@@ -50,12 +50,17 @@ ValidationOption = Annotated[
 OutOption = Annotated[
     Path,
     typer.Option(
-        "--out", "-o", metavar="OUT", help="File to write: .xml (OpenVINO) or .onnx (ONNX Runtime)."
+        "--out",
+        "-o",
+        metavar="OUT",
+        help="File to write: .xml (OpenVINO), .onnx, .tflite (LiteRT).",
     ),
 ]
 EngineOption = Annotated[
     str | None,
-    typer.Option("--engine", metavar="E", help="openvino or onnxruntime; the suffix decides."),
+    typer.Option(
+        "--engine", metavar="E", help="openvino, onnxruntime, litert; the suffix decides."
+    ),
 ]
 SamplesOption = Annotated[
     int, typer.Option("--samples", metavar="N", min=1, help="Images to calibrate on.")

@@ -185,6 +185,7 @@ _BUILT_IN = {
     "openvino": "reparam.engines.ov",
     "executorch": "reparam.engines.executorch",
     "ncnn": "reparam.engines.ncnn",
+    "litert": "reparam.engines.litert",
     "tensorrt": "reparam.engines.tensorrt",
 }
 _ENGINES: dict[str, Engine] = {}

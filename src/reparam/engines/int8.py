@@ -60,6 +60,9 @@ _ALL = (
 TARGETS = {target.name: target for target in _ALL}
 """Targets by name."""
 
+_WIDE = frozenset({"litert"})
+"""Engines that add products of bytes in 32 bits everywhere: XNNPACK widens the bytes first."""
+
 _BITS_KEY = "reparam.weight_bits"
 _CHANNELS = 64
 
@@ -71,6 +74,8 @@ def find_target(name: str, engine: str) -> Target:
         InputError: There is no such target.
         MissingExtraError: The engine is not installed.
     """
+    if engine in _WIDE and name in (AUTO, *TARGETS):
+        return Target("any" if name == AUTO else name, TARGETS["any"].what, saturates=False)
     if name == AUTO:
         if sums_saturate(engine):
             return TARGETS["avx2"]
@@ -82,9 +87,9 @@ def find_target(name: str, engine: str) -> Target:
         raise InputError(f"no target is called {name!r}; known targets: {known}") from None
 
 
-def right_on(weight_bits: int) -> str:
+def right_on(weight_bits: int, engine: str = "") -> str:
     """Return the processors on which sums of products with such weights are right, in words."""
-    if weight_bits < 8:
+    if weight_bits < 8 or engine in _WIDE:
         return TARGETS["any"].what
     return f"processors that add in 32 bits: {TARGETS['vnni'].what}, {TARGETS['arm'].what}"
 
@@ -99,6 +104,8 @@ def sums_saturate(engine: str) -> bool:
     Raises:
         MissingExtraError: The engine is not installed.
     """
+    if engine in _WIDE:
+        return False
     with tempfile.TemporaryDirectory(prefix="reparam-", ignore_cleanup_errors=True) as folder:
         path = Path(folder) / "largest.onnx"
         _write_largest(path)

@@ -2,9 +2,9 @@
 
 The candidate is compared with the reference as PyTorch runs it. Single precision is judged as
 :func:`reparam.verify` judges: by the reference's own rounding error (the *noise control*). For
-bfloat16 the control is the reference itself run in bfloat16. What is allowed is :data:`FACTORS`
-times the control: a candidate sums in another order, and in float32 it may use a Winograd
-convolution, which loses a few bits more than a direct one.
+bfloat16 and float16 the control is the reference itself run in that type. What is allowed is
+:data:`FACTORS` times the control: a candidate sums in another order, and in float32 it may use a
+Winograd convolution, which loses a few bits more than a direct one.
 """
 
 from __future__ import annotations
@@ -34,12 +34,14 @@ if TYPE_CHECKING:
 
 __all__ = ["FACTORS", "Parity", "Reference"]
 
-FACTORS = {"fp32": 8.0, "bf16": 4.0}
+FACTORS = {"fp32": 8.0, "bf16": 4.0, "fp16": 4.0}
 """How many times the reference's own rounding error a candidate may be away, by precision.
 
 Over RepVGG-A0, MobileOne-S0, FastViT-T8 and ResNet-18, train and deploy form, in ONNX Runtime and
 OpenVINO, the ratio reached 3.5 in float32 and 1.0 in bfloat16.
 """
+
+_HALVES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass(frozen=True)
@@ -121,7 +123,7 @@ class Reference:
 
         Raises:
             VerificationError: The outputs differ in number or shape from the reference's.
-            UnsupportedModelError: The reference does not run in bfloat16.
+            UnsupportedModelError: The reference does not run in that precision.
         """
         self._check_shapes(outputs)
         if precision not in self._noise:
@@ -158,17 +160,16 @@ class Reference:
         with torch.no_grad():
             if precision == "fp32":
                 return rounding_of(self._model, self._inputs, self._outputs)
-            return differences(self._outputs, self._in_bfloat16())
+            return differences(self._outputs, self._in_half(_HALVES[precision]))
 
-    def _in_bfloat16(self) -> list[torch.Tensor]:
-        dtype = torch.bfloat16
+    def _in_half(self, dtype: torch.dtype) -> list[torch.Tensor]:
         inputs = (x.to(dtype) if x.is_floating_point() else x for x in self._inputs)
         try:
             return flat_outputs(copy.deepcopy(self._model).to(dtype)(*inputs))
         except RuntimeError as error:
             raise UnsupportedModelError(
-                f"{type(self._model).__name__} does not run in bfloat16, which is needed to tell "
-                f"an error from the rounding of bfloat16: {error}"
+                f"{type(self._model).__name__} does not run in {dtype}, which is needed to tell "
+                f"an error from the rounding of that type: {error}"
             ) from error
 
     def _check_shapes(self, outputs: Sequence[torch.Tensor]) -> None:

@@ -66,11 +66,13 @@ class Program:
         exported: The program.
         axes: For each input, the names of its variable dimensions by position.
         inputs: The inputs it was traced with.
+        shapes: The ``dynamic_shapes`` it was traced with.
     """
 
     exported: torch.export.ExportedProgram
     axes: tuple[dict[int, str], ...]
     inputs: tuple[torch.Tensor, ...]
+    shapes: tuple[dict[int, Any], ...] | None = None
 
 
 def export_program(
@@ -142,7 +144,7 @@ def _trace(
         exported = torch.export.export(
             model, inputs, dynamic_shapes=shapes if attempt.what else None, strict=False
         )
-        program = Program(exported, axes, inputs)
+        program = Program(exported, axes, inputs, shapes if attempt.what else None)
         if attempt.what:
             # A shape that cannot vary may be noticed only by a program that runs with another one.
             exported.module()(*other_shapes(inputs, axes))

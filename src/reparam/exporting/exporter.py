@@ -105,8 +105,10 @@ def export(  # noqa: PLR0913 - each is one decision of the user
         path: The file. ``.safetensors`` holds the weights alone; ``.pt2`` is an exported PyTorch
             program (``backend="aoti"``: machine code for this processor); ``.onnx`` is ONNX;
             ``.xml`` is OpenVINO (with a ``.bin`` beside it); ``.pte`` is ExecuTorch with XNNPACK;
-            ``.param`` is ncnn (with a ``.bin``); ``.engine`` is TensorRT for this GPU. The last
-            three hold no metadata, which then stands in ``<file>.json`` beside them.
+            ``.param`` is ncnn (with a ``.bin``); ``.tflite`` is LiteRT (``backend="fp16"``:
+            weights in float16; ``"nhwc"``: images with the channels last; ``"nhwc-fp16"``: both);
+            ``.engine`` is TensorRT for this GPU. The last four hold no metadata, which then stands
+            in ``<file>.json`` beside them.
         example_inputs: A tensor or tuple of tensors, dimension 0 the batch. Real inputs make the
             comparison mean something.
         reference: What the file is compared with, in eval mode: the model that was trained.
@@ -239,7 +241,7 @@ def _compare(
         hint = hint if on else ""
         raise ExportError(f"{what} fails: {error}{hint}; nothing was kept") from error
     try:
-        parity = reference.compare(outputs)
+        parity = reference.compare(outputs, entry.precision)
         parity.raise_if_different(what)
     except ReparamError as error:
         raise ExportError(f"{error}; nothing was kept") from error

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -14,6 +16,7 @@ from reparam import _optional
 from reparam.engines import Settings, get_engine
 from reparam.engines.aoti import write_aoti
 from reparam.engines.executorch import write_executorch
+from reparam.engines.litert import write_litert
 from reparam.engines.ncnn import write_ncnn
 from reparam.engines.onnx_writer import write_onnx
 from reparam.engines.ov_writer import write_openvino
@@ -48,6 +51,8 @@ class Format:
         backend: The ``backend`` argument that picks it among formats of the same suffix.
         companion: Suffix of a second file it writes beside the main one, if any.
         sidecar: Whether its metadata stands in a JSON file beside it, for it holds none itself.
+        precision: What it is judged in: ``"fp16"`` where its weights are rounded to that.
+        layout: How images lie in its inputs, where the format knows two ways.
     """
 
     name: str
@@ -57,6 +62,8 @@ class Format:
     backend: str | None = None
     companion: str | None = None
     sidecar: bool = False
+    precision: str = "fp32"
+    layout: str | None = None
 
     def load(self, path: Path, model: nn.Module) -> Runner:
         """Read a written file back, as its user will.
@@ -107,6 +114,22 @@ def _load_weights(path: Path, model: nn.Module) -> Runner:
     return TorchRunner(blank, Settings())
 
 
+def _litert_formats() -> Iterator[Format]:
+    """LiteRT in float32 and with weights in float16, for images either way around."""
+    for layout, half in product(("NCHW", "NHWC"), (False, True)):
+        parts = ("nhwc" if layout == "NHWC" else "", "fp16" if half else "")
+        yield Format(
+            "LiteRT",
+            ".tflite",
+            "litert",
+            partial(write_litert, half=half, channels_last=layout == "NHWC"),
+            backend="-".join(filter(None, parts)) or None,
+            sidecar=True,
+            precision="fp16" if half else "fp32",
+            layout=layout,
+        )
+
+
 _FORMATS = (
     Format("safetensors", ".safetensors", "eager", _write_weights),
     Format("torch.export", ".pt2", "eager", write_pt2),
@@ -115,6 +138,7 @@ _FORMATS = (
     Format("AOTInductor", ".pt2", "aoti", write_aoti, backend="aoti"),
     Format("ExecuTorch", ".pte", "executorch", write_executorch, sidecar=True),
     Format("ncnn", ".param", "ncnn", write_ncnn, companion=".bin", sidecar=True),
+    *_litert_formats(),
     Format("TensorRT", ".engine", "tensorrt", write_tensorrt, sidecar=True),
 )
 

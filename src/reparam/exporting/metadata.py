@@ -30,13 +30,15 @@ __all__ = ["FORMS", "describe_model", "read_metadata", "write_sidecar"]
 FORMS = ("train", "fused")
 _PREFIX = "reparam."
 _PACKAGES = {
-    "ONNX": ("onnx", "onnxscript"),
-    "OpenVINO IR": ("openvino",),
-    "safetensors": ("safetensors",),
-    "ExecuTorch": ("executorch",),
-    "ncnn": ("ncnn", "pnnx"),
-    "TensorRT": ("tensorrt",),
+    ".onnx": ("onnx", "onnxscript"),
+    ".xml": ("openvino",),
+    ".safetensors": ("safetensors",),
+    ".pte": ("executorch",),
+    ".param": ("ncnn", "pnnx"),
+    ".tflite": ("litert-torch", "ai-edge-litert"),
+    ".engine": ("tensorrt",),
 }
+"""The packages that write and read the files of each suffix."""
 
 
 def describe_model(
@@ -51,7 +53,7 @@ def describe_model(
     """Return the metadata of a file: keys with a common prefix, values that are text."""
     from reparam import __version__
 
-    packages = ("torch", *_PACKAGES.get(entry.name, ()))
+    packages = ("torch", *_PACKAGES.get(entry.suffix, ()))
     versions = {name: importlib.metadata.version(name) for name in packages}
     content = {
         **(notes or {}),
@@ -62,6 +64,10 @@ def describe_model(
         "parameters": str(sum(p.numel() for p in model.parameters())),
         "written_with": json.dumps(versions, sort_keys=True),
     }
+    if entry.layout:
+        content["layout"] = entry.layout
+    if entry.precision != "fp32":
+        content["precision"] = entry.precision
     return {_PREFIX + key: value for key, value in content.items()}
 
 
@@ -73,7 +79,8 @@ def read_metadata(path: str | os.PathLike[str]) -> dict[str, Any]:
         ``version`` of this package, ``form`` (``"train"`` or ``"fused"``), ``source`` (what the
         model was made from), ``inputs`` (type and sizes of each that it was checked on),
         ``parameters`` (their number), ``written_with`` (versions by package), ``pruned`` (channels
-        in and out by layer, if channels are gone), and notes of whoever wrote. Empty if the file
+        in and out by layer, if channels are gone), ``layout`` (of images, where the format knows
+        two), ``precision`` (if it is not float32), and notes of whoever wrote. Empty if the file
         says nothing.
 
     Raises:
@@ -88,7 +95,7 @@ def read_metadata(path: str | os.PathLike[str]) -> dict[str, Any]:
         ".pt2": _read_pt2,
         ".safetensors": _read_safetensors,
         ".xml": _read_openvino,
-        **dict.fromkeys((".engine", ".param", ".pte"), _read_sidecar),
+        **dict.fromkeys((".engine", ".param", ".pte", ".tflite"), _read_sidecar),
     }
     if file.suffix.lower() not in readers:
         known = ", ".join(readers)

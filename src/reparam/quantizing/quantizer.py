@@ -34,7 +34,7 @@ from reparam.engines.int8 import AUTO, Target, find_target, right_on, sums_satur
 from reparam.engines.program import Dynamic
 from reparam.errors import ExportError, InputError, MachineWarning, ReparamError, VerificationError
 from reparam.exporting.formats import Format, find_format
-from reparam.exporting.metadata import describe_model
+from reparam.exporting.metadata import describe_model, write_sidecar
 from reparam.fusing import plan
 from reparam.quantizing.arithmetic import Arithmetic
 from reparam.quantizing.backends import Job, Quantizer, Written, batch_of
@@ -42,6 +42,7 @@ from reparam.quantizing.correcting import correct_with_samples
 from reparam.quantizing.diagnosing import Diagnosis, diagnose_samples
 from reparam.quantizing.equalizing import Equalisation, equalize_samples
 from reparam.quantizing.layers import layers_of
+from reparam.quantizing.litert_int8 import write_litert_int8
 from reparam.quantizing.onnx_qdq import write_onnx_int8
 from reparam.quantizing.openvino_ir import write_openvino_int8
 from reparam.quantizing.result import QuantizeResult
@@ -60,14 +61,19 @@ __all__ = ["ENGINES", "check_fused", "check_target", "quantize"]
 Progress: TypeAlias = Callable[[float, float, str], object]
 """Called with steps done, steps in all, and what is done next."""
 
-ENGINES = {".xml": "openvino", ".onnx": "onnxruntime"}
+ENGINES = {".xml": "openvino", ".onnx": "onnxruntime", ".tflite": "litert"}
 """The engine of each kind of file."""
 
 _QUANTIZERS: dict[str, Quantizer] = {
     "openvino": write_openvino_int8,
     "onnxruntime": write_onnx_int8,
+    "litert": write_litert_int8,
 }
-_NEEDED = {"openvino": ("openvino", "nncf"), "onnxruntime": ("onnx", "onnxscript", "onnxruntime")}
+_NEEDED = {
+    "openvino": ("openvino", "nncf"),
+    "onnxruntime": ("onnx", "onnxscript", "onnxruntime"),
+    "litert": (),  # the engine's own
+}
 _STEPS = 5.0
 
 
@@ -111,7 +117,8 @@ def quantize(  # noqa: PLR0913 - each is one decision of the user
     """Write a fused net with integer weights and activations, judged in the engine that runs it.
 
     Post-training quantization to eight bits: NNCF for OpenVINO (``.xml``), ONNX Runtime's static
-    quantization for ``.onnx``; a step for each output channel of a weight. The file is loaded back
+    quantization for ``.onnx``, ai-edge-quantizer for LiteRT (``.tflite``, whose inputs and outputs
+    stay in float32); a step for each output channel of a weight. The file is loaded back
     in its engine and run on held-out data beside the float net before it takes its place, so what
     the result says is what an application gets.
 
@@ -122,7 +129,7 @@ def quantize(  # noqa: PLR0913 - each is one decision of the user
         calibration: The data that ranges are read off: an :class:`reparam.data.ImageData` (its
             training split is sampled), a name that :func:`reparam.data.open_data` opens, a tensor
             of shape ``(N, ...)``, or an iterable of such batches or of (inputs, classes).
-        engine: ``"openvino"`` or ``"onnxruntime"``; by default the suffix decides.
+        engine: ``"openvino"``, ``"onnxruntime"`` or ``"litert"``; by default the suffix decides.
         reference: The float net to compare with, if not ``fused`` itself.
         evaluation: What to judge on. By default the test images of the calibration data set, its
             validation images where it has no others, and the calibration samples themselves where
@@ -137,7 +144,7 @@ def quantize(  # noqa: PLR0913 - each is one decision of the user
         target: The processors that the file is for, one of :data:`reparam.quantizing.TARGETS`;
             ``"auto"`` is this one. Weights have seven bits where sums of eight-bit products would
             saturate there, as on x86 without VNNI.
-        weight_bits: 8 or 7 in place of what the target asks for.
+        weight_bits: 8 or 7 in place of what the target asks for; LiteRT has 8 alone.
         max_drop: Write only what loses at most so many points (hundredths) of accuracy; of top-1
             agreement, where the data has no classes.
         dynamic: Which dimensions of the input may vary, as for :func:`reparam.export`.
@@ -180,7 +187,7 @@ def quantize(  # noqa: PLR0913 - each is one decision of the user
     metadata = _metadata(fused, entry, held, prepared, source, correct_bias=correct_bias) | {
         "reparam.target": processors.name,
         "reparam.weight_bits": str(bits),
-        "reparam.right_on": right_on(bits),
+        "reparam.right_on": right_on(bits, entry.engine),
     }
     layers = layers_of(to_write, held.first(1))
     job = Job(to_write, layers, held, prepared.keep_float, shapes, metadata, bits)
@@ -188,6 +195,8 @@ def quantize(  # noqa: PLR0913 - each is one decision of the user
     with atomic_path(file) as temporary:
         tell(f"quantizing for {entry.engine}")
         written = _write(entry, job, temporary)
+        if entry.sidecar:
+            write_sidecar(temporary, metadata)
         size = sum(file.stat().st_size for file in temporary.parent.iterdir())
         tell(f"running it in {entry.engine}")
         verdict = score(
@@ -222,6 +231,11 @@ def quantize(  # noqa: PLR0913 - each is one decision of the user
 
 def _arithmetic(target: Target, weight_bits: int | None, engine: str) -> Arithmetic:
     """Return how the file will be computed on its target, and warn where this machine differs."""
+    if engine == "litert" and weight_bits not in (None, 8):
+        raise InputError(
+            f"weight_bits is {weight_bits}, and LiteRT has weights of 8 bits; its sums do not "
+            "saturate, so leave it out"
+        )
     bits = weight_bits if weight_bits is not None else 7 if target.saturates else 8
     arithmetic = Arithmetic(bits, target.saturates and bits == 8, engine == "onnxruntime")
     if arithmetic.saturates and not sums_saturate(engine):

@@ -44,6 +44,7 @@ _LABELS = {
     "openvino": "OpenVINO",
     "executorch": "ExecuTorch",
     "ncnn": "ncnn",
+    "litert": "LiteRT",
     "tensorrt": "TensorRT",
 }
 _DTYPES = {"fp32": "float32", "bf16": "bfloat16"}
