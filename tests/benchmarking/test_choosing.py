@@ -66,6 +66,31 @@ def test_pick_is_the_fastest_that_agrees_and_writes_its_format(net, tmp_path):
     assert written.parity.ok
 
 
+def test_forms_are_compared_and_a_wrong_one_is_never_picked(net, wrong):
+    x = real_inputs()
+    found = pick(
+        fold(net),
+        x,
+        reference=net,
+        forms={"train": net, "wrong": wrong},
+        engines=["eager"],
+        rounds=3,
+    )
+    assert [(row.model, row.ok) for row in found.rows] == [
+        ("model", True),
+        ("train", True),
+        ("wrong", False),
+    ]
+    assert found.form in {"model", "train"}
+    gain = found.gain("train", "eager")
+    train, model = found.measured("train", "eager"), found.measured("model", "eager")
+    assert gain.values == tuple(a / b for a, b in zip(train.rounds, model.rounds, strict=True))
+    assert found.gain("wrong", "eager") is None
+    assert found.measured("wrong", "eager") is None
+    with pytest.raises(InputError, match="another name"):
+        pick(fold(net), x, forms={"model": net}, engines=["eager"])
+
+
 def test_nothing_is_picked_that_disagrees(net, wrong):
     with pytest.raises(
         InputError, match=r"no engine runs the model and agrees.*eager fp32: differs"

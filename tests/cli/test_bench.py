@@ -8,9 +8,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from reparam.benchmarking import BenchmarkResult
+from reparam.benchmarking import BenchmarkResult, Case, Measurement, ParityRow, Pick
 from reparam.cli.bench import FIGURE1_MODELS
 from reparam.cli.bench.measuring import at_published_size
+from reparam.cli.bench.picking import Picked, tell_picked
+from reparam.cli.targets import Inputs, Target
+from reparam.cli.terminal import Terminal
+from reparam.engines.parity import Parity
 from reparam.report import load_results
 from reparam.report.published import REPARAMETERIZED_FAMILIES, published
 
@@ -122,6 +126,29 @@ def test_pick_names_the_fastest_and_writes_what_it_reads(reparam_command, tiny: 
     told = reparam_command(*line, "--pick", "--json").json
     assert told["fastest"] == {"engine": "onnxruntime", "precision": "fp32"}
     assert told["export"] is None
+    assert told["form"] in {"train", "deploy"}
+    assert set(told["train_over_deploy"]) == {"ONNX Runtime"}
+
+
+@pytest.mark.parametrize(
+    ("train", "words"),
+    [
+        ((1.0, 1.1, 1.2), "the fused net is slower here, 0.55 times as fast"),
+        ((4.0, 4.4, 4.8), "the fused net is 2.20 times as fast as the train form"),
+        ((1.0, 2.2, 4.0), "fusing changes nothing that can be told from noise"),
+    ],
+)
+def test_pick_says_where_the_fused_net_is_slower(train, words: str, capsys) -> None:
+    def measured(form: str, times: tuple[float, ...]) -> Measurement:
+        return Measurement(Case(form, "eager"), tuple((t,) for t in times))
+
+    agrees = Parity(0.0, 0.0, 0.0, 1e-6, 1.0, 4, ok=True)
+    both = (measured("model", (2.0, 2.0, 2.0)), measured("train", train))
+    rows = tuple(ParityRow(m.case.model, "eager", "fp32", agrees) for m in both)
+    result = BenchmarkResult(both)
+    found = Pick(result.fastest(), rows, result, ".pt2", None)
+    tell_picked(Terminal(), Picked(Target("net"), Inputs(), found, None))
+    assert words in " ".join(capsys.readouterr().out.split())
 
 
 def test_figure1_writes_results_and_page(reparam_command, tiny: str) -> None:

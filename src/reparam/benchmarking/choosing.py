@@ -8,7 +8,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from reparam._arguments import FUNCTION, MODULE, NONE, TEXT, several, takes, whole
+from reparam._arguments import (
+    FUNCTION,
+    MODULE,
+    NONE,
+    TEXT,
+    a,
+    check_module,
+    several,
+    takes,
+    whole,
+)
 from reparam._untouched import leaves_untouched
 from reparam.benchmarking.runner import benchmark
 from reparam.engines import (
@@ -29,11 +39,12 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
-    from reparam.benchmarking.results import BenchmarkResult, Measurement
+    from reparam.benchmarking.results import BenchmarkResult, Measurement, Ratio
     from reparam.benchmarking.runner import Progress
 
 __all__ = ["ParityRow", "Pick", "installed_engines", "parity_table", "pick"]
 
+_MODEL = "model"
 _WRITTEN_FOR = {"compile": "eager"}
 """Engines that run what another one's format holds."""
 
@@ -74,11 +85,11 @@ class ParityRow:
 
 @dataclass(frozen=True)
 class Pick:
-    """The fastest way to run a model on this machine, among those that agree with it.
+    """The fastest way to run a net on this machine, among those that agree with it.
 
     Attributes:
         measurement: The fastest case.
-        rows: How each engine that was tried compares with the reference.
+        rows: How each form in each engine that was tried compares with the reference.
         result: The measurements of all that agreed.
         suffix: Suffix of the format that engine reads.
         backend: The ``backend`` argument of :func:`reparam.export` for it.
@@ -90,6 +101,31 @@ class Pick:
     suffix: str
     backend: str | None
 
+    @property
+    def form(self) -> str:
+        """Name of the fastest form: ``"model"``, or one of ``forms`` of :func:`pick`."""
+        return self.measurement.case.model
+
+    def measured(self, form: str, engine: str, precision: str = "fp32") -> Measurement | None:
+        """Return the measurement of a form in an engine, if it agreed and was measured."""
+        wanted = (form, engine, precision)
+        cases = ((m.case.model, m.case.engine, m.case.precision) for m in self.result.measurements)
+        found = (
+            m for m, case in zip(self.result.measurements, cases, strict=True) if case == wanted
+        )
+        agreed = any((r.model, r.engine, r.precision) == wanted for r in self.rows if r.ok)
+        return next(found, None) if agreed else None
+
+    def gain(self, form: str, engine: str, precision: str = "fp32") -> Ratio | None:
+        """Return how many times as long a form takes as the model, round by round.
+
+        Above 1 the model is faster in that engine, below 1 it is slower there. ``None`` where one
+        of the two did not agree or was not measured.
+        """
+        other = self.measured(form, engine, precision)
+        model = self.measured(_MODEL, engine, precision)
+        return self.result.ratio(other.case, model.case) if other and model else None
+
     def export(
         self,
         model: nn.Module,
@@ -98,6 +134,8 @@ class Pick:
         **options: Any,
     ) -> ExportResult:
         """Write the model in the picked engine's format at ``stem`` plus the format's suffix.
+
+        Give the form that was picked, see :attr:`form`.
 
         Options are those of :func:`reparam.export`, which does the work and raises its errors.
         """
@@ -178,6 +216,7 @@ def _compare(
 @takes(
     model=MODULE,
     reference=MODULE | NONE,
+    forms=a("a mapping of names to modules", Mapping) | NONE,
     engines=several(TEXT) | NONE,
     precisions=several(TEXT),
     threads=whole(1) | NONE,
@@ -190,20 +229,25 @@ def pick(  # noqa: PLR0913 - each is one axis of the choice
     example_inputs: torch.Tensor | Sequence[torch.Tensor],
     *,
     reference: nn.Module | None = None,
+    forms: Mapping[str, nn.Module] | None = None,
     engines: Sequence[str] | None = None,
     precisions: Sequence[str] = ("fp32",),
     threads: int | None = None,
     rounds: int = 15,
     progress: Progress | None = None,
 ) -> Pick:
-    """Find the fastest engine for a model on this machine.
+    """Find the fastest engine for a net on this machine, and the form that is fastest there.
 
-    Every engine is first compared with the reference; only those that agree are measured.
+    Every form in every engine is first compared with the reference; only what agrees is measured,
+    all of it in turns. A fused net is not faster everywhere: some engines fold batch norms
+    themselves, and some have no fast kernel for the layer that the branches become. Give the net as
+    trained among ``forms`` to see it.
 
     Args:
         model: The model to run, in eval mode.
         example_inputs: Real inputs, with the batch it will be used with.
         reference: The model as trained; ``None`` compares with ``model`` itself.
+        forms: Other forms of the same net by name, in eval mode, which may be picked as well.
         engines: Names of engines; ``None`` is every one that is installed.
         precisions: ``"fp32"`` and ``"bf16"``; reduced precision is only picked if asked for.
         threads: CPU threads, or ``None`` for each engine's default.
@@ -218,29 +262,33 @@ def pick(  # noqa: PLR0913 - each is one axis of the choice
         MissingExtraError: An engine asked for by name is not installed.
         TrainingModeError: A model is in training mode.
     """
-    name = "model"
-    references = {} if reference is None else {name: reference}
+    models = {_MODEL: model, **(forms or {})}
+    if _MODEL in (forms or {}):
+        raise InputError(f"a form is called {_MODEL!r}, as the model itself is; give another name")
+    trained = model if reference is None else reference
     rows = parity_table(
-        {name: model},
+        {name: check_module(f"the form {name!r}", form) for name, form in models.items()},
         example_inputs,
-        references=references,
+        references=dict.fromkeys(models, trained),
         engines=engines,
         precisions=precisions,
     )
-    good = [(row.engine, row.precision) for row in rows if row.ok]
+    good = [(row.model, row.engine, row.precision) for row in rows if row.ok]
     if not good:
         tried = "; ".join(f"{r.engine} {r.precision}: {r.why or r.parity}" for r in rows)
         raise InputError(f"no engine runs the model and agrees with the reference: {tried}")
     result = benchmark(
-        {name: model},
+        {name: form for name, form in models.items() if any(name == row[0] for row in good)},
         example_inputs,
-        engines=tuple(dict.fromkeys(engine for engine, _ in good)),
-        precisions=tuple(p for p in PRECISIONS if any(p == q for _, q in good)),
+        engines=tuple(dict.fromkeys(engine for _, engine, _ in good)),
+        precisions=tuple(p for p in PRECISIONS if any(p == row[2] for row in good)),
         threads=(threads,),
         rounds=rounds,
         progress=progress,
     )
-    agreed = [m for m in result.measurements if (m.case.engine, m.case.precision) in good]
+    agreed = [
+        m for m in result.measurements if (m.case.model, m.case.engine, m.case.precision) in good
+    ]
     best = max(agreed, key=lambda m: m.throughput)
     wanted = _WRITTEN_FOR.get(best.case.engine, best.case.engine)
     entry = next(f for f in formats() if f.engine == wanted and f.suffix != ".safetensors")

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import reparam
 from reparam._files import check_destination
-from reparam.benchmarking import ParityRow, Pick, pick
+from reparam.benchmarking import Pick, Ratio, pick
 from reparam.cli.bench.measuring import is_file
 from reparam.cli.bench.request import Request
 from reparam.cli.notes import warnings_noted
@@ -22,15 +23,32 @@ from reparam.report.numbers import significant
 
 __all__ = ["Picked", "picked", "tell_picked"]
 
+_TRAIN = "train"
+"""The net as trained, among the forms of a pick; the fused net is its model."""
+
 
 @dataclass(frozen=True, eq=False)
 class Picked:
-    """The engine that was found for a model, and the file for it if one was asked for."""
+    """The engine and the form that were found, and the file if one was asked for."""
 
     target: Target
     inputs: Inputs
     found: Pick
     written: ExportResult | None
+
+    @property
+    def form(self) -> str:
+        """The fastest form, as it is called on the command line."""
+        return "train" if self.found.form == _TRAIN else "deploy"
+
+    def gains(self) -> dict[str, Ratio]:
+        """How many times as long the train form takes as the fused one, engine by engine."""
+        found = {}
+        for row in self.found.rows:
+            gain = self.found.gain(_TRAIN, row.engine, row.precision)
+            if row.model == _TRAIN and gain is not None:
+                found[engine_label(row.engine, row.precision)] = gain
+        return found
 
     def as_dict(self) -> dict[str, Any]:
         """The outcome for a program."""
@@ -38,6 +56,8 @@ class Picked:
         return {
             "model": self.target.name,
             "fastest": {"engine": case.engine, "precision": case.precision},
+            "form": self.form,
+            "train_over_deploy": {label: gain.median for label, gain in self.gains().items()},
             "milliseconds": 1e3 * self.found.measurement.latency.median,
             "suffix": self.found.suffix,
             "engines": [row.as_dict() for row in self.found.rows],
@@ -46,7 +66,7 @@ class Picked:
 
 
 def picked(request: Request, terminal: Terminal, *, stem: Path | None) -> Picked:
-    """Fuse the one model, compare it in every engine, time those that agree, write the fastest.
+    """Fuse the one model, compare its forms in every engine, time what agrees, write the fastest.
 
     Raises:
         InputError: there are several models, `stem` is of no use, or no engine agrees.
@@ -62,6 +82,7 @@ def picked(request: Request, terminal: Terminal, *, stem: Path | None) -> Picked
             fused,
             sample,
             reference=loaded.model,
+            forms={_TRAIN: loaded.model} if "train" in request.forms else None,
             engines=request.engines,
             precisions=request.precisions,
             threads=request.threads[0],
@@ -70,8 +91,9 @@ def picked(request: Request, terminal: Terminal, *, stem: Path | None) -> Picked
         )
         written = None
         if stem is not None:
+            form, model = ("train", loaded.model) if found.form == _TRAIN else ("fused", fused)
             written = found.export(
-                fused, stem, sample, reference=loaded.model, form="fused", source=name
+                model, stem, sample, reference=loaded.model, form=form, source=name
             )
     return Picked(request.target(name), request.inputs, found, written)
 
@@ -102,32 +124,54 @@ def _check_stem(stem: Path | None) -> None:
     check_destination(stem)
 
 
-def _row(row: ParityRow, found: Pick) -> list[str]:
-    label = engine_label(row.engine, row.precision)
-    timed = [
-        m
-        for m in found.result.measurements
-        if (m.case.engine, m.case.precision) == (row.engine, row.precision)
-    ]
-    time = significant(1e3 * timed[0].latency.median) if row.ok and timed else "-"
-    if row.parity is None:
-        return [label, "-", "-", "cannot run it"]
-    error, allowed = f"{row.parity.max_abs:.1e}", f"{row.parity.tolerance:.1e}"
-    return [label, time, error, f"{'agrees' if row.ok else 'differs'} ({allowed})"]
+def _row(engine: str, precision: str, picked: Picked) -> list[str]:
+    """One engine: the times of its forms, the worst error, and what fusing does there."""
+    found = picked.found
+    rows = [r for r in found.rows if (r.engine, r.precision) == (engine, precision)]
+    times = []
+    for form in dict.fromkeys(row.model for row in found.rows):
+        timed = found.measured(form, engine, precision)
+        times.append("-" if timed is None else significant(1e3 * timed.latency.median))
+    label = engine_label(engine, precision)
+    ran = [row.parity for row in rows if row.parity is not None]
+    if not ran:
+        return [label, *times, "-", "cannot run it"]
+    worst = max(ran, key=lambda parity: (not parity.ok, parity.max_abs))
+    told = f"{'agrees' if worst.ok else 'differs'} ({worst.tolerance:.1e})"
+    return [label, *times, f"{worst.max_abs:.1e}", told]
+
+
+def _verdicts(picked: Picked) -> Iterator[str]:
+    """What fusing does in each engine, where that is clear of the noise."""
+    for label, gain in picked.gains().items():
+        spread = gain.quartiles
+        if spread.q3 < 1:
+            yield f"{label}: the fused net is slower here, {gain.median:.2f} times as fast"
+        elif spread.q1 <= 1:
+            yield f"{label}: fusing changes nothing that can be told from noise"
+        else:
+            yield f"{label}: the fused net is {gain.median:.2f} times as fast as the train form"
 
 
 def tell_picked(terminal: Terminal, picked: Picked) -> None:
     """Print how the engines compare, and what was written."""
     found = picked.found
-    columns = ["", "ms", "largest error", "verdict (allowed)"]
-    rows = [_row(row, found) for row in found.rows]
+    forms = dict.fromkeys(row.model for row in found.rows)
+    times = [f"{'train' if form == _TRAIN else 'fused'}, ms" for form in forms]
+    columns = ["", *times, "largest error", "verdict (allowed)"]
+    engines = dict.fromkeys((row.engine, row.precision) for row in found.rows)
+    rows = [_row(*each, picked) for each in engines]
     terminal.table("Engines on this machine", columns, rows)
+    for verdict in _verdicts(picked):
+        terminal.hint("Note:", verdict)
     for row in found.rows:
-        if row.parity is None:
+        if row.parity is None and row.model != _TRAIN:
             terminal.hint("Note:", f"{engine_label(row.engine, row.precision)}: {row.why}")
     case = found.measurement.case
     label = engine_label(case.engine, case.precision)
     terminal.done(f"{label} is the fastest of those that agree with the trained model")
+    if picked.form == "train":
+        terminal.hint("Note:", "the train form is the fastest there, so that it is what is picked")
     if picked.written is None:
         terminal.hint("Next:", f"add -o NAME to write NAME{found.suffix}, which it reads")
         return
