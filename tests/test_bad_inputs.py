@@ -191,6 +191,8 @@ OPTIONS = {
     (_reload, "example_inputs"): (3, "x", object()),
     (_reload, "path"): (3, None, "", "no-such-file.pth", "."),
     (_plan, "where"): (3, b"a", [], ["a", 3], "no such part", torch.nn.Conv3d),
+    (_plan, "outputs"): (2.5, True, b"a", [], {"a"}, ["a", 2.5], "nothing", 7),
+    (_plan, "fixed"): (3, "input", {}, ["input"], {3: 3}, {"nothing": 3}),
     (_prune, "macs"): (None, 0, 1, -0.5, 1.5, *NOT_NUMBER),
     (_prune, "latency"): (0.5, *NOT_NUMBER[1:], "fast", "-1ms"),
     (_prune, "engine"): (*NOT_TEXT, "tflite"),

@@ -46,6 +46,24 @@ def net(*, counts: bool = True) -> nn.Sequential:
     return randomise(one).eval()
 
 
+class Pair(nn.Module):
+    """One net of two heads, the first one steered by another input."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.one, self.two = net(), nn.Conv2d(8, 2, 1), nn.Conv2d(8, 3, 1)
+
+    def forward(
+        self, x: torch.Tensor, scale: torch.Tensor | float = 1.0
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        y = self.body(x)
+        return self.one(y) * scale, self.two(y)
+
+
+def pair() -> Pair:
+    return Pair().eval()
+
+
 def plain() -> nn.Sequential:
     """Nothing left to fold."""
     layers = (nn.Conv2d(3, 16, 3), nn.ReLU(), nn.Conv2d(16, 8, 1), Counting())
@@ -85,6 +103,11 @@ CALLS = {
     "plan": (net, lambda m, x, _: folded(m, x)),
     "fuse": (net, lambda m, x, _: reparam.fuse(m, x)),
     "fuse a part": (lambda: net().train(), lambda m, x, _: reparam.fuse(m, x, where=nn.ReLU)),
+    "fuse for one result": (pair, lambda m, x, _: reparam.fuse(m, x, outputs=0)),
+    "fuse what is fixed": (
+        pair,
+        lambda m, x, _: reparam.fuse(m, x, fixed={"scale": torch.randn(2, 1, 1)}),
+    ),
     "operator": (
         lambda: nn.Sequential(*net(counts=False)[:2]).train(),
         lambda m, x, _: reparam.operator(nn.Sequential(*m, *([nn.ReLU()] if x is WRONG else []))),

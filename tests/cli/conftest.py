@@ -46,6 +46,19 @@ class Stiff(nn.Module):
 def stiff():
     return Stiff()
 
+class Steered(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.body = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))
+        self.steer, self.main, self.aux = nn.Linear(2, 4), nn.Linear(4, 3), nn.Linear(4, 5)
+
+    def forward(self, x, task, *, sharp=False):
+        y = (self.body(x) * self.steer(task)[:, :, None, None]).relu().mean((2, 3))
+        return {"main": self.main(y) * (2 if sharp else 1), "aux": [self.aux(y)]}
+
+def steered():
+    return Steered()
+
 def broken():
     raise KeyError("a fault in the user's code")
 """

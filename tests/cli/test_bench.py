@@ -60,7 +60,10 @@ def test_a_file_of_fixed_shape_is_timed_and_compared_at_it(
     reparam_command, tiny: str, suffix: str, engine: str
 ) -> None:
     file = f"net{suffix}"
-    assert reparam_command("fuse", f"{tiny}:net", "--size", "16", "--fixed", "-o", file).code == 0
+    assert (
+        reparam_command("fuse", f"{tiny}:net", "--size", "16", "--fixed-shapes", "-o", file).code
+        == 0
+    )
     timed = ("bench", file, "--engines", engine, "--rounds", "1", "--threads", "1")
     ran = reparam_command(*timed)
     assert ran.code == 0, ran.err

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -70,6 +71,49 @@ def test_a_part_is_planned_and_fused(reparam_command, tiny: str) -> None:
         assert ran.code == 2
         assert "no such thing" in ran.err
     assert not Path("none.onnx").exists()
+
+
+def test_results_are_kept_and_inputs_fixed(reparam_command, tiny: str) -> None:
+    np.save("task.npy", np.float32([[0.5, -1.0]]))
+    asked = ("--outputs", "main", "--fix", "task=task.npy", "--fix", "sharp=true")
+    ran = reparam_command("plan", f"{tiny}:steered", "--input-size", "8", *asked)
+    assert ran.code == 0, ran.err
+    assert f"fuse {tiny}:steered --input-size 8 {' '.join(asked)} -o" in ran.out
+    ran = reparam_command(
+        "fuse", f"{tiny}:steered", "--size", "8", *asked, "-o", "s.onnx", "--json"
+    )
+    assert ran.code == 0, ran.err
+    assert ran.json["before"]["batch_norms"] == 1
+    assert ran.json["after"]["batch_norms"] == 0
+    assert ran.json["after"]["parameters"] == 3 * 4 * 9 + 4 + 4 * 3 + 3
+    assert len(ran.json["plan"]["notes"]) == 2
+    told = reparam_command("fuse", f"{tiny}:steered", "--size", "8", *asked, "-o", "s.pt2")
+    assert told.code == 0, told.err
+    assert "steer, aux" in told.out
+
+
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        (("--outputs", "mian"), "main"),
+        (("--fix", "task"), "names no value"),
+        (("--fix", "task=absent.npy"), "absent.npy"),
+        (("--fix", "task=bad.npy"), "bad.npy"),
+        (("--fix", "task=1e"), "no value"),
+        (("--fix", "sharp=true", "--fix", "sharp=false"), "second"),
+        (("--fix", "shrap=true"), "sharp"),
+    ],
+)
+def test_what_cannot_be_kept_or_fixed_is_one_line(asked, message, reparam_command, tiny) -> None:
+    np.save("task.npy", np.float32([[0.5, -1.0]]))
+    Path("bad.npy").write_bytes(b"\x93NUMPY no array")
+    task = () if "task" in asked[1] else ("--fix", "task=task.npy")
+    for command in (("plan",), ("fuse", "-o", "s.onnx")):
+        ran = reparam_command(*command, f"{tiny}:steered", "--size", "8", *task, *asked)
+        assert ran.code == 2
+        assert ran.out == ""
+        assert message in ran.err
+    assert not Path("s.onnx").exists()
 
 
 def test_weights_of_the_fused_net_fit_its_name(reparam_command, tiny: str) -> None:
@@ -167,10 +211,10 @@ def test_shapes_that_cannot_vary_are_one_message_and_can_be_fixed(
     ran = reparam_command(*line)
     assert ran.code == 2, ran.err
     assert "variable batch" in ran.err
-    assert "; --fixed exports" in ran.err
+    assert "; --fixed-shapes exports" in ran.err
     assert "TORCH_LOGS" not in ran.err
     assert set(folder.iterdir()) == before
-    assert reparam_command(*line, "--fixed").code == 0
+    assert reparam_command(*line, "--fixed-shapes").code == 0
     assert Path("stiff.onnx").is_file()
 
 

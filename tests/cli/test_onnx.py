@@ -159,7 +159,7 @@ def test_bad_input_is_one_message_and_exit_code_2(
 
 def test_a_file_of_fixed_shape_is_measured_and_compared_at_it(reparam_command, tiny: str) -> None:
     torch.manual_seed(0)
-    line = ("fuse", f"{tiny}:net", "-o", "fixed.onnx", "--fixed", "--shape", "2,3,9,8")
+    line = ("fuse", f"{tiny}:net", "-o", "fixed.onnx", "--fixed-shapes", "--shape", "2,3,9,8")
     assert reparam_command(*line).code == 0
     few = ("--engines", "onnxruntime", "--rounds", "2")
     assert reparam_command("bench", "fixed.onnx", *few).code == 0

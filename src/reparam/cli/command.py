@@ -22,7 +22,7 @@ CHECKPOINT_FLAGS = ("--weights", "-w", "--candidate-weights", "--trained")
 _OUTPUTS = ("out", "report")
 
 _CALLED_HERE: dict[tuple[str, object], tuple[str, object]] = {
-    ("dynamic", False): ("fixed", True),
+    ("dynamic", False): ("fixed_shapes", True),
     ("input_shapes", ...): ("shape", ...),
     ("image_size", ...): ("input_size", ...),
 }

@@ -15,16 +15,19 @@ from reparam.cli.counts import counted
 from reparam.cli.exported_files import input_shapes, is_onnx, read
 from reparam.cli.notes import warnings_noted
 from reparam.cli.options import (
+    FixOption,
     InputSizeOption,
     JsonOption,
     KeyOption,
     ModelArgument,
     NumClassesOption,
     OutFileOption,
+    OutputsOption,
     ShapesOption,
     StrictOption,
     WeightsOption,
     WhereOption,
+    asked_of,
     check_out,
     inputs_from,
     refuse_for_files,
@@ -32,7 +35,7 @@ from reparam.cli.options import (
     target_from,
 )
 from reparam.cli.plan_command import plan_as_dict
-from reparam.cli.targets import Inputs, command, example_inputs, load_model
+from reparam.cli.targets import Inputs, command, example_inputs, load_model, reference_of
 from reparam.cli.terminal import Terminal
 from reparam.errors import InputError
 from reparam.exporting import ExportResult
@@ -42,7 +45,8 @@ from reparam.reasons import Why
 __all__ = ["fuse"]
 
 FixedOption = Annotated[
-    bool, typer.Option("--fixed", help="Fix every shape in OUT; else batch and size may vary.")
+    bool,
+    typer.Option("--fixed-shapes", help="Fix every shape in OUT; else batch and size may vary."),
 ]
 
 BackendOption = Annotated[
@@ -73,7 +77,9 @@ def fuse(  # noqa: PLR0913 - one argument for each option
     input_size: InputSizeOption = None,
     num_classes: NumClassesOption = None,
     where: WhereOption = None,
-    fixed: FixedOption = False,
+    outputs: OutputsOption = None,
+    fix: FixOption = None,
+    fixed_shapes: FixedOption = False,
     backend: BackendOption = None,
     check: CheckOption = True,
     freeze_inputs: FreezeOption = False,
@@ -84,9 +90,10 @@ def fuse(  # noqa: PLR0913 - one argument for each option
     inputs = inputs_from(shape, input_size)
     check_out(out, backend)
     target = target_from(model, weights, key, strict, num_classes)
+    asked = asked_of(where, outputs, fix)
     if is_onnx(model):
-        refuse_for_files(target, backend=backend, fixed=fixed or None)
-        how = {"check": check, "freeze_inputs": freeze_inputs, "where": where or None}
+        refuse_for_files(target, backend=backend, fixed_shapes=fixed_shapes or None)
+        how = {"check": check, "freeze_inputs": freeze_inputs, **asked}
         _fuse_file(terminal, model, out, inputs, how, as_json=as_json)
         return
     refuse_names(model, inputs)
@@ -94,27 +101,28 @@ def fuse(  # noqa: PLR0913 - one argument for each option
         option = "--freeze-inputs" if freeze_inputs else "--no-check"
         raise InputError(f"{option} is for ONNX files, and {model} is none; leave it out")
     loaded = load_model(target)
-    sample = example_inputs(loaded, inputs)
+    reference = reference_of(loaded, asked)
+    sample = example_inputs(reference, inputs)
     with terminal.progress(f"Fusing {model}") as update, warnings_noted(terminal):
         update(0, 4, "reading")
-        found = reparam.plan(loaded.model, sample, where=where or None)
+        found = reparam.plan(loaded.model, sample, **asked)
         update(1, 4, "folding")
         fused = found.apply()
         update(2, 4, "comparing")
-        verdict = reparam.verify(loaded.model, fused, sample)
+        verdict = reparam.verify(reference.model, fused, sample)
         verdict.raise_if_different()
         update(3, 4, f"writing {out.name} and reading it back")
         written = reparam.export(
             fused,
             out,
             sample,
-            reference=loaded.model,
-            dynamic=not fixed,
+            reference=reference.model,
+            dynamic=not fixed_shapes,
             backend=backend,
             form="fused",
             source=model,
         )
-    counts = (_counts(loaded.model, sample), _counts(fused, sample))
+    counts = (_counts(reference.model, sample), _counts(fused, sample))
     if as_json:
         terminal.json(
             {
@@ -128,6 +136,8 @@ def fuse(  # noqa: PLR0913 - one argument for each option
         )
         return
     _tell_counts(terminal, loaded.origin, counts)
+    for note in found.notes:
+        terminal.hint("Note:", note)
     _tell_refusals(terminal, found)
     if loaded.report is None:
         terminal.hint("Note:", "no --weights were given; the model has those it was built with")
@@ -136,8 +146,9 @@ def fuse(  # noqa: PLR0913 - one argument for each option
         f"where rounding explains {verdict.tolerance:.1e}"
     )
     _tell_export(terminal, written)
-    options = [*inputs.words(), *target.words()[1:]]
-    terminal.hint("Next:", command("verify", model, str(out), *options))
+    if reference is loaded:  # else the two do not return the same
+        options = [*inputs.words(), *target.words()[1:]]
+        terminal.hint("Next:", command("verify", model, str(out), *options))
 
 
 def _counts(model: nn.Module, sample: torch.Tensor) -> dict[str, int]:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
+import torch
 import typer
 
 from reparam._files import check_destination
+from reparam._optional import require
 from reparam.cli.command import CHECKPOINT_FLAGS
 from reparam.cli.targets import Checkpoint, Inputs, Target, parse_shape
 from reparam.engines import get_engine
@@ -18,17 +22,21 @@ from reparam.exporting.formats import find_format
 __all__ = [
     "MOST_PROCESSES",
     "SUFFIXES",
+    "FixOption",
     "InputSizeOption",
     "JsonOption",
     "KeyOption",
     "ModelArgument",
     "NumClassesOption",
     "OutFileOption",
+    "OutputsOption",
     "ShapeOption",
     "ShapesOption",
     "StrictOption",
     "WeightsOption",
     "WhereOption",
+    "asked_of",
+    "asked_words",
     "check_out",
     "inputs_from",
     "refuse_for_files",
@@ -60,6 +68,22 @@ WhereOption = Annotated[
     list[str] | None,
     typer.Option(
         "--where", metavar="NAME", help="Fold this part only; * fits anything. Repeatable."
+    ),
+]
+OutputsOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--outputs",
+        metavar="NAME",
+        help="Keep this result only: a name or position; dots lead into nested ones. Repeatable.",
+    ),
+]
+FixOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--fix",
+        metavar="NAME=VALUE",
+        help="Fix an input for good: a file.npy, a number, true, false or null. Repeatable.",
     ),
 ]
 NumClassesOption = Annotated[
@@ -173,6 +197,53 @@ def inputs_from(shape: str | list[str] | None, input_size: int | None) -> Inputs
         else:
             alone = parse_shape(sizes)
     return Inputs(shape=alone, size=input_size, named=named)
+
+
+def asked_of(
+    where: list[str] | None, outputs: list[str] | None, fix: list[str] | None
+) -> dict[str, Any]:
+    """What the options ask of a model, as :func:`reparam.plan` takes it.
+
+    Raises:
+        InputError: a value to fix cannot be read, or there are two for one name.
+    """
+    fixed: dict[str, Any] = {}
+    for text in fix or ():
+        name, equals, value = text.partition("=")
+        if not equals or not name or name in fixed:
+            why = "is the second one for it" if name in fixed else "names no value"
+            raise InputError(f"--fix {text} {why}; give name=file.npy, or name=0.5")
+        fixed[name] = _value(name, value)
+    # One name alone asks for that result itself.
+    kept = outputs[0] if outputs and len(outputs) == 1 else outputs
+    return {"where": where or None, "outputs": kept or None, "fixed": fixed or None}
+
+
+def asked_words(asked: Mapping[str, Any], fix: list[str] | None) -> list[str]:
+    """The same, as it is written on the command line."""
+    given = {"--where": asked["where"], "--outputs": asked["outputs"], "--fix": fix}
+    return [
+        word
+        for option, names in given.items()
+        for name in ([names] if isinstance(names, str) else names or ())
+        for word in (option, name)
+    ]
+
+
+def _value(name: str, text: str) -> Any:
+    """Read a value to fix: an array in a file, or a plain one."""
+    if Path(text).suffix.lower() != ".npy":
+        try:
+            return json.loads(text)
+        except ValueError as error:
+            raise InputError(
+                f"--fix {name}={text} is no value; give a file.npy, a number, true, false or null"
+            ) from error
+    numpy = require("numpy", extra="deploy", purpose="reading an array")
+    try:
+        return torch.from_numpy(numpy.load(text, allow_pickle=False))
+    except (OSError, ValueError, TypeError, EOFError) as error:
+        raise InputError(f"--fix {name}: cannot read {text} as an array: {error}") from error
 
 
 def refuse_names(model: str, inputs: Inputs) -> None:

@@ -11,20 +11,24 @@ import typer
 import reparam
 from reparam.cli.exported_files import is_onnx, read
 from reparam.cli.options import (
+    FixOption,
     InputSizeOption,
     JsonOption,
     KeyOption,
     ModelArgument,
     NumClassesOption,
+    OutputsOption,
     ShapeOption,
     StrictOption,
     WeightsOption,
     WhereOption,
+    asked_of,
+    asked_words,
     inputs_from,
     refuse_for_files,
     target_from,
 )
-from reparam.cli.targets import command, example_inputs, load_model
+from reparam.cli.targets import command, example_inputs, load_model, reference_of
 from reparam.cli.terminal import Terminal
 from reparam.reasons import Why
 
@@ -45,6 +49,8 @@ def plan(  # noqa: PLR0913 - one argument for each option
     input_size: InputSizeOption = None,
     num_classes: NumClassesOption = None,
     where: WhereOption = None,
+    outputs: OutputsOption = None,
+    fix: FixOption = None,
     every: EveryOption = False,
     as_json: JsonOption = False,
 ) -> None:
@@ -52,27 +58,26 @@ def plan(  # noqa: PLR0913 - one argument for each option
     terminal = Terminal()
     inputs = inputs_from(shape, input_size)
     target = target_from(model, weights, key, strict, num_classes)
+    asked = asked_of(where, outputs, fix)
     if is_onnx(model):
         refuse_for_files(target)
         with terminal.progress(f"Reading {model}"):
-            found: reparam.Plan = reparam.plan(read(model), where=where or None)
+            found: reparam.Plan = reparam.plan(read(model), **asked)
         out = f"{Path(model).stem}-fused.onnx"
     else:
         loaded = load_model(target)
         with terminal.progress(f"Reading {model}"):
-            sample = example_inputs(loaded, inputs)
-            found = reparam.plan(loaded.model, sample, where=where or None)
+            sample = example_inputs(reference_of(loaded, asked), inputs)
+            found = reparam.plan(loaded.model, sample, **asked)
         out = f"{Path(model.rpartition(':')[2]).name}.onnx"
     if as_json:
         terminal.json({"model": model, **plan_as_dict(found)})
         return
     terminal.lines((line.text, line.kind) for line in found.page(terminal.width, every=every))
     terminal.text()
-    chosen = [word for name in where or () for word in ("--where", name)]
-    if found.regions:
-        terminal.hint(
-            "Next:", command("fuse", *target.words(), *inputs.words(), *chosen, "-o", out)
-        )
+    words = [*target.words(), *inputs.words(), *asked_words(asked, fix)]
+    if found.regions or outputs or fix:
+        terminal.hint("Next:", command("fuse", *words, "-o", out))
     elif any(refusal.reason.kind is Why.OVERRIDABLE for refusal in found.refusals):
         terminal.hint("Next:", command("fuse", model, "--freeze-inputs", "-o", out))
 
@@ -85,4 +90,5 @@ def plan_as_dict(found: reparam.Plan) -> dict[str, object]:
             {"where": r.where, "what": r.what, "why": r.why, "kind": r.reason.kind.name}
             for r in found.refusals
         ],
+        "notes": list(found.notes),
     }

@@ -7,7 +7,7 @@ import math
 import shlex
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -18,6 +18,7 @@ from reparam.checkpoints import LoadReport, load_checkpoint
 from reparam.cli.terminal import Terminal
 from reparam.errors import CheckpointError, InputError
 from reparam.exporting import read_metadata
+from reparam.fusing import reference_model
 from reparam.models.lookup import accepts, resolve
 
 if TYPE_CHECKING:
@@ -41,6 +42,7 @@ __all__ = [
     "load_model",
     "parse_shape",
     "pruned_note",
+    "reference_of",
     "sized",
     "with_weights",
 ]
@@ -233,6 +235,18 @@ def checked_size(shape: tuple[int, ...]) -> tuple[int, ...]:
             f"an input of shape {size} has more than {MOST_NUMBERS:,} numbers; give a smaller one"
         )
     return shape
+
+
+def reference_of(loaded: Loaded, asked: Mapping[str, Any]) -> Loaded:
+    """The model that does what was asked for and computes all that it did before.
+
+    Raises:
+        InputError: it has no such argument.
+    """
+    outputs, fixed = asked["outputs"], asked["fixed"]
+    if outputs is None and fixed is None:
+        return loaded
+    return replace(loaded, model=reference_model(loaded.model, outputs, fixed).eval())
 
 
 def example_inputs(loaded: Loaded, inputs: Inputs) -> torch.Tensor:

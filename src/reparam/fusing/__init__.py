@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from reparam.fusing.asked import reference_model
 from reparam.fusing.equivalent import operator
 from reparam.fusing.onnx_file import FusedFile, fuse_onnx_file
 from reparam.fusing.plans import FoldWarning, Plan, Region, fuse, plan
@@ -17,4 +18,5 @@ __all__ = [
     "fuse_onnx_file",
     "operator",
     "plan",
+    "reference_model",
 ]

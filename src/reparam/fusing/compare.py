@@ -28,7 +28,7 @@ from reparam.verifying import (
     verify,
 )
 
-__all__ = ["compare_runs"]
+__all__ = ["compare_models", "compare_runs"]
 
 _LOOSE = {torch.float64: 1e-9, torch.float32: 1e-3, torch.float16: 1e-1, torch.bfloat16: 1e-1}
 """Differences, relative to the largest output, below which no closer look is needed.
@@ -49,9 +49,20 @@ def compare_runs(discovery: Discovery, fused: nn.Module) -> None:
         successor = _find(fused, path)
         if successor is None or _covered(path, discovery.calls):
             continue
-        old = runnable_copy(discovery.model.get_submodule(path), shares_weights=True)
-        new = runnable_copy(successor, shares_weights=True)
-        _compare(path or type(old).__name__, old, new, _on_device(with_numbers(call), old))
+        old = discovery.model.get_submodule(path)
+        compare_models(path or type(old).__name__, old, successor, call)
+
+
+@torch.no_grad()
+def compare_models(name: str, old: nn.Module, new: nn.Module, call: Arguments) -> None:
+    """Compare what two modules return for the arguments of one call.
+
+    Raises:
+        VerificationError: They return something else, or nothing that can be compared.
+
+    """
+    old, new = (runnable_copy(module, shares_weights=True) for module in (old, new))
+    _compare(name, old, new, _on_device(with_numbers(call), old))
 
 
 def _compare(name: str, old: nn.Module, new: nn.Module, arguments: Arguments) -> None:

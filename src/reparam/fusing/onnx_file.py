@@ -9,11 +9,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 from reparam._files import atomic_path
 from reparam.errors import InputError, VerificationError
 from reparam.fusing.onnx_compare import compare_onnx_files, no_comparison
+from reparam.fusing.onnx_cutting import asked_onnx
 from reparam.fusing.onnx_plan import OnnxPlan, plan_onnx
 from reparam.graph.onnx_inputs import freeze_inputs as frozen
 from reparam.graph.onnx_tensors import MOST_BYTES, bytes_of, onnx_module
@@ -23,6 +25,7 @@ from reparam.verifying import Verdict
 if TYPE_CHECKING:
     from onnx import ModelProto, TensorProto
 
+    from reparam.fusing.asked import Fixed, Outputs
     from reparam.fusing.chosen import Where
 
 __all__ = ["FusedFile", "fuse_onnx_file", "read_onnx_file"]
@@ -54,7 +57,7 @@ class FusedFile:
     size_bytes: int
 
 
-def fuse_onnx_file(
+def fuse_onnx_file(  # noqa: PLR0913 (each is one decision of the user)
     path: str | os.PathLike[str],
     out: str | os.PathLike[str],
     *,
@@ -62,6 +65,8 @@ def fuse_onnx_file(
     check: bool = True,
     freeze_inputs: bool = False,
     where: Where | None = None,
+    outputs: Outputs | None = None,
+    fixed: Fixed | None = None,
 ) -> FusedFile:
     """Fold everything in an ONNX file that folds exactly, and write the result to another file.
 
@@ -80,6 +85,8 @@ def fuse_onnx_file(
         freeze_inputs: Take the defaults of inputs for good, as old exporters list all weights as
             inputs; see :func:`reparam.fusing.freeze_inputs`.
         where: What may be folded, as for :func:`reparam.plan`.
+        outputs: The outputs to keep, as there.
+        fixed: Values of inputs that never change, as there.
 
     Raises:
         InputError: ``path`` is no valid ONNX file, or ONNX Runtime does not run it; or ``out``
@@ -92,7 +99,7 @@ def fuse_onnx_file(
     model = read_onnx_file(source)
     _check_apart(source, target)
     external = _external_files(source)
-    plan = plan_onnx(frozen(model) if freeze_inputs else model, where)
+    plan = plan_onnx(frozen(model) if freeze_inputs else model, where, outputs, fixed)
     fused = plan.apply()
     before, after = _counts(model), _counts(fused)
     outside = bool(external) or bytes_of(fused) > MOST_BYTES
@@ -100,10 +107,26 @@ def fuse_onnx_file(
         _write(fused, staged, outside=outside)
         verdict = None
         if check:
-            verdict = compare_onnx_files(source, staged, model, input_shapes)
+            with _reference(source, model, outputs, fixed) as (reference, asked):
+                verdict = compare_onnx_files(reference, staged, asked, input_shapes)
             _raise_if_different(verdict, source)
         size = sum(file.stat().st_size for file in staged.parent.iterdir())
     return FusedFile(target, plan, verdict, before, after, size)
+
+
+@contextmanager
+def _reference(
+    source: Path, model: ModelProto, outputs: Outputs | None, fixed: Fixed | None
+) -> Iterator[tuple[Path, ModelProto]]:
+    """The file to compare with: the original, or a copy that does no more than was asked for."""
+    if outputs is None and fixed is None:
+        yield source, model
+        return
+    asked = asked_onnx(model, outputs, fixed)
+    with TemporaryDirectory() as folder:
+        path = Path(folder, source.name)
+        _write(asked, path, outside=bytes_of(asked) > MOST_BYTES)
+        yield path, asked
 
 
 def read_onnx_file(path: str | os.PathLike[str]) -> ModelProto:

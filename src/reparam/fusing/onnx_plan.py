@@ -8,18 +8,19 @@ from typing import TYPE_CHECKING, Any
 
 from reparam.errors import VerificationError
 from reparam.fusing.fold import FoldedLayer, in_parallel
+from reparam.fusing.onnx_cutting import asked_onnx, cut_onnx
 from reparam.fusing.onnx_discover import OnnxDiscovery, OnnxFound, discover_onnx
 from reparam.fusing.onnx_edit import write_model
 from reparam.fusing.onnx_fold import fold_onnx
 from reparam.fusing.plans import FoldWarning, Plan, Region, region_record
-from reparam.fusing.table import Line
 from reparam.graph.onnx_lift import OnnxLifted
-from reparam.graph.onnx_valid import complaint
+from reparam.graph.onnx_valid import check_readable, complaint
 from reparam.reasons import Reason, Why
 
 if TYPE_CHECKING:
     from onnx import ModelProto
 
+    from reparam.fusing.asked import Fixed, Outputs
     from reparam.fusing.chosen import Where
 
 __all__ = ["OnnxPlan", "plan_onnx"]
@@ -27,20 +28,9 @@ __all__ = ["OnnxPlan", "plan_onnx"]
 
 @dataclass(frozen=True, eq=False)
 class OnnxPlan(Plan):
-    """The plan of an ONNX model.
+    """The plan of an ONNX model."""
 
-    Attributes:
-        notes: What else there is to know of the model, a sentence each.
-
-    """
-
-    notes: tuple[str, ...]
     _discovery: OnnxDiscovery = field(repr=False)
-
-    def page(self, width: int = 80, *, every: bool = False) -> list[Line]:
-        """The lines of the plan, and the notes."""
-        notes = (Line(f"Note: {note}.") for note in self.notes)
-        return [*super().page(width, every=every), *notes]
 
     def apply(self) -> ModelProto:
         """Write the fused model: a new one, whose inputs, outputs and metadata have their names.
@@ -86,25 +76,36 @@ class OnnxPlan(Plan):
         return model
 
 
-def plan_onnx(model: Any, where: Where | None = None) -> OnnxPlan:
+def plan_onnx(
+    model: Any,
+    where: Where | None = None,
+    outputs: Outputs | None = None,
+    fixed: Fixed | None = None,
+) -> OnnxPlan:
     """Read an ONNX model and say what folds in it; nothing is changed.
 
     Args:
         model: An ``onnx.ModelProto`` with its weights.
         where: Names of operations or of what they return, patterns of these, or a function of the
             name and the node; only what lies there folds.
+        outputs: Names or positions of the outputs to keep.
+        fixed: Values of inputs that never change, by name.
 
     Raises:
         InputError: It is no whole model, or of a version that the installed onnx does not know; or
-            nothing in it is chosen.
+            nothing in it is chosen, or it has no such output or input.
 
     """
+    notes: list[str] = []
+    if outputs is not None or fixed is not None:
+        check_readable(model)
+        model, notes = cut_onnx(asked_onnx(model, outputs, fixed), fixed or ())
     discovery = discover_onnx(model, where)
     discovery.lifted.constants.forget()
     return OnnxPlan(
         tuple(_region(discovery.lifted, one) for one in discovery.regions),
         discovery.refusals,
-        tuple(discovery.notes),
+        (*notes, *discovery.notes),
         discovery,
     )
 

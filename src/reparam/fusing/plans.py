@@ -11,9 +11,11 @@ from torch import nn
 
 from reparam._arguments import FLAG, NONE, SHAPES, check_module, takes
 from reparam.errors import TrainingModeError
+from reparam.fusing.asked import FIXED, OUTPUTS
 from reparam.fusing.chosen import EVERYTHING, WHERE, Chosen
 from reparam.fusing.collector import paused_collector
 from reparam.fusing.compare import compare_runs
+from reparam.fusing.cutting import CutOut, cut_out
 from reparam.fusing.discover import Discovery, Probed, discover
 from reparam.fusing.edit import CannotPlaceError, apply_regions
 from reparam.fusing.fold import FoldedLayer, fold_all
@@ -30,6 +32,7 @@ if TYPE_CHECKING:
 
     from onnx import ModelProto
 
+    from reparam.fusing.asked import Fixed, Outputs
     from reparam.fusing.chosen import Where
     from reparam.fusing.onnx_plan import OnnxPlan
 
@@ -93,11 +96,13 @@ class Plan:
     Attributes:
         regions: What folds.
         refusals: What does not, and why.
+        notes: What else there is to know of the model, a sentence each.
 
     """
 
     regions: tuple[Region, ...]
     refusals: tuple[Refusal, ...]
+    notes: tuple[str, ...]
 
     def apply(self) -> Any:
         """Write the fused model; what was planned on is only read."""
@@ -118,8 +123,9 @@ class Plan:
         return "\n".join(line.text for line in self.page(width, every=every))
 
     def page(self, width: int = 80, *, every: bool = False) -> list[Line]:
-        """The lines of :meth:`text`, each with what it is."""
-        return page(self, width, every=every)
+        """The lines of :meth:`text`, each with what it is; the notes come last."""
+        notes = (Line(f"Note: {note}.") for note in self.notes)
+        return [*page(self, width, every=every), *notes]
 
 
 @dataclass(frozen=True, eq=False)
@@ -205,13 +211,33 @@ def plan(
     *,
     probe: bool = False,
     where: Where | None = None,
+    outputs: Outputs | None = None,
+    fixed: Fixed | None = None,
 ) -> ModulePlan: ...
 @overload
-def plan(model: ModelProto, *, where: Where | None = None) -> OnnxPlan: ...
-@takes(example_inputs=SHAPES | NONE, probe=FLAG, where=WHERE | NONE)
+def plan(
+    model: ModelProto,
+    *,
+    where: Where | None = None,
+    outputs: Outputs | None = None,
+    fixed: Fixed | None = None,
+) -> OnnxPlan: ...
+@takes(
+    example_inputs=SHAPES | NONE,
+    probe=FLAG,
+    where=WHERE | NONE,
+    outputs=OUTPUTS | NONE,
+    fixed=FIXED | NONE,
+)
 @paused_collector()
 def plan(
-    model: Any, example_inputs: Any = None, *, probe: bool = False, where: Where | None = None
+    model: Any,
+    example_inputs: Any = None,
+    *,
+    probe: bool = False,
+    where: Where | None = None,
+    outputs: Outputs | None = None,
+    fixed: Fixed | None = None,
 ) -> Plan:
     """Read a model and say what folds in it; nothing is changed.
 
@@ -228,11 +254,20 @@ def plan(
             all that lies in a module, or, where it is true for the model as a whole, leaves all
             that lies in a module for which it is not; or a list of these. In an ONNX model: names
             of operations or of what they return.
+        outputs: The results to keep; what they do not need is left out. A position or a name in
+            what the model returns, dots leading into what is nested (``"aux.0"``), which is then
+            returned itself; or a list: of positions, for a tuple of these; else for a dict. In an
+            ONNX model: names of outputs.
+        fixed: Arguments that never change, by name, each with its value. The new model no longer
+            takes them, has computed what follows from them, and folds what that allows.
+            ``example_inputs`` are the others. In an ONNX model: inputs.
 
     Raises:
         TrainingModeError: What may be folded has batch normalisation and is in training mode.
-        UnsupportedModelError: The model cannot be read (a ScriptModule, for example).
-        InputError: The model does not run on the example, or nothing in it is chosen.
+        UnsupportedModelError: The model cannot be read (a ScriptModule, for example), or cannot be
+            traced and so not be cut down to its ``outputs``.
+        InputError: The model does not run on the example, nothing in it is chosen, or it has no
+            such result or argument.
 
     >>> import torch
     >>> from torch import nn
@@ -244,7 +279,7 @@ def plan(
     if _is_onnx(model):
         from reparam.fusing.onnx_plan import plan_onnx
 
-        return plan_onnx(model, where)
+        return plan_onnx(model, where, outputs, fixed)
     inner = check_module("model", unwrap(model, "model"))
     chosen = (
         EVERYTHING
@@ -253,10 +288,13 @@ def plan(
     )
     _check_eval(inner, chosen)
     training = frozenset(name for name, module in inner.named_modules() if module.training)
-    if where is not None and training:  # the other part is read as it will be used
+    cuts = outputs is not None or fixed is not None
+    if training and (cuts or where is not None):  # the other part is read as it will be used
         inner = Copier(lambda tensor: tensor, keep_hooks=True).copy(inner).eval()
     left = frozenset() if where is None else frozenset(n for n in training if n not in chosen)
-    return _planned(discover(inner, example_inputs, probe=probe, chosen=chosen), left)
+    cut = cut_out(inner, example_inputs, outputs, fixed) if cuts else None
+    inner = inner if cut is None else cut.model
+    return _planned(discover(inner, example_inputs, probe=probe, chosen=chosen), left, cut)
 
 
 def plan_but(kept: Collection[str], model: nn.Module, example_inputs: Any = None) -> ModulePlan:
@@ -265,13 +303,16 @@ def plan_but(kept: Collection[str], model: nn.Module, example_inputs: Any = None
     return _planned(discover(inner, example_inputs, chosen=Chosen.but(kept)), frozenset())
 
 
-def _planned(discovery: Discovery, training: frozenset[str]) -> ModulePlan:
+def _planned(
+    discovery: Discovery, training: frozenset[str], cut: CutOut | None = None
+) -> ModulePlan:
     return ModulePlan(
         (
             *(_region(found) for found in discovery.regions),
             *(_probed_region(probed) for probed in discovery.probed),
         ),
-        discovery.refusals,
+        (*(cut.refusals if cut else ()), *discovery.refusals),
+        cut.notes if cut else (),
         discovery,
         training,
     )
@@ -284,15 +325,22 @@ def fuse(
     *,
     probe: bool = False,
     where: Where | None = None,
+    outputs: Outputs | None = None,
+    fixed: Fixed | None = None,
 ) -> nn.Module: ...
 @overload
-def fuse(model: ModelProto, *, where: Where | None = None) -> ModelProto: ...
 def fuse(
-    model: Any, example_inputs: Any = None, *, probe: bool = False, where: Where | None = None
-) -> Any:
+    model: ModelProto,
+    *,
+    where: Where | None = None,
+    outputs: Outputs | None = None,
+    fixed: Fixed | None = None,
+) -> ModelProto: ...
+def fuse(model: Any, example_inputs: Any = None, **how: Any) -> Any:
     """Fold everything in a model, or in a part of it, that folds exactly: ``plan(...).apply()``.
 
-    A module makes a module, an ``onnx.ModelProto`` makes an ``onnx.ModelProto``.
+    A module makes a module, an ``onnx.ModelProto`` makes an ``onnx.ModelProto``; the arguments are
+    those of :func:`reparam.plan`.
 
     >>> import torch
     >>> from torch import nn
@@ -305,7 +353,7 @@ def fuse(
     )
 
     """
-    return plan(model, example_inputs, probe=probe, where=where).apply()
+    return plan(model, example_inputs, **how).apply()
 
 
 def _is_onnx(model: object) -> bool:

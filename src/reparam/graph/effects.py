@@ -48,6 +48,8 @@ _VIEWS = {
     "view", "view_as", "vsplit", "dropout", "float", "double", "half",
 }  # fmt: skip
 
+_VIEW_MODULES = (nn.Flatten, nn.Unflatten, nn.Identity, nn.modules.dropout._DropoutNd)  # noqa: SLF001
+
 
 def mutated_argument(
     node: fx.Node, module_of: Callable[[fx.Node], nn.Module] | None = None
@@ -114,14 +116,20 @@ def metadata_read(node: fx.Node) -> str | None:
     return "shape" if name in {"shape", "size", "numel"} else None
 
 
-def base_of(node: fx.Node) -> fx.Node:
+def base_of(node: fx.Node, module_of: Callable[[fx.Node], nn.Module] | None = None) -> fx.Node:
     """Follow views back to the value whose memory they share."""
     seen = node
     while True:
         name = str(getattr(seen.target, "__name__", seen.target))
-        changed = mutated_argument(seen)
+        changed = mutated_argument(seen, module_of)
         if changed is not None:
             seen = changed
+            continue
+        if seen.op == "call_module" and module_of is not None:
+            first = seen.args[0] if seen.args else None
+            if not isinstance(module_of(seen), _VIEW_MODULES) or not isinstance(first, fx.Node):
+                return seen
+            seen = first
             continue
         if seen.op not in {"call_function", "call_method"} or name not in _VIEWS:
             return seen

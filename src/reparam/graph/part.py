@@ -13,6 +13,7 @@ from typing import Any
 
 from torch import Tensor, fx, nn
 
+from reparam.graph.cut import Everything
 from reparam.graph.frames import Frame, Key
 from reparam.graph.guards import given, planned_for
 from reparam.graph.structures import Step, Unwritable, leaves, reach, rebuilt_for
@@ -21,19 +22,21 @@ from reparam.graph.trace import Trace
 __all__ = ["part_of"]
 
 
-def part_of(trace: Trace, path: str, inlined: set[str]) -> Trace:
+def part_of(trace: Trace, path: str, inlined: set[str], cut: Everything | None = None) -> Trace:
     """Take the forward of one module out of a trace.
 
     Args:
         trace: A trace in which the module is called.
         path: Path of the module.
         inlined: Paths of the modules inside whose operations become part of this forward.
+        cut: What of the trace is left; everything where it is not given.
 
     Raises:
         LookupError: It cannot be written as one forward; the message says why.
 
     """
-    parts = [_Part(trace, frame, inlined) for frame in trace.calls_of(path)]
+    cut = cut or Everything()
+    parts = [_Part(trace, f, inlined, cut) for f in trace.calls_of(path) if cut.runs(f)]
     if not parts:
         msg = "it is not called"
         raise Unwritable(msg)
@@ -44,19 +47,20 @@ def part_of(trace: Trace, path: str, inlined: set[str]) -> Trace:
 
 
 class _Part:
-    def __init__(self, trace: Trace, frame: Frame, inlined: set[str]) -> None:
-        self._whole, self._frame, self._inlined = trace, frame, inlined
+    def __init__(self, trace: Trace, frame: Frame, inlined: set[str], cut: Everything) -> None:
+        self._whole, self._frame, self._inlined, self._cut = trace, frame, inlined, cut
         self._path = frame.call.path
         self._graph = fx.Graph()
         self._made: dict[fx.Node, fx.Node] = {}
         self._reached: dict[fx.Node, tuple[fx.Node, tuple[Step, ...]]] = {}
         self._modules: dict[nn.Module, fx.Node] = {}
         self._counts: Counter[str] = Counter()
+        self._buffers: set[str] = set()
         root = trace.root.get_submodule(self._path[len(trace.path) :].lstrip("."))
         self.trace = Trace(root, self._path, self._graph, {}, {})
         self._read_arguments()
         self._copy_items(frame)
-        self._graph.output(rebuilt_for(self._graph, frame.result, self._node_of))
+        self._graph.output(rebuilt_for(self._graph, frame.result, self._returned))
 
     def code(self) -> list[str]:
         """What the forward does, to compare it with that of another call."""
@@ -74,13 +78,14 @@ class _Part:
             if parameters[name].kind is inspect.Parameter.VAR_KEYWORD:
                 names = self._graph.call_function(list, (start,))
                 self._graph.call_function(planned_for, (names, list(value), f"names of {name}"))
-            if optional and isinstance(value, fx.Proxy) and self._may_be_tensor(value.node):
+            if optional and isinstance(value, fx.Proxy) and self._is_passed_tensor(value.node):
                 self._graph.call_function(given, (start, name))
             for steps, leaf in leaves(value):
                 self._read_leaf(name, start, steps, leaf)
 
-    def _may_be_tensor(self, node: fx.Node) -> bool:
-        return isinstance(self._whole.values.get(node, Tensor()), Tensor)
+    def _is_passed_tensor(self, node: fx.Node) -> bool:
+        may_be = isinstance(self._whole.values.get(node, Tensor()), Tensor)
+        return may_be and self._cut.is_passed(self._path, node)
 
     def _input(self, parameter: inspect.Parameter) -> fx.Node:
         stars: dict[Any, str] = {parameter.VAR_POSITIONAL: "*", parameter.VAR_KEYWORD: "**"}
@@ -106,6 +111,8 @@ class _Part:
 
     def _copy_items(self, frame: Frame) -> None:
         for item in frame.items:
+            if not self._cut.runs(item):
+                continue
             if isinstance(item, Frame):
                 if item.call.path in self._inlined:
                     self._copy_items(item)
@@ -116,10 +123,12 @@ class _Part:
 
     def _copy(self, node: fx.Node) -> None:
         decision = self._whole.decisions.get(node)
-        if decision is not None and decision.is_open:
+        if decision is not None and decision.is_open and not self._cut.goes_one_way:
             msg = f"its code goes another way for other inputs ({decision.place})"
             raise Unwritable(msg)
         args = rebuilt_for(self._graph, tuple(node.args), self._node_of)
+        if decision is not None and isinstance(decision.taken, bool):
+            args = (self._graph.call_function(operator.truth, args[:1]), decision.taken, args[2])
         kwargs = rebuilt_for(self._graph, dict(node.kwargs), self._node_of)
         called = self._whole.module(node) if node.op == "call_module" else None
         if called in self._modules:
@@ -135,10 +144,14 @@ class _Part:
         """Call a module as a whole."""
         path = frame.call.path
         args, kwargs = _call_of(frame)
+
+        def handed(value: fx.Node | nn.Module) -> Any:
+            return self._node_of(value) if self._is_passed(path, value) else None
+
         made = self._graph.call_module(
             self._below(path),
-            rebuilt_for(self._graph, args, self._node_of),
-            rebuilt_for(self._graph, kwargs, self._node_of),
+            rebuilt_for(self._graph, args, handed),
+            rebuilt_for(self._graph, kwargs, handed),
         )
         owner = path.rpartition(".")[0]
         self.trace.keys[made] = Key(owner, path, self._counts[path], is_module=True)
@@ -150,9 +163,19 @@ class _Part:
 
     # ------------------------------------------------------------------------ values
 
-    def _node_of(self, value: fx.Node | nn.Module) -> fx.Node:
+    def _is_passed(self, path: str, value: fx.Node | nn.Module) -> bool:
+        return isinstance(value, nn.Module) or self._cut.is_passed(path, value)
+
+    def _returned(self, value: fx.Node | nn.Module) -> Any:
+        """What is returned in the place of a value; a caller has what is stored itself."""
+        outermost = self._path == self._whole.path
+        return self._node_of(value) if outermost or self._is_passed(self._path, value) else None
+
+    def _node_of(self, value: fx.Node | nn.Module) -> Any:
         if isinstance(value, nn.Module):
             return self._module(value)
+        if self._cut.is_stored(self._path, value):
+            return self._stored(value, self._cut.fixed[value])
         if value not in self._made:
             if value in self._reached:
                 self._made[value] = reach(self._graph, *self._reached[value])
@@ -164,6 +187,17 @@ class _Part:
                 msg = f"it reads {value.name}, which is none of its arguments"
                 raise Unwritable(msg)
         return self._made[value]
+
+    def _stored(self, node: fx.Node, value: Any) -> Any:
+        """Write a value that is known for good."""
+        if type(value) in {list, tuple}:
+            return type(value)(self._stored(node, part) for part in value)
+        if not isinstance(value, Tensor):
+            return rebuilt_for(self._graph, value, _nothing_traced)
+        name = self._cut.store(self._path, node, value, self._buffers)
+        made = self._graph.get_attr(name)
+        self.trace.keys[made] = Key(self._path, f"get_attr:{name}()", 0, is_module=False)
+        return made
 
     def _module(self, module: nn.Module) -> fx.Node:
         if module in self._modules:

@@ -11,7 +11,7 @@ import copy
 import importlib
 import itertools
 import linecache
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from types import FunctionType, ModuleType
 from typing import Any
 
@@ -36,6 +36,7 @@ class Shell:
         layers: New layers by their path relative to ``original``.
         dropped: Relative paths of modules, parameters and buffers that are folded away.
         inlined: Relative paths of children whose forward is part of ``graph``.
+        buffers: New buffers by name.
 
     """
 
@@ -47,6 +48,7 @@ class Shell:
         layers: dict[str, nn.Module],
         dropped: set[str],
         inlined: set[str],
+        buffers: Mapping[str, Tensor] | None = None,
     ) -> None:
         """Make the empty module, so that others may refer to it while it is filled."""
         self.original = original
@@ -54,6 +56,7 @@ class Shell:
         self.layers = layers
         self.dropped = dropped
         self.inlined = inlined
+        self.buffers = buffers or {}
         only = _only_layer(graph, layers)
         if only is None and self._is_emptied():
             only = nn.Identity().eval()
@@ -90,7 +93,7 @@ class Shell:
         kept = {
             name: copier.value(value)
             for name, value in vars(self.original).items()
-            if name not in TABLES
+            if name not in TABLES and name != "forward"  # one of its own would hide the new one
         }
         whole = self.module
         if isinstance(whole, fx.GraphModule):
@@ -100,6 +103,7 @@ class Shell:
             for name, value in vars(self.original)[table].items():
                 if name not in self.dropped:
                     vars(self.module)[table][name] = copier.value(value)
+        self.module._buffers.update({n: copier.value(b) for n, b in self.buffers.items()})
         for name, child in self.original._modules.items():
             successor = self._successor(name, child, copier)
             if successor is not _GONE:
@@ -182,18 +186,26 @@ def _has_hooks(module: nn.Module) -> bool:
     return any(vars(module).get(name) for name in ("_forward_hooks", "_forward_pre_hooks"))
 
 
-def build(model: nn.Module, layers: dict[nn.Module, nn.Module], shells: list[Shell]) -> nn.Module:
+def build(
+    model: nn.Module,
+    layers: dict[nn.Module, nn.Module],
+    shells: list[Shell],
+    *,
+    shares_weights: bool = False,
+) -> nn.Module:
     """Copy a model with some modules replaced; nothing of the result shares memory with it.
 
     Args:
         model: The user's model.
         layers: Modules of ``model`` and what takes their place, wherever they are.
         shells: Modules of ``model`` whose forward is generated.
+        shares_weights: Whether the numbers are shared after all, by a model that is only read.
 
     """
     memo: dict[int, Any] = {id(old): new for old, new in layers.items()}
     memo.update({id(shell.original): shell.module for shell in shells})
-    copier = Copier(_own_tensor, keep_hooks=True, memo=memo)
+    tensor = (lambda value: value) if shares_weights else _own_tensor
+    copier = Copier(tensor, keep_hooks=True, memo=memo)
     for shell in shells:
         shell.fill(copier)
     return copier.copy(model).eval()
