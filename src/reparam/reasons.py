@@ -152,8 +152,8 @@ class Why(enum.Enum):
     NOT_TOGETHER = "another region that would take over a part of the same operation does not fold"
     NOT_REWRITTEN = "[{block}|its block] cannot be rewritten by itself[: {found}]"
     ONE_WAY = (
-        "its code goes another way for other inputs[ ({place})]; what is left of it goes the way of "
-        "the example, and raises an error where it would have gone another"
+        "its code goes another way for other inputs[ ({place})]; what is left of it goes the way "
+        "of the example, and raises an error where it would have gone another"
     )
     FOLD_DIFFERS = "its folded layer differs[ by {error:.1e} of its largest value] in float64"
     OVERFLOWS = "a number of its folded layer overflows[ {dtype}| its type]"
