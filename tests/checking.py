@@ -47,18 +47,28 @@ def assert_same_function(
 
 
 def assert_no_dearer(reference: nn.Module, candidate: nn.Module, *inputs: torch.Tensor) -> None:
-    """Raise if the candidate runs more layers or multiply-adds, or stores more numbers."""
+    """Raise if the candidate runs more layers or multiply-adds, or stores more numbers.
+
+    A pass over the values may be paid for with biases: one number an output channel.
+    """
     _, before = count(reference, *inputs)
     _, after = count(candidate, *inputs)
+    passes_went = after.others.total() < before.others.total()
+    paid = _biases(candidate) if passes_went else 0
     pairs = {
         "convolutions": (before.convs, after.convs),
         "convolutions and linears": (before.convs + before.linears, after.convs + after.linears),
         "norms": (before.norms, after.norms),
         "multiply-adds": (before.macs, after.macs),
-        "stored numbers": (stored_numbers(reference), stored_numbers(candidate)),
+        "stored numbers": (stored_numbers(reference) + paid, stored_numbers(candidate)),
     }
     for what, (old, new) in pairs.items():
         assert new <= old, f"{what} went up from {old} to {new}"
+
+
+def _biases(model: nn.Module) -> int:
+    biases = (getattr(module, "bias", None) for module in model.modules())
+    return sum(bias.numel() for bias in biases if isinstance(bias, torch.Tensor))
 
 
 def _skeleton(tree: Any) -> Any:
