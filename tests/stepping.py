@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor, nn
 
-__all__ = ["adamw", "assert_same_state", "randomised", "sgd", "train_both"]
+import reparam
+from reparam.online_training.costs import choices
+from reparam.online_training.placing import regions_of
+from reparam.online_training.region import Region
+from reparam.online_training.steps import Kind
+
+__all__ = [
+    "adamw", "assert_same_state", "merged", "merged_by_force", "randomised", "sgd", "train_both",
+]  # fmt: skip
 
 RTOL = 1e-9
 
@@ -46,6 +53,20 @@ def randomised(net: nn.Module, seed: int = 0) -> nn.Module:
     return net
 
 
+def merged_by_force(wide: nn.Module, choice: int = -1) -> nn.Module:
+    """The online form with one of the sets of norms merged in every block, whatever it costs."""
+    net = reparam.online(wide, statistics="running")  # takes all blocks, dear ones too
+    for region in merged(net):
+        sets = choices(region.steps)
+        region.mode, region.merged = "batch", sets[choice if choice < len(sets) else -1]
+    return net
+
+
+def merged(net: nn.Module) -> list[Region]:
+    """The rewritten parts of a net that have norms."""
+    return [r for r in regions_of(net) if any(s.kind is Kind.NORM for s in r.steps)]
+
+
 def train_both(
     wide: nn.Module,
     online: nn.Module,
@@ -76,7 +97,3 @@ def assert_same_state(wide: nn.Module, online: nn.Module, rtol: float = RTOL) ->
     for name, value in expected.items():
         worst = (value.double() - found[name].double()).abs().max().item()
         assert worst <= rtol * max(1.0, value.abs().max().item()), f"{name} differs by {worst:.1e}"
-
-
-def copied(net: nn.Module) -> nn.Module:
-    return copy.deepcopy(net)

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from reparam.errors import ReparamError, TrainingModeError
     from reparam.exporting import export, load_fused, read_metadata
     from reparam.fusing import FoldWarning, Plan, Region, fuse, operator, plan
-    from reparam.narrowing import online, online_mode, online_plan
+    from reparam.online_training import online, online_mode, online_plan
     from reparam.pruning import PruneResult, prune
     from reparam.quantizing import quantize
     from reparam.reasons import Reason, Refusal, Why
@@ -86,9 +86,9 @@ _HOMES = {
     "fuse": "reparam.fusing",
     "load_checkpoint": "reparam.checkpoints",
     "load_fused": "reparam.exporting",
-    "online": "reparam.narrowing",
-    "online_mode": "reparam.narrowing",
-    "online_plan": "reparam.narrowing",
+    "online": "reparam.online_training",
+    "online_mode": "reparam.online_training",
+    "online_plan": "reparam.online_training",
     "operator": "reparam.fusing",
     "pick": "reparam.benchmarking",
     "plan": "reparam.fusing",

@@ -10,7 +10,7 @@ import torch
 import reparam
 from reparam.data import open_data
 from reparam.models import BranchSpec, MobileOneSpec
-from reparam.narrowing.placing import regions_of
+from reparam.online_training.placing import regions_of
 from reparam.training import load_recipe
 
 

@@ -54,9 +54,12 @@ class LayerArguments:
         """Run the layer on ``x`` with the given numbers."""
         if self.dims == 0:
             return F.linear(x, weight, bias)
-        padded = F.pad(x, flat_pads(self._pads))
+        pads: tuple[int, ...] = tuple(low for low, _ in self._pads)
+        if self._pads != tuple((low, low) for low in pads) or min(pads) < 0:
+            x = F.pad(x, flat_pads(self._pads))
+            pads = (0,) * self.dims
         function = (F.conv1d, F.conv2d, F.conv3d)[self.dims - 1]
-        return function(padded, weight, bias, self.stride, 0, self.dilation, self.groups)
+        return function(x, weight, bias, self.stride, pads, self.dilation, self.groups)
 
     def on(self, x: Tensor, at: Positions | None = None) -> Run:
         """Fix the input, to run the layer with many kernels; see :func:`direct.convolving`."""

@@ -21,8 +21,8 @@ from reparam._arguments import FLAG, FUNCTION, MODULE, NONE, PATH, a, takes, who
 from reparam._files import write_text
 from reparam.data import ImageData, eval_loader
 from reparam.errors import CheckpointError, InputError, ReparamError
-from reparam.narrowing import online as online_form
-from reparam.narrowing import online_plan
+from reparam.online_training import online as online_form
+from reparam.online_training import online_plan
 from reparam.training.checkpoints import RunFiles, SaveRun, save_weights
 from reparam.training.logs import WriteLogs
 from reparam.training.module import EVAL_BATCH, Training

@@ -12,8 +12,8 @@ from reparam.algebra import Geometry, compose, parallel
 from reparam.errors import InexactError
 from reparam.graph.effects import base_of, mutated_argument
 from reparam.graph.trace import Trace
-from reparam.narrowing.pieces import Operand, Piece, Reader, is_layer
-from reparam.narrowing.steps import Kind, Step
+from reparam.online_training.pieces import Operand, Piece, Reader, is_layer
+from reparam.online_training.steps import Kind, Step
 
 __all__ = ["Found", "regions_in"]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import reduce
 from typing import Any, Literal
 
@@ -12,25 +12,21 @@ import torch
 from torch import Tensor, fx
 
 from reparam.algebra import Geometry, layer_arguments, parallel
-from reparam.narrowing.costs import cheapest, common_patch, positions
-from reparam.narrowing.kernels import Affine, composed
-from reparam.narrowing.moments import moments
-from reparam.narrowing.norms import (
-    forms,
+from reparam.online_training.costs import cheapest, common_patch, positions
+from reparam.online_training.kernels import Affine, composed, fitted
+from reparam.online_training.norms import (
+    Branch,
+    Normalisation,
     frozen_scale,
-    joined_moments,
-    scales,
+    normalised,
     sync_group,
     uses_batch,
 )
-from reparam.narrowing.steps import Kind, Step
+from reparam.online_training.steps import Kind, Step
 
 __all__ = ["Mode", "Region"]
 
 Mode = Literal["batch", "running", "branches"]
-
-_MANY = 32
-"""Numbers in a patch from which it pays to read the identity's moments off instead of computing."""
 
 
 @dataclass
@@ -56,7 +52,7 @@ class Region:
             return _Run(self.steps, operands, x, "branches", frozenset()).output()
         merged = self.merged
         if merged is None:
-            merged = cheapest(self.steps, tuple(x.shape)).merged
+            merged = cheapest(self.steps, tuple(x.shape), torch.get_num_threads()).merged
         return _Run(self.steps, operands, x, self.mode, merged).output()
 
     def _runs_as_it_was(self, x: Any) -> bool:
@@ -82,7 +78,6 @@ class _Run:
     x: Any
     mode: Mode
     merged: frozenset[int]
-    known: dict[tuple[Any, ...], tuple[Tensor, Tensor, int]] = field(default_factory=dict)
 
     def output(self) -> Any:
         values: dict[int, _Value] = {}
@@ -202,8 +197,8 @@ class _Run:
         groups: dict[tuple[Any, ...], list[tuple[int, Affine]]] = {}
         for index, affine in together.items():
             if affine is not None:
-                norm = self._operand(self.steps[index])
-                key = (affine.geometry.stride, affine.geometry.extent, sync_group(norm))
+                geometry, group = affine.geometry, sync_group(self._operand(self.steps[index]))
+                key = (geometry.stride, geometry.extent, geometry.out_channels, group)
                 groups.setdefault(key, []).append((index, affine))
         found = {}
         for (*_, processes), members in groups.items():
@@ -212,24 +207,27 @@ class _Run:
 
     def _group(self, members: list[tuple[int, Affine]], processes: Any) -> dict[int, _Value]:
         patch = common_patch(tuple(affine.geometry for _, affine in members))
-        mean, covariance, count = self._moments(patch, processes)
+        members = sorted(members, key=lambda member: member[1].is_input)
         with _plain(self.x):
-            found = _forms_of([affine for _, affine in members], patch, mean, covariance)
-            norms = [self._operand(self.steps[index]) for index, _ in members]
-            pairs = scales(norms, [m for m, _ in found], [v for _, v in found], count)
+            branches = tuple(self._branch(index, affine, patch) for index, affine in members)
+        count = positions(patch, tuple(self.x.shape))
+        self.x, pairs = normalised(self.x, Normalisation(patch, branches, count, processes))
+        with _plain(self.x):
             return {
-                # The mean holds the bias, which the shift therefore takes away again.
                 index: _Value(affine.scaled(scale).shifted(shift))
                 for (index, affine), (scale, shift) in zip(members, pairs, strict=True)
             }
 
-    def _moments(self, patch: Geometry, processes: Any) -> tuple[Tensor, Tensor, int]:
-        key = (patch, processes)
-        if key not in self.known:
-            self.x, mean, covariance = moments(self.x, patch)
-            count = positions(patch, tuple(self.x.shape))
-            self.known[key] = joined_moments(mean, covariance, count, processes)
-        return self.known[key]
+    def _branch(self, index: int, affine: Affine, patch: Geometry) -> Branch:
+        norm = self._operand(self.steps[index])
+        if affine.is_input:
+            return Branch(norm, None, ())
+        grid = replace(patch, out_channels=affine.geometry.out_channels)
+        scale, kernel, geometry = affine.terms[0]
+        if len(affine.terms) > 1 or scale is not None or kernel is None:
+            kernel, geometry = affine.kernel(grid, self._like()), grid
+        places, kernel = fitted(kernel, geometry, grid)
+        return Branch(norm, kernel, places, affine.bias)
 
     # ---------------------------------------------------------------- tensors
 
@@ -271,37 +269,3 @@ def _added(values: list[Affine]) -> Affine:
         tuple(term for value in values for term in value.terms),
         reduce(torch.add, biases) if biases else None,
     )
-
-
-def _forms_of(
-    values: list[Affine], patch: Geometry, mean: Tensor, covariance: Tensor
-) -> list[tuple[Tensor, Tensor]]:
-    """The mean and the variance of each value over the batch, shape ``(O,)`` each."""
-    width = mean.shape[1]
-    found: dict[int, tuple[Tensor, Tensor]] = {}
-    rows: dict[int, Tensor] = {}
-    for number, value in enumerate(values):
-        if value.is_input and width > _MANY:
-            at = _centre(patch, mean.device)
-            moments_of = mean[:, at], covariance.diagonal(dim1=1, dim2=2)[:, at]
-            found[number] = moments_of[0].flatten(), moments_of[1].flatten()
-            continue
-        grid = replace(patch, out_channels=value.geometry.out_channels)
-        rows[number] = value.kernel(grid, mean).reshape(patch.groups, -1, width)
-    if rows:
-        means, variances = forms(torch.cat(list(rows.values()), 1), mean, covariance)
-        sizes = [part.shape[1] for part in rows.values()]
-        parts = zip(means.split(sizes, 1), variances.split(sizes, 1), strict=True)
-        found |= {n: (m.flatten(), v.flatten()) for n, (m, v) in zip(rows, parts, strict=True)}
-    return [
-        (m if value.bias is None else m + value.bias, v)
-        for value, (m, v) in ((values[number], found[number]) for number in range(len(values)))
-    ]
-
-
-def _centre(patch: Geometry, device: torch.device) -> Tensor:
-    """Where in a patch the position itself is, for each channel of a group."""
-    centre = 0
-    for taps in patch.offsets:
-        centre = centre * len(taps) + taps.index(0)
-    return torch.arange(patch.in_channels // patch.groups, device=device) * patch.taps + centre

@@ -6,23 +6,13 @@ import pytest
 import torch
 from torch import nn
 
-import reparam
-from reparam.narrowing.costs import choices
-from reparam.narrowing.placing import regions_of
-from stepping import assert_same_state, randomised
+from stepping import assert_same_state, merged_by_force, randomised
 from zoo.mobile import MobileOneBlock
 
 
 def _pair(**options: object) -> tuple[nn.Module, nn.Module]:
     wide = randomised(nn.Sequential(MobileOneBlock(6, 6, **options), nn.ReLU()))
-    online = reparam.online(wide, torch.empty(64, 6, 112, 112, device="meta"))
-    _force(online)
-    return wide, online
-
-
-def _force(net: nn.Module) -> None:
-    for region in regions_of(net):
-        region.merged = choices(region.steps)[-1]
+    return wide, merged_by_force(wide)
 
 
 @pytest.mark.parametrize("options", [{"groups": 6}, {"kernel": 1}], ids=str)

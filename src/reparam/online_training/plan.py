@@ -8,19 +8,20 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, get_args
 
+import torch
 from torch import nn
 
 from reparam._arguments import FLAG, MODULE, NONE, SHAPES, takes
 from reparam.errors import InputError
 from reparam.graph.skeleton import unwrap
 from reparam.graph.trace import Trace, TraceFailure
-from reparam.narrowing.costs import Costs, cheapest
-from reparam.narrowing.finding import BATCH, shapes_in, traces_of
-from reparam.narrowing.placing import Forward, blocks_of, place, regions_of, rewritten, undo
-from reparam.narrowing.reading import Found, regions_in
-from reparam.narrowing.region import Mode
-from reparam.narrowing.steps import Kind
-from reparam.narrowing.table import render
+from reparam.online_training.costs import Costs, cheapest
+from reparam.online_training.finding import BATCH, shapes_in, traces_of
+from reparam.online_training.placing import Forward, blocks_of, place, regions_of, rewritten, undo
+from reparam.online_training.reading import Found, regions_in
+from reparam.online_training.region import Mode
+from reparam.online_training.steps import Kind
+from reparam.online_training.table import render
 
 __all__ = ["OnlineBlock", "OnlinePlan", "OnlineRefusal", "online", "online_mode", "online_plan"]
 
@@ -241,7 +242,7 @@ def _nominal(region: Found, shape: tuple[int, ...] | None) -> tuple[int, ...]:
 
 
 def _refusal(traced: Trace, region: Found, shape: tuple[int, ...] | None) -> OnlineRefusal | None:
-    costs = cheapest(region.steps, _nominal(region, shape))
+    costs = cheapest(region.steps, _nominal(region, shape), torch.get_num_threads())
     if costs.merged:
         return None
     where = traced.stacks[region.nodes[-1]][-1].path or "the model"
@@ -251,7 +252,7 @@ def _refusal(traced: Trace, region: Found, shape: tuple[int, ...] | None) -> Onl
 
 def _record(path: str, region: Found, shape: tuple[int, ...] | None, *, tune: bool) -> OnlineBlock:
     shape = _nominal(region, shape)
-    costs = cheapest(region.steps, shape)
+    costs = cheapest(region.steps, shape, torch.get_num_threads())
     if tune:
         # One convolution without a norm is what a block costs then, and the least there is.
         costs = replace(costs, merged=frozenset(range(len(region.steps))), work=costs.plain)

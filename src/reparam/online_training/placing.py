@@ -15,9 +15,9 @@ from reparam.graph.kinds import AnyBatchNorm
 from reparam.graph.part import part_of
 from reparam.graph.rewrite import generated_forward, with_forward
 from reparam.graph.trace import Key, Trace, TraceFailure, join
-from reparam.narrowing.reading import Found
-from reparam.narrowing.region import Mode, Region
-from reparam.narrowing.steps import Step
+from reparam.online_training.reading import Found
+from reparam.online_training.region import Mode, Region
+from reparam.online_training.steps import Step
 
 __all__ = ["Block", "Forward", "blocks_of", "place", "regions_of", "rewritten", "undo"]
 

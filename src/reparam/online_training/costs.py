@@ -1,9 +1,9 @@
 """What a training step of a block costs, by counted work, for each way to run it.
 
 The unit is a multiply-add of a large matrix product; forward and backward count together. The rates
-below turn passes over memory into that unit. They were measured on x86-64 CPUs, where they decide
-alike from 2 to 16 images and 8 to 112 pixels; GPUs pay more for a pass, which moves every choice
-further towards merging.
+below turn passes over memory into that unit. They were measured on an x86-64 CPU. What many small
+operations take does not get less with more threads, as everything else does, so it counts once for
+each thread. Merging has to save a margin, as no count is time.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ import math
 from dataclasses import dataclass, field, replace
 
 from reparam.algebra import Geometry, parallel
-from reparam.narrowing.moments import is_single_tap, is_toeplitz
-from reparam.narrowing.steps import Kind, Step
-from reparam.narrowing.toeplitz import lag_windows
+from reparam.online_training.moments import is_single_tap, is_toeplitz
+from reparam.online_training.steps import Kind, Step
+from reparam.online_training.toeplitz import lag_windows
 
 __all__ = ["Costs", "cheapest", "choices", "common_patch", "positions", "work_of"]
 
@@ -27,12 +27,14 @@ _PASS = 10.0
 """Reading a tensor and writing another, for each number."""
 _DEPTHWISE_TAP = 5.0
 """A tap of a depthwise convolution: bound by memory, not by arithmetic."""
-_GATHER = 30.0
+_GATHER = 55.0
 """Writing one tap of a patch out, or adding it back."""
-_SMALL = 6e7
-"""The many small operations that single taps and gathered patches need, whatever their size."""
-_SMALL_DEPTHWISE = 1.8e8
+_SMALL = 1e8
+"""The many small operations that single taps and gathered patches need, on each thread."""
+_SMALL_DEPTHWISE = 2e8
 """Those of depthwise patches at stride 1, borders included."""
+_MARGIN = 1.3
+"""How many times less merging has to cost than the branches."""
 _FORM = 1.3
 """A multiply-add of a product of kernels with a covariance: small matrices are slower."""
 
@@ -56,18 +58,18 @@ class Costs:
 
 
 @functools.lru_cache(maxsize=4096)
-def cheapest(steps: tuple[Step, ...], shape: tuple[int, ...]) -> Costs:
-    """Choose for an input of a shape which norms to merge."""
+def cheapest(steps: tuple[Step, ...], shape: tuple[int, ...], threads: int) -> Costs:
+    """Choose for an input of a shape which norms to merge on so many threads."""
     norms = [i for i, step in enumerate(steps) if step.kind is Kind.NORM]
     last = steps[-1].geometry
-    branches = work_of(steps, shape, frozenset())
+    branches = work_of(steps, shape, frozenset(), threads)
     plain = _layer(last, shape) + _NORM * last.out_channels * positions(last, shape)
     best = Costs(frozenset(), branches, branches, plain)
     if any(positions(steps[i].geometry, shape) < 2 for i in norms):
         return best
     for merged in choices(steps):
-        work = work_of(steps, shape, merged)
-        if work < best.work:
+        work = work_of(steps, shape, merged, threads)
+        if work * (1.0 if best.merged else _MARGIN) < best.work:
             best = replace(best, merged=merged, work=work)
     return best
 
@@ -94,9 +96,11 @@ def common_patch(geometries: tuple[Geometry, ...]) -> Geometry:
     return functools.reduce(parallel, others, first)
 
 
-def work_of(steps: tuple[Step, ...], shape: tuple[int, ...], merged: frozenset[int]) -> float:
+def work_of(
+    steps: tuple[Step, ...], shape: tuple[int, ...], merged: frozenset[int], threads: int
+) -> float:
     """Count the work of a step with these norms merged."""
-    return _Count(steps, shape, merged).total()
+    return _Count(steps, shape, merged, threads).total()
 
 
 def _upstream(steps: tuple[Step, ...], index: int) -> set[int]:
@@ -119,21 +123,21 @@ def _layer(geometry: Geometry, shape: tuple[int, ...]) -> float:
     return positions(geometry, shape) * (3 * rate * geometry.weights + outside)
 
 
-def _moments(patch: Geometry, shape: tuple[int, ...]) -> float:
+def _moments(patch: Geometry, shape: tuple[int, ...], threads: int) -> float:
     channels = patch.in_channels
     size = math.prod(shape)
     width = channels // patch.groups * patch.taps
     if is_single_tap(patch):
-        return size * (2 * width + 5 * _PASS) + _SMALL
+        return size * (2 * width + 5 * _PASS) + _SMALL * threads
     if is_toeplitz(patch):
         high, wide = ([1, *map(len, patch.offsets)])[-2:]
         lags = (2 * high - 1) * 3 * lag_windows(wide)
         back = (2 * high - 1) * (2 * wide - 1)
         border = 2 * (high + wide) / min(shape[2:])
         rate = lags * _DEPTHWISE_TAP + back * _DEPTHWISE_TAP / 2 + 6 * _PASS + border * 3 * _PASS
-        return size * rate + _SMALL_DEPTHWISE
+        return size * rate + _SMALL_DEPTHWISE * threads
     gathered = positions(patch, shape) * channels * patch.taps
-    return gathered * (2 * width + 3 * _GATHER) + _SMALL
+    return gathered * (2 * width + 3 * _GATHER) + _SMALL * threads
 
 
 @dataclass
@@ -151,6 +155,7 @@ class _Count:
     steps: tuple[Step, ...]
     shape: tuple[int, ...]
     merged: frozenset[int]
+    threads: int
     work: float = 0.0
     patches: dict[tuple[object, ...], list[Geometry]] = field(default_factory=dict)
 
@@ -162,7 +167,7 @@ class _Count:
         for geometries in self.patches.values():
             patch = common_patch(tuple(geometries))
             width = patch.in_channels // patch.groups * patch.taps
-            self.work += _moments(patch, self.shape)
+            self.work += _moments(patch, self.shape, self.threads)
             self.work += sum(2 * _FORM * g.out_channels * width**2 for g in geometries)
         return self.work
 
@@ -198,7 +203,7 @@ class _Count:
 
     def _norm(self, index: int, step: Step, inner: _Sim) -> _Sim:
         if index in self.merged and inner.affine is not None and not inner.tensors:
-            key = (inner.affine.stride, inner.affine.extent)
+            key = (inner.affine.stride, inner.affine.extent, inner.affine.out_channels)
             self.patches.setdefault(key, []).append(inner.affine)
             return _Sim(inner.affine)
         self._written(inner)

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
+import dataclasses
+import math
+
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-import reparam
 from reparam import algebra
-from reparam.narrowing import region as running
-from reparam.narrowing import toeplitz
-from reparam.narrowing.costs import choices
-from reparam.narrowing.moments import moments
-from reparam.narrowing.placing import regions_of
-from stepping import randomised, train_both
+from reparam.online_training import norms, toeplitz
+from reparam.online_training.costs import choices
+from reparam.online_training.moments import way_of
+from stepping import merged, merged_by_force, randomised, train_both
 from zoo.mobile import MobileOneBlock
 
 
@@ -50,20 +50,53 @@ PATCHES = [
     (_patch((6, 4, 1, 1), stride=2), (2, 4, 5, 6)),
     (_patch((3, 4)), (7, 4)),
     (_patch((2, 1, 3, 3, 3), padding=1, groups=2), (2, 2, 3, 4, 3)),
+    (_patch((4, 1, 3, 3), padding=2, groups=4), (2, 4, 5, 4)),
 ]
 
 
 @pytest.mark.parametrize(("patch", "shape"), PATCHES, ids=lambda v: str(v).replace(" ", ""))
-def test_moments_and_gradients(patch: algebra.Geometry, shape: tuple[int, ...]) -> None:
-    x = (torch.randn(shape, dtype=torch.float64) + 2).requires_grad_()
-    same, mean, covariance = moments(x, patch)
-    rows = _written_out(x.detach(), patch)
+def test_moments_and_the_way_back(patch: algebra.Geometry, shape: tuple[int, ...]) -> None:
+    x = torch.randn(shape, dtype=torch.float64) + 2
+    mean, covariance = way_of(patch).moments(x, patch, torch.float64)
+    rows = _written_out(x, patch)
     centred = rows - rows.mean(2, keepdim=True)
     torch.testing.assert_close(mean, rows.mean(2), rtol=1e-12, atol=1e-13)
     expected = centred @ centred.mT / rows.shape[2]
     torch.testing.assert_close(covariance, expected, rtol=1e-12, atol=1e-13)
-    assert torch.equal(same, x)
-    assert torch.autograd.gradcheck(lambda x: moments(x, patch), (x,), fast_mode=True)
+
+    half = torch.randn_like(covariance)
+    matrix, shift, before = half + half.mT, torch.randn_like(mean), torch.randn_like(x)
+    found = way_of(patch).gradient(x, patch, matrix, shift, before)
+
+    def total(x: torch.Tensor) -> torch.Tensor:
+        rows = _written_out(x, patch)
+        quadratic = (rows * (matrix @ rows)).sum() / 2
+        return quadratic + (rows.sum(2) * shift).sum() + (x * before).sum()
+
+    expected = torch.autograd.functional.jacobian(total, x)
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-11)
+
+
+@pytest.mark.parametrize(("patch", "shape"), PATCHES[::3], ids=lambda v: str(v).replace(" ", ""))
+def test_gradients_of_scales_and_shifts(patch: algebra.Geometry, shape: tuple[int, ...]) -> None:
+    outputs = patch.out_channels
+    kernels = [torch.randn(patch.kernel_shape, dtype=torch.float64) for _ in range(2)]
+    count = shape[0] * math.prod(patch.output_size(shape[2:]))
+
+    def pairs(x, first, second, weight, bias):
+        branches = []
+        for kernel in (first, second):
+            norm = nn.BatchNorm2d(outputs, track_running_stats=False).double()
+            norm._parameters.update(weight=weight, bias=bias)
+            branches.append(norms.Branch(norm, kernel, (slice(None),) * patch.dims))
+        same, found = norms.normalised(x, norms.Normalisation(patch, tuple(branches), count))
+        return same, *(tensor for pair in found for tensor in pair)
+
+    inputs = (
+        torch.randn(shape, dtype=torch.float64) + 2, *kernels,
+        torch.rand(outputs, dtype=torch.float64), torch.randn(outputs, dtype=torch.float64),
+    )  # fmt: skip
+    assert torch.autograd.gradcheck(pairs, [i.requires_grad_() for i in inputs], fast_mode=True)
 
 
 @pytest.mark.parametrize(("patch", "shape"), [PATCHES[0], PATCHES[6], PATCHES[9]], ids=str)
@@ -72,10 +105,11 @@ def test_a_large_mean_costs_little_precision(
 ) -> None:
     """The mean is a thousand times the spread: not centred, squares would lose all digits."""
     shape = (4, shape[1], 24, 24)
-    x = torch.randn(shape, dtype=torch.float64) + 1000
-    rows = _written_out(x.float().double(), patch)
+    x = (torch.randn(shape, dtype=torch.float64) + 1000).float()
+    rows = _written_out(x.double(), patch)
     inner = (rows - rows.mean(2, keepdim=True)).square().mean(2)
-    found = moments(x.float(), patch)[2].diagonal(dim1=1, dim2=2)
+    _, covariance = way_of(patch).moments(x, patch, torch.float32)
+    found = covariance.diagonal(dim1=1, dim2=2)
     torch.testing.assert_close(found.double(), inner, rtol=1e-3, atol=0)
 
 
@@ -94,47 +128,59 @@ def test_random_blocks_train_alike(data: st.DataObject) -> None:
         ),
         seed=data.draw(st.integers(0, 99)),
     )  # fmt: skip
-    plan = reparam.online_plan(
-        wide, torch.empty(64, 4, 112, 112, dtype=torch.float64, device="meta")
-    )
-    online = plan.apply()
-    for region in regions_of(online):
+    online = merged_by_force(wide)
+    for region in merged(online):
         region.merged = data.draw(st.sampled_from(choices(region.steps)))
     size = [data.draw(st.integers(4, 9)) for _ in range(2)]
     train_both(wide, online, [torch.randn(3, 4, *size, dtype=torch.float64)])
 
 
-def _biased(norms, means, variances, count):
+_FOLLOW, _MAPS = norms._follow, toeplitz._maps
+
+
+def _biased(branches, means, variances, count):
     del count
-    return _SCALES(norms, means, variances, 10**12)
+    return _FOLLOW(branches, means, variances, 10**12)
 
 
-def _uncentred(x, patch):
-    same, mean, covariance = moments(x, patch)
-    return same, mean, covariance + mean.unsqueeze(2) * mean.unsqueeze(1)
+def _uncentred(mean, covariance, count, group):
+    del group
+    return mean, covariance + mean.unsqueeze(2) * mean.unsqueeze(1), count
 
 
-_SCALES = running.scales
+def _without(name: str, part: tuple[slice, ...]):
+    """Toeplitz maps with a part that is zero."""
+
+    def maps(*args):
+        found = _MAPS(*args)
+        wrong = getattr(found, name).clone()
+        wrong[part] = 0
+        return dataclasses.replace(found, **{name: wrong})
+
+    return maps
+
+
+LAGS, KERNEL, ROWS = 5 * 3, 5 * 5, 2 * 3
+"""Of a 3x3 patch: sums for the image itself, numbers of its kernel, sums for pairs of rows."""
 
 
 @pytest.mark.parametrize(
     ("module", "name", "wrong"),
     [
-        (running, "scales", _biased),
-        (running, "moments", _uncentred),
-        (toeplitz, "_subtract_lines", lambda *_: None),
-        (toeplitz, "_return_lines", lambda *_: None),
-        (toeplitz.Toeplitz, "_corners", lambda _self: iter(())),
+        (norms, "_follow", _biased),
+        (norms, "_joined", _uncentred),
+        (toeplitz, "_maps", _without("products", (slice(LAGS, LAGS + ROWS),))),
+        (toeplitz, "_maps", _without("products", (slice(LAGS + 2 * ROWS, None),))),
+        (toeplitz, "_maps", _without("returned", (slice(None), slice(KERNEL, None)))),
+        (toeplitz, "_maps", _without("present", (slice(None),))),
     ],
-    ids=["biased variance", "uncentred", "no borders", "no borders back", "no corners"],
+    ids=["biased variance", "uncentred", "no rows", "no corners", "nothing back", "zeros as mean"],
 )
 def test_a_seeded_error_is_found(module, name, wrong, monkeypatch) -> None:
     block = MobileOneBlock(4, 4, groups=4, branches=2)
     # A layer before it, for the gradient of the block's input to reach.
     wide = randomised(nn.Sequential(nn.Conv2d(4, 4, 1), nn.ReLU(), block))
-    online = reparam.online(wide, torch.empty(64, 4, 112, 112, dtype=torch.float64, device="meta"))
-    (region,) = regions_of(online)
-    region.merged = choices(region.steps)[-1]
+    online = merged_by_force(wide)
     batches = [torch.randn(3, 4, 6, 7, dtype=torch.float64) + 0.5]
     monkeypatch.setattr(module, name, wrong)
     with pytest.raises(AssertionError):

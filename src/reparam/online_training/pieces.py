@@ -21,7 +21,7 @@ from reparam.graph.builtin import is_builtin
 from reparam.graph.constants import Constants
 from reparam.graph.kinds import AnyBatchNorm
 from reparam.graph.trace import Trace, join
-from reparam.narrowing.steps import Kind
+from reparam.online_training.steps import Kind
 
 __all__ = ["Operand", "Piece", "Reader", "is_layer"]
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from reparam.narrowing.plan import (
+from reparam.online_training.plan import (
     OnlineBlock,
     OnlinePlan,
     OnlineRefusal,
