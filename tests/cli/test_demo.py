@@ -53,6 +53,8 @@ def _check_story(results) -> None:
     }
     assert held == {"train": 3, "resnet": 2, "deploy": 1}
     assert len(results.block.before) == 3
+    assert results.twins.convolutions == 5
+    assert {twin.role for twin in results.twins.twins} == {"train", "comparator"}
 
 
 def test_the_comparator_is_of_about_equal_size() -> None:

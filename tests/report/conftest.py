@@ -26,6 +26,8 @@ from reparam.report.results import (
     TimingRecord,
     TraceRecord,
     TrainingRecord,
+    TwinRecord,
+    TwinsRecord,
 )
 
 
@@ -131,6 +133,15 @@ def results() -> Results:
             AccuracyRecord("deploy", 356, 360),
             AccuracyRecord("deploy", 356, 360, "ONNX Runtime"),
             AccuracyRecord("resnet", 355, 360),
+        ),
+        twins=TwinsRecord(
+            22,
+            400,
+            (
+                TwinRecord("Plain", "comparator", 0.025, 4.0, (2.1, 1.2), 300, 360),
+                TwinRecord("With branches", "train", 0.1, 6.0, (1.8, 0.7), 340, 360),
+            ),
+            "Invented.",
         ),
         agreement=(
             AgreementRecord("train", "deploy", 360, 360),

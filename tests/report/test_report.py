@@ -18,6 +18,7 @@ from reparam.report.charts import Bar, bar_chart
 from reparam.report.engines import on_one_scale
 from reparam.report.results import AgreementRecord, BlockRecord, BranchRecord, Results
 from reparam.report.story import accuracy_remarks, headline, latency_remarks, memory_remarks
+from reparam.report.twins import twins_remarks
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -112,6 +113,21 @@ def test_no_winner_is_named_that_did_not_win_most_rounds(results: Results) -> No
     assert "no clear difference in speed" in sentence(unsure)
     remark = latency_remarks(unsure, unsure.latency[0])[0]
     assert remark.endswith("is clearly faster in this run.")
+
+
+@pytest.mark.parametrize(
+    ("correct", "told"),
+    [(340, "gained 11.1 points"), (305, "do not tell"), (200, "lost 27.8 points")],
+)
+def test_what_branches_bring_is_told_as_far_as_the_images_tell_it(
+    results: Results, correct: int, told: str
+) -> None:
+    assert results.twins is not None
+    plain, wide = results.twins.twins
+    twins = dataclasses.replace(
+        results.twins, twins=(plain, dataclasses.replace(wide, correct=correct))
+    )
+    assert told in twins_remarks(twins)[-1]
 
 
 def test_remarks_name_the_engine_in_which_the_comparator_wins(results: Results) -> None:

@@ -26,7 +26,7 @@ def to_csv(results: Results) -> str:
     writer = csv.writer(buffer, lineterminator="\n")
     writer.writerow(_HEADER)
     sections = (
-        *(_models, _training, _accuracy, _plan, _checks, _latency, _memory),
+        *(_models, _training, _accuracy, _twins, _plan, _checks, _latency, _memory),
         *(_quantizations, _prunings),
     )
     for section in sections:
@@ -63,6 +63,15 @@ def _accuracy(results: Results) -> Iterator[_Row]:
         names = f"{results.model(pair.candidate).label} vs {results.model(pair.reference).label}"
         yield "agreement", pair.engine, names, "equal predictions", pair.agree, "images"
         yield "agreement", pair.engine, names, "total", pair.total, "images"
+
+
+def _twins(results: Results) -> Iterator[_Row]:
+    for twin in results.twins.twins if results.twins else ():
+        yield "twins", "", twin.label, "learning rate", twin.learning_rate, ""
+        yield "twins", "", twin.label, "correct", twin.correct, "images"
+        yield "twins", "", twin.label, "total", twin.total, "images"
+        for epoch, loss in enumerate(twin.loss, start=1):
+            yield "twins", f"epoch {epoch}", twin.label, "loss", loss, ""
 
 
 def _plan(results: Results) -> Iterator[_Row]:

@@ -94,6 +94,8 @@ def _check_counts(results: Results, where: str) -> None:
     """Raise for numbers that no measurement gives, which shares and ratios cannot be made of."""
     for judged in results.accuracy:
         _check_share(f"{where}: {judged.model}", judged.correct, judged.total)
+    for twin in results.twins.twins if results.twins else ():
+        _check_share(f"{where}: {twin.label}", twin.correct, twin.total)
     for compared in results.agreement:
         _check_share(f"{where}: {compared.candidate}", compared.agree, compared.total)
     for group in (*results.latency, *results.benchmarks):
@@ -166,7 +168,7 @@ def merge(parts: Sequence[Results]) -> Results:
             "memory", "quantizations", "prunings",
         )
     }  # fmt: skip
-    for name in ("data", "plan", "block"):
+    for name in ("data", "twins", "plan", "block"):
         joined[name] = next((v for part in renamed if (v := getattr(part, name))), None)
     return replace(
         renamed[0],

@@ -42,6 +42,7 @@ from reparam.report.results import (
 from reparam.report.sections import conditions, engines_section, tradeoff_section
 from reparam.report.timelines import Timeline, timelines
 from reparam.report.tradeoff import tradeoffs
+from reparam.report.twins import twins_section
 
 __all__ = ["page_html", "render"]
 
@@ -103,6 +104,7 @@ def _context(results: Results) -> dict[str, Any]:
         "diagram": block_diagram(results.block) if results.block else None,
         "block_caption": typeset(results.block.caption) if results.block else "",
         "accuracy": _accuracy(results) if results.accuracy else None,
+        "twins": twins_section(results.twins) if results.twins else None,
         "latency": [_latency(results, group) for group in results.latency if group.rows],
         "tradeoffs": [tradeoff_section(compared) for compared in tradeoffs(results)],
         "engines": [engines_section(results, group) for group in results.benchmarks if group.rows],

@@ -32,6 +32,8 @@ __all__ = [
     "TimingRecord",
     "TraceRecord",
     "TrainingRecord",
+    "TwinRecord",
+    "TwinsRecord",
     "to_json",
 ]
 
@@ -87,6 +89,29 @@ class TrainingRecord:
     epochs: int
     seconds: float
     loss: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True)
+class TwinRecord:
+    """One form of a net that was trained in several: its learning rate, losses and accuracy."""
+
+    label: str
+    role: str
+    learning_rate: float
+    seconds: float
+    loss: tuple[float, ...]
+    correct: int
+    total: int
+
+
+@dataclass(frozen=True)
+class TwinsRecord:
+    """A net trained with branches and without, which is the same `convolutions` once folded."""
+
+    convolutions: int
+    images: int
+    twins: tuple[TwinRecord, ...]
+    note: str = ""
 
 
 @dataclass(frozen=True)
@@ -249,6 +274,7 @@ class Results:
     data: DataRecord | None = None
     training: tuple[TrainingRecord, ...] = ()
     accuracy: tuple[AccuracyRecord, ...] = ()
+    twins: TwinsRecord | None = None
     agreement: tuple[AgreementRecord, ...] = ()
     plan: PlanRecord | None = None
     block: BlockRecord | None = None

@@ -1,29 +1,42 @@
-"""The two nets that the demo trains: a multi-branch RepVGG, and a ResNet of about its size."""
+"""The nets that the demo trains: a multi-branch RepVGG, a ResNet of its size, and a deep one."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
 from reparam._optional import require
-from reparam.models import RepVGG, RepVGGSpec
+from reparam.models import BRANCHES, RepVGG, RepVGGSpec
 
 if TYPE_CHECKING:
-    from reparam.cli.demo.settings import Settings
+    from reparam.cli.demo.settings import Settings, Twins
 
-__all__ = ["build_repvgg", "build_resnet"]
+__all__ = ["build_deep", "build_repvgg", "build_resnet"]
 
 
 def build_repvgg(settings: Settings, num_classes: int, channels: int) -> RepVGG:
     """A RepVGG for small images: a stem of stride 1, then stages of which all but one halve."""
+    return _repvgg(settings.depths, settings.widths, "repvgg", num_classes, channels)
+
+
+def build_deep(twins: Twins, branches: str, num_classes: int, channels: int) -> RepVGG:
+    """A RepVGG of more layers, with the branches of that name."""
+    return _repvgg(twins.depths, twins.widths, branches, num_classes, channels)
+
+
+def _repvgg(
+    depths: tuple[int, ...], widths: tuple[int, ...], branches: str, num_classes: int, channels: int
+) -> RepVGG:
     spec = RepVGGSpec(
-        depths=settings.depths,
-        widths=settings.widths,
-        stem_width=settings.widths[0],
+        depths=depths,
+        widths=widths,
+        stem_width=widths[0],
         stem_stride=1,
-        strides=_strides(settings),
+        strides=_strides(widths),
+        branches=BRANCHES[branches],
     )
     return RepVGG(spec, num_classes=num_classes, in_channels=channels)
 
@@ -45,15 +58,15 @@ def build_resnet(settings: Settings, num_classes: int, channels: int) -> nn.Sequ
     stages = [
         _stage(resnet.BasicBlock, channels_in, width, depth // 2, stride)
         for channels_in, width, depth, stride in zip(
-            inputs, settings.widths, settings.depths, _strides(settings), strict=True
+            inputs, settings.widths, settings.depths, _strides(settings.widths), strict=True
         )
     ]
     head = (nn.AdaptiveAvgPool2d(1), nn.Flatten(1), nn.Linear(settings.widths[-1], num_classes))
     return nn.Sequential(stem, *stages, *head)
 
 
-def _strides(settings: Settings) -> tuple[int, ...]:
-    return (1, *(2 for _ in pairwise(settings.widths)))
+def _strides(widths: Sequence[int]) -> tuple[int, ...]:
+    return (1, *(2 for _ in pairwise(widths)))
 
 
 def _stage(block: Any, channels_in: int, width: int, depth: int, stride: int) -> nn.Sequential:

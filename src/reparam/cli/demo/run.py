@@ -19,6 +19,7 @@ from reparam import _files
 from reparam.cli.demo import measure, records
 from reparam.cli.demo.nets import build_repvgg, build_resnet
 from reparam.cli.demo.settings import Settings
+from reparam.cli.demo.twins import train_twins
 from reparam.data import ArraySplit, ImageData, open_data
 from reparam.engines import Settings as EngineSettings
 from reparam.engines import get_engine
@@ -93,6 +94,7 @@ def run(out: Path, settings: Settings, reporter: Reporter, *, command: str) -> O
     results = _prove(results, forms, reporter)
     _stop_if_different(results, out)
     results = _export(results, forms, out, reporter)
+    results = train_twins(results, settings, reporter)
     results = measure.measure(
         results, (forms.train, forms.deploy, forms.resnet), settings, reporter
     )
