@@ -18,7 +18,7 @@ from torch.nn import functional as F
 import reparam
 from checking import Snapshot
 from reparam import Why
-from reparam.errors import InputError, ReparamError, UnsupportedModelError
+from reparam.errors import InputError, UnsupportedModelError
 from small_nets import Lambda, conv, image, norm
 from zoo import randomise
 
@@ -613,10 +613,16 @@ def test_what_cannot_be_fixed_is_an_error(model, fixed, error, told):
         reparam.plan(double(model), image(), fixed=fixed)
 
 
-def test_an_example_of_what_is_fixed_is_an_error():
-    task = torch.tensor([1])
-    with pytest.raises(ReparamError):
-        reparam.fuse(double(FilmNet()), {"x": image(), "task": task}, fixed={"task": task})
+@pytest.mark.parametrize("by_name", [True, False])
+def test_an_example_of_the_original_serves(by_name):
+    task, other = torch.tensor([1]), torch.tensor([0])
+    model = double(FilmNet())
+    example = {"x": image(), "task": task} if by_name else (image(), task)
+    wanted = model(image(), task)
+    equal(reparam.fuse(model, example, fixed={"task": task.clone()})(image()), wanted)
+    contrary = {"x": image(), "task": other} if by_name else (image(), other, 1.0)
+    with pytest.raises(InputError, match="task"):
+        reparam.fuse(model, contrary, fixed={"task": task})
 
 
 def test_a_fixed_value_is_the_callers_no_more():

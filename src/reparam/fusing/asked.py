@@ -10,6 +10,7 @@ from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, fx, nn
+from torch.utils._pytree import tree_flatten
 
 from reparam._arguments import Kind, shown
 from reparam.errors import InputError
@@ -25,6 +26,7 @@ __all__ = [
     "asked",
     "reference_model",
     "whole_result",
+    "without_fixed",
 ]
 
 Outputs: TypeAlias = int | str | Sequence[int | str]
@@ -195,6 +197,56 @@ def reference_model(model: nn.Module, outputs: Outputs | None, fixed: Fixed | No
     return asked(model, outputs, fixed)[0]
 
 
+def without_fixed(model: nn.Module, example_inputs: Any, fixed: Fixed) -> Any:
+    """Leave out of an example what is fixed, so that one for the original serves, too.
+
+    Raises:
+        InputError: It has another value for what is fixed, or more values than arguments are left.
+
+    """
+    signature = inspect.signature(model.forward)
+    if isinstance(example_inputs, Mapping):
+        other = [n for n in fixed if n in example_inputs and not _same(example_inputs[n], fixed[n])]
+        if other:
+            msg = f"example_inputs has another value for {other[0]} than fixed; leave it out"
+            raise InputError(msg)
+        return {name: value for name, value in example_inputs.items() if name not in fixed}
+    given = example_inputs if isinstance(example_inputs, tuple) else (example_inputs,)
+    named = zip(signature.parameters, given, strict=False)
+    repeated = {k for k, (n, value) in enumerate(named) if n in fixed and _same(value, fixed[n])}
+    kept = tuple(value for k, value in enumerate(given) if k not in repeated)
+    free = [p for name, p in signature.parameters.items() if name not in fixed]
+    variadic = any(p.kind is p.VAR_POSITIONAL for p in free)
+    if len(kept) > len(free) and not variadic:
+        left = ", ".join(p.name for p in free) or "none"
+        msg = (
+            f"example_inputs has {len(kept)} values, where these arguments are left: {left}; "
+            f"leave out what is fixed ({', '.join(fixed)})"
+        )
+        raise InputError(msg)
+    return kept
+
+
+def _same(left: Any, right: Any) -> bool:
+    """Whether two arguments are equal, tensor by tensor."""
+    ours, theirs = (tree_flatten(value) for value in (left, right))
+    return ours[1] == theirs[1] and all(map(_same_leaf, ours[0], theirs[0]))
+
+
+def _same_leaf(left: Any, right: Any) -> bool:
+    left, right = _as_tensor(left), _as_tensor(right)
+    if isinstance(left, Tensor) or isinstance(right, Tensor):
+        tensors = isinstance(left, Tensor) and isinstance(right, Tensor)
+        return tensors and (left is right or torch.equal(left, right))
+    return left is right or bool(left == right)
+
+
+def _as_tensor(value: Any) -> Any:
+    """Arrays of other packages as tensors; anything else as it is."""
+    array = hasattr(value, "__array__") and not isinstance(value, Tensor)
+    return torch.as_tensor(value) if array else value
+
+
 def whole_result(traced: nn.Module) -> Any:
     """Take out of a model that was asked for a part all that it returned when it was traced."""
     return vars(traced).pop(_RESULT, None)
@@ -219,8 +271,7 @@ def _stored(
             return type(value)(put(name, part) for part in value)
         if type(value) is dict:
             return {key: put(name, part) for key, part in value.items()}
-        if hasattr(value, "__array__") and not isinstance(value, Tensor):
-            value = torch.as_tensor(value)
+        value = _as_tensor(value)
         if not isinstance(value, Tensor):
             return value
         free = stem = f"fixed_{name}"

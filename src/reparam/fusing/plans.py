@@ -11,7 +11,7 @@ from torch import nn
 
 from reparam._arguments import FLAG, NONE, SHAPES, check_module, takes
 from reparam.errors import TrainingModeError
-from reparam.fusing.asked import FIXED, OUTPUTS
+from reparam.fusing.asked import FIXED, OUTPUTS, without_fixed
 from reparam.fusing.chosen import EVERYTHING, WHERE, Chosen
 from reparam.fusing.collector import paused_collector
 from reparam.fusing.compare import compare_runs
@@ -260,7 +260,8 @@ def plan(
             ONNX model: names of outputs.
         fixed: Arguments that never change, by name, each with its value. The new model no longer
             takes them, has computed what follows from them, and folds what that allows.
-            ``example_inputs`` are the others. In an ONNX model: inputs.
+            ``example_inputs`` are the others, or all, with the same values. In an ONNX model:
+            inputs.
 
     Raises:
         TrainingModeError: What may be folded has batch normalisation and is in training mode.
@@ -292,6 +293,8 @@ def plan(
     if training and (cuts or where is not None):  # the other part is read as it will be used
         inner = Copier(lambda tensor: tensor, keep_hooks=True).copy(inner).eval()
     left = frozenset() if where is None else frozenset(n for n in training if n not in chosen)
+    if fixed is not None and example_inputs is not None:
+        example_inputs = without_fixed(inner, example_inputs, fixed)
     cut = cut_out(inner, example_inputs, outputs, fixed) if cuts else None
     inner = inner if cut is None else cut.model
     return _planned(discover(inner, example_inputs, probe=probe, chosen=chosen), left, cut)
