@@ -16,7 +16,7 @@ PYTEST_ARGS ?=
 # The converters for phones take older versions of some packages that the other tools use: they are
 # installed beside .venv, and see what is in it.
 PHONES := .venv-phones
-PHONE_TESTS := tests/engines/test_litert.py
+PHONE_TESTS := tests/engines/test_litert.py tests/engines/test_coreml.py
 # The newest versions that pyproject.toml allows; `make test CONSTRAINTS=constraints.txt` takes those of
 # the last green run on Linux, x86-64 and Python 3.11.
 CONSTRAINTS ?=
@@ -102,7 +102,7 @@ $(PHONES)/.installed: pyproject.toml $(READY)
 	$(BIN)/python -m venv $(PHONES)
 	$(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' \
 	    > "$$($(PHONES)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/beside.pth"
-	$(PHONES)/bin/python -m pip install --editable '.[litert]' \
+	$(PHONES)/bin/python -m pip install --editable '.[coreml,litert]' \
 	    $(addprefix --constraint ,$(PHONE_CONSTRAINTS))
 	@touch $@
 

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 __all__ = [
     "atomic_path",
     "check_destination",
+    "is_there",
     "kept",
     "staged_folder",
     "write_bytes",
@@ -38,6 +39,9 @@ __all__ = [
 ]
 
 _PREFIX = ".reparam-"
+_PACKAGES = (".mlpackage",)
+"""Suffixes of folders that stand for one file."""
+_MANIFEST = "Manifest.json"
 _KEPT: ContextVar[frozenset[tuple[int, int]]] = ContextVar("kept", default=frozenset())
 
 # What an OSError means to the person who chose the destination.
@@ -101,7 +105,8 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Yield a temporary path of the same name that becomes ``path`` when the block ends well.
 
     Files that the block writes beside it (external data of an ONNX file, for example) move along.
-    A symbolic link is followed: the file that it points to is replaced, the link stays.
+    A symbolic link is followed: the file that it points to is replaced, the link stays. A package
+    (``.mlpackage``) is a folder that is treated as a file; replacing one takes two renames.
 
     Args:
         path: The file to write. Its folder has to exist.
@@ -156,6 +161,19 @@ def write_bytes(path: str | os.PathLike[str], content: bytes) -> None:
     """
     with atomic_path(path) as temporary:
         temporary.write_bytes(content)
+
+
+def is_there(path: Path) -> bool:
+    """Whether there is such a file, or a package in the form of a folder.
+
+    >>> is_there(Path(__file__)), is_there(Path(__file__).parent)
+    (True, False)
+    """
+    return path.is_file() or _is_package(path)
+
+
+def _is_package(path: Path) -> bool:
+    return path.suffix.lower() in _PACKAGES and (path / _MANIFEST).is_file()
 
 
 @contextmanager
@@ -327,7 +345,7 @@ def _written_files(stage: Path, wanted: Path, main: str | None) -> list[Path]:
             f"nothing was written to {wanted}: its writer ended without an error and without a file"
         )
     for entry in written:
-        if entry.is_symlink() or not entry.is_file():
+        if entry.is_symlink() or not is_there(entry):
             raise ReparamError(
                 f"cannot write {wanted}: {entry.name!r} beside it is not a plain file, and only "
                 "files can be put in place atomically"
@@ -347,7 +365,7 @@ def _check_replaceable(target: Path) -> None:
             f"cannot write {target}: it is an input of what is done, and would be overwritten; "
             "choose another path"
         )
-    if not target.is_file():
+    if not is_there(target):
         kind = "a folder" if target.is_dir() else "not a plain file"
         raise InputError(f"cannot write {target}: it is {kind}; choose another path")
     if not _may_write(target):
@@ -364,6 +382,12 @@ def _may_write(path: Path) -> bool:
 
 def _finish(file: Path, target: Path, mode: int) -> None:
     """Give a written file its permissions and force it to the disk, ahead of the rename."""
+    if file.is_dir():
+        for entry in (file, *file.rglob("*")):
+            if entry.is_file():
+                _finish(entry, entry, mode)
+            entry.chmod(mode | (mode & 0o444) >> 2 if entry.is_dir() else mode)
+        return
     file.chmod(stat.S_IMODE(target.stat().st_mode) if target.exists() else mode)
     with file.open("r+b") as handle:
         os.fsync(handle.fileno())
@@ -379,8 +403,12 @@ def _move_all(written: list[Path], folder: Path) -> None:
             if target.exists():
                 target.replace(former / file.name)
             file.replace(target)
+        if _is_package(folder / last.name):  # which no rename replaces
+            (folder / last.name).replace(former / last.name)
         last.replace(folder / last.name)
     except BaseException:
+        if (former / last.name).exists():
+            (former / last.name).replace(folder / last.name)
         for file in others:
             _put_back(file, folder / file.name, former / file.name)
         raise

@@ -28,6 +28,7 @@ from reparam._arguments import (
     takes,
     whole,
 )
+from reparam._files import is_there
 from reparam._untouched import leaves_untouched
 from reparam.benchmarking.environment import describe_environment, process_peak_bytes
 from reparam.benchmarking.results import BenchmarkResult, Case, Measurement, Skipped
@@ -274,7 +275,7 @@ def _runner(model: Model, case: Case, inputs: tuple[torch.Tensor, ...]) -> Runne
         with tempfile.TemporaryDirectory(prefix="reparam-", ignore_cleanup_errors=True) as folder:
             return engine.prepare(model, inputs, settings, Path(folder))
     path = Path(model)
-    if not path.is_file():
+    if not is_there(path):
         raise InputError(f"there is no file {path.name!r} to measure as {case.model!r}")
     return engine.load(path, settings)
 

@@ -12,6 +12,7 @@ import typer
 from torch import Tensor
 
 import reparam
+from reparam._files import is_there
 from reparam.cli.exported_files import is_file, is_onnx, taken_by, verify_files
 from reparam.cli.notes import warnings_noted
 from reparam.cli.options import (
@@ -82,7 +83,7 @@ def verify(  # noqa: PLR0913 - one argument for each option
     else:
         refuse_names(reference, inputs)
         loaded = load_model(target)
-        if is_file(candidate) and Path(candidate).is_file():
+        if is_file(candidate) and is_there(Path(candidate)):
             inputs = taken_by(candidate, inputs)
         sample = example_inputs(loaded, inputs)
         with terminal.progress(f"Comparing {candidate} with {reference}"), warnings_noted(terminal):
@@ -122,7 +123,7 @@ def _runnable(
     if ":" in candidate or not suffix:
         checkpoint = None if weights is None else Checkpoint(weights)
         return load_model(Target(candidate, checkpoint, num_classes)).model
-    if not path.is_file():
+    if not is_there(path):
         raise InputError(f"there is no file {candidate}; give an exported file or a MODEL")
     if weights is not None:
         raise InputError(

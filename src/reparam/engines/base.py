@@ -186,6 +186,7 @@ _BUILT_IN = {
     "executorch": "reparam.engines.executorch",
     "ncnn": "reparam.engines.ncnn",
     "litert": "reparam.engines.litert",
+    "coreml": "reparam.engines.coreml",
     "tensorrt": "reparam.engines.tensorrt",
 }
 _ENGINES: dict[str, Engine] = {}

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from reparam import _optional
+from reparam.engines.base import Settings, get_engine
 from reparam.engines.pytorch import is_package, load_program
 from reparam.errors import ExportError
 
@@ -15,7 +16,8 @@ def declared_sizes_of(path: Path) -> list[int | None] | None:
     """Return the sizes of a file's only input, ``None`` for one that varies.
 
     Args:
-        path: A file of torch.export (``.pt2``), OpenVINO (``.xml``) or another format.
+        path: A file of torch.export (``.pt2``), OpenVINO (``.xml``), LiteRT (``.tflite``, the
+            channels first, whichever way it takes them) or another format.
 
     Returns:
         The sizes; ``None`` for a file of another format, which does not say them, and for one with
@@ -23,9 +25,9 @@ def declared_sizes_of(path: Path) -> list[int | None] | None:
 
     Raises:
         ExportError: The file cannot be read.
-        MissingExtraError: OpenVINO is not installed.
+        MissingExtraError: What reads it is not installed.
     """
-    readers = {".pt2": _of_program, ".xml": _of_openvino}
+    readers = {".pt2": _of_program, ".xml": _of_openvino, ".tflite": _of_litert}
     reader = readers.get(path.suffix.lower())
     if reader is None or is_package(path):
         return None
@@ -52,3 +54,10 @@ def _of_openvino(path: Path) -> list[list[int | None]]:
         raise ExportError(f"OpenVINO could not read {path.name}: {error}") from error
     shapes = [value.partial_shape for value in model.inputs]
     return [[size.get_length() if size.is_static else None for size in shape] for shape in shapes]
+
+
+def _of_litert(path: Path) -> list[list[int | None]]:
+    return [
+        [size if size > 0 else None for size in shape]
+        for shape in get_engine("litert").load(path, Settings()).declared()  # type: ignore[attr-defined]
+    ]

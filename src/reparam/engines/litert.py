@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 __all__ = ["LiteRTEngine", "to_litert", "write_litert"]
 
 _EXTRA = "litert"
+_COLOURS = (1, 3, 4)
+"""Sizes by which a dimension is told to be the channels of an image."""
 _HALF = {
     "regex": ".*",
     "operation": "*",
@@ -144,6 +146,15 @@ class _InterpreterRunner(Runner):
         self._inputs = interpreter.get_input_details()
         self._outputs = interpreter.get_output_details()
         self._shapes = [tuple(map(int, detail["shape"])) for detail in self._inputs]
+
+    def declared(self) -> list[tuple[int, ...]]:
+        """Return the shapes of the inputs, the channels of images first; -1 is any size."""
+        shapes = [tuple(map(int, detail["shape_signature"])) for detail in self._inputs]
+        return [
+            (s[0], s[-1], *s[1:-1]) if len(s) > 2 and s[-1] in _COLOURS and s[1] not in _COLOURS
+            else s
+            for s in shapes
+        ]  # fmt: skip
 
     def bind(self, inputs: Sequence[torch.Tensor]) -> Callable[[], object]:
         arrays = [_array(x, detail) for x, detail in zip(inputs, self._inputs, strict=True)]

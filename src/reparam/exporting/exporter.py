@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from reparam._arguments import FLAG, MODULE, NONE, PATH, TEXT, a, takes
-from reparam._files import atomic_path
+from reparam._files import atomic_path, is_there
 from reparam._spelling import advice
 from reparam._untouched import leaves_untouched
 from reparam.engines import UnsupportedCaseError, get_engine
@@ -107,8 +107,9 @@ def export(  # noqa: PLR0913 - each is one decision of the user
             ``.xml`` is OpenVINO (with a ``.bin`` beside it); ``.pte`` is ExecuTorch with XNNPACK;
             ``.param`` is ncnn (with a ``.bin``); ``.tflite`` is LiteRT (``backend="fp16"``:
             weights in float16; ``"nhwc"``: images with the channels last; ``"nhwc-fp16"``: both);
-            ``.engine`` is TensorRT for this GPU. The last four hold no metadata, which then stands
-            in ``<file>.json`` beside them.
+            ``.engine`` is TensorRT for this GPU; these four hold no metadata, which then stands in
+            ``<file>.json`` beside them. ``.mlpackage`` is Core ML (``backend="fp16"``: computed in
+            float16), a folder; away from Apple's systems it is read back and computed in PyTorch.
         example_inputs: A tensor or tuple of tensors, dimension 0 the batch. Real inputs make the
             comparison mean something.
         reference: What the file is compared with, in eval mode: the model that was trained.
@@ -155,7 +156,7 @@ def export(  # noqa: PLR0913 - each is one decision of the user
                 write_sidecar(temporary, metadata)
             runner = _load_back(entry, temporary, model)
             parity = _check(expected, runner, inputs, axes, entry)
-            size = sum(file.stat().st_size for file in temporary.parent.iterdir())
+            size = sum(f.stat().st_size for f in temporary.parent.rglob("*") if f.is_file())
     except (ExportError, UnsupportedCaseError):
         raise
     except InputError as error:
@@ -181,7 +182,7 @@ def _lack_of_room(target: Path, model: nn.Module) -> str:
 
 
 def _load_back(entry: Format, path: Path, model: nn.Module) -> Runner:
-    if not path.is_file():
+    if not is_there(path):
         raise ExportError(f"the {entry.name} exporter ended without an error and without a file")
     try:
         return entry.load(path, model)

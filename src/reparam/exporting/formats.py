@@ -15,6 +15,7 @@ import torch
 from reparam import _optional
 from reparam.engines import Settings, get_engine
 from reparam.engines.aoti import write_aoti
+from reparam.engines.coreml import write_coreml
 from reparam.engines.executorch import write_executorch
 from reparam.engines.litert import write_litert
 from reparam.engines.ncnn import write_ncnn
@@ -139,6 +140,15 @@ _FORMATS = (
     Format("ExecuTorch", ".pte", "executorch", write_executorch, sidecar=True),
     Format("ncnn", ".param", "ncnn", write_ncnn, companion=".bin", sidecar=True),
     *_litert_formats(),
+    Format("Core ML", ".mlpackage", "coreml", write_coreml),
+    Format(
+        "Core ML",
+        ".mlpackage",
+        "coreml",
+        partial(write_coreml, half=True),
+        backend="fp16",
+        precision="fp16",
+    ),
     Format("TensorRT", ".engine", "tensorrt", write_tensorrt, sidecar=True),
 )
 

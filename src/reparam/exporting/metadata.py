@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 from reparam import _optional
 from reparam._arguments import PATH, takes
+from reparam._files import is_there
 from reparam.engines.aoti import package_metadata
+from reparam.engines.coreml import package_notes
 from reparam.engines.ov_writer import RT_INFO
 from reparam.engines.pt2_writer import METADATA_FILE
 from reparam.engines.pytorch import is_package
@@ -36,6 +38,7 @@ _PACKAGES = {
     ".pte": ("executorch",),
     ".param": ("ncnn", "pnnx"),
     ".tflite": ("litert-torch", "ai-edge-litert"),
+    ".mlpackage": ("coremltools",),
     ".engine": ("tensorrt",),
 }
 """The packages that write and read the files of each suffix."""
@@ -88,13 +91,14 @@ def read_metadata(path: str | os.PathLike[str]) -> dict[str, Any]:
         MissingExtraError: The package that reads the format is not installed.
     """
     file = Path(path)
-    if not file.is_file():
+    if not is_there(file):
         raise InputError(f"there is no file {file.name!r} in {file.parent}")
     readers = {
         ".onnx": _read_onnx,
         ".pt2": _read_pt2,
         ".safetensors": _read_safetensors,
         ".xml": _read_openvino,
+        ".mlpackage": package_notes,
         **dict.fromkeys((".engine", ".param", ".pte", ".tflite"), _read_sidecar),
     }
     if file.suffix.lower() not in readers:

@@ -45,6 +45,7 @@ _LABELS = {
     "executorch": "ExecuTorch",
     "ncnn": "ncnn",
     "litert": "LiteRT",
+    "coreml": "Core ML",
     "tensorrt": "TensorRT",
 }
 _DTYPES = {"fp32": "float32", "bf16": "bfloat16"}

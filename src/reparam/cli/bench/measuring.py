@@ -15,6 +15,7 @@ from torch import nn
 from torch.nn import functional
 
 import reparam
+from reparam._files import is_there
 from reparam.benchmarking import BenchmarkResult
 from reparam.benchmarking.environment import cpu_count
 from reparam.cli.bench.blocks import count_blocks
@@ -87,7 +88,7 @@ def measure(request: Request, terminal: Terminal) -> BenchmarkResult:
 
 def _at_fixed_batch(request: Request, terminal: Terminal) -> Request:
     """Measure at the batch that a file of fixed shape takes alone, if no other was asked for."""
-    files = (name for name in request.models if is_file(name) and Path(name).is_file())
+    files = (name for name in request.models if is_file(name) and is_there(Path(name)))
     fixed = {name: batch for name in files if (batch := fixed_batch(name)) is not None}
     if not fixed or set(request.batches) == set(fixed.values()):
         return request
@@ -197,6 +198,6 @@ def _subject(name: str, form: str, model: nn.Module, sample: torch.Tensor) -> _S
 
 def _existing(name: str) -> Path:
     path = Path(name)
-    if not path.is_file():
+    if not is_there(path):
         raise InputError(f"there is no file {name} to measure; give an exported file or a MODEL")
     return path
