@@ -44,7 +44,7 @@ test-phones: $(PHONES)/.installed ## The tests of LiteRT and Core ML, whose conv
 	    $(PHONE_TESTS) $(PYTEST_ARGS)
 
 .PHONY: check
-check: format-check lint types imports doctest tables docs ## Everything but the tests
+check: format-check lint types imports doctest tables docs look ## Everything but the tests
 
 .PHONY: format-check
 format-check: $(READY) ## Is the code formatted?
@@ -69,6 +69,10 @@ doctest: $(READY) ## Run the examples of the docstrings and of the pages
 .PHONY: docs
 docs: $(READY) ## Build the site into site/, offline; a broken link fails
 	PATH="$(BIN):$$PATH" NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
+
+.PHONY: look
+look: docs ## Open every page of site/ in Chromium, at the widths of a desk and of a phone
+	REPARAM_SITE=site $(BIN)/python -m pytest -m slow tests/project/test_site.py
 
 .PHONY: tables
 tables: $(READY) ## Does README say what the committed results say?

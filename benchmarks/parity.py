@@ -14,8 +14,8 @@ which is given beside it.
 
     python benchmarks/parity.py [--images 64] [--engines eager,onnxruntime] [--threads 1]
     python benchmarks/parity.py --engines compile --keep           # add what another run left out
-    python benchmarks/parity.py --engines executorch,ncnn,litert --precisions fp32 --images 16 \\
-        --out benchmarks/results/parity_mobile.json                # engines for phones, alone
+    python benchmarks/parity.py --engines executorch,ncnn,litert,coreml --precisions fp32 \\
+        --images 16 --out benchmarks/results/parity_mobile.json    # engines for phones, alone
     python benchmarks/parity.py --tables                           # only write the page's tables
     python benchmarks/parity.py --check                            # is docs/deploy.md up to date?
 
@@ -53,7 +53,7 @@ MODELS: dict[str, Callable[[], nn.Module]] = {
     "FastViT-T8 (timm)": lambda: timm.create_model("fastvit_t8"),
     "ResNet-18 (timm)": lambda: timm.create_model("resnet18"),
 }
-MOBILE = {"executorch", "litert", "ncnn"}
+MOBILE = {"coreml", "executorch", "litert", "ncnn"}
 """Engines for phones, of an extra of their own: a run of them has a table of its own."""
 SIZE = 224
 CALIBRATION = 16
@@ -164,7 +164,8 @@ def page_table(record: dict[str, Any], precision: str) -> str:
         own = [f"{kept[model]:.0%}"] if precision == "bf16" else []
         lines.append([model.removesuffix(" (timm)"), *map(page_cell, cells), allowed, *own])
     own = ["the trained net itself"] if precision == "bf16" else []
-    return markdown(["net", *map(engine_label, engines), "allowed", *own], lines)
+    labels = [engine_label(e) + (", read back" if e == "coreml" else "") for e in engines]
+    return markdown(["net", *labels, "allowed", *own], lines)
 
 
 def page_cell(row: dict[str, Any]) -> str:

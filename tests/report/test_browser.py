@@ -6,10 +6,11 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+import browser
 from reparam.report import from_benchmark, merge, render
 from reparam.report.compressed import RoundedLayerRecord
 
-from . import browser, compressed_cases
+from . import compressed_cases
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

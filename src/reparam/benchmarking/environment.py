@@ -17,7 +17,7 @@ __all__ = ["cpu_count", "describe_environment"]
 
 _PACKAGES = (
     "reparam", "torch", "onnxruntime", "openvino", "executorch", "ncnn", "ai-edge-litert",
-    "litert-torch", "tensorrt",
+    "litert-torch", "coremltools", "tensorrt",
 )  # fmt: skip
 
 

@@ -51,7 +51,11 @@ FixedOption = Annotated[
 
 BackendOption = Annotated[
     str | None,
-    typer.Option("--backend", metavar="NAME", help="aoti: .pt2 holds code for this processor."),
+    typer.Option(
+        "--backend",
+        metavar="NAME",
+        help="aoti; fp16 (.tflite, .mlpackage); nhwc, nhwc-fp16 (.tflite).",
+    ),
 ]
 
 

@@ -208,7 +208,8 @@ def _layer_norm(a: Mapping[str, Any]) -> torch.Tensor:
     mean = a["x"].mean(axes, keepdim=True)
     var = (a["x"] - mean).square().mean(axes, keepdim=True)
     y: torch.Tensor = (a["x"] - mean) * torch.rsqrt(var + float(a["epsilon"]))
-    return y * a.get("gamma", torch.ones(())) + a.get("beta", torch.zeros(()))
+    y = y * a.get("gamma", torch.ones(()))
+    return y + _tensor(a.get("beta", 0.0))
 
 
 def _matmul(a: Mapping[str, Any]) -> torch.Tensor:
