@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from torch import nn
 
-from reparam.graph.ir import Affine, Alias, Node, Opaque, Program, Sum
+from reparam.graph.ir import Affine, Alias, Layout, Node, Opaque, Program, Sum
 from reparam.graph.trace import Key
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ def unaccounted(plan: ModulePlan | OnnxPlan, lifted: Lifted | OnnxLifted) -> lis
     unread = [
         n
         for n in lifted.program.nodes
-        if (isinstance(n, Opaque) and n.reason is not None) or isinstance(n, Sum)
+        if (isinstance(n, Opaque | Layout) and n.reason is not None) or isinstance(n, Sum)
     ]
     others = Counter(
         {name(n): place(n.where, n.what) for n in unread if name(n) not in places}.values()

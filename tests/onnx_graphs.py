@@ -15,6 +15,7 @@ from onnx import TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
 __all__ = [
+    "TOLERANCE",
     "Graph",
     "assert_equal",
     "counts",
@@ -50,6 +51,11 @@ class Graph:
     def integers(self, *values: int) -> str:
         name = f"i{len(self.tensors)}"
         self.tensors.append(numpy_helper.from_array(np.array(values, dtype=np.int64), name))
+        return name
+
+    def floats(self, *values: float) -> str:
+        name = f"f{len(self.tensors)}"
+        self.tensors.append(numpy_helper.from_array(np.array(values, dtype=np.float32), name))
         return name
 
     def random(self, *shape: int, name: str | None = None) -> str:
@@ -132,12 +138,14 @@ def largest_error(expected: list[Any], found: list[Any]) -> float:
     return max(float(np.abs(a - b).max() / np.abs(a).max()) for a, b in pairs)
 
 
-def assert_equal(first: onnx.ModelProto, second: onnx.ModelProto, x: Any = None) -> None:
+def assert_equal(
+    first: onnx.ModelProto, second: onnx.ModelProto, x: Any = None, *, tolerance: float = TOLERANCE
+) -> None:
     """Raise unless both are valid and return the same for a random input."""
     onnx.checker.check_model(second, full_check=True)
     x = sample(first) if x is None else x
     error = largest_error(evaluate(first, x), evaluate(second, x))
-    assert error <= TOLERANCE, error
+    assert error <= tolerance, error
 
 
 def run_in_ort(model: onnx.ModelProto, x: Any) -> list[Any]:

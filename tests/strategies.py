@@ -396,6 +396,133 @@ def _split(a: _Author, v: str) -> None:
     a.assign(form.format(v, a.draw(st.sampled_from([0, 1])), half))
 
 
+def _spread(a: _Author, v: str) -> None:
+    """Move, repeat or pool positions, as a scale per channel may pass, or almost."""
+    if not _is_map(a, v):
+        return
+    rank = _rank(a, v)
+    linear = {1: "linear", 2: "bilinear", 3: "trilinear"}[rank]
+    pads = tuple(a.draw(st.sampled_from([1, 0])) for _ in range(2 * rank))
+    forms = [
+        "F.interpolate({0}, scale_factor=2)",
+        f"F.interpolate({{0}}, scale_factor=2, mode={linear!r})",
+        f"F.interpolate({{0}}, scale_factor=1.5, mode={linear!r}, align_corners=True)",
+        f"F.pad({{0}}, {pads}, mode='reflect')",
+        f"F.pad({{0}}, {pads}, mode='replicate')",
+        f"F.max_pool{rank}d({{0}}, 3, 2, 1)",
+        f"F.max_pool{rank}d({{0}}, 2, 1, ceil_mode=True)",
+        f"F.adaptive_avg_pool{rank}d({{0}}, 2)",
+        f"F.avg_pool{rank}d({{0}}, 2, ceil_mode=True)",
+        f"F.avg_pool{rank}d({{0}}, 3, 2, 1, count_include_pad=False)",
+        "{0}.roll(1, -1)",
+        "{0}.flip(1)",
+        "{0}.amax(-1, keepdim=True)",
+        "{0}.unsqueeze(-1).mean(-1)",
+        "{0}.flatten(2).reshape({0}.shape)",
+    ]
+    if a.value(v).numel() <= 4000:
+        a.assign(a.draw(st.sampled_from(forms)).format(v))
+
+
+def _normed(a: _Author, v: str) -> str:
+    """Put a norm behind a value, most of the time."""
+    if a.draw(st.sampled_from([True, True, False])):
+        return a.assign(f"{a.add(_draw_norm(a, a.value(v).shape[1], _rank(a, v)))}({v})") or v
+    return v
+
+
+def _between_norms(a: _Author, v: str) -> None:
+    """A convolution, what a scale may pass, a norm; or the other way round."""
+    if not _is_map(a, v):
+        return
+    conv, width = _draw_conv(a, v), a.value(v).shape[1]
+    backward = a.draw(st.booleans())
+    v = (a.assign(f"{a.add(conv)}({v})") or v) if backward else _normed(a, v)
+    for _ in range(a.draw(st.sampled_from([1, 2]))):
+        a.draw(st.sampled_from([_spread, _route]))(a, v)
+        v = a.names[-1]
+        if not _is_map(a, v):
+            return
+    if backward:
+        _normed(a, v)
+    else:
+        width, rank = a.value(v).shape[1], _rank(a, v)
+        a.assign(f"{a.add(_CONV[rank](width, 3, a.draw(st.sampled_from([1, 2]))))}({v})")
+
+
+def _route(a: _Author, v: str) -> None:
+    """Move or pick channels."""
+    if not _is_map(a, v):
+        return
+    width, sizes = a.value(v).shape[1], list(range(2, a.value(v).ndim))
+    forms = ["{0}[:, [-1, *range({1} - 1)]]", "{0}[:, ::2]"]
+    if width % 2 == 0:
+        rest = ", ".join(f"{{0}}.shape[{d}]" for d in sizes)
+        by_hand = f"{{0}}.view({{0}}.shape[0], 2, {{1}} // 2, {rest}).transpose(1, 2)"
+        forms += ["F.channel_shuffle({0}, 2)", f"{by_hand}.reshape({{0}}.shape[0], {{1}}, {rest})"]
+        forms += ["torch.cat([{0}.chunk(2, 1)[1], {0}.chunk(2, 1)[0]], 1)"]
+    if width % 4 == 0 and len(sizes) == 2:
+        forms += ["F.pixel_shuffle({0}, 2)"]
+    if width <= 2 and len(sizes) == 2:
+        forms += ["F.pixel_unshuffle({0}, 2)"]
+    a.assign(a.draw(st.sampled_from(forms)).format(v, width))
+
+
+def _parts(a: _Author, v: str) -> None:
+    """Take channels apart, with norms of some parts, and put them together again."""
+    if not _is_map(a, v) or a.value(v).shape[1] < 2:
+        return
+    v = a.assign(f"{a.add(_draw_conv(a, v))}({v})") or v
+    width, draw = a.value(v).shape[1], a.draw
+    first = draw(st.integers(1, max(1, width - 1)))
+    if width < 2 or not a.assign(f"{v} * 1"):
+        return
+    a.names.pop()
+    left, right = f"v{len(a.lines)}", f"v{len(a.lines)}b"
+    a.state(f"{left}, {right} = {v}.split([{first}, {width - first}], 1)")
+    if left not in a.runs[0]:
+        return
+    names = []
+    for name in (left, right):
+        kept = name
+        if draw(st.booleans()):
+            norm = a.add(_draw_norm(a, a.value(name).shape[1], _rank(a, name)))
+            kept = a.assign(f"{norm}({name})") or name
+        if draw(st.sampled_from([False, False, True])):
+            kept = a.assign(f"torch.tanh({kept})") or kept
+        names.append(kept)
+    a.names += [n for n in (left, right) if n not in a.names]
+    joined = a.assign(f"torch.cat([{', '.join(names)}], 1)")
+    if joined and draw(st.booleans()):
+        a.assign(f"{a.add(_CONV[_rank(a, joined)](width, 2, 1))}({joined})")
+
+
+def _sum_of_two(a: _Author, v: str) -> None:
+    """A norm of a sum of layers that read different values, or one of them twice."""
+    like = [n for n in a.names if a.value(n).shape == a.value(v).shape]
+    if not _is_map(a, v):
+        return
+    other = a.draw(st.sampled_from(like))
+    rank, width = _rank(a, v), a.value(v).shape[1]
+    left = a.assign(f"{a.add(_CONV[rank](width, 3, 3, padding=1))}({v})")
+    right = a.assign(f"{a.add(_CONV[rank](width, 3, 1, bias=False))}(torch.tanh({other}))")
+    if left and right:
+        form = a.draw(st.sampled_from(["{} + {}", "{} - 2 * {}", "{} / 3 + {}"]))
+        total = a.assign(form.format(left, right))
+        if total:
+            a.assign(f"{a.add(_draw_norm(a, 3, rank))}({total})")
+
+
+def _features(a: _Author, v: str) -> None:
+    """Flatten whole images before a linear layer, where their size is always one."""
+    if _is_map(a, v) and a.value(v)[0].numel() <= 600:
+        v = _normed(a, v)
+        form = a.draw(st.sampled_from(["{0}.flatten(1)", "{0}.view({0}.size(0), -1)"]))
+        flat = a.assign(form.format(v))
+        if flat:
+            a.assign(f"{a.add(nn.Linear(a.value(flat).shape[1], 3))}({flat})")
+
+
 def _cat(a: _Author, v: str) -> None:
     if _is_map(a, v):
         others = [
@@ -533,6 +660,12 @@ _KINDS: list[Callable[[_Author, str], None]] = [
     _pad,
     _split,
     _cat,
+    _spread,
+    _route,
+    *[_between_norms] * 4,
+    *[_parts] * 2,
+    *[_sum_of_two] * 2,
+    _features,
     *[_in_place] * 2,
     _in_place_module,
     *[_again] * 2,

@@ -16,6 +16,7 @@ from reparam.algebra import (
     Sum,
     evaluate,
     prepared,
+    rerouted,
 )
 
 from .operators import beside, operators, whole_numbers, with_numbers
@@ -97,3 +98,24 @@ def test_a_per_channel_branch_has_to_fit() -> None:
     )
     with pytest.raises(Exception, match="stride"):
         op.absorb_channels(per_channel(2, 1, bias=False), (0, 2))
+
+
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("shift", [1.0, 0.0, -0.5])
+def test_a_rerouted_operator_acts_on_each_channel_as_the_one_it_is_taken_from(
+    *, bias: bool, shift: float
+) -> None:
+    """By action and by kernel: channels repeated, left out, and left as they are."""
+    op, channels = per_channel(3, 0, bias=bias), (2, 0, None, 2, None)
+    made = evaluate(rerouted(leaf(op), channels, shift=shift))
+    x = whole_numbers(2, 5)
+    scale = op.kernel.flatten()
+    added = torch.zeros(3, dtype=torch.float64) if op.bias is None else op.bias
+    for k, channel in enumerate(channels):
+        wanted = x[:, k] if channel is None else scale[channel] * x[:, k] + shift * added[channel]
+        assert torch.equal(made(x)[:, k], wanted)
+        assert made.kernel.flatten()[k] == (1 if channel is None else scale[channel])
+    assert made.geometry.is_diagonal
+    assert (made.bias is not None) == (bias and shift != 0)
+    perturbed = torch.where(torch.arange(5) == 1, made.kernel.flatten() + 1, made.kernel.flatten())
+    assert not torch.equal(perturbed * x, made(x) - (0 if made.bias is None else made.bias))

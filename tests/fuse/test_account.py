@@ -106,10 +106,9 @@ BOTTLENECK = [
         pytest.param(lambda: nn.Sequential(*BOTTLENECK), set(), id="a bottleneck that folds"),
         pytest.param(lambda: nn.Sequential(conv(), Frozen()), set(), id="a norm by hand"),
         pytest.param(Auxiliary, {Why.NOT_CALLED}, id="a branch that is not taken"),
-        pytest.param(Normalised, {Why.UNKNOWN_CHANNELS}, id="an input normalisation"),
         pytest.param(
             lambda: Lambda(
-                lambda m, x: torch.stack([m.b(m.a(x)), m.c(x)]).mean(0), conv(), norm(), norm()
+                lambda m, x: torch.stack([m.b(m.a(x)), m.c(x)]).amax(0), conv(), norm(), norm()
             ),
             {Why.STACKED, Why.NO_LAYER_BESIDE},
             id="branches that are stacked",
@@ -132,6 +131,16 @@ def test_by_hand(make: Callable[[], nn.Module], kinds: set[Why], *, with_example
     model = randomise(make().double()).eval()
     plan = check(model, image() if with_example else None)
     assert {refusal.reason.kind for refusal in plan.refusals} == kinds
+
+
+@pytest.mark.parametrize(
+    ("shown", "kind"), [(True, Why.NO_LAYER_BESIDE), (False, Why.UNKNOWN_CHANNELS)]
+)
+def test_the_channels_of_an_input_are_known_from_an_example(*, shown: bool, kind: Why) -> None:
+    """Behind it the padding keeps the shift where it is, and lets the scale through."""
+    plan = check(randomise(Normalised().double()).eval(), image() if shown else None)
+    assert kind in {refusal.reason.kind for refusal in plan.refusals}
+    assert len(plan.regions) == shown
 
 
 @pytest.mark.parametrize("example", [None, image()], ids=["without an example", "with one"])

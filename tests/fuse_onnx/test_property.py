@@ -34,7 +34,8 @@ class Walk:
     def step(self) -> None:
         kinds = (
             self.conv, self.conv, self.norm, self.add, self.add, self.scale, self.relu,
-            self.identity, self.concat, self.pool, self.pad, self.transposed,
+            self.identity, self.concat, self.pool, self.pad, self.transposed, self.spread,
+            self.route, self.split, self.normed, self.normed,
         )  # fmt: skip
         kinds[self.draw(st.integers(0, len(kinds) - 1))]()
 
@@ -48,7 +49,7 @@ class Walk:
         size = self.draw(st.sampled_from((1, 1, 3, 2)))
         if size > min(height, width):
             return
-        group = self.draw(st.sampled_from((1, 1, 2)))
+        group = self.draw(st.sampled_from((1, 1, 2))) if cin % 2 == 0 else 1
         step = self.draw(st.sampled_from((1, 1, 1, 2)))
         low, high = self.draw(st.sampled_from(((0, 0), (1, 1), (0, 1), (1, 0))))
         how = {"pads": [low, low, high, high], "strides": [step, step], "group": group}
@@ -115,6 +116,76 @@ class Walk:
         read = self.g.integers(0, 0, *pads[:2], 0, 0, *pads[2:])
         mode = self.draw(st.sampled_from(("constant", "edge")))
         self.keep(self.g.op("Pad", x, read, mode=mode), channels, size)
+
+    def spread(self, x=None) -> None:
+        x = x or self.pick()
+        channels, (height, width) = self.values[x]
+        if min(height, width) < 3 or max(height, width) > 20:
+            return
+        kind = self.draw(st.sampled_from(("resize", "max", "average", "cut", "transpose")))
+        if kind == "resize":
+            mode = self.draw(st.sampled_from(("nearest", "linear")))
+            y = self.g.op("Resize", x, "", self.g.floats(1, 1, 2, 2), mode=mode)
+            size = (2 * height, 2 * width)
+        elif kind == "max":
+            y = self.g.op("MaxPool", x, kernel_shape=[3, 3], strides=[2, 2], pads=[1] * 4)
+            size = ((height - 1) // 2 + 1, (width - 1) // 2 + 1)
+        elif kind == "average":
+            y = self.g.op("AveragePool", x, kernel_shape=[3, 3], pads=[1] * 4)
+            size = (height, width)
+        elif kind == "cut":
+            y = self.g.op("AveragePool", x, kernel_shape=[2, 2], strides=[2, 2], ceil_mode=1)
+            size = ((height + 1) // 2, (width + 1) // 2)
+        else:
+            y = self.g.op("Transpose", x, perm=[0, 1, 3, 2])
+            size = (width, height)
+        self.keep(y, channels, size)
+
+    def route(self, x=None) -> None:
+        x = x or self.pick()
+        channels, size = self.values[x]
+        kind = self.draw(st.sampled_from(("shuffle", "gather", "slice", "space")))
+        if kind == "shuffle" and channels % 2 == 0:
+            y = self.g.op("Reshape", x, self.g.integers(2, 2, channels // 2, *size))
+            y = self.g.op("Transpose", y, perm=[0, 2, 1, 3, 4])
+            self.keep(self.g.op("Reshape", y, self.g.integers(2, channels, *size)), channels, size)
+        elif kind == "gather":
+            order = self.g.integers(*range(channels - 1, -1, -1))
+            self.keep(self.g.op("Gather", x, order, axis=1), channels, size)
+        elif kind == "slice" and channels > 2:
+            cut = [self.g.integers(n) for n in (1, channels, 1)]
+            self.keep(self.g.op("Slice", x, *cut), channels - 1, size)
+        elif kind == "space" and channels % 4 == 0 and max(size) < 12:
+            mode = self.draw(st.sampled_from(("DCR", "CRD")))
+            y = self.g.op("DepthToSpace", x, blocksize=2, mode=mode)
+            self.keep(y, channels // 4, tuple(2 * n for n in size))
+
+    def split(self) -> None:
+        x = self.pick()
+        channels, size = self.values[x]
+        if channels < 2:
+            return
+        first = self.draw(st.integers(1, channels - 1))
+        names = self.g.op("Split", x, self.g.integers(first, channels - first), outputs=2, axis=1)
+        for name, width in zip(names, (first, channels - first), strict=True):
+            self.keep(name, width, size)
+            if self.draw(st.booleans()):
+                self.keep(self.g.norm(name, width), width, size)
+
+    def normed(self) -> None:
+        """A layer, what a scale may pass, a norm; or the other way round."""
+        backward = self.draw(st.booleans())
+        count = len(self.values)
+        (self.conv if backward else self.norm)()
+        for _ in range(self.draw(st.integers(1, 2))):
+            if len(self.values) > count:
+                self.draw(st.sampled_from((self.spread, self.route)))(list(self.values)[-1])
+        x = list(self.values)[-1]
+        channels, size = self.values[x]
+        if backward:
+            self.keep(self.g.norm(x, channels), channels, size)
+        else:
+            self.keep(self.g.conv(x, channels, 2, 1), 2, size)
 
     def transposed(self) -> None:
         x = self.pick()

@@ -157,8 +157,10 @@ def test_the_norm_is_gone_from_where_it_stood(make: Callable[[Writer], list[Node
     assert copies
     assert set(copies) <= selection.folded
     assert {c.key for c in copies} == {norm.key}
-    parts = sorted(c.moved.part for c in copies if c.moved.part is not None)
-    assert [p[0] for p in parts[1:]] == [p[1] for p in parts[:-1]]
+    acting = [c.moved.channels for c in copies]
+    every = tuple(range(norm.leaf.geometry.out_channels))
+    # In each copy all channels, or each channel in the copies of one part.
+    assert set(acting) == {every} or sorted(set(sum(acting, ()))) == list(every)
 
 
 @pytest.mark.parametrize("make", STAY)
@@ -209,10 +211,10 @@ def test_a_slice_of_channels_is_the_slice_of_the_numbers() -> None:
     program, (norm,) = written(behind_cat)
     _, (move,) = moved(program, set())
     numbers = evaluate(norm.leaf)
-    assert [copy.moved.part for copy in move.copies] == [(0, 2, 8), (2, 8, 8)]
+    assert [copy.moved.channels for copy in move.copies] == [(0, 1), (2, 3, 4, 5, 6, 7)]
     for copy in move.copies:
         part = evaluate(copy.leaf)
-        start, stop, _ = copy.moved.part
+        start, stop = copy.moved.channels[0], copy.moved.channels[-1] + 1
         assert torch.equal(part.kernel, numbers.kernel[start:stop])
         assert part.bias is not None
         assert numbers.bias is not None

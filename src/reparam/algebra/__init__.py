@@ -26,11 +26,11 @@ from reparam.algebra.expression import (
     Leaf,
     Rows,
     Sum,
-    channels,
     constant_scale,
     evaluate,
     pad_leaf,
     prepared,
+    rerouted,
 )
 from reparam.algebra.geometry import Geometry, compose, parallel
 from reparam.algebra.lowering import LayerArguments, layer_arguments, lower
@@ -47,7 +47,6 @@ __all__ = [
     "average_pool",
     "average_pool_geometry",
     "batch_norm",
-    "channels",
     "compose",
     "constant_scale",
     "conv",
@@ -63,6 +62,7 @@ __all__ = [
     "parallel",
     "per_dim",
     "prepared",
+    "rerouted",
     "scale",
     "zero_pad",
 ]

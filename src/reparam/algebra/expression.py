@@ -7,7 +7,7 @@ and never needs a float64 copy of the whole model.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -22,11 +22,11 @@ __all__ = [
     "Leaf",
     "Rows",
     "Sum",
-    "channels",
     "constant_scale",
     "evaluate",
     "pad_leaf",
     "prepared",
+    "rerouted",
 ]
 
 Rows = tuple[int, int]
@@ -159,3 +159,31 @@ def channels(op: AffineConv, rows: Rows) -> AffineConv:
     )
     bias = None if op.bias is None else op.bias[start:stop]
     return AffineConv(geometry, op.kernel[start:stop], bias)
+
+
+def rerouted(leaf: Leaf, sources: Sequence[int | None], *, shift: float = 1.0) -> Leaf:
+    r"""Describe a per-channel operator on other channels.
+
+    Channel :math:`i` becomes :math:`s_{c(i)} x + f\, b_{c(i)}` with the numbers of channel
+    :math:`c(i)` of the given operator, or stays as it is where there is none.
+
+    Args:
+        leaf: A diagonal operator.
+        sources: :math:`c(i)` for each channel, or None.
+        shift: :math:`f`, how often the shift is added.
+
+    """
+    count, biased = len(sources), leaf.geometry.bias and shift != 0
+    geometry = Geometry.pointwise(count, count, dims=0, groups=count, bias=biased)
+    taken = torch.tensor([-1 if source is None else source for source in sources])
+
+    def make() -> AffineConv:
+        op = leaf.load(None)
+        # The number behind the last channel's is what leaves a channel as it is.
+        factors = torch.cat([op.kernel.flatten(), op.kernel.new_ones(1)])[taken]
+        if not biased:
+            return scale(factors)
+        assert op.bias is not None  # noqa: S101 (its geometry says so)
+        return scale(factors, torch.cat([shift * op.bias, op.bias.new_zeros(1)])[taken])
+
+    return Leaf.of(geometry, make)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Hashable
 from dataclasses import dataclass, field
 
-from reparam.graph.ir import Affine, Alias, Node, Opaque, ShapeOf, Sum
+from reparam.graph.ir import Affine, Alias, Layout, Node, Opaque, ShapeOf, Sum
 from reparam.planner import Candidate, Selection
 from reparam.reasons import Reason, Refusal, Why
 
@@ -75,7 +75,7 @@ class Account:
 
 def _why(node: Node, selection: Selection) -> Reason | None:
     """Why an operation that a reader would expect to be folded is still there, if it is one."""
-    if isinstance(node, Opaque) and node.reason is not None:
+    if isinstance(node, Opaque | Layout) and node.reason is not None:
         alone = node.reason.kind in _BESIDE_LAYERS and not _meets_layers(node, selection)
         return None if alone else node.reason
     given_up = [r for r in selection.reasons.get(node, []) if r.kind is not Why.NO_COMMON_SOURCE]

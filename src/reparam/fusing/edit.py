@@ -153,7 +153,7 @@ class _GraphEditor:
         """Put one layer in the place of the core operations of a region."""
         name = self._name(found)
         source = self._source(found)
-        core = list(locate(found, self._trace).values())
+        core = list(dict.fromkeys(locate(found, self._trace).values()))
         # At the first of them: readers of shapes in between then read the new layer's.
         with self._graph.inserting_before(core[0]):
             new = self._graph.call_module(name, (source,))

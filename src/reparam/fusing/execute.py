@@ -130,7 +130,10 @@ def _run_node(
     if isinstance(node, Affine) and node.moved is not None:
         return _run_moved(lifted, node, values[node.inputs[0]])
     origin = lifted.node_of(node)
-    if isinstance(node.inputs[0], Padded):
+    read = node.inputs[0]
+    while read.is_copy:
+        read = read.inputs[0]
+    if isinstance(read, Padded):
         # The value is padded already: run the layer's convolution without its padding.
         return _run_conv(lifted.trace.module(origin), values[node.inputs[0]], 0, at)
     given = {lifted.value_of(v): values[v] for v in node.inputs}
@@ -138,6 +141,10 @@ def _run_node(
         module = lifted.trace.module(origin)
         if is_plain_conv(module):
             return _run_conv(module, values[node.inputs[0]], module.padding, at)
+    if given.keys() & lifted.stacks.keys():
+        # Along an axis that rows of one dimension less have, too.
+        stacked = torch.stack([values[v] for v in node.inputs])
+        return stacked.mean(0) if origin.target in {"mean", torch.mean} else stacked.sum(0)
     result = _run_origin(lifted, origin, given)
     return result if at is None else at_positions(result, at)
 
@@ -151,25 +158,34 @@ def _run_moved(lifted: Lifted, node: Affine, x: Tensor) -> Tensor:
 
 
 def run_moved(node: Affine, x: Tensor, run: Callable[[Tensor], Tensor]) -> Tensor:
-    """Run a per-channel operation on the axis, and among the channels, that it was written for."""
+    """Run a per-channel operation on the axis, and the channels, that it was written for."""
     assert node.axis is not None  # noqa: S101 (moved nodes know their axes)
     assert node.moved is not None  # noqa: S101 (the caller's condition)
-    own_axis, part = node.moved.axis, node.moved.part
+    own_axis, width = node.moved.axis, node.moved.width
     assert own_axis is not None  # noqa: S101 (moved nodes know their axes)
     moved = x.movedim(node.axis, -1)
-    lead = moved.shape[:-1]
     flat = moved.reshape(-1, moved.shape[-1])
-    if part is not None:
-        start, stop, total = part
-        wide = flat.new_zeros(flat.shape[0], total)
-        wide[:, start:stop] = flat
-        flat = wide
-    # (rows, channels) with as many trailing axes as the operation expects behind its channels
-    shaped = flat.reshape(*flat.shape, *(1,) * (-1 - own_axis))
-    result = run(shaped).reshape(flat.shape)
-    if part is not None:
-        result = result[:, part[0] : part[1]]
-    return result.reshape(*lead, -1).movedim(-1, node.axis)
+
+    def on_its_channels(rows: Tensor) -> Tensor:
+        # (rows, channels) with as many trailing axes as the operation expects behind its channels
+        return run(rows.reshape(*rows.shape, *(1,) * (-1 - own_axis))).reshape(rows.shape)
+
+    # One channel of the operation may act on several of the value: these go into rows of their own.
+    here = [k for k, channel in enumerate(node.moved.channels) if channel is not None]
+    there = [channel for channel in node.moved.channels if channel is not None]
+    turn, seen = [], dict.fromkeys(there, 0)
+    for channel in there:
+        turn.append(seen[channel])
+        seen[channel] += 1
+    wide = flat.new_zeros(max(turn) + 1, len(flat), width)
+    wide[turn, :, there] = flat[:, here].mT
+    changed = on_its_channels(wide.flatten(0, 1)).unflatten(0, wide.shape[:2])
+    result = flat.clone()
+    result[:, here] = changed[turn, :, there].mT
+    if node.moved.shift != 1:
+        added = on_its_channels(flat.new_zeros(1, width))[0, there]
+        result[:, here] += (node.moved.shift - 1) * added
+    return result.reshape(moved.shape).movedim(-1, node.axis)
 
 
 def _run_origin(lifted: Lifted, origin: fx.Node, given: dict[fx.Node, Tensor]) -> Tensor:
@@ -186,7 +202,21 @@ def _run_origin(lifted: Lifted, origin: fx.Node, given: dict[fx.Node, Tensor]) -
         method = _OUT_OF_PLACE.get(str(origin.target), str(origin.target))
         return getattr(args[0], method)(*args[1:], **kwargs)  # type: ignore[no-any-return]
     target: Any = _OUT_OF_PLACE_FUNCTIONS.get(origin.target, origin.target)
+    if target is torch.einsum:
+        return _einsum(*args)
     return target(*args, **kwargs)  # type: ignore[no-any-return]
+
+
+def _einsum(equation: Any, *operands: Any) -> Tensor:
+    """Run an einsum of images, or of rows that stand for the last axis of something larger."""
+    values = list(operands[0] if isinstance(operands[0], list | tuple) else operands)
+    terms = equation.replace(" ", "").split("->")[0].split(",")
+    rank = max((v.dim() for v in values), default=0)
+    for k, (value, term) in enumerate(zip(values, terms, strict=True)):
+        if "." not in term:
+            values[k] = value.reshape((1,) * (len(term) - value.dim()) + value.shape)
+    result: Tensor = torch.einsum(equation, *values)
+    return result.flatten(0, result.dim() - rank) if result.dim() > rank else result
 
 
 def _run_module(module: Any, x: Tensor) -> Tensor:

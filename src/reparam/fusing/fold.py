@@ -280,6 +280,9 @@ def probe_input(region: Candidate, device: torch.device) -> Tensor:
     batch = 4 if geometry.dims == 0 else 2 if small else 1
     if small:
         spatial = [size + step for size, step in zip(spatial, geometry.stride, strict=True)]
+    if isinstance(region.source, Padded):
+        # A border is reflected from elements further in.
+        spatial = [max(n, *pads) + 1 for n, pads in zip(spatial, region.source.pads, strict=True)]
     shape = (batch, geometry.in_channels, *spatial)
     return torch.randn(shape, dtype=torch.float64, generator=generator).to(device)
 

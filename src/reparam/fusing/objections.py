@@ -7,7 +7,7 @@ from collections import defaultdict
 from torch import Tensor, fx, nn
 
 from reparam.fusing.chosen import Chosen
-from reparam.graph.ir import Alias, HostedInput, Layout, Node, Sum
+from reparam.graph.ir import Alias, Concat, HostedInput, Layout, Node, Routed, Sum
 from reparam.graph.lift import Lifted
 from reparam.graph.trace import Call, Key
 from reparam.planner import Candidate
@@ -58,6 +58,7 @@ class Objections:
             self._hook(nodes, len(shared))
             or self._called_again(nodes, shared)
             or self._tied(region)
+            or self._stored_once(region)
             or self._changed_in_place(region)
         )
 
@@ -121,23 +122,49 @@ class Objections:
                     return Why.USED_ELSEWHERE()
         return None
 
+    def _stored_once(self, region: Candidate) -> Reason | None:
+        """Refuse where one layer would store more than layers that share their weight."""
+        layers = [n for n in region.nodes if n.is_layer]
+        read = [t for n in layers for t in self._lifted.reads(n)]
+        twice = sum(t.numel() for t in read) - sum(t.numel() for t in set(read))
+        before, after = region.cost.stored - twice, region.cost_after.stored
+        if not twice or after <= before:
+            return None
+        return Why.MORE_NUMBERS(after=after, before=before)
+
     def _changed_in_place(self, region: Candidate) -> Reason | None:
         """Refuse where an in-place operation changes the source between or within the nodes."""
         inside = {self._lifted.node_of(n) for n in region.nodes}
         orders = [n.order for n in region.nodes]
-        read = region.source.inputs[0] if region.source.is_virtual else region.source
-        # An operation that was moved from here will return its input: the same memory.
-        while isinstance(read, Alias | Layout):
-            read = read.inputs[0]
-        base = _base(self._lifted, read)
+        bases = _read_since(self._lifted, region.source, min(orders))
         for order, node, target in self._lifted.mutations:
-            if target is not base:
+            if target not in bases:
                 continue
             if node in inside:
                 return Why.WRITES_ITS_INPUT()
             if min(orders) < order < max(orders):
                 return Why.WRITTEN_BETWEEN(by=node.name)
         return None
+
+
+def _read_since(lifted: Lifted, source: Node, order: int) -> set[fx.Node]:
+    """The memory behind a value, and behind what it is computed from later than ``order``.
+
+    An operation that was moved returns its input where it stood: the same memory, which is read by
+    what follows it there.
+    """
+    found: set[fx.Node] = set()
+    waiting, seen = [source], {source}
+    while waiting:
+        value = waiting.pop()
+        if not value.is_virtual:
+            found.add(_base(lifted, value))
+        passes = value.is_virtual or isinstance(value, Alias | Layout | Routed | Concat)
+        if passes or value.order > order:
+            fresh = [v for v in value.inputs if v not in seen]
+            seen.update(fresh)
+            waiting += fresh
+    return found
 
 
 def common_call(stacks: list[Stack]) -> Stack:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import operator
 from typing import Any
 
+import torch
 from torch import fx, nn
 from torch.nn import functional as F
 
@@ -13,6 +15,7 @@ __all__ = [
     "CONVOLUTIONS",
     "TRANSPOSED",
     "axis_from_readers",
+    "axis_further_on",
     "bind",
     "channels_of",
     "first",
@@ -90,4 +93,25 @@ def axis_from_readers(lifter: Lifter, node: fx.Node) -> int | None:
                     return -(dims + 1)
         elif reader.target in CONVOLUTIONS:
             return -(CONVOLUTIONS[reader.target] + 1)
+    return None
+
+
+_NEAR = 6
+"""Operations to look at for a layer that tells where the channels of a value are."""
+
+_ELEMENTWISE = frozenset({
+    operator.add, operator.sub, operator.mul, operator.truediv, torch.add, torch.sub, torch.mul,
+    torch.div, "add", "sub", "mul", "div", "contiguous", "clone",
+})  # fmt: skip
+
+
+def axis_further_on(lifter: Lifter, node: fx.Node) -> int | None:
+    """Channel axis of a value as a layer says that reads it behind scales and shifts."""
+    waiting, seen = [node], 0
+    while waiting and seen < _NEAR:
+        value, seen = waiting.pop(0), seen + 1
+        axis = axis_from_readers(lifter, value)
+        if axis is not None:
+            return axis
+        waiting += [user for user in value.users if user.target in _ELEMENTWISE]
     return None

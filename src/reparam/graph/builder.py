@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Generic, TypeVar
 
@@ -10,10 +10,21 @@ import torch
 
 from reparam import algebra
 from reparam.algebra import AffineConv, Leaf
-from reparam.graph.ir import Affine, Alias, Concat, HostedInput, Layout, Node, Opaque, Padded, Sum
+from reparam.graph.ir import (
+    Affine,
+    Alias,
+    Concat,
+    HostedInput,
+    Layout,
+    Node,
+    Opaque,
+    Padded,
+    Routed,
+    Sum,
+)
 from reparam.reasons import Reason, Why
 
-__all__ = ["Builder", "Facts", "Pads"]
+__all__ = ["Builder", "Facts", "Pads", "joined_channels"]
 
 Pads = tuple[tuple[int, int], ...]
 
@@ -29,12 +40,17 @@ class Facts:
         rank: Number of its dimensions, or None.
         channels: Size of its channel axis, or None.
         pooled: Whether all of its axes behind that of the channels have the size one.
+        batch: The value whose first dimension has the size of its own first one, if another.
+        digits: Where its channels are divided among several axes: these, from the end, and their
+            sizes, the one that counts most first.
 
     """
 
     rank: int | None = None
     channels: int | None = None
     pooled: bool = False
+    batch: Node | None = None
+    digits: tuple[tuple[int, int], ...] = ()
 
 
 class Builder(Generic[Operation, Value]):
@@ -64,6 +80,11 @@ class Builder(Generic[Operation, Value]):
         """What is known of a value."""
         return self._facts[node]
 
+    def batch_of(self, value: Value) -> Node:
+        """The value that another has the size of its first dimension from; often itself."""
+        node = self.nodes[value]
+        return self.facts_of(node).batch or node
+
     def is_value(self, value: object) -> bool:
         """Whether an argument is a tensor that depends on the input."""
         return value in self.nodes
@@ -74,7 +95,7 @@ class Builder(Generic[Operation, Value]):
     ) -> Node:  # fmt: skip
         """Make a node of any kind."""
         what = self.describe(operation) if what is None else what
-        names = self.named(operation)
+        names = self.named(operation) | {"channels": None if facts is None else facts.channels}
         return self.enter(kind(inputs=tuple(inputs), what=what, **names, **own), facts)
 
     def enter(self, made: Node, facts: Facts | None = None) -> Node:
@@ -90,7 +111,10 @@ class Builder(Generic[Operation, Value]):
     ) -> Node:  # fmt: skip
         """Make a node that applies an operator to one value."""
         before = self.nodes[source]
-        facts = Facts(rank or self.facts_of(before).rank, leaf.geometry.out_channels)
+        facts = Facts(
+            rank or self.facts_of(before).rank, leaf.geometry.out_channels,
+            batch=self.batch_of(source),
+        )  # fmt: skip
         return self.node(
             Affine, operation, (padded or before,), what, facts, axis=axis, leaf=leaf,
             stored=stored, computed=computed, reads=tuple(reads),
@@ -156,7 +180,8 @@ class Builder(Generic[Operation, Value]):
         """
         key = self.nodes[source], pads, mode
         if key not in self._padded:
-            facts = replace(self.facts_of(key[0]))
+            known = self.facts_of(key[0])
+            facts = replace(known, batch=known.batch or key[0])
             self._padded[key] = self.node(
                 Padded, operation, key[:1], f"{mode} padding", facts, axis=axis, pads=pads,
                 mode=mode, of_layer=of_layer,
@@ -165,12 +190,19 @@ class Builder(Generic[Operation, Value]):
 
     def sum(self, operation: Operation, terms: list[Value], coefficients: list[float]) -> Node:
         """Make a node that adds values."""
-        before = [self.nodes[term] for term in terms]
+        return self.sum_of(operation, [self.nodes[term] for term in terms], coefficients)
+
+    def sum_of(
+        self, operation: Operation, before: Sequence[Node], coefficients: list[float]
+    ) -> Node:
+        """Make a node that adds what other nodes return."""
         known = [self.facts_of(value) for value in before]
         facts = Facts(
             max((f.rank for f in known if f.rank is not None), default=None),
             max((f.channels for f in known if f.channels is not None), default=None),
         )
+        batches = {fact.batch or value for fact, value in zip(known, before, strict=True)}
+        facts.batch = batches.pop() if len(batches) == 1 else None
         axis = next((value.axis for value in before if value.axis is not None), None)
         return self.node(
             Sum, operation, before, "add", facts, axis=axis, coefficients=tuple(coefficients)
@@ -179,27 +211,48 @@ class Builder(Generic[Operation, Value]):
     def alias(self, operation: Operation, source: Value, what: str | None = None) -> Node:
         """Make a node that returns its input."""
         before = self.nodes[source]
-        return self.node(Alias, operation, (before,), what, self.facts_of(before), axis=before.axis)
+        facts = replace(self.facts_of(before), batch=self.batch_of(source))
+        return self.node(Alias, operation, (before,), what, facts, axis=before.axis)
 
-    def layout(
-        self, operation: Operation, source: Value, axis: int, rank: int | None = None, *,
-        pooled: bool = False,
+    def layout(  # noqa: PLR0913 (what is known of it)
+        self, operation: Operation, source: Value, axis: int | None, rank: int | None = None, *,
+        pooled: bool = False, monotone: bool = False, batch: bool = False,
+        digits: tuple[tuple[int, int], ...] = (), reason: Reason | None = None,
     ) -> Node:  # fmt: skip
         """Make a node that moves or averages the elements of each channel by itself.
 
-        Its channel axis is ``axis``, counted from the end.
+        Its channel axis is ``axis``, counted from the end; ``batch`` says that its first dimension
+        is as long as that of ``source``.
         """
         before = self.nodes[source]
-        facts = Facts(rank, self.facts_of(before).channels, pooled)
-        return self.node(Layout, operation, (before,), None, facts, axis=axis)
+        first = self.batch_of(source) if batch else None
+        facts = Facts(rank, self.facts_of(before).channels, pooled, first, digits)
+        return self.node(
+            Layout, operation, (before,), None, facts, axis=axis, monotone=monotone, reason=reason
+        )
 
-    def concat(self, operation: Operation, parts: Sequence[Value]) -> Node:
+    def routed(
+        self, operation: Operation, source: Value, origins: Iterable[Sequence[int]],
+        axis: int | None, rank: int | None = None,
+    ) -> Node:  # fmt: skip
+        """Make a node that moves elements between channels; see :class:`~reparam.graph.ir.Routed`.
+
+        ``origins`` are, for each channel that it returns, those that its elements come from.
+        """
+        taken = tuple(map(tuple, origins))
+        facts = Facts(rank, len(taken), batch=self.batch_of(source))
+        before = (self.nodes[source],)
+        return self.node(Routed, operation, before, None, facts, axis=axis, origins=taken)
+
+    def concat(self, operation: Operation, parts: Sequence[Value], axis: int) -> Node:
         """Make a node that joins values along their channel axis."""
         before = [self.nodes[part] for part in parts]
         sizes = [self.facts_of(value).channels for value in before]
         total = None if None in sizes else sum(size for size in sizes if size is not None)
-        facts = Facts(self.facts_of(before[0]).rank, total)
-        return self.node(Concat, operation, before, None, facts, axis=before[0].axis)
+        ranks = (self.facts_of(value).rank for value in before)
+        facts = Facts(next((r for r in ranks if r is not None), None), total)
+        facts.batch = self.batch_of(parts[0])
+        return self.node(Concat, operation, before, None, facts, axis=axis)
 
     def opaque(
         self, operation: Operation, reason: Reason | None = None, *, keeps: bool = False
@@ -217,6 +270,29 @@ class Builder(Generic[Operation, Value]):
         """
         facts = None
         if keeps and sources:
-            facts = replace(self.facts_of(sources[0]))
+            known = self.facts_of(sources[0])
+            facts = replace(known, batch=known.batch or sources[0])
             axis = axis if sources[0].axis is None else sources[0].axis
         return self.node(Opaque, operation, sources, None, facts, axis=axis, reason=reason)
+
+
+def joined_channels(digits: Sequence[tuple[int, int]], rank: int) -> list[tuple[int]] | None:
+    """The channels of an axis that the second and third one become, which held them together.
+
+    Args:
+        digits: Where the channels are; see :class:`Facts`.
+        rank: Number of dimensions.
+
+    Returns:
+        For each channel that it was, alone in a tuple; None where others than these two axes hold
+        them.
+
+    """
+    weights, weight = {}, 1
+    for at, size in reversed(digits):
+        weights[at + rank] = (weight, size)
+        weight *= size
+    if set(weights) != {1, 2}:
+        return None
+    (outer, outer_size), (inner, inner_size) = weights[1], weights[2]
+    return [(i * outer + k * inner,) for i in range(outer_size) for k in range(inner_size)]

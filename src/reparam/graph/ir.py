@@ -16,7 +16,7 @@ from reparam.reasons import Reason
 
 __all__ = [
     "Affine", "Alias", "Concat", "HostedInput", "Layout", "Moved", "Node", "Opaque", "Padded",
-    "Program", "ShapeOf", "Sum", "largest",
+    "Program", "Routed", "ShapeOf", "Sum", "largest",
 ]  # fmt: skip
 
 
@@ -31,6 +31,7 @@ class Operation:
         what: What it is in the field's terms, for a person.
         where: Where it is, for a person.
         axis: Position of the channel axis of the value, counted from its end, or None if unknown.
+        channels: Size of that axis, or None if unknown.
         origin: What the node stands for, as the front end knows it.
 
     """
@@ -41,6 +42,7 @@ class Operation:
     what: str
     where: str
     axis: int | None = None
+    channels: int | None = None
     origin: Any = None
 
     def __repr__(self) -> str:
@@ -90,13 +92,17 @@ class Moved:
 
     Attributes:
         axis: Channel axis there.
-        part: First channel, last channel (exclusive) and number of channels of the operation,
-            where the copy acts on a part of them.
+        width: Number of channels there.
+        channels: For each channel of the copy the one of the operation that acts on it there, or
+            None for a channel that stays as it is.
+        shift: How often the copy adds what the operation adds: a sum takes it once.
 
     """
 
     axis: int | None
-    part: tuple[int, int, int] | None = None
+    width: int
+    channels: tuple[int | None, ...]
+    shift: float = 1.0
 
 
 @dataclass(frozen=True, eq=False, slots=True, repr=False, kw_only=True)
@@ -140,11 +146,38 @@ class Alias(Operation):
 
 @dataclass(frozen=True, eq=False, slots=True, repr=False, kw_only=True)
 class Layout(Operation):
-    """Moves or averages elements of each channel by itself (permute, flatten, mean).
+    r"""Moves or averages elements of each channel by itself (permute, flatten, mean, upsampling).
 
-    A scale and shift per channel does the same before and behind it; ``axis`` says where the
-    channels went.
+    Each element that it returns is a weighted mean of elements of the same channel, with weights
+    :math:`w_i` that are the same whatever the elements and sum to one, so a scale and shift per
+    channel does the same before and behind it,
+    :math:`\sum_i w_i (s x_i + b) = s \sum_i w_i x_i + b`; ``axis`` says where the channels went.
+
+    Attributes:
+        monotone: It takes the largest element instead. That commutes with what does not turn the
+            order around, :math:`\max_i (s x_i + b) = s \max_i x_i + b` for :math:`s \ge 0`.
+        reason: Why it is no operator that folds as such, where it looks like one.
+
     """
+
+    monotone: bool = False
+    reason: Reason | None = None
+
+
+@dataclass(frozen=True, eq=False, slots=True, repr=False, kw_only=True)
+class Routed(Operation):
+    """Moves elements between channels, whole channels or parts of them (chunk, pixel shuffle).
+
+    A scale and shift per channel becomes another before it, or behind it, where each channel there
+    has to do with one of the operation's alone.
+
+    Attributes:
+        origins: For each channel that it returns the channels of its input that it takes elements
+            of.
+
+    """
+
+    origins: tuple[tuple[int, ...], ...]
 
 
 @dataclass(frozen=True, eq=False, slots=True, repr=False, kw_only=True)
@@ -185,7 +218,7 @@ class Opaque(Operation):
     reason: Reason | None = None
 
 
-Node = Affine | Sum | Alias | Layout | Concat | Padded | HostedInput | ShapeOf | Opaque
+Node = Affine | Sum | Alias | Layout | Routed | Concat | Padded | HostedInput | ShapeOf | Opaque
 
 
 @dataclass(frozen=True, eq=False)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Hashable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,7 +13,7 @@ from reparam.errors import InexactError
 from reparam.graph.builder import Builder, Facts
 from reparam.graph.constants import Constants
 from reparam.graph.effects import base_of, metadata_read, mutated_argument
-from reparam.graph.ir import Affine, Node, Opaque, Program, ShapeOf
+from reparam.graph.ir import Affine, Alias, Node, Opaque, Program, ShapeOf
 from reparam.graph.trace import Trace
 from reparam.reasons import Reason
 
@@ -28,6 +28,7 @@ class Lifted:
         trace: The trace.
         program: The planner's program.
         constants: What in the trace does not depend on the inputs.
+        stacks: For values that only sums read over the axis along which others were joined: these.
         hosts: For transposed convolutions that a function runs, by their order: the module that
             does the same.
         mutations: Order, traced node and base of the value that it changes in place.
@@ -38,6 +39,7 @@ class Lifted:
     program: Program
     constants: Constants
     hosts: dict[int, nn.Module] = field(default_factory=dict)
+    stacks: dict[fx.Node, list[Node]] = field(default_factory=dict)
     mutations: list[tuple[int, fx.Node, fx.Node]] = field(default_factory=list)
 
     def host_of(self, node: Node) -> nn.Module:
@@ -54,9 +56,9 @@ class Lifted:
         """The traced value that is read where the planner reads ``node``.
 
         A copy of an operation stands in the planner's view alone: what reads it there reads, in the
-        trace, what the copy reads.
+        trace, what the copy reads, and where a layer pads by itself, what it pads.
         """
-        while node.is_copy:
+        while node.is_copy or node.is_virtual:
             node = node.inputs[0]
         return self.node_of(node)
 
@@ -96,6 +98,9 @@ class Lifter(Builder[fx.Node, fx.Node]):
         self.vectors = vectors
         self.probed = probed
         self.hosts: dict[int, nn.Module] = {}
+        self.stacks: dict[fx.Node, list[Node]] = {}
+        self._changed = _changed_bases(trace)
+        self._done: dict[Hashable, fx.Node] = {}
         self._mutations: list[tuple[int, fx.Node, fx.Node]] = []
         self._order = 0
 
@@ -124,7 +129,7 @@ class Lifter(Builder[fx.Node, fx.Node]):
                 self.facts_of(lifted).rank = known.dim()
         self._pin_mutated()
         program = Program(tuple(self.made), frozenset(self.pinned))
-        return Lifted(self.trace, program, self.constants, self.hosts, self._mutations)
+        return Lifted(self.trace, program, self.constants, self.hosts, self.stacks, self._mutations)
 
     # ---------------------------------------------------------------- what rules make
 
@@ -133,6 +138,28 @@ class Lifter(Builder[fx.Node, fx.Node]):
         self.node(ShapeOf, node, (self.nodes[like],), "shape")
         facts = Facts(self.facts_of(self.nodes[like]).rank)
         return self.node(Opaque, node, (self.nodes[source],), None, facts)
+
+    def again(self, node: fx.Node) -> Node | None:
+        """Make a node of an operation that has been done before on the same value, if it has.
+
+        To the planner it returns what the first one does, so that what reads either can be
+        branches of one value. The first operation of a kind is noted, and None returned.
+        """
+        source = node.all_input_nodes[0] if node.all_input_nodes else None
+        if source not in self.nodes or {base_of(node), base_of(source)} & self._changed:
+            return None
+        value = self.nodes[source]
+        while isinstance(value, Alias):
+            value = value.inputs[0]
+        first = self._done.setdefault((value, *self._call(node, source)), node)
+        return None if first is node else self.alias(node, first)
+
+    def _call(self, node: fx.Node, source: fx.Node) -> tuple[Hashable, ...]:
+        """What tells calls apart that have one input: what is called, and how."""
+        if node.op == "call_module":
+            return node.op, repr(self.module(node))
+        given = (tuple(n if n is not source else None for n in node.args), dict(node.kwargs))
+        return node.op, node.target, repr(given)
 
     def opaque(self, node: fx.Node, reason: Reason | None = None, *, keeps: bool = False) -> Node:
         """Make a node that the planner does not look into; see :meth:`unknown`."""
@@ -196,9 +223,17 @@ class Lifter(Builder[fx.Node, fx.Node]):
     def _pin_mutated(self) -> None:
         """Keep values that are changed in place while others still read them."""
         for _, node, base in self._mutations:
-            if len(base.users) > 1 or base.op in {"placeholder", "get_attr"}:
+            # What is changed through a view of it may be read through another.
+            viewed = any(base_of(s) is base is not s for s in node.all_input_nodes)
+            if viewed or len(base.users) > 1 or base.op in {"placeholder", "get_attr"}:
                 for value in {base, *(s for s in node.all_input_nodes if base_of(s) is base)}:
                     self._pin(value)
+
+
+def _changed_bases(trace: Trace) -> set[fx.Node]:
+    """The values that some operation of a trace changes in place."""
+    targets = (mutated_argument(node, trace.module) for node in trace.graph.nodes)
+    return {base_of(target) for target in targets if target is not None}
 
 
 Rule = Callable[[Lifter, fx.Node], Node | None]

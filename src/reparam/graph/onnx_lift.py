@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
 from reparam.errors import InexactError
-from reparam.graph.builder import Builder, Pads
-from reparam.graph.ir import Affine, Alias, Node, Opaque, Program, ShapeOf
+from reparam.graph.builder import Builder, Facts, Pads
+from reparam.graph.ir import Affine, Alias, Node, Opaque, Program, Routed, ShapeOf
 from reparam.graph.onnx_constants import DEFAULT_DOMAINS, Constants
 from reparam.graph.onnx_nodes import inner_graphs, outer_reads
 from reparam.graph.onnx_shapes import Shape, Shapes, infer
@@ -169,7 +169,7 @@ class OnnxLifter(Builder["NodeProto", str]):
         if first:
             self.nodes[first] = lifted
         for name in others:
-            if name:
+            if name and name not in self.nodes:
                 self.nodes[name] = self._other_output(proto, name, lifted)
 
     # ---------------------------------------------------------------- what rules make
@@ -182,6 +182,16 @@ class OnnxLifter(Builder["NodeProto", str]):
             return known
         axis = known.axis
         return self.node(Alias, proto, (known,), f"{mode} padding", self.facts_of(known), axis=axis)
+
+    def part(self, proto: NodeProto, name: str, channels: Sequence[int]) -> Node:
+        """Make a node of one of several values: some of the channels of what is read."""
+        source = proto.input[0]
+        names = self.named(proto) | {"origin": Origin((self._index,), name)}
+        made = Routed(
+            inputs=(self.nodes[source],), what=proto.op_type, axis=self.axis(source),
+            channels=len(channels), origins=tuple((c,) for c in channels), **names,
+        )  # fmt: skip
+        return self.enter(made, Facts(channels=len(channels)))
 
     def opaque(
         self, proto: NodeProto, reason: Reason | None = None, *, keeps: bool = False

@@ -12,6 +12,14 @@ from reparam.graph.onnx_rules_layers import (
     gemm,
     matmul,
 )
+from reparam.graph.onnx_rules_layouts import (
+    max_pool,
+    reshape,
+    resize,
+    spatial_maximum,
+    spatial_mean,
+    transpose,
+)
 from reparam.graph.onnx_rules_moves import (
     average_pool,
     cast,
@@ -20,11 +28,9 @@ from reparam.graph.onnx_rules_moves import (
     elementwise,
     pad,
     pass_on,
-    reshape,
     slice_,
-    spatial_mean,
-    transpose,
 )
+from reparam.graph.onnx_rules_parts import depth_to_space, gather, space_to_depth, split
 from reparam.graph.onnx_rules_scales import add, add_all, divide, multiply, negate, subtract
 
 if TYPE_CHECKING:
@@ -56,6 +62,13 @@ _RULES: dict[str, Rule] = {
     "AveragePool": average_pool,
     "GlobalAveragePool": spatial_mean,
     "ReduceMean": spatial_mean,
+    "ReduceMax": spatial_maximum,
+    **dict.fromkeys(("MaxPool", "GlobalMaxPool"), max_pool),
+    **dict.fromkeys(("Resize", "Upsample"), resize),
+    "Split": split,
+    "Gather": gather,
+    "DepthToSpace": depth_to_space,
+    "SpaceToDepth": space_to_depth,
     "Pad": pad,
     "Slice": slice_,
     "Concat": concat,

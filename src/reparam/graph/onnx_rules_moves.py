@@ -1,7 +1,8 @@
-"""Rules for operations that move or pass on values: pooling, padding, layout, concatenation."""
+"""Rules for operations that move or pass on values: pooling, padding, concatenation."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -11,7 +12,8 @@ from reparam.graph.ir import Node
 from reparam.graph.onnx_lift import OnnxLifter
 from reparam.graph.onnx_nodes import attributes
 from reparam.graph.onnx_rules_layers import pads_of
-from reparam.graph.onnx_shapes import channel_axis_after
+from reparam.graph.onnx_rules_layouts import averaged_positions
+from reparam.graph.onnx_rules_parts import picked
 from reparam.reasons import Why
 
 if TYPE_CHECKING:
@@ -25,10 +27,7 @@ __all__ = [
     "elementwise",
     "pad",
     "pass_on",
-    "reshape",
     "slice_",
-    "spatial_mean",
-    "transpose",
 ]
 
 _PADDING_MODES = {"reflect": "reflect", "edge": "replicate", "wrap": "circular"}
@@ -46,41 +45,23 @@ def average_pool(lifter: OnnxLifter, proto: NodeProto) -> Node | None:
     strides = tuple(given.get("strides", (1,) * dims))
     dilations = tuple(given.get("dilations", (1,) * dims))
     pads = pads_of(proto, sizes, strides, dilations)
+    counted, reason = given.get("count_include_pad", 0), None
     if given.get("ceil_mode", 0):
-        return lifter.opaque(proto, Why.CEIL_MODE(value=1), keeps=True)
-    if pads is None:
-        return lifter.opaque(proto, Why.AUTO_PAD(value=given["auto_pad"]), keeps=True)
-    if not given.get("count_include_pad", 0) and any(pair != (0, 0) for pair in pads):
-        return lifter.opaque(proto, Why.UNCOUNTED_PADDING(value=0), keeps=True)
+        reason = Why.CEIL_MODE(value=1)
+    elif pads is None:
+        reason = Why.AUTO_PAD(value=given["auto_pad"])
+    elif not counted and any(pair != (0, 0) for pair in pads):
+        reason = Why.UNCOUNTED_PADDING(value=0)
+    if pads is None or reason is not None:
+        assert reason is not None  # noqa: S101 (pads that are not known have one)
+        if counted:
+            return lifter.opaque(proto, reason, keeps=True)
+        # Windows that are cut off still average what is left of them.
+        return averaged_positions(lifter, proto, reason)
     channels = lifter.channels(source)
     if channels is None:
         return lifter.opaque(proto, keeps=True)
     return lifter.average(proto, source, channels, sizes, strides, pads, dilations)
-
-
-def spatial_mean(lifter: OnnxLifter, proto: NodeProto) -> Node | None:
-    """``GlobalAveragePool`` and ``ReduceMean`` over other axes than the channels'.
-
-    A mean over positions returns a constant for a constant, and scales with its input, so a scale
-    and shift per channel behind it can stand before it: to the planner it is a matter of layout.
-    """
-    source = proto.input[0]
-    rank, axis = lifter.rank(source), lifter.axis(source)
-    if rank is None or axis is None:
-        return None
-    given = attributes(proto)
-    keeps = bool(given.get("keepdims", 1))
-    if proto.op_type == "GlobalAveragePool":
-        reduced = set(range(2, rank))
-    else:
-        named = _axes(lifter, proto, 1, given)
-        if named is None:
-            return None
-        reduced = {value % rank for value in named}
-    if not reduced or axis + rank in reduced:
-        return None
-    behind = 0 if keeps else sum(1 for d in reduced if d > axis + rank)
-    return lifter.layout(proto, proto.input[0], axis + behind)
 
 
 def pad(lifter: OnnxLifter, proto: NodeProto) -> Node | None:
@@ -124,11 +105,22 @@ def slice_(lifter: OnnxLifter, proto: NodeProto) -> Node | None:
             return None
         pairs[position] = (-start, 0 if beyond else end)
     if any(pair != (0, 0) for pair in pairs[:2]):
-        return None
+        return _some_channels(lifter, proto, pairs)
     lifted = _zero_pad(lifter, proto, tuple(pairs[2:]))
     if lifted is not None:
         lifter.stand_ins[lifted.order] = {reads[1]: torch.tensor(behind)}
     return lifted
+
+
+def _some_channels(
+    lifter: OnnxLifter, proto: NodeProto, pairs: Sequence[tuple[int, int]]
+) -> Node | None:
+    """A slice of the channels alone, all of whose sizes are known."""
+    channels = lifter.channels(proto.input[0])
+    low, high = pairs[1]
+    if channels is None or any(pair != (0, 0) for k, pair in enumerate(pairs) if k != 1):
+        return None
+    return picked(lifter, proto, range(-low, channels + high))
 
 
 def pass_on(lifter: OnnxLifter, proto: NodeProto) -> Node | None:
@@ -162,32 +154,14 @@ def concat(lifter: OnnxLifter, proto: NodeProto) -> Node | None:
     """``Concat`` along the channel axis."""
     if not all(lifter.is_value(name) for name in proto.input):
         return None
-    axes = {lifter.axis(name) for name in proto.input}
+    # A part may not know its axis as that of its channels.
+    axes = {lifter.axis(name) for name in proto.input} - {None}
     rank = next((r for name in proto.input if (r := lifter.rank(name)) is not None), None)
     axis = axes.pop() if len(axes) == 1 else None
     along = attributes(proto)["axis"]
     if axis is None or (along >= 0 and rank is None):
         return None
-    return lifter.concat(proto, proto.input) if _from_end(along, rank) == axis else None
-
-
-def reshape(lifter: OnnxLifter, proto: NodeProto) -> Node | None:
-    """``Reshape``, ``Flatten``, ``Squeeze``, ``Unsqueeze`` that leave the channel axis alone."""
-    before, after = lifter.shape(proto.input[0]), lifter.shape(proto.output[0])
-    axis = lifter.axis(proto.input[0])
-    if before is None or after is None or axis is None:
-        return None
-    moved = channel_axis_after(before, after, axis)
-    return None if moved is None else lifter.layout(proto, proto.input[0], moved)
-
-
-def transpose(lifter: OnnxLifter, proto: NodeProto) -> Node | None:
-    """``Transpose``."""
-    rank, axis = lifter.rank(proto.input[0]), lifter.axis(proto.input[0])
-    if rank is None or axis is None:
-        return None
-    order = attributes(proto).get("perm", list(range(rank))[::-1])
-    return lifter.layout(proto, proto.input[0], order.index(axis + rank) - rank)
+    return lifter.concat(proto, proto.input, axis) if _from_end(along, rank) == axis else None
 
 
 def _zero_pad(lifter: OnnxLifter, proto: NodeProto, pairs: Pads) -> Node | None:
@@ -226,17 +200,6 @@ def _pad_value(lifter: OnnxLifter, proto: NodeProto) -> float | None:
     if proto.input[2] not in lifter.constants:
         return None
     return float(lifter.constants.value(proto.input[2]).reshape(-1)[0])
-
-
-def _axes(
-    lifter: OnnxLifter, proto: NodeProto, position: int, given: dict[str, list[int]]
-) -> list[int] | None:
-    """The axes that an operation names, as an attribute or as a constant input."""
-    if "axes" in given:
-        return list(given["axes"])
-    if len(proto.input) <= position or proto.input[position] not in lifter.constants:
-        return None
-    return lifter.constants.integers(proto.input[position])
 
 
 def _from_end(axis: int, rank: int | None) -> int:

@@ -15,7 +15,7 @@ from reparam.graph.onnx_tensors import onnx_module
 if TYPE_CHECKING:
     from onnx import ModelProto, TensorProto, ValueInfoProto
 
-__all__ = ["Shape", "Shapes", "channel_axis_after", "infer", "skeleton"]
+__all__ = ["Shape", "Shapes", "channel_axis_after", "infer", "same_size", "skeleton"]
 
 Shape = tuple[int | str | None, ...]
 """Sizes per dimension: a number, a name for one that varies, or None where nothing is known."""
@@ -89,14 +89,15 @@ def channel_axis_after(before: Shape, after: Shape, axis: int) -> int | None:
     for candidate, size in enumerate(after):
         if size != channels:
             continue
-        if _same(before[:position], after[:candidate]) or _same(
+        if same_size(before[:position], after[:candidate]) or same_size(
             before[position + 1 :], after[candidate + 1 :]
         ):
             return candidate - len(after)
     return None
 
 
-def _same(first: Iterable[int | str | None], second: Iterable[int | str | None]) -> bool:
+def same_size(first: Iterable[int | str | None], second: Iterable[int | str | None]) -> bool:
+    """Whether two products of sizes are known to be the same."""
     left, right = _product(first), _product(second)
     return left is not None and left == right
 

@@ -25,6 +25,25 @@ from reparam.graph.rules_layers import (
     linear_module,
     probed_module,
 )
+from reparam.graph.rules_layouts import (
+    flatten,
+    flip,
+    global_pool_function,
+    global_pool_module,
+    interpolate,
+    largest_along,
+    max_pool_function,
+    max_pool_module,
+    mean,
+    permute,
+    repad_module,
+    reshape,
+    roll,
+    squeeze,
+    transpose,
+    unflatten,
+    unsqueeze,
+)
 from reparam.graph.rules_moves import (
     average_pool_function,
     average_pool_module,
@@ -32,28 +51,30 @@ from reparam.graph.rules_moves import (
     dropout_function,
     dropout_module,
     elementwise,
-    flatten,
-    global_pool_function,
-    global_pool_module,
     item,
-    mean,
     pad_function,
     pass_on,
-    permute,
-    reshape,
     shape_of_another,
-    stack,
-    transpose,
     zero_pad_module,
 )
+from reparam.graph.rules_parts import (
+    channel_shuffle,
+    chunk,
+    pixel_shuffle,
+    pixel_unshuffle,
+    split,
+)
+from reparam.graph.rules_products import einsum, matmul
 from reparam.graph.rules_scales import (
     add,
     divide,
+    lerp,
     multiply,
     negate,
     reverse_subtract,
     subtract,
 )
+from reparam.graph.rules_stacks import stack, total
 
 __all__ = ["rule_for"]
 
@@ -68,7 +89,8 @@ def rule_for(lifter: Lifter, node: fx.Node) -> Rule | None:
 
 
 _TAKES_ANY_ARGUMENTS = frozenset({
-    add, subtract, reverse_subtract, multiply, divide, concat, stack, shape_of_another,
+    add, subtract, reverse_subtract, multiply, divide, concat, stack, shape_of_another, einsum,
+    matmul,
 })  # fmt: skip
 """Rules that look at their arguments themselves; the others expect a value as the first one."""
 
@@ -114,6 +136,22 @@ _MODULES: list[tuple[tuple[type[nn.Module], ...], Rule]] = [
         global_pool_module,
     ),
     ((nn.Flatten,), flatten),
+    ((nn.Unflatten,), unflatten),
+    ((nn.Upsample,), interpolate),
+    (
+        (nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d, nn.AdaptiveMaxPool1d, nn.AdaptiveMaxPool2d,
+         nn.AdaptiveMaxPool3d),
+        max_pool_module,
+    ),
+    (
+        (nn.ReflectionPad1d, nn.ReflectionPad2d, nn.ReflectionPad3d, nn.ReplicationPad1d,
+         nn.ReplicationPad2d, nn.ReplicationPad3d, nn.CircularPad1d, nn.CircularPad2d,
+         nn.CircularPad3d),
+        repad_module,
+    ),
+    ((nn.PixelShuffle,), pixel_shuffle),
+    ((nn.PixelUnshuffle,), pixel_unshuffle),
+    ((nn.ChannelShuffle,), channel_shuffle),
     ((nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d), hosted_module),
     (_ACTIVATIONS, elementwise),
 ]  # fmt: skip
@@ -138,7 +176,28 @@ _FUNCTIONS: dict[Any, Rule] = {
         (F.adaptive_avg_pool1d, F.adaptive_avg_pool2d, F.adaptive_avg_pool3d),
         global_pool_function,
     ),
+    **dict.fromkeys(
+        (F.max_pool1d, F.max_pool2d, F.max_pool3d, F.adaptive_max_pool1d, F.adaptive_max_pool2d,
+         F.adaptive_max_pool3d),
+        max_pool_function,
+    ),
+    F.interpolate: interpolate,
+    torch.amax: largest_along,
+    torch.chunk: chunk,
+    torch.split: split,
+    torch.pixel_shuffle: pixel_shuffle,
+    torch.pixel_unshuffle: pixel_unshuffle,
+    torch.channel_shuffle: channel_shuffle,
+    torch.roll: roll,
+    torch.flip: flip,
+    torch.unflatten: unflatten,
+    torch.unsqueeze: unsqueeze,
+    torch.squeeze: squeeze,
     torch.mean: mean,
+    torch.sum: total,
+    torch.lerp: lerp,
+    torch.einsum: einsum,
+    **dict.fromkeys((operator.matmul, torch.matmul), matmul),
     torch.reshape: reshape,
     F.pad: pad_function,
     F.dropout: dropout_function,
@@ -167,6 +226,17 @@ _METHODS: dict[str, Rule] = {
     "view_as": shape_of_another,
     "flatten": flatten,
     "mean": mean,
+    "sum": total,
+    "lerp": lerp,
+    **dict.fromkeys(("matmul", "__matmul__"), matmul),
+    "amax": largest_along,
+    "chunk": chunk,
+    "split": split,
+    "roll": roll,
+    "flip": flip,
+    "unflatten": unflatten,
+    "unsqueeze": unsqueeze,
+    "squeeze": squeeze,
     **dict.fromkeys(("reshape", "view"), reshape),
     "permute": permute,
     "transpose": transpose,

@@ -48,7 +48,7 @@ def conv_module(lifter: Lifter, node: fx.Node) -> Node | None:
             return hosted_module(lifter, node)
         pads = tuple((p, p) for p in algebra.per_dim(padding, module.weight.dim() - 2))
         padded = lifter.padded(
-            node, first(node), pads, module.padding_mode, axis=None, of_layer=True
+            node, first(node), pads, module.padding_mode, axis=-len(pads) - 1, of_layer=True
         )
         padding = 0
     geometry = algebra.conv_geometry(

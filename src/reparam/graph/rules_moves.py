@@ -1,17 +1,18 @@
-"""Rules for operations that move or pass on values: pooling, padding, layout, concatenation."""
+"""Rules for operations that move or pass on values: pooling, padding, concatenation."""
 
 from __future__ import annotations
 
-import operator
+from collections.abc import Sequence
 from typing import Any
 
 from torch import fx, nn
 
 from reparam import algebra
 from reparam.graph.arguments import axis_from_readers, bind, channels_of, first, is_literal
-from reparam.graph.effects import metadata_read
-from reparam.graph.ir import Alias, Node
+from reparam.graph.ir import Node
 from reparam.graph.lift import Lifter, Rule
+from reparam.graph.rules_layouts import averaged_positions, repadded
+from reparam.graph.rules_parts import part_of, picked
 from reparam.reasons import Why
 
 __all__ = [
@@ -21,18 +22,10 @@ __all__ = [
     "dropout_function",
     "dropout_module",
     "elementwise",
-    "flatten",
-    "global_pool_function",
-    "global_pool_module",
     "item",
-    "mean",
     "pad_function",
     "pass_on",
-    "permute",
-    "reshape",
     "shape_of_another",
-    "stack",
-    "transpose",
     "zero_pad_module",
 ]
 
@@ -76,11 +69,15 @@ def _average_pool(  # noqa: PLR0913 (the layer's own arguments)
     strides = sizes if stride is None or stride == [] else algebra.per_dim(stride, dims)
     if channels is None or divisor is not None:
         return lifter.opaque(node, keeps=True)
-    if ceil_mode:
-        return lifter.opaque(node, Why.CEIL_MODE(value="True"), keeps=True)
-    if not count_pads and any(pads):
-        return lifter.opaque(node, Why.UNCOUNTED_PADDING(value="False"), keeps=True)
-    return lifter.average(node, source, channels, sizes, strides, pads)
+    reason = Why.CEIL_MODE(value="True") if ceil_mode else None
+    if reason is None and not count_pads and any(pads):
+        reason = Why.UNCOUNTED_PADDING(value="False")
+    if reason is None:
+        return lifter.average(node, source, channels, sizes, strides, pads)
+    # Windows that are cut off still average what is left of them, if no padding is counted.
+    if any(pads) and count_pads:
+        return lifter.opaque(node, reason, keeps=True)
+    return averaged_positions(lifter, node, dims, reason) or lifter.opaque(node, reason, keeps=True)
 
 
 def zero_pad_module(lifter: Lifter, node: fx.Node) -> Node | None:
@@ -92,11 +89,13 @@ def zero_pad_module(lifter: Lifter, node: fx.Node) -> Node | None:
 
 
 def pad_function(lifter: Lifter, node: fx.Node) -> Node | None:
-    """``F.pad`` with zeros."""
+    """``F.pad``: with zeros an operator, with what the channel holds a matter of layout."""
     _, pads, mode, value = bind(
         node, ("input", "pad", "mode", "value"), (None, None, "constant", None)
     )
-    if mode != "constant" or value not in (None, 0) or not is_literal(pads):
+    if mode != "constant" and is_literal(pads):
+        return repadded(lifter, node, len(pads) // 2)
+    if value not in (None, 0) or not is_literal(pads):
         return None
     return _zero_pad(lifter, node, tuple(pads))
 
@@ -115,11 +114,20 @@ def _zero_pad(lifter: Lifter, node: fx.Node, flat: tuple[int, ...]) -> Node | No
 
 
 def item(lifter: Lifter, node: fx.Node) -> Node | None:
-    """A slice of the spatial axes, ``x[:, :, 1:-1]``, is a crop: padding by a negative number."""
+    """A slice ``x[:, :, 1:-1]``: a crop, padding by a negative number; ``x[:, :4]``: channels."""
     x, index = node.args
+    if isinstance(index, int):
+        return part_of(lifter, node)
     index = index if isinstance(index, tuple) else (index,)
-    if not lifter.is_value(x) or not all(isinstance(part, slice) for part in index):
+    if not lifter.is_value(x) or not all(isinstance(part, slice | list) for part in index):
         return None
+    channels = _channels_in(lifter, node, index)
+    if channels is not None:
+        return picked(lifter, node, first(node), channels)
+    return _cropped(lifter, node, index)
+
+
+def _cropped(lifter: Lifter, node: fx.Node, index: Sequence[Any]) -> Node | None:
     rank, axis = lifter.known(first(node)).rank, lifter.nodes[first(node)].axis
     if axis is None:
         axis = axis_from_readers(lifter, first(node))
@@ -127,7 +135,7 @@ def item(lifter: Lifter, node: fx.Node) -> Node | None:
         rank = 1 - axis
     if rank is None or axis is None or axis + rank != 1:
         return None
-    crops = [_crop(part) for part in index]  # type: ignore[arg-type]
+    crops = [_crop(part) for part in index]
     if any(crop is None for crop in crops) or any(crop != (0, 0) for crop in crops[:2]):
         return None
     crops += [(0, 0)] * (rank - len(crops))
@@ -135,8 +143,28 @@ def item(lifter: Lifter, node: fx.Node) -> Node | None:
     return _zero_pad(lifter, node, tuple(flat))
 
 
-def _crop(part: slice) -> tuple[int, int] | None:
+def _channels_in(lifter: Lifter, node: fx.Node, index: Sequence[Any]) -> Sequence[int] | None:
+    """The channels that an index picks; None where it picks along other dimensions, or all."""
+    facts, axis = lifter.known(first(node)), lifter.nodes[first(node)].axis
+    total = facts.channels
+    if total is None or facts.rank is None or axis is None:
+        return None
+    position = axis + facts.rank
+    if len(index) <= position:
+        return None
+    own, *others = index[position], *index[:position], *index[position + 1 :]
+    if own == slice(None) or any(part != slice(None) for part in others):
+        return None
+    if isinstance(own, list):
+        return [n % total for n in own] if all(type(n) is int for n in own) else None
+    literal = all(n is None or isinstance(n, int) for n in (own.start, own.stop, own.step))
+    return range(*own.indices(total)) if literal else None
+
+
+def _crop(part: slice | list[Any]) -> tuple[int, int] | None:
     """How much a slice takes off at both ends, as padding; None if that depends on the size."""
+    if isinstance(part, list):
+        return None
     start, stop, step = part.start or 0, part.stop, part.step or 1
     if not isinstance(start, int) or start < 0 or step != 1:
         return None
@@ -164,159 +192,26 @@ def dropout_function(lifter: Lifter, node: fx.Node) -> Node | None:
 
 def elementwise(lifter: Lifter, node: fx.Node) -> Node | None:
     """An activation: nothing folds through it, but axes stay in place."""
-    return lifter.opaque(node, keeps=True)
+    stateless = node.op != "call_module" or next(lifter.module(node).parameters(), None) is None
+    return (lifter.again(node) if stateless else None) or lifter.opaque(node, keeps=True)
 
 
 def concat(lifter: Lifter, node: fx.Node) -> Node | None:
-    """``torch.cat`` along the channel axis."""
+    """``torch.cat`` along the channel axis, which some of the parts may not know as such."""
     parts, dim = bind(node, ("tensors", "dim"), (None, 0))
     dim = node.kwargs.get("axis", dim)
     if not isinstance(parts, list | tuple) or not all(lifter.is_value(p) for p in parts):
         return None
-    axes = {lifter.nodes[p].axis for p in parts}
-    ranks = {lifter.known(p).rank for p in parts}
-    if len(axes) != 1 or len(ranks) != 1 or not isinstance(dim, int):
+    axes = {lifter.nodes[p].axis for p in parts} - {None}
+    ranks = {lifter.known(p).rank for p in parts} - {None}
+    if len(axes) != 1 or len(ranks) > 1 or not isinstance(dim, int):
         return None
-    axis, rank = axes.pop(), ranks.pop()
+    axis, rank = axes.pop(), ranks.pop() if ranks else None
     if axis is None or (dim >= 0 and rank is None):
         return None
     if (dim if dim < 0 else dim - (rank or 0)) != axis:
         return None
-    return lifter.concat(node, list(parts))
-
-
-def stack(lifter: Lifter, node: fx.Node) -> Node | None:
-    """``torch.stack``: its values are joined along an axis of their own."""
-    return lifter.opaque(node, Why.STACKED())
-
-
-def flatten(lifter: Lifter, node: fx.Node) -> Node | None:
-    """``torch.flatten``, which leaves the channel axis alone."""
-    x, start, end = bind(node, ("input", "start_dim", "end_dim"), (None, 0, -1))
-    if node.op == "call_module":
-        module: Any = lifter.module(node)
-        start, end = module.start_dim, module.end_dim
-    rank = lifter.known(x).rank
-    if rank is None or not isinstance(start, int) or not isinstance(end, int):
-        return None
-    return _flattened(lifter, node, x, start % rank, end % rank)
-
-
-def _flattened(lifter: Lifter, node: fx.Node, x: fx.Node, start: int, end: int) -> Node:
-    facts, axis = lifter.known(x), lifter.nodes[x].axis
-    rank = facts.rank
-    assert rank is not None  # noqa: S101 (the rules have looked)
-    result = rank - (end - start)
-    channel = None if axis is None else axis + rank
-    if facts.pooled and channel == start:
-        return lifter.layout(node, x, channel - result, result, pooled=True)
-    if channel is None or start <= channel <= end:
-        lifted = lifter.opaque(node)
-        lifter.facts_of(lifted).rank = result
-        return lifted
-    moved = channel - rank if channel > end else channel - result
-    return lifter.layout(node, x, moved, result)
-
-
-def reshape(lifter: Lifter, node: fx.Node) -> Node | None:
-    """``x.reshape(B, C, -1)`` with the sizes of ``x`` itself, which is ``x.flatten(2)``."""
-    x = first(node)
-    sizes = node.args[1:]
-    if len(sizes) == 1 and isinstance(sizes[0], list | tuple):
-        sizes = tuple(sizes[0])
-    rank, axis = lifter.known(x).rank, lifter.nodes[x].axis
-    if rank is None or axis is None or axis + rank != 1 or len(sizes) != 3 or sizes[2] != -1:
-        return None
-    if not all(_is_size_of(lifter, size, x, dim) for dim, size in enumerate(sizes[:2])):
-        return None
-    return _flattened(lifter, node, x, 2, rank - 1)
-
-
-def _is_size_of(lifter: Lifter, size: object, x: fx.Node, dim: int) -> bool:
-    """Whether a value is the size of ``x`` in a dimension, by way of what keeps its shape."""
-    if dim == 1 and isinstance(size, int):
-        return size == lifter.known(x).channels
-    if not isinstance(size, fx.Node):
-        return False
-    if size.target == "size" and size.args[1:] == (dim,):
-        measured = size.args[0]
-    else:
-        shape = size.args[0] if size.target is operator.getitem and size.args[1:] == (dim,) else 0
-        if not isinstance(shape, fx.Node) or metadata_read(shape) != "shape" or shape.args[2:]:
-            return False
-        measured = shape.args[0] if shape.args[1:] in {(), ("shape",)} else None
-    value = lifter.nodes[x]
-    while value is not lifter.nodes.get(measured):  # type: ignore[arg-type]
-        if not (value.is_diagonal or isinstance(value, Alias)):
-            return False
-        value = value.inputs[0]
-    return True
-
-
-def global_pool_module(lifter: Lifter, node: fx.Node) -> Node | None:
-    """``nn.AdaptiveAvgPoolNd``: averages of each channel, of the whole channel for size one."""
-    module: Any = lifter.module(node)
-    return _adaptive_pool(lifter, node, module.output_size)
-
-
-def global_pool_function(lifter: Lifter, node: fx.Node) -> Node | None:
-    """``F.adaptive_avg_poolNd``."""
-    _, size = bind(node, ("input", "output_size"), (None, None))
-    return _adaptive_pool(lifter, node, size)
-
-
-def _adaptive_pool(lifter: Lifter, node: fx.Node, size: object) -> Node | None:
-    x = first(node)
-    rank, axis = lifter.known(x).rank, lifter.nodes[x].axis
-    if rank is None or axis is None or axis + rank != 1:
-        return lifter.opaque(node, keeps=True)
-    pooled = size == 1 or (isinstance(size, list | tuple) and all(n == 1 for n in size))
-    return lifter.layout(node, x, axis, rank, pooled=pooled)
-
-
-def mean(lifter: Lifter, node: fx.Node) -> Node | None:
-    """``x.mean(dims)`` over other dimensions than that of the channels."""
-    x, dims, keepdim = bind(node, ("input", "dim", "keepdim"), (None, None, False))
-    rank, axis = lifter.known(x).rank, lifter.nodes[x].axis
-    dims = (dims,) if isinstance(dims, int) else dims
-    if not isinstance(dims, list | tuple) or not all(isinstance(d, int) for d in dims):
-        return None
-    if rank is None or axis is None or not dims or node.kwargs.get("dtype") is not None:
-        return None
-    gone = {d % rank for d in dims}
-    channel = axis + rank
-    if channel in gone or not isinstance(keepdim, bool):
-        return None
-    pooled = gone >= set(range(channel + 1, rank))
-    if keepdim:
-        return lifter.layout(node, x, axis, rank, pooled=pooled)
-    behind = [d for d in range(channel + 1, rank) if d not in gone]
-    return lifter.layout(node, x, -1 - len(behind), rank - len(gone), pooled=pooled)
-
-
-def permute(lifter: Lifter, node: fx.Node) -> Node | None:
-    """``torch.permute`` with literal axes."""
-    x = first(node)
-    rest = node.args[1:] or (node.kwargs.get("dims"),)
-    dims = rest[0] if len(rest) == 1 and isinstance(rest[0], list | tuple) else rest
-    rank, axis = lifter.known(x).rank, lifter.nodes[x].axis
-    if rank is None or axis is None or not all(isinstance(d, int) for d in dims):
-        return None
-    if len(dims) != rank:
-        return None
-    order = [d % rank for d in dims if isinstance(d, int)]
-    return lifter.layout(node, x, order.index(axis + rank) - rank, rank)
-
-
-def transpose(lifter: Lifter, node: fx.Node) -> Node | None:
-    """``torch.transpose`` with literal axes."""
-    x, first, second = bind(node, ("input", "dim0", "dim1"), (None, None, None))
-    rank, axis = lifter.known(x).rank, lifter.nodes[x].axis
-    if rank is None or axis is None or not isinstance(first, int) or not isinstance(second, int):
-        return None
-    swap = {first % rank: second % rank, second % rank: first % rank}
-    channel = axis + rank
-    return lifter.layout(node, x, swap.get(channel, channel) - rank, rank)
+    return lifter.concat(node, list(parts), axis)
 
 
 def shape_of_another(lifter: Lifter, node: fx.Node) -> Node | None:

@@ -10,7 +10,7 @@ from torch import Tensor, fx
 
 from reparam import algebra
 from reparam.algebra import AffineConv
-from reparam.graph.arguments import bind, first
+from reparam.graph.arguments import axis_further_on, bind, channels_of, first
 from reparam.graph.ir import Node
 from reparam.graph.lift import Lifter, scalar
 from reparam.reasons import Reason, Why
@@ -20,6 +20,7 @@ __all__ = [
     "divide",
     "doubt",
     "is_per_channel",
+    "lerp",
     "multiply",
     "negate",
     "reverse_subtract",
@@ -85,6 +86,15 @@ def negate(lifter: Lifter, node: fx.Node) -> Node | None:
     return _affine_map(lifter, node, first(node), times=-1.0)
 
 
+def lerp(lifter: Lifter, node: fx.Node) -> Node | None:
+    """``torch.lerp(a, b, w)`` with a number: ``(1 - w) a + w b``."""
+    left, right, weight = bind(node, ("input", "end", "weight"), (None, None, None))
+    factor = scalar(weight)
+    if factor is None or not lifter.is_value(left) or not lifter.is_value(right):
+        return None
+    return lifter.sum(node, [left, right], [1 - factor, factor])
+
+
 def _affine_map(  # noqa: PLR0913 (the parts of one affine map)
     lifter: Lifter, node: fx.Node, x: Any, *, factor: Any = None, shift: Any = None,
     times: float = 1.0, shift_times: float = 1.0, invert: bool = False,
@@ -92,8 +102,9 @@ def _affine_map(  # noqa: PLR0913 (the parts of one affine map)
     """Lift ``times * factor * x + shift_times * shift`` with constant factor and shift."""
     if times == 1.0 and _changes_nothing(factor, shift):
         return lifter.alias(node, x)
-    channels, axis = lifter.known(x).channels, lifter.nodes[x].axis
     tensors = [t for t in (factor, shift) if lifter.constants.is_tensor(t)]
+    single = all(math.prod(lifter.constants.shape(t)) == 1 for t in tensors)
+    channels, axis = _channels_beside(lifter, node, x, single=single)
     doubts = [doubt(lifter.constants.shape(t), channels, axis) for t in tensors]
     if channels is None or axis is None or any(doubts):
         return lifter.opaque(node, next(filter(None, doubts), None))
@@ -119,6 +130,26 @@ def _affine_map(  # noqa: PLR0913 (the parts of one affine map)
         node, x, make, "scale" if shift is None else "shift", axis=axis,
         stored=sum(t.numel() for t in reads), reads=reads,
     )  # fmt: skip
+
+
+def _channels_beside(
+    lifter: Lifter, node: fx.Node, x: fx.Node, *, single: bool
+) -> tuple[int | None, int | None]:
+    """Channels of a value and their axis, as it is known by itself or by a layer further on.
+
+    Where an operation has a number for each channel, the layer behind it may read more than there
+    are before it: one channel is spread over all of them. An example shows how many there are.
+    """
+    channels, axis = lifter.known(x).channels, lifter.nodes[x].axis
+    if axis is None:
+        axis = axis_further_on(lifter, node) or axis_further_on(lifter, x)
+    if channels is None and axis is not None:
+        shown = lifter.trace.values.get(x)
+        if isinstance(shown, Tensor) and shown.dim() >= -axis:
+            channels = shown.shape[axis]
+        elif single:
+            channels = channels_of(lifter, x, node)
+    return channels, axis
 
 
 def _changes_nothing(factor: Any, shift: Any) -> bool:

@@ -1,9 +1,11 @@
-"""Move per-channel operations to where a convolution can take them.
+r"""Move per-channel operations to where a convolution can take them.
 
 A scale behind ``permute``, ``flatten`` or a mean acts on the same channels before it, and the other
-way round; one behind ``cat`` acts on each part; one that several layers read can be handed to each
-of them. A moved operation keeps its key: where its region is folded, it becomes the identity where
-it stands.
+way round; one behind ``cat`` acts on each part, and one on a part acts behind ``cat`` on those
+channels alone; one behind a sum acts on each term, where it shifts one of them only,
+:math:`s (a + b) + t = (s a + t) + s b`; one that several layers read can be handed to each of them.
+A moved operation keeps its key: where its region is folded, it becomes the identity where it
+stands.
 """
 
 from __future__ import annotations
@@ -14,9 +16,22 @@ from collections.abc import Hashable
 from dataclasses import dataclass, replace
 from typing import TypeGuard
 
-from reparam.algebra import AffineConv, Geometry, Leaf, Rows, channels, compose
+from reparam.algebra import compose, rerouted
 from reparam.errors import InexactError
-from reparam.graph.ir import Affine, Alias, Concat, Layout, Moved, Node, Program, ShapeOf, Sum
+from reparam.graph.ir import (
+    Affine,
+    Alias,
+    Concat,
+    Layout,
+    Moved,
+    Node,
+    Padded,
+    Program,
+    Routed,
+    ShapeOf,
+    Sum,
+)
+from reparam.planner.crossing import Channels, after, ahead_of, are_parts, keeps_order, spreads
 
 __all__ = ["Direction", "Move", "moved"]
 
@@ -98,7 +113,7 @@ class _Mover:
         if direction is Direction.FORWARD:
             places = self._into_readers(node)
         else:
-            places = self._before_layout(node) or self._into_parts(node)
+            places = self._upwards(node) or self._into_parts(node) or self._into_terms(node)
         return self._install(node, places)
 
     def program(self) -> tuple[Program, dict[Node, Node]]:
@@ -115,40 +130,87 @@ class _Mover:
                 now[node] = node if inputs == node.inputs else replace(node, inputs=inputs)
         return Program(tuple(now.values()), frozenset(now[n] for n in self._pinned)), now
 
-    def _before_layout(self, node: Affine) -> list[_Place]:
-        """Move an operation before the permutations and flattenings that it follows."""
-        chain = self._passing(self._inputs[node][0], Layout)
-        if not any(isinstance(n, Layout) for n in chain) or node.axis != chain[0].axis:
+    def _upwards(self, node: Affine) -> list[_Place]:
+        """Move an operation before what moves elements, back to what makes them."""
+        value, channels = self._inputs[node][0], _all_of(node)
+        reader: Node = node
+        far = False
+        while self._is_read_apart(value) and (
+            self._is_alias(value) or (self._spreads(value, node) and not _is_crop(value))
+        ):
+            crossed = self._ahead_of(value, channels)
+            if crossed is None:
+                return []
+            far |= not self._is_alias(value)
+            value, reader, channels = self._inputs[value][0], value, crossed
+        fits = reader is node or node.axis == self._inputs[node][0].axis
+        if not far or not fits or not self._is_made(value) or not self._is_read_apart(value):
             return []
-        first = chain[-1]
-        before = self._inputs[first][0]
-        if not self._is_made(before) or before.axis is None or not self._is_read_once(before):
+        if value.axis is None or self._channels_of(value) != len(channels):
             return []
-        return [(first, before, _copy(node, before, before.axis))]
+        copy = _copy(node, value, value.axis, channels)
+        return [(r, value, copy) for r in self._content_readers(value)]
+
+    def _ahead_of(self, value: Node, channels: Channels) -> Channels | None:
+        if not isinstance(value, Routed):
+            return channels
+        width = self._channels_of(self._inputs[value][0])
+        return None if width is None else ahead_of(value, channels, width)
 
     def _into_parts(self, node: Affine) -> list[_Place]:
         """Split an operation behind ``cat`` into one for each part."""
-        chain = self._passing(self._inputs[node][0], Concat)
-        joined = chain[-1] if chain else None
+        joined = self._behind_aliases(node)
         if not isinstance(joined, Concat) or node.axis != joined.axis:
             return []
         places: list[_Place] = []
-        start, total = 0, node.leaf.geometry.out_channels
-        part = (node.moved and node.moved.part) or (0, total, total)
+        start = 0
+        channels = _all_of(node)
         values = self._inputs[joined]
-        for value in values:
-            size = self._channels_of(value)
-            if size is None or not self._is_read_once(value) or values.count(value) > 1:
+        for value, size in zip(values, self._sizes_of(joined), strict=True):
+            if size is None or not self._is_read_apart(value) or values.count(value) > 1:
                 return []
-            if not self._is_made(value):
+            if not (self._is_made(value) or self._absorbs(value)):
                 return []
-            copy = _copy(
-                node, value, value.axis, part=(part[0] + start, part[0] + start + size, part[2]),
-                leaf=_slice(node.leaf, start, start + size), stored=node.stored * size // total,
-            )  # fmt: skip
-            places.append((joined, value, copy))
+            copy = _copy(node, value, value.axis, channels[start : start + size])
+            places += [(reader, value, copy) for reader in self._content_readers(value)]
             start += size
-        return places if start == total else []
+        return places if start == len(channels) else []
+
+    def _into_terms(self, node: Affine) -> list[_Place]:
+        """Split an operation behind a sum into one for each term; one of them takes the shift."""
+        total = self._behind_aliases(node)
+        if not isinstance(total, Sum) or node.axis != total.axis:
+            return []
+        terms = self._inputs[total]
+        if len(set(terms)) != len(terms) or not all(map(self._absorbs, terms)):
+            return []
+        if any(self._channels_of(t) != len(_all_of(node)) or t.axis != node.axis for t in terms):
+            return []
+        taker = max(range(len(terms)), key=lambda k: total.coefficients[k] == 1)
+        places: list[_Place] = []
+        for k, (term, factor) in enumerate(zip(terms, total.coefficients, strict=True)):
+            shift = 1 / factor if k == taker and factor else 0.0
+            copy = _copy(node, term, term.axis, _all_of(node), shift=shift, share=len(terms))
+            places += [(reader, term, copy) for reader in self._content_readers(term)]
+        return places if total.coefficients[taker] else []
+
+    def _behind_aliases(self, node: Affine) -> Node | None:
+        """What makes the input of an operation, if nothing else reads it on the way."""
+        value = self._inputs[node][0]
+        while self._is_read_once(value) and self._is_alias(value):
+            value = self._inputs[value][0]
+        return value if self._is_read_once(value) else None
+
+    def _absorbs(self, value: Node) -> bool:
+        """Whether layers that make a value can take a scale and shift of it."""
+        if not self._is_read_apart(value):
+            return False
+        if value.is_layer:
+            return True
+        parted = isinstance(value, Sum | Concat)
+        if parted or self._is_alias(value) or self._is_scaling(value) or spreads(value):
+            return all(map(self._absorbs, self._inputs[value]))
+        return isinstance(value, Routed) and self._absorbs(self._inputs[value][0])
 
     def _into_readers(self, node: Affine) -> list[_Place]:
         """Hand an operation to the layers that read it, behind what stands in between.
@@ -159,31 +221,73 @@ class _Mover:
         before = self._inputs[node][0]
         if self._is_read_once(before) and before.is_layer:
             return []  # the layer before can take it whole
-        if len(readers) == 1 and not self._commutes(readers[0], node):
+        if len(readers) == 1 and self._behind(readers[0], node) is None:
             return []  # it can go no further than it is
         if node in self._pinned or not all(self._leads_on(r, node) for r in readers):
             return []
         places: list[_Place] = []
         for reader in readers:
-            share = node.stored // len(readers)
-            if self._commutes(reader, node):
-                copy = _copy(node, reader, reader.axis, stored=share)
+            copy = self._behind(reader, node, share=len(readers))
+            if copy is not None:
                 places += [(r, reader, copy) for r in self._content_readers(reader)]
             else:
-                places.append((reader, node, _copy(node, node, node.axis, stored=share)))
+                copy = _copy(node, node, node.axis, _all_of(node), share=len(readers))
+                places.append((reader, node, copy))
         return places
 
     def _leads_on(self, reader: Node, node: Affine) -> bool:
         """Whether an operation before ``reader`` can go into layers there or further on."""
         if reader.is_layer:
             return _takes(reader, node)
-        passes = self._is_scaling(reader) or self._commutes(reader, node)
-        if not passes or reader.axis is None or reader in self._pinned:
+        if self._is_scaling(reader):
+            there: Affine | None = _copy(node, reader, reader.axis, _all_of(node))
+        else:
+            there = self._behind(reader, node)
+        # Channels on several axes can only be passed.
+        placed = reader.axis is not None or isinstance(reader, Layout | Alias)
+        if there is None or not placed or reader in self._pinned:
             return False
+        if _is_idle(there):
+            return True
         onward = self._content_readers(reader)
         # A layer takes it on the axis that it has there.
-        there = _copy(node, reader, reader.axis)
         return bool(onward) and all(self._leads_on(r, there) for r in onward)
+
+    def _behind(self, reader: Node, node: Affine, share: int = 1) -> Affine | None:
+        """An operation once more behind a node that reads what it returns; None if that differs."""
+        channels: Channels | None = None
+        if isinstance(reader, Routed):
+            channels = after(reader, _all_of(node))
+        elif isinstance(reader, Concat):
+            channels = self._joined(reader, node) if reader.axis == node.axis else None
+        elif self._spreads(reader, node) or self._is_alias(reader):
+            same = not isinstance(reader, Affine | Padded) or reader.axis in {None, node.axis}
+            channels = _all_of(node) if same else None
+        return None if channels is None else _copy(node, reader, reader.axis, channels, share=share)
+
+    def _sizes_of(self, joined: Concat) -> list[int | None]:
+        """Numbers of channels of the parts; one that does not say so has what the others leave."""
+        sizes = [self._channels_of(value) for value in self._inputs[joined]]
+        total = joined.channels or self._read_by(joined)
+        if sizes.count(None) == 1 and total is not None:
+            left = total - sum(size for size in sizes if size is not None)
+            sizes[sizes.index(None)] = left
+        return sizes
+
+    def _joined(self, joined: Concat, node: Node) -> Channels | None:
+        """Channels of an operation on one part, behind the ``cat`` of all parts."""
+        found: list[int | None] = []
+        for value, size in zip(self._inputs[joined], self._sizes_of(joined), strict=True):
+            if size is None:
+                return None
+            found += range(size) if value is node else [None] * size
+        return tuple(found)
+
+    def _spreads(self, value: Node, node: Affine) -> bool:
+        """Whether a node moves elements so that a per-channel operation stays one across it."""
+        if isinstance(value, Layout) and value.monotone:
+            return keeps_order(node)
+        return isinstance(value, Routed) or (spreads(value) and not isinstance(value, Alias))
 
     def _is_scaling(self, node: Node) -> bool:
         return node.is_diagonal and node not in self._left
@@ -201,47 +305,38 @@ class _Mover:
     def _is_read_once(self, value: Node) -> bool:
         return value not in self._pinned and len(self._content_readers(value)) == 1
 
-    def _passing(self, value: Node, kind: type[Layout | Concat]) -> list[Node]:
-        """The nodes of a kind, and aliases, from ``value`` upwards that nothing else reads."""
-        chain: list[Node] = []
-        while (isinstance(value, kind) or self._is_alias(value)) and self._is_read_once(value):
-            chain.append(value)
-            if isinstance(value, Concat):
-                break
-            value = self._inputs[value][0]
-        return chain
-
-    def _commutes(self, reader: Node, node: Node) -> bool:
-        """Whether a per-channel operation may as well stand behind one that reads it.
-
-        Besides what moves elements or passes them on, that is true of every average of a channel's
-        elements: the sum of its weights is one, and no padding is among them.
-        """
-        if isinstance(reader, Layout) or self._is_alias(reader):
-            return True
-        if not isinstance(reader, Affine) or reader.stored or not reader.is_mixing:
+    def _is_read_apart(self, value: Node) -> bool:
+        """Whether one alone reads a value, or several that read different channels of it."""
+        if value in self._pinned:
             return False
-        geometry = reader.leaf.geometry
-        return reader.axis == node.axis and all(
-            taps[0] >= 0 and taps[-1] + extent < 0
-            for taps, extent in zip(geometry.offsets, geometry.extent, strict=True)
-        )
+        readers = self._content_readers(value)
+        return len(readers) == 1 or (len(readers) > 1 and are_parts(readers))
 
     def _channels_of(self, value: Node) -> int | None:
-        while not isinstance(value, Affine) or value in self._left:
-            if isinstance(value, Sum):
-                sizes = {self._channels_of(term) for term in self._inputs[value]} - {None}
-                return sizes.pop() if len(sizes) == 1 else None
-            if isinstance(value, Concat):
+        """Number of channels of a value, as it says, or what makes it or reads it."""
+        match value:
+            case Affine(leaf=leaf):
+                return leaf.geometry.out_channels
+            case Routed(origins=origins):
+                return len(origins)
+            case Concat():
                 parts = [self._channels_of(v) for v in self._inputs[value]]
                 return None if None in parts else sum(p for p in parts if p is not None)
-            if not self._is_alias(value):
-                return None
-            value = self._inputs[value][0]
-        return value.leaf.geometry.out_channels
+            case Sum():
+                sizes = {self._channels_of(term) for term in self._inputs[value]} - {None}
+                return sizes.pop() if len(sizes) == 1 else None
+        if value.channels is None and (isinstance(value, Alias) or spreads(value)):
+            return self._channels_of(self._inputs[value][0])
+        return value.channels or self._read_by(value)
+
+    def _read_by(self, value: Node) -> int | None:
+        """Number of channels that the layers and scales which read a value expect of it."""
+        readers = (r for r in self._users[value] if isinstance(r, Affine) and r.axis == value.axis)
+        return next((r.leaf.geometry.in_channels for r in readers), None)
 
     def _install(self, node: Affine, places: list[_Place]) -> tuple[Affine, ...]:
         """Put copies between readers and what they read; the original passes its input on."""
+        places = [place for place in places if not _is_idle(place[2])]
         copies = tuple(dict.fromkeys(copy for _, _, copy in places))
         for reader, value, copy in places:
             self._inputs[reader] = tuple(copy if v is value else v for v in self._inputs[reader])
@@ -273,25 +368,43 @@ def _takes(reader: Node, node: Affine) -> bool:
     return True
 
 
+def _all_of(node: Affine) -> Channels:
+    return tuple(range(node.leaf.geometry.out_channels))
+
+
 def _copy(
-    node: Affine, source: Node, axis: int | None, *, part: tuple[int, int, int] | None = None,
-    leaf: Leaf | None = None, stored: int | None = None,
+    node: Affine, source: Node, axis: int | None, channels: Channels, *, shift: float = 1.0,
+    share: int = 1,
 ) -> Affine:  # fmt: skip
-    """An operation once more, on another value."""
-    whence = node.moved or Moved(node.axis)
+    """An operation once more, on some of its channels of another value.
+
+    Args:
+        node: The operation.
+        source: The value.
+        axis: Channel axis of the value.
+        channels: Those of the operation that act on the channels of the value.
+        shift: How often it adds what the operation adds.
+        share: Among how many the operation is divided; each has that part of its numbers.
+
+    """
+    every = _all_of(node)
+    whence = node.moved or Moved(node.axis, len(every), every)
+    act = tuple(None if c is None else whence.channels[c] for c in channels)
+    same = (channels, shift) == (every, 1.0)
+    part = len(set(act) - {None}), len(set(whence.channels) - {None}) * share
     return replace(
-        node, inputs=(source,), axis=axis, leaf=leaf or node.leaf,
-        stored=node.stored if stored is None else stored,
-        moved=replace(whence, part=part or whence.part),
+        node, inputs=(source,), axis=axis,
+        leaf=node.leaf if same else rerouted(node.leaf, channels, shift=shift),
+        stored=node.stored * part[0] // part[1],
+        moved=replace(whence, channels=act, shift=whence.shift * shift),
     )  # fmt: skip
 
 
-def _slice(leaf: Leaf, start: int, stop: int) -> Leaf:
-    size = stop - start
-    geometry = Geometry.pointwise(size, size, dims=0, groups=size, bias=leaf.geometry.bias)
+def _is_crop(value: Node) -> bool:
+    """Whether an operator takes elements off and does nothing else: it folds with any other."""
+    return isinstance(value, Affine) and value.leaf.geometry.taps == 1
 
-    def load(rows: Rows | None) -> AffineConv:
-        op = channels(leaf.load(None), (start, stop))
-        return op if rows is None else op.rows(*rows)
 
-    return Leaf(geometry, load)
+def _is_idle(copy: Affine) -> bool:
+    """Whether an operation acts on none of the channels that it was moved to."""
+    return copy.moved is not None and set(copy.moved.channels) <= {None}
