@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
+import torch
 from torch import Tensor
 
 from reparam.diffing.values import Form
@@ -14,13 +16,14 @@ from reparam.errors import UnsupportedModelError
 __all__ = ["HANDLERS"]
 
 Handler = Callable[..., Any]
+Kept = TypeVar("Kept", bound=Handler)
 
 HANDLERS: dict[str, Handler] = {}
 """By the name of an operator without overload: called with its arguments, forms among them."""
 
 
-def _is(*names: str) -> Callable[[Handler], Handler]:
-    def register(handler: Handler) -> Handler:
+def _is(*names: str) -> Callable[[Kept], Kept]:
+    def register(handler: Kept) -> Kept:
         HANDLERS.update(dict.fromkeys(names, handler))
         return handler
 
@@ -65,9 +68,19 @@ def _neg(w: Vocabulary, at: str, x: Value) -> Value:
     return w.mul(x, -1.0, at)
 
 
-@_is("alias", "clone", "contiguous", "detach", "lift_fresh_copy", "to", "_to_copy", "type_as",
-     "dropout", "feature_dropout", "alpha_dropout")  # fmt: skip
-def _same(_w: Vocabulary, _at: str, x: Value, *_: Any, **__: Any) -> Value:
+@_is("alias", "clone", "contiguous", "detach", "lift_fresh_copy", "type_as", "to", "_to_copy",
+     "_assert_tensor_metadata")  # fmt: skip
+def _same(_w: Vocabulary, at: str, x: Value, *rest: Any, dtype: Any = None, **_: Any) -> Value:
+    kinds = [each for each in (*rest, dtype) if isinstance(each, torch.dtype)]
+    if not all(kind.is_floating_point for kind in kinds):
+        raise UnsupportedModelError(f"rounding to {kinds[0]} at {at} has no normal form")
+    return x
+
+
+@_is("dropout", "feature_dropout", "alpha_dropout")
+def _dropout(_w: Vocabulary, at: str, x: Value, p: float, train: bool) -> Value:
+    if train and p:
+        raise UnsupportedModelError(f"the dropout at {at} is in training mode")
     return x
 
 
@@ -81,9 +94,29 @@ def _linear(w: Vocabulary, at: str, x: Value, weight: Value, bias: Value | None 
     return w.linear(x, weight, bias, at)
 
 
-@_is("addmm")
-def _addmm(w: Vocabulary, at: str, bias: Value, x: Value, y: Value) -> Value:
-    return w.add(w.matmul(x, y, at), bias, at)
+@_is("addmm", "baddbmm")
+def _addmm(
+    w: Vocabulary, at: str, bias: Value, x: Value, y: Value, *, beta: float = 1.0,
+    alpha: float = 1.0,
+) -> Value:  # fmt: skip
+    product = w.matmul(x, y, at)
+    return w.add(product if alpha == 1 else w.mul(product, alpha, at), bias, at, beta)
+
+
+@_is("_scaled_dot_product_flash_attention_for_cpu")
+def _flash(
+    w: Vocabulary, at: str, q: Form, k: Form, v: Form, dropout: float = 0.0,
+    is_causal: bool = False, *, attn_mask: Value | None = None, scale: float | None = None,
+) -> Any:  # fmt: skip
+    return _attention(w, at, q, k, v, attn_mask, dropout, is_causal, scale=scale), None
+
+
+@_is("_scaled_dot_product_attention_math")
+def _attention_math(
+    w: Vocabulary, at: str, q: Form, k: Form, v: Form, mask: Value | None = None,
+    dropout: float = 0.0, is_causal: bool = False, _drawn: Any = None, **options: Any,
+) -> Any:  # fmt: skip
+    return _attention(w, at, q, k, v, mask, dropout, is_causal, **options), None
 
 
 @_is("scaled_dot_product_attention")
@@ -117,6 +150,18 @@ def _conv(
     )  # fmt: skip
 
 
+@_is("convolution")
+def _convolution(
+    w: Vocabulary, at: str, x: Form, weight: Value, bias: Value | None, stride: Any, padding: Any,
+    dilation: Any, transposed: bool, output_padding: Any, groups: int,
+) -> Value:  # fmt: skip
+    if transposed:
+        return _conv_transpose(
+            w, at, x, weight, bias, stride, padding, output_padding, groups, dilation
+        )
+    return _conv(w, at, x, weight, bias, stride, padding, dilation, groups)
+
+
 @_is("conv_transpose1d", "conv_transpose2d", "conv_transpose3d")
 def _conv_transpose(
     w: Vocabulary, at: str, x: Form, weight: Value, bias: Value | None = None, stride: Any = 1,
@@ -129,13 +174,20 @@ def _conv_transpose(
     )  # fmt: skip
 
 
-@_is("batch_norm", "_native_batch_norm_legit_no_training")
+@_is("batch_norm", "native_batch_norm")
 def _batch_norm(
-    w: Vocabulary, at: str, x: Form, weight: Any, bias: Any, mean: Any, var: Any, *rest: Any
-) -> Any:
-    eps = rest[-2] if isinstance(rest[-1], bool) else rest[-1]
+    w: Vocabulary, at: str, x: Form, weight: Any, bias: Any, mean: Any, var: Any, training: bool,
+    _momentum: float, eps: float, *cudnn: bool,
+) -> Any:  # fmt: skip
+    if training:
+        raise UnsupportedModelError(f"{at} normalises by the statistics of the batch")
     normal = w.batch_norm(x, weight, bias, mean, var, eps, at)
-    return normal if len(rest) > 2 else (normal, None, None)
+    return normal if cudnn else (normal, None, None)
+
+
+@_is("_native_batch_norm_legit_no_training")
+def _batch_norm_in_eval(w: Vocabulary, at: str, x: Form, *numbers: Any) -> Any:
+    return _batch_norm(w, at, x, *numbers[:4], False, *numbers[4:])
 
 
 @_is("layer_norm")
@@ -146,12 +198,25 @@ def _layer_norm(
     return w.layer_norm(x, range(-len(shape), 0), weight, bias, eps, at)
 
 
+@_is("native_layer_norm")
+def _native_layer_norm(w: Vocabulary, at: str, *args: Any) -> Any:
+    return _layer_norm(w, at, *args), None, None
+
+
 @_is("group_norm")
 def _group_norm(
     w: Vocabulary, at: str, x: Form, groups: int, weight: Any = None, bias: Any = None,
     eps: float = 1e-5, *_: Any,
 ) -> Value:  # fmt: skip
     return w.group_norm(x, groups, weight, bias, eps, at)
+
+
+@_is("native_group_norm")
+def _native_group_norm(
+    w: Vocabulary, at: str, x: Form, weight: Any, bias: Any, _n: int, _c: int, _area: int,
+    groups: int, eps: float,
+) -> Any:  # fmt: skip
+    return w.group_norm(x, groups, weight, bias, eps, at), None, None
 
 
 @_is("instance_norm")
@@ -188,7 +253,13 @@ def _max_pool(
     )  # fmt: skip
 
 
-@_is("adaptive_avg_pool1d", "adaptive_avg_pool2d", "adaptive_avg_pool3d")
+@_is("max_pool2d_with_indices", "max_pool3d_with_indices")
+def _max_pool_and_where(w: Vocabulary, at: str, *args: Any) -> Any:
+    return _max_pool(w, at, *args), None
+
+
+@_is("adaptive_avg_pool1d", "adaptive_avg_pool2d", "adaptive_avg_pool3d", "_adaptive_avg_pool2d",
+     "_adaptive_avg_pool3d")  # fmt: skip
 def _adaptive(w: Vocabulary, at: str, x: Form, size: Any) -> Value:
     wanted = _many(size, len(x.shape) - 2)
     if any(n % k for n, k in zip(x.shape[2:], wanted, strict=True)):
@@ -200,15 +271,38 @@ def _adaptive(w: Vocabulary, at: str, x: Form, size: Any) -> Value:
     )  # fmt: skip
 
 
-@_is("upsample_nearest2d", "upsample_bilinear2d")
-def _upsample(w: Vocabulary, at: str, x: Form, size: Any, *rest: Any) -> Value:
-    # After the size come the scales; for the bilinear one, first whether corners are aligned.
-    align = rest[0] if rest and isinstance(rest[0], bool) else False
-    scales = next((each for each in rest if isinstance(each, (list, tuple))), None)
+@_is("adaptive_max_pool2d")
+def _adaptive_max(w: Vocabulary, at: str, x: Form, size: Any) -> Any:
+    if list(_many(size, 2)) != [1, 1]:
+        raise UnsupportedModelError(f"adaptive pooling of maxima at {at} has no normal form")
+    return w.amax(x, (2, 3), at, keep=True), None
+
+
+def _resized(
+    w: Vocabulary, at: str, mode: str, x: Form, size: Any, scales: Any, align: bool
+) -> Value:
     if size is None:
         size = [int(n * s) for n, s in zip(x.shape[2:], scales or (), strict=True)]
-    mode = "bilinear" if rest and isinstance(rest[0], bool) else "nearest"
     return w.upsample(x, size, mode, at, align=align)
+
+
+@_is("upsample_nearest2d")
+def _nearest(w: Vocabulary, at: str, x: Form, size: Any, scales: Any = None, *_: Any) -> Value:
+    return _resized(w, at, "nearest", x, size, scales, align=False)
+
+
+@_is("upsample_bilinear2d")
+def _bilinear(
+    w: Vocabulary, at: str, x: Form, size: Any, align: bool, scales: Any = None, *_: Any
+) -> Value:
+    return _resized(w, at, "bilinear", x, size, scales, align)
+
+
+@_is("upsample_bicubic2d")
+def _bicubic(
+    w: Vocabulary, at: str, x: Form, size: Any, align: bool, scales: Any = None, *_: Any
+) -> Value:
+    return _resized(w, at, "bicubic", x, size, scales, align)
 
 
 # ------------------------------------------------------------------ activations
@@ -279,7 +373,7 @@ def _softplus(
 
 @_is("prelu")
 def _prelu(w: Vocabulary, at: str, x: Form, weight: Tensor) -> Value:
-    return w.build.operation("prelu", [x, w.build.constant(weight.flatten())], x.shape, at)
+    return w.build.operation("prelu", [x, w.build.constant(weight.flatten(), at)], x.shape, at)
 
 
 @_is("softmax", "_softmax")
@@ -289,17 +383,27 @@ def _softmax(w: Vocabulary, at: str, x: Form, axis: int, *_: Any) -> Value:
 
 @_is("pow")
 def _pow(w: Vocabulary, at: str, x: Value, exponent: Any) -> Value:
-    return w.pointwise("pow", x, at, exponent=float(exponent))
+    return w.power(x, float(exponent), at)
 
 
 @_is("rsqrt")
 def _rsqrt(w: Vocabulary, at: str, x: Value) -> Value:
-    return w.pointwise("pow", x, at, exponent=-0.5)
+    return w.power(x, -0.5, at)
+
+
+@_is("reciprocal")
+def _reciprocal(w: Vocabulary, at: str, x: Value) -> Value:
+    return w.power(x, -1.0, at)
+
+
+@_is("square")
+def _square(w: Vocabulary, at: str, x: Value) -> Value:
+    return w.power(x, 2.0, at)
 
 
 @_is("sqrt")
 def _sqrt(w: Vocabulary, at: str, x: Value) -> Value:
-    return w.pointwise("pow", x, at, exponent=0.5)
+    return w.power(x, 0.5, at)
 
 
 def _plain(name: str) -> Handler:
@@ -329,8 +433,25 @@ def _turned(w: Vocabulary, at: str, x: Form) -> Value:
     return w.permute(x, range(len(x.shape))[::-1], at)
 
 
-@_is("view", "_unsafe_view", "reshape")
-def _reshape(w: Vocabulary, at: str, x: Value, shape: Sequence[int]) -> Value:
+@_is("movedim")
+def _movedim(w: Vocabulary, at: str, x: Form, source: Any, target: Any) -> Value:
+    dims = len(x.shape)
+    moved = {
+        to % dims: one % dims for one, to in zip(_many(source, 1), _many(target, 1), strict=True)
+    }
+    rest = iter(k for k in range(dims) if k not in moved.values())
+    return w.permute(x, [moved[k] if k in moved else next(rest) for k in range(dims)], at)
+
+
+@_is("view_as", "reshape_as")
+def _reshape_as(w: Vocabulary, at: str, x: Value, other: Any) -> Value:
+    return w.reshape(x, other.shape, at)
+
+
+@_is("view", "_unsafe_view", "reshape", "_reshape_alias")
+def _reshape(w: Vocabulary, at: str, x: Value, shape: Sequence[int], *_: Any) -> Value:
+    if isinstance(shape, torch.dtype):
+        raise UnsupportedModelError(f"the bits of {at} read as {shape} have no normal form")
     return w.reshape(x, shape, at)
 
 
@@ -373,12 +494,25 @@ def _mean(w: Vocabulary, at: str, x: Form, axes: Any = None, keep: bool = False,
 
 
 @_is("sum")
-def _total(w: Vocabulary, at: str, x: Form, axes: Any, keep: bool = False, **_: Any) -> Value:
-    chosen = _many(axes, 1)
-    count = 1
-    for axis in chosen:
-        count *= x.shape[axis]
+def _total(w: Vocabulary, at: str, x: Any, axes: Any = None, keep: bool = False, **_: Any) -> Value:
+    chosen = _many(range(len(x.shape)) if axes is None else axes, 1)
+    count = math.prod(x.shape[axis] for axis in chosen)
     return w.mul(w.mean(x, chosen, at, keep=keep), float(count), at)
+
+
+@_is("linalg_vector_norm")
+def _norm(
+    w: Vocabulary,
+    at: str,
+    x: Form,
+    power: float = 2,
+    axes: Any = None,
+    keep: bool = False,
+    **_: Any,
+) -> Value:
+    if power != 2:
+        raise UnsupportedModelError(f"the norm of power {power} at {at} has no normal form")
+    return _sqrt(w, at, _total(w, at, _square(w, at, x), axes, keep))
 
 
 @_is("amax")
@@ -432,7 +566,48 @@ def _unbind(w: Vocabulary, at: str, x: Form, axis: int = 0) -> list[Value]:
 
 @_is("index_select")
 def _index_select(w: Vocabulary, at: str, x: Form, axis: int, index: Tensor) -> Value:
-    return w.take(x, axis, index.tolist(), at)
+    return w.gather(x, axis, index, at)
+
+
+@_is("index")
+def _index(w: Vocabulary, at: str, x: Form, indices: Sequence[Any]) -> Value:
+    chosen = [k for k, each in enumerate(indices) if each is not None]
+    if len(chosen) != 1 or indices[chosen[0]].dtype is torch.bool:
+        raise UnsupportedModelError(f"reading by several tables at {at} has no normal form")
+    return w.gather(x, chosen[0], indices[chosen[0]], at)
+
+
+@_is("as_strided")
+def _as_strided(
+    w: Vocabulary, at: str, x: Form, size: Sequence[int], stride: Sequence[int], offset: int = 0
+) -> Value:
+    table = torch.arange(math.prod(x.shape)).as_strided(size, stride, offset or 0)
+    return w.gather(w.form(w.reshape(x, (-1,), at)), 0, table, at)
+
+
+@_is("narrow")
+def _narrow(w: Vocabulary, at: str, x: Form, axis: int, start: int, length: int) -> Value:
+    return w.slice(x, axis, start, start + length, 1, at)
+
+
+@_is("flip")
+def _flip(w: Vocabulary, at: str, x: Form, axes: Sequence[int]) -> Value:
+    for axis in axes:
+        x = w.take(x, axis, range(x.shape[axis])[::-1], at)
+    return x
+
+
+@_is("channel_shuffle", "native_channel_shuffle")
+def _shuffled(w: Vocabulary, at: str, x: Form, groups: int) -> Value:
+    order = torch.arange(x.shape[1]).view(groups, -1).T.flatten()
+    return w.take(x, 1, order.tolist(), at)
+
+
+@_is("glu")
+def _glu(w: Vocabulary, at: str, x: Form, axis: int = -1) -> Value:
+    half = x.shape[axis] // 2
+    gate = w.pointwise("sigmoid", w.slice(x, axis, half, None, 1, at), at)
+    return w.mul(w.slice(x, axis, 0, half, 1, at), gate, at)
 
 
 @_is("roll")
@@ -457,3 +632,13 @@ def _pad(
         mode, value = "constant", mode
     pads = [(flat[k], flat[k + 1]) for k in range(0, len(flat), 2)][::-1]
     return w.pad(x, pads, mode, value or 0.0, at)
+
+
+@_is("reflection_pad1d", "reflection_pad2d", "reflection_pad3d")
+def _reflect(w: Vocabulary, at: str, x: Form, flat: Sequence[int]) -> Value:
+    return _pad(w, at, x, flat, "reflect")
+
+
+@_is("replication_pad1d", "replication_pad2d", "replication_pad3d")
+def _replicate(w: Vocabulary, at: str, x: Form, flat: Sequence[int]) -> Value:
+    return _pad(w, at, x, flat, "replicate")

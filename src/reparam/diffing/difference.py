@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from textwrap import shorten
 from typing import Any, Literal
 
 __all__ = ["PARTINGS", "Difference"]
@@ -14,11 +15,10 @@ PARTINGS = {
     "bias": "the bias of channel {index} is {left:.9g} against {right:.9g}",
     "constant": "a constant at {index} is {left:.9g} against {right:.9g}",
     "geometry": "convolutions of another shape: {why}",
-    "kind": "another operation: {left} against {right}",
-    "operand": "values of other operands: {left} against {right}",
     "outputs": "another number of outputs: {left} against {right}",
     "reading": "{side} as read computes something else than its own runtime, by {off:.1e} of the "
     "largest output",
+    "structure": "what is computed next: {left} against {right}",
     "shape": "values of another shape: {left} against {right}",
     "unread": "{why}",
     "weight": "the weight at {index} is {left:.9g} against {right:.9g}",
@@ -62,7 +62,8 @@ class Difference:
         if self.what is not None:
             lines.append("  " + PARTINGS[self.what].format(**self.detail))
         if self.where is not None:
-            lines += [f"  first  {self.where[0]}", f"  second {self.where[1]}"]
+            first, second = (shorten(names, _WIDTH, placeholder=" ...") for names in self.where)
+            lines += [f"  first  {first}", f"  second {second}"]
         if self.effect is not None:
             lines.append(f"  that changes an output by {self.effect:.1e} of the largest")
         return "\n".join(lines)
@@ -72,6 +73,9 @@ class Difference:
         return {"numbers": self.numbers, "worst": self.worst, "proven": self.proven,
                 "shapes": shapes}  # fmt: skip
 
+
+_WIDTH = 200
+"""Characters of the names of one side that are printed."""
 
 _HEADS = {
     "equal": "equal: all operations match; {numbers:,} numbers agree, the worst at {worst:.0%} of "

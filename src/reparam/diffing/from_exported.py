@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import operator
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, fx
 from torch.export import ExportedProgram
 from torch.export.graph_signature import OutputKind
-from torch.utils._pytree import tree_map
+from torch.utils._pytree import tree_leaves, tree_map
 
 from reparam.diffing.aten import HANDLERS
 from reparam.diffing.values import Form
 from reparam.diffing.vocabulary import Vocabulary, read
 from reparam.errors import UnsupportedModelError
 
-__all__ = ["read_exported"]
+__all__ = ["call", "changed", "read_exported", "wide"]
 
 
 def read_exported(program: ExportedProgram) -> list[Form]:
@@ -26,8 +27,9 @@ def read_exported(program: ExportedProgram) -> list[Form]:
         UnsupportedModelError: It holds an operation that normal form does not know.
 
     """
-    plain = program.run_decompositions({})
-    return read(lambda words: _walk(words, plain))
+    if any(_seen_elsewhere(node) for node in program.graph.nodes):
+        program = program.run_decompositions({})  # which writes what is changed in place as values
+    return read(lambda words: _walk(words, program))
 
 
 def _walk(words: Vocabulary, program: ExportedProgram) -> list[Form]:
@@ -43,7 +45,10 @@ def _walk(words: Vocabulary, program: ExportedProgram) -> list[Form]:
                 inputs += 1
         elif node.op == "call_function":
             args, kwargs = fx.map_arg((node.args, node.kwargs), known.__getitem__)
-            known[node] = words.noted(node, _call(words, node, args, kwargs))
+            made = call(words, node.target, _where(node), args, kwargs)
+            known[node] = words.noted(node, made)
+            for target in _overwritten(node):
+                known[target] = known[node]
         elif node.op == "output":
             results = fx.map_arg(node.args[0], known.__getitem__)
             specs = program.graph_signature.output_specs  # changed buffers are outputs, too
@@ -66,24 +71,65 @@ def _stored(program: ExportedProgram) -> dict[str, Tensor]:
     return {name: values[target].detach() for name, target in names.items()}
 
 
-def _call(words: Vocabulary, node: fx.Node, args: Any, kwargs: Any) -> Any:
-    if not any(isinstance(value, Form) for value in _flat((args, kwargs))):
-        assert callable(node.target)  # noqa: S101 (what a call_function node holds)
-        args, kwargs = tree_map(_wide, (args, kwargs))
-        return node.target(*args, **kwargs)
-    name = str(node.target).removeprefix("aten.").partition(".")[0]
-    if node.target is operator.getitem:
+def call(words: Vocabulary, target: Any, where: str, args: Any, kwargs: Any) -> Any:
+    """What an operator makes of forms and numbers."""
+    if target is operator.getitem:
         return args[0][args[1]]
-    handler = HANDLERS.get(name.removesuffix("_"))
+    if not any(isinstance(value, Form) for value in tree_leaves((args, kwargs))):
+        args, kwargs = tree_map(wide, (args, kwargs))
+        return target(*args, **kwargs)
+    name = str(target).removeprefix("aten.").partition(".")[0]
+    if name.startswith(_FRESH) or name.endswith("_like"):  # reads a shape alone
+        args, kwargs = tree_map(_blank, (args, kwargs))
+        return target(*args, **kwargs)
+    handler = HANDLERS.get(name) or HANDLERS.get(name.removesuffix("_"))
     if handler is None:
-        raise UnsupportedModelError(f"{node.target} at {_where(node)} has no normal form")
-    return handler(words, _where(node), *args, **kwargs)
+        raise UnsupportedModelError(f"{target} at {where} has no normal form")
+    return words.translated(handler, str(target), where, *args, **kwargs)
 
 
-def _wide(value: Any) -> Any:
+_FRESH = ("new_empty", "new_full", "new_ones", "new_zeros")
+
+
+def _blank(value: Any) -> Any:
+    return torch.zeros(value.shape) if isinstance(value, Form) else value
+
+
+def wide(value: Any) -> Any:
     """Weights that are computed from others are computed without rounding to speak of."""
     floating = isinstance(value, Tensor) and value.is_floating_point()
     return value.to(torch.float64) if floating else value
+
+
+def changed(target: Any, args: Any, kwargs: Any) -> Iterator[Any]:
+    """The arguments that an operator changes in place."""
+    schema = getattr(target, "_schema", None)
+    for position, argument in enumerate(schema.arguments if schema is not None else ()):
+        if argument.alias_info is not None and argument.alias_info.is_write:
+            value = args[position] if position < len(args) else kwargs.get(argument.name)
+            yield from (leaf for leaf in tree_leaves(value) if leaf is not None)
+
+
+def _overwritten(node: fx.Node) -> Iterator[fx.Node]:
+    """The nodes that have the value of this one from here on."""
+    for target in changed(node.target, node.args, node.kwargs):
+        yield target
+        yield from _overwritten(target)
+
+
+def _seen_elsewhere(node: fx.Node) -> bool:
+    """Whether a node changes memory that others see under another shape, or the caller's."""
+    return any(
+        target.op != "call_function" or _is_view(target) or any(map(_is_view, target.users))
+        for target in _overwritten(node)
+    )
+
+
+def _is_view(node: fx.Node) -> bool:
+    schema = getattr(node.target, "_schema", None)
+    if schema is None:
+        return node.op == "call_function"  # getitem: a part of what may be views
+    return any(out.alias_info is not None and not out.alias_info.is_write for out in schema.returns)
 
 
 def _where(node: fx.Node) -> str:
@@ -91,11 +137,3 @@ def _where(node: fx.Node) -> str:
     path = next((path for path, _ in reversed(stack.values())), "")
     inside = path.partition("L['self'].")[2] or path
     return inside or node.name
-
-
-def _flat(value: Any) -> list[Any]:
-    if isinstance(value, (list, tuple)):
-        return [leaf for each in value for leaf in _flat(each)]
-    if isinstance(value, dict):
-        return _flat(list(value.values()))
-    return [value]

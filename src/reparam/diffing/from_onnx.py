@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_leaves
 
 from reparam._optional import require
 from reparam.diffing.onnx_operators import HANDLERS
@@ -51,14 +52,14 @@ def _run(
 ) -> Sequence[Any]:
     if node.op_type == "Shape" and isinstance(given[0], Form):
         return [torch.tensor(given[0].shape)]
-    if not any(isinstance(value, Form) for value in given):
+    if not any(isinstance(value, Form) for value in tree_leaves(given)):
         return _constants(node, given, model)
     handler = HANDLERS.get(node.op_type)
     where = node.name or node.output[0]
     if handler is None:
         raise UnsupportedModelError(f"{node.op_type} at {where} has no normal form")
     attributes = {entry.name: _attribute(entry) for entry in node.attribute}
-    result = handler(words, where, [*given, *[None] * 8], attributes)
+    result = words.translated(handler, node.op_type, where, [*given, *[None] * 8], attributes)
     return result if isinstance(result, (list, tuple)) else [result]
 
 
@@ -84,4 +85,4 @@ def _constants(node: onnx.NodeProto, given: list[Any], model: onnx.ModelProto) -
     graph = onnx.helper.make_graph([node], "constants", named, outputs)
     alone = onnx.helper.make_model(graph, opset_imports=model.opset_import)
     results = reference.ReferenceEvaluator(alone).run(None, feeds)
-    return [torch.as_tensor(result) for result in results]
+    return [torch.tensor(result) for result in results]

@@ -83,6 +83,7 @@ KINDS: dict[str, Callable[..., Tensor]] = {
     "erf": torch.erf,
     "exp": torch.exp,
     "expand": lambda x, *, to: x.expand(to),
+    "gather": lambda x, *, axis, order: x.index_select(axis, torch.tensor(order)),
     "group_norm": _group_norm,
     "layer_norm": _layer_norm,
     "leaky_relu": lambda x, *, slope: F.leaky_relu(x, slope),

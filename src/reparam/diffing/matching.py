@@ -9,17 +9,17 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from reparam.algebra import AffineConv, parallel
+from reparam.algebra import AffineConv, Geometry, parallel
 from reparam.diffing.kinds import COMMUTATIVE
 from reparam.diffing.running import reads
 from reparam.diffing.values import Atom, Constant, Cut, Form, Input, Map, Operation, Sized
 from reparam.errors import InexactError
 
-__all__ = ["Match", "Matcher", "Parting"]
+__all__ = ["ROUNDINGS", "Match", "Matcher", "Parting"]
 
 _LOCAL = ("attribute", "bias", "constant", "geometry", "shape", "weight")
 
-_ROUNDINGS = 16
+ROUNDINGS = 16
 """Roundings that a stored number may have gone through: a batch norm folded in the type of the
 weights costs seven, and a fold of two layers and a sum less than twice that."""
 
@@ -79,6 +79,7 @@ class Matcher:
         self.unit = unit
         self.matched: dict[int, Atom] = {}
         self.numbers = 0
+        self.worst = 0.0
         self._known: dict[tuple[int, int], Outcome] = {}
         self._depths: dict[int, int] = {}
         self._alive: list[object] = []
@@ -130,6 +131,7 @@ class Matcher:
             if not ratio <= 1:
                 return self._parting(left, right, what, **_telling(numbers, place))
             worst = max(worst, ratio)
+        self.worst = max(self.worst, worst)
         return Match(worst)
 
     def _pairs(
@@ -150,9 +152,13 @@ class Matcher:
                 alone.append(atom)
         if not alone and not remaining:
             return pairs
-        if len(alone) != len(remaining):
-            return self._parting(left, right, "operand", left=len(alone), right=len(remaining))
-        found = [self.atoms(atom, other) for atom in alone for other, _ in remaining]
+        others = [other for other, _ in remaining]
+        # What one network composes and the other does not parts where it is composed.
+        composed = [any(isinstance(atom, Cut) for atom in atoms) for atoms in (alone, others)]
+        if len(alone) != len(others) or composed[0] != composed[1]:
+            counts = {"left": len(alone), "right": len(others)}
+            return self._parting(left, right, "structure", **counts)
+        found = [self.atoms(atom, other) for atom in alone for other in others]
         partings = [each for each in found if isinstance(each, Parting)]
         best = max(partings, key=_rank)
         # Which of several belong together is not known, unless one place explains all of them.
@@ -176,11 +182,11 @@ class Matcher:
                 return self.forms(first, second)
             case Operation(), Operation() if left.kind == right.kind:
                 return self._operations(left, right)
-        return self._parting(left, right, "kind")
+        return self._parting(left, right, "structure")
 
     def _operations(self, left: Operation, right: Operation) -> Outcome:
         if len(left.args) != len(right.args):
-            return self._parting(left, right, "kind")
+            return self._parting(left, right, "structure")
         best: list[Parting] | None = None
         for order in _orders(left, right):
             outcomes = [self.forms(a, b) for a, b in zip(left.args, order, strict=True)]
@@ -195,7 +201,7 @@ class Matcher:
     def _furthest(self, left: Tensor, right: Tensor, size: Tensor) -> tuple[float, int]:
         if not left.numel():
             return 0.0, 0
-        allowed = _ROUNDINGS * self.unit * size
+        allowed = ROUNDINGS * self.unit * size
         ratio = (left - right).abs() / allowed.clamp_min(torch.finfo(torch.float64).tiny)
         place = int(ratio.argmax())
         return float(ratio.flatten()[place]), place
@@ -247,27 +253,28 @@ def _maps(
         return _joined(left, right)
     assert channels is not None  # noqa: S101 (one of the two is a map, so there is an axis)
     first, second = (
-        m
-        if isinstance(m, Map)
-        else Map.diagonal(Sized(m.value.expand(channels), m.size.expand(channels)))
-        for m in (left, right)
+        m if isinstance(m, Map) else Map.diagonal(m.spread(channels)) for m in (left, right)
     )
-    dims = max(first.value.geometry.dims, second.value.geometry.dims)
+    dims = max(first.geometry.dims, second.geometry.dims)
     first, second = first.in_dims(dims), second.in_dims(dims)
-    geometry = parallel(first.value.geometry, second.value.geometry)
-    zero = AffineConv(geometry, torch.zeros(geometry.kernel_shape, dtype=torch.float64))
-    kernels = [(zero + op).kernel for op in (first.value, second.value, first.size, second.size)]
-    return kernels[0], kernels[1], torch.maximum(kernels[2], kernels[3])
+    geometry = parallel(first.geometry, second.geometry)
+    ours, others, *sizes = (
+        _on_grid(op, geometry) for op in (first.value, second.value, first.size, second.size)
+    )
+    return ours, others, torch.maximum(*sizes)
+
+
+def _on_grid(op: AffineConv, geometry: Geometry) -> Tensor:
+    if op.geometry.offsets == geometry.offsets and op.geometry.groups == geometry.groups:
+        return op.kernel
+    return (AffineConv(geometry, op.kernel.new_zeros(geometry.kernel_shape)) + op).kernel
 
 
 def _constants(
     left: Sized | None, right: Sized | None, channels: int | None
 ) -> tuple[Tensor, Tensor, Tensor]:
     return _joined(
-        *(
-            Sized(each.value.expand(channels or 1), each.size.expand(channels or 1))
-            for each in (left or Sized.of(0.0), right or Sized.of(0.0))
-        )
+        *(each.spread(channels or 1) for each in (left or Sized.of(0.0), right or Sized.of(0.0)))
     )
 
 

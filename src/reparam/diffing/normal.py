@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable, Sequence
+import math
+from collections.abc import Hashable, Sequence
 from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from reparam.algebra import AffineConv, linear, scale
-from reparam.diffing.values import Atom, Constant, Cut, Form, Input, Map, Operation, Sized
+from reparam.algebra import AffineConv, Geometry, compose, linear, scale
+from reparam.diffing.values import Atom, Constant, Cut, Form, Input, Map, Operation, Sized, after
 from reparam.errors import InexactError
 
 __all__ = ["Builder"]
@@ -30,9 +31,9 @@ class Builder:
         """An input of the network."""
         return _alone(Input(index, tuple(shape)))
 
-    def constant(self, numbers: Tensor) -> Form:
+    def constant(self, numbers: Tensor, where: str) -> Form:
         """Stored numbers of any shape."""
-        return _alone(Constant(Sized.of(numbers), tuple(numbers.shape)))
+        return _alone(Constant(Sized.of(numbers), tuple(numbers.shape), where))
 
     def operation(
         self, kind: str, args: Sequence[Form], shape: Sequence[int], where: str, **attributes: Any
@@ -52,16 +53,39 @@ class Builder:
     ) -> Form:  # fmt: skip
         """An operation that treats all channels alike and keeps what is constant in each.
 
-        Such an operation commutes with factors and shifts of channels, so what its argument has of
-        these stands behind it in normal form. ``axis`` is where the channels are then, if anywhere.
+        Such an operation is linear and commutes with maps that only mix channels, so those stand
+        behind it in normal form; of other maps, the factors and shifts of channels do. ``axis`` is
+        where the channels are then, if anywhere.
         """
         if form.axis is not None and axis is None:
             return self.operation(kind, [form], shape, where, **attributes)
+        if all(isinstance(m, Sized) or m.geometry.is_pointwise for _, m in form.terms):
+            return self._moved_atoms(kind, form, tuple(shape), where, axis, attributes)
         plain, factor, shift = _normalised(form)
         moved = self._moved(kind, plain, tuple(shape), where, attributes)
-        if form.axis is None:
-            return self.affine(moved, factor, shift, None, where)
-        return self.affine(moved, factor, shift, axis, where)
+        behind = self.affine(moved, factor, shift, None if form.axis is None else axis, where)
+        return replace(behind, where=(*form.where, where))
+
+    def _moved_atoms(
+        self, kind: str, form: Form, shape: tuple[int, ...], where: str, axis: int | None,
+        attributes: dict[str, Any],
+    ) -> Form:  # fmt: skip
+        parts = []
+        for atom, m in form.terms:
+            size, given = list(shape), dict(attributes)
+            if form.axis is not None and axis is not None:
+                size[axis] = atom.shape[form.axis]  # the map makes other channels of these
+                if "to" in given:
+                    given["to"] = tuple(size)
+            moved = self._moved(kind, _alone(atom), tuple(size), where, given)
+            if isinstance(m, Sized):
+                parts.append(self.affine(moved, m, None, None, where))
+            else:
+                assert axis is not None  # noqa: S101 (a map acts on channels)
+                parts.append(self.apply(moved, m.in_dims(0), axis, shape, where))
+        total = self.add(parts, shape, where)
+        axis = total.axis if form.axis is None else axis
+        return replace(total, axis=axis, bias=form.bias, where=(*form.where, where))
 
     def _moved(
         self, kind: str, form: Form, shape: tuple[int, ...], where: str, attributes: dict[str, Any]
@@ -97,7 +121,7 @@ class Builder:
             return replace(form, terms=terms, bias=bias, where=(*form.where, where))
         channels = form.shape[axis]
         numbers = factor or Sized.of(torch.ones(channels))
-        scaled = self.apply(form, Map.diagonal(_spread(numbers, channels)), axis, form.shape, where)
+        scaled = self.apply(form, Map.diagonal(numbers.spread(channels)), axis, form.shape, where)
         if shift is None:
             return scaled
         bias = shift if scaled.bias is None else scaled.bias + shift
@@ -117,12 +141,10 @@ class Builder:
 
     def apply(self, form: Form, outer: Map, axis: int, shape: tuple[int, ...], where: str) -> Form:
         """Apply a linear map to a value, composed with the value's maps where that is exact."""
-        composed = self._composed(form, outer, axis)
-        if composed is None or _costs_more(composed[0], form, outer):
-            form = replace(self.cut(form, priced=composed is not None), where=())
-            composed = self._composed(form, outer, axis)
-        assert composed is not None  # noqa: S101 (a map of one atom composes with anything)
-        terms, bias = composed
+        pays = _pays(form, outer, axis)
+        if not pays:
+            form = self.cut(form, priced=pays is not None)
+        terms, bias = _composed(form, outer, axis)
         return self._dissolved(Form(shape, axis, terms, bias, (*form.where, where)))
 
     def add(self, forms: Sequence[Form], shape: tuple[int, ...], where: str) -> Form:
@@ -173,6 +195,15 @@ class Builder:
             return form
         return self.apply(form, Map.of(linear(rows)), axis, shape, where)
 
+    def unscaled(self, form: Form) -> tuple[Form, float]:
+        """Divide a value by its largest number, which no choice of the front end changes."""
+        numbers = [m.value.kernel if isinstance(m, Map) else m.value for _, m in form.terms]
+        numbers += [] if form.bias is None else [form.bias.value]
+        largest = max(float(each.abs().max()) for each in numbers)
+        if largest in (0.0, 1.0) or not math.isfinite(largest):
+            return form, 1.0
+        return self.affine(form, Sized.of(1 / largest), None, None, ""), largest
+
     def cut(self, form: Form, *, priced: bool = False) -> Form:
         """Name a value, so that what follows is a map of it alone."""
         if form.atom is not None:
@@ -188,25 +219,7 @@ class Builder:
         """Name a value but for the scale and shift of its channels, which go on to its readers."""
         plain, factor, shift = _normalised(form)
         named = plain if plain.atom is not None else _alone(Cut(plain, priced=True))
-        return self.affine(named, factor, shift, form.axis, "")
-
-    def _composed(
-        self, form: Form, outer: Map, axis: int
-    ) -> tuple[tuple[tuple[Atom, Map | Sized], ...], Sized | None] | None:
-        if form.axis not in (None, axis):
-            return None
-        try:
-            bias = None
-            if form.bias is not None:
-                channels = form.shape[axis]
-                bias = outer.of_constant(_spread(form.bias, channels))
-            terms = tuple(
-                (atom, outer.times(m) if isinstance(m, Sized) else outer @ m)
-                for atom, m in form.terms
-            )
-        except InexactError:
-            return None
-        return terms, bias
+        return replace(self.affine(named, factor, shift, form.axis, ""), where=form.where)
 
     def _dissolved(self, form: Form) -> Form:
         """Compose with what was cut only because of its price, where that pays by now."""
@@ -215,10 +228,9 @@ class Builder:
         ((atom, m),) = form.terms
         if not (isinstance(atom, Cut) and atom.priced and isinstance(m, Map)):
             return form
-        inner = None if m.value.geometry.is_diagonal else self._composed(atom.form, m, form.axis)
-        if inner is None or _costs_more(inner[0], atom.form, m):
+        if m.geometry.is_diagonal or not _pays(atom.form, m, form.axis):
             return form
-        terms, bias = inner
+        terms, bias = _composed(atom.form, m, form.axis)
         total = bias if form.bias is None else form.bias if bias is None else bias + form.bias
         return replace(form, terms=terms, bias=total, where=(*atom.form.where, *form.where))
 
@@ -235,17 +247,36 @@ def _frozen(value: Any) -> Hashable:
     return tuple(_frozen(each) for each in value) if isinstance(value, (list, tuple)) else value
 
 
-def _spread(numbers: Sized, channels: int) -> Sized:
-    return Sized(numbers.value.expand(channels), numbers.size.expand(channels))
+def _composed(
+    form: Form, outer: Map, axis: int
+) -> tuple[tuple[tuple[Atom, Map | Sized], ...], Sized | None]:
+    """A map after those of a value, once they are known to compose."""
+    bias = None
+    if form.bias is not None:
+        bias = outer.of_constant(form.bias.spread(form.shape[axis]))
+    terms = (
+        (atom, outer.times(m) if isinstance(m, Sized) else outer @ m) for atom, m in form.terms
+    )
+    return tuple(terms), bias
 
 
-def _costs_more(terms: Iterable[tuple[Atom, Map | Sized]], form: Form, outer: Map) -> bool:
-    apart = _weights(form.terms) + outer.value.geometry.weights
-    return not outer.value.geometry.is_diagonal and _weights(terms) > apart
-
-
-def _weights(terms: Iterable[tuple[Atom, Map | Sized]]) -> int:
-    return sum(m.value.geometry.weights for _, m in terms if isinstance(m, Map))
+def _pays(form: Form, outer: Map, axis: int) -> bool | None:
+    """Whether one map costs no more numbers than two; None where one would not be exact."""
+    if form.axis not in (None, axis):
+        return None
+    by = outer.geometry
+    apart, together = by.weights, 0
+    try:
+        if form.bias is not None:
+            channels = form.shape[axis]
+            compose(by, Geometry.pointwise(channels, channels, dims=by.dims, bias=True))
+        for _, m in form.terms:
+            inner = m.geometry if isinstance(m, Map) else None
+            apart += 0 if inner is None else inner.weights
+            together += by.weights if inner is None else after(by, inner).weights
+    except InexactError:
+        return None
+    return by.is_diagonal or together <= apart
 
 
 def _sum(left: Map | Sized, right: Map | Sized, channels: int | None) -> Map | Sized | None:
@@ -259,7 +290,7 @@ def _sum(left: Map | Sized, right: Map | Sized, channels: int | None) -> Map | S
 
 
 def _as_map(m: Map | Sized, channels: int) -> Map:
-    return m if isinstance(m, Map) else Map.diagonal(_spread(m, channels))
+    return m if isinstance(m, Map) else Map.diagonal(m.spread(channels))
 
 
 def _normalised(form: Form) -> tuple[Form, Sized, Sized | None]:
@@ -272,10 +303,8 @@ def _normalised(form: Form) -> tuple[Form, Sized, Sized | None]:
         return _alone(atom), factor, form.bias
     channels = form.shape[form.axis]
     terms = [(atom, _as_map(m, channels)) for atom, m in form.terms]
-    rows = torch.cat([m.value.rows(0, channels).kernel.flatten(1) for _, m in terms], 1)
-    largest = rows.gather(1, rows.abs().argmax(1, keepdim=True)).squeeze(1)
-    scales = torch.where(largest == 0, 1.0, largest)
-    inverse = Map(scale(1 / scales), scale(1 / scales.abs()))
+    scales = _scales([m.value.kernel.flatten(1) for _, m in terms])
+    inverse = Map(scale(1 / scales))
     plain = tuple((atom, inverse @ m) for atom, m in terms)
     if len(plain) == 1 and _is_identity(plain[0][1]):
         kept: Form = _alone(plain[0][0])
@@ -284,5 +313,20 @@ def _normalised(form: Form) -> tuple[Form, Sized, Sized | None]:
     return kept, Sized.of(scales), form.bias
 
 
+def _scales(kernels: Sequence[Tensor]) -> Tensor:
+    """For each row its first large number, so that ties up to rounding do not decide."""
+    found = torch.zeros(len(kernels[0]), dtype=torch.float64)
+    largest = torch.stack([kernel.abs().amax(1) for kernel in kernels]).amax(0)
+    for kernel in reversed(kernels):
+        large = kernel.abs() >= _LARGE * largest[:, None]
+        first = kernel.gather(1, large.to(torch.uint8).argmax(1, keepdim=True)).squeeze(1)
+        found = torch.where(large.any(1), first, found)
+    return torch.where(found == 0, 1.0, found)
+
+
+_LARGE = 0.7
+"""A share of the largest number that symmetric kernels do not hold."""
+
+
 def _is_identity(m: Map) -> bool:
-    return m.value.geometry.is_diagonal and bool((m.value.kernel == 1).all())
+    return m.geometry.is_diagonal and bool((m.value.kernel == 1).all())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -18,13 +18,14 @@ __all__ = ["HANDLERS"]
 Given = Sequence[Any]
 Attributes = dict[str, Any]
 Handler = Callable[[Vocabulary, str, Given, Attributes], Any]
+Kept = TypeVar("Kept", bound=Handler)
 
 HANDLERS: dict[str, Handler] = {}
 """By the type of a node: called with its inputs (None for those left out) and attributes."""
 
 
-def _is(*names: str) -> Callable[[Handler], Handler]:
-    def register(handler: Handler) -> Handler:
+def _is(*names: str) -> Callable[[Kept], Kept]:
+    def register(handler: Kept) -> Kept:
         HANDLERS.update(dict.fromkeys(names, handler))
         return handler
 
@@ -236,15 +237,12 @@ def _global_max(w: Vocabulary, at: str, g: Given, _: Attributes) -> Value:
 @_is("Resize", "Upsample")
 def _resize(w: Vocabulary, at: str, g: Given, a: Attributes) -> Value:
     x = g[0]
-    scales, sizes = (
-        (g[2], g[3])
-        if len([e for e in g if e is not None]) > 2 or g[3] is not None
-        else (g[1], None)
-    )
+    # Upsample has scales as its second input, Resize as its third, or sizes as its fourth.
+    sizes, scales = g[3], g[1] if g[2] is None else g[2]
     if sizes is not None and torch.as_tensor(sizes).numel():
         size = _numbers(sizes)
     else:
-        given = torch.as_tensor(scales if scales is not None else g[1]).tolist()
+        given = torch.as_tensor(scales).tolist()
         size = [int(n * s) for n, s in zip(x.shape, given, strict=True)]
     how = a.get("coordinate_transformation_mode", "half_pixel")
     mode = {"nearest": "nearest", "linear": "bilinear", "cubic": "bicubic"}[
@@ -334,7 +332,8 @@ def _elu(w: Vocabulary, at: str, g: Given, a: Attributes) -> Value:
 
 @_is("PRelu")
 def _prelu(w: Vocabulary, at: str, g: Given, _: Attributes) -> Value:
-    return w.build.operation("prelu", [g[0], w.build.constant(g[1].flatten())], g[0].shape, at)
+    slopes = w.build.constant(g[1].flatten(), at)
+    return w.build.operation("prelu", [g[0], slopes], g[0].shape, at)
 
 
 @_is("Softmax")
@@ -344,17 +343,17 @@ def _softmax(w: Vocabulary, at: str, g: Given, a: Attributes) -> Value:
 
 @_is("Pow")
 def _pow(w: Vocabulary, at: str, g: Given, _: Attributes) -> Value:
-    return w.pointwise("pow", g[0], at, exponent=_number(g[1]))
+    return w.power(g[0], _number(g[1]), at)
 
 
 @_is("Sqrt")
 def _sqrt(w: Vocabulary, at: str, g: Given, _: Attributes) -> Value:
-    return w.pointwise("pow", g[0], at, exponent=0.5)
+    return w.power(g[0], 0.5, at)
 
 
 @_is("Reciprocal")
 def _reciprocal(w: Vocabulary, at: str, g: Given, _: Attributes) -> Value:
-    return w.pointwise("pow", g[0], at, exponent=-1.0)
+    return w.power(g[0], -1.0, at)
 
 
 def _plain(name: str) -> Handler:
@@ -471,15 +470,24 @@ def _slice(w: Vocabulary, at: str, g: Given, a: Attributes) -> Value:
 
 @_is("Gather")
 def _gather(w: Vocabulary, at: str, g: Given, a: Attributes) -> Value:
-    index = g[1]
-    if isinstance(index, Form) or index.dim() > 1:
-        raise UnsupportedModelError(f"gathering by a table at {at} has no normal form")
-    axis = a.get("axis", 0) % len(g[0].shape)
-    size = g[0].shape[axis]
-    kept = w.take(g[0], axis, [each % size for each in _numbers(index)], at)
-    if index.dim():
-        return kept
-    return w.reshape(kept, [n for k, n in enumerate(kept.shape) if k != axis], at)
+    if isinstance(g[1], Form):
+        raise UnsupportedModelError(f"gathering by a computed table at {at} has no normal form")
+    return w.gather(g[0], a.get("axis", 0), torch.as_tensor(g[1]), at)
+
+
+@_is("SplitToSequence")
+def _split_to_sequence(w: Vocabulary, at: str, g: Given, a: Attributes) -> Any:
+    # One size for every part, or one for each; the sequence is a single result.
+    whole, axis = g[0].shape[a.get("axis", 0)], a.get("axis", 0)
+    sizes = [1] * whole if g[1] is None else _numbers(g[1])
+    if g[1] is not None and not torch.as_tensor(g[1]).dim():
+        sizes = [min(sizes[0], whole - k) for k in range(0, whole, sizes[0])]
+    return [_split(w, at, [g[0], None], {"axis": axis, "split": sizes})]
+
+
+@_is("SequenceAt")
+def _sequence_at(_w: Vocabulary, _at: str, g: Given, _: Attributes) -> Value:
+    return g[0][_numbers(g[1])[0]]  # type: ignore[no-any-return]
 
 
 @_is("DepthToSpace")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import zipfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,7 @@ from torch.export import ExportedProgram
 from reparam._arguments import check_module, in_training
 from reparam._optional import require
 from reparam.diffing.from_exported import read_exported
+from reparam.diffing.from_module import read_module, tensors
 from reparam.diffing.from_onnx import read_onnx
 from reparam.diffing.values import Form
 from reparam.errors import InputError, TrainingModeError, UnsupportedModelError
@@ -37,6 +39,7 @@ class Side:
     """One network, opened but not yet read.
 
     Attributes:
+        name: What messages call it.
         shapes: Shapes of its inputs, where it fixes or suggests them.
         unit: Unit of rounding of the coarsest type that its weights are stored in.
         read: Its outputs in normal form, for inputs like these.
@@ -44,10 +47,28 @@ class Side:
 
     """
 
+    name: str
     shapes: tuple[tuple[int, ...], ...] | None
     unit: float
     read: Callable[[Sequence[Tensor]], list[Form]]
     run: Callable[[Sequence[Tensor]], list[Tensor]]
+
+    def outputs(self, inputs: Sequence[Tensor]) -> list[Tensor]:
+        """What it computes.
+
+        Raises:
+            InputError: It does not run on such inputs.
+
+        """
+        try:
+            return self.run(inputs)
+        except Exception as error:
+            shapes = ", ".join("x".join(map(str, x.shape)) for x in inputs)
+            text = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            raise InputError(
+                f"{self.name} does not run on inputs of shape {shapes}, which both networks are "
+                f"compared for: {text}"
+            ) from error
 
 
 def open_side(network: Network, name: str) -> Side:
@@ -64,16 +85,18 @@ def open_side(network: Network, name: str) -> Side:
             raise InputError(f"{name} is {str(path)!r}, no file; needed an .onnx or .pt2 file")
         if path.suffix == ".onnx":
             onnx = require("onnx", extra="deploy", purpose="reading ONNX files")
-            return _open_onnx(onnx.load(path))
+            return _open_onnx(_loaded(onnx.load, path, name), name)
         if path.suffix == ".pt2":
-            return _open_program(torch.export.load(path))
+            if not zipfile.is_zipfile(path):  # of which torch would log a traceback
+                raise InputError(f"{name}, {path}, is no exported program, or it is cut short")
+            return _open_program(_loaded(torch.export.load, path, name), name)
         raise InputError(f"{name} is {path}, of no kind that diff reads; needed .onnx or .pt2")
     if isinstance(network, ExportedProgram):
-        return _open_program(network)
+        return _open_program(network, name)
     if isinstance(network, nn.Module):
         return _open_module(network, name)
     if hasattr(network, "graph") and hasattr(network, "opset_import"):
-        return _open_onnx(network)
+        return _open_onnx(network, name)
     raise InputError(
         f"{name} is a {type(network).__name__}; needed a module, an ExportedProgram, an "
         f"onnx.ModelProto, or the path of an .onnx or .pt2 file"
@@ -89,6 +112,15 @@ def _open_module(module: nn.Module, name: str) -> Side:
             f"{name}.eval() first"
         )
 
+    stored = [*module.parameters(), *module.buffers()]
+
+    def read(inputs: Sequence[Tensor]) -> list[Form]:
+        inputs = _as_stored(inputs, stored)
+        try:
+            return read_module(module, inputs)
+        except Exception:  # noqa: BLE001 (the module's own code, under a mode that watches it)
+            return exported(inputs)
+
     def exported(inputs: Sequence[Tensor]) -> list[Form]:
         try:
             program = torch.export.export(module, tuple(inputs), strict=False)
@@ -100,15 +132,34 @@ def _open_module(module: nn.Module, name: str) -> Side:
 
     def run(inputs: Sequence[Tensor]) -> list[Tensor]:
         with torch.no_grad():
-            return _tensors(module(*inputs))
+            return tensors(module(*_as_stored(inputs, stored)))
 
-    return Side(None, _unit(module.state_dict().values()), exported, run)
+    return Side(name, None, _unit(stored), read, run)
 
 
-def _open_program(program: ExportedProgram) -> Side:
+def _loaded(load: Callable[[Path], Any], path: Path, name: str) -> Any:
+    try:
+        return load(path)
+    except Exception as error:
+        why = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise InputError(
+            f"{name}, {path}, cannot be read: {why}; needed a whole {path.suffix} file"
+        ) from error
+
+
+def _as_stored(inputs: Sequence[Tensor], stored: Sequence[Tensor]) -> list[Tensor]:
+    """Inputs in the type that weights are stored in, where there is one."""
+    kinds = {x.dtype for x in stored if x.is_floating_point()}
+    kind = next(iter(kinds)) if len(kinds) == 1 else None
+    return [x.to(kind) if kind is not None and x.is_floating_point() else x for x in inputs]
+
+
+def _open_program(program: ExportedProgram, name: str) -> Side:
+    stored = list(program.state_dict.values())
+
     def run(inputs: Sequence[Tensor]) -> list[Tensor]:
         with torch.no_grad():
-            return _tensors(program.module()(*inputs))
+            return tensors(program.module()(*_as_stored(inputs, stored)))
 
     users = set(program.graph_signature.user_inputs)
     shapes = tuple(
@@ -116,12 +167,13 @@ def _open_program(program: ExportedProgram) -> Side:
         for node in program.graph.nodes
         if node.op == "placeholder" and node.name in users
     )
-    return Side(shapes, _unit(program.state_dict.values()), lambda _: read_exported(program), run)
+    return Side(name, shapes, _unit(stored), lambda _: read_exported(program), run)
 
 
-def _open_onnx(model: onnx.ModelProto) -> Side:
+def _open_onnx(model: onnx.ModelProto, name: str) -> Side:
     runtime = require("onnxruntime", extra="deploy", purpose="comparing ONNX files")
     helper = require("onnx.numpy_helper", extra="deploy", purpose="comparing ONNX files")
+    types = require("onnx.helper", extra="deploy", purpose="comparing ONNX files")
     stored = {entry.name for entry in model.graph.initializer}
     free = [entry for entry in model.graph.input if entry.name not in stored]
     shapes = tuple(_declared(entry) for entry in free)
@@ -133,12 +185,21 @@ def _open_onnx(model: onnx.ModelProto) -> Side:
         session = runtime.InferenceSession(
             model.SerializeToString(), options, providers=["CPUExecutionProvider"]
         )
-        feeds = {entry.name: x.numpy() for entry, x in zip(free, inputs, strict=True)}
+        feeds = {
+            entry.name: x.numpy().astype(
+                types.tensor_dtype_to_np_dtype(entry.type.tensor_type.elem_type)
+            )
+            for entry, x in zip(free, inputs, strict=True)
+        }
         return [torch.as_tensor(value) for value in session.run(None, feeds)]
 
     weights = [torch.from_numpy(helper.to_array(e).copy()) for e in model.graph.initializer]
     return Side(
-        shapes, _unit(weights), lambda inputs: read_onnx(model, [x.shape for x in inputs]), run
+        name,
+        shapes,
+        _unit(weights),
+        lambda inputs: read_onnx(model, [x.shape for x in inputs]),
+        run,
     )
 
 
@@ -155,13 +216,3 @@ def _unit(stored: Any) -> float:
     return (
         max((torch.finfo(kind).eps for kind in floats), default=torch.finfo(torch.float32).eps) / 2
     )
-
-
-def _tensors(value: Any) -> list[Tensor]:
-    if isinstance(value, Tensor):
-        return [value]
-    if isinstance(value, dict):
-        value = list(value.values())
-    if isinstance(value, (list, tuple)):
-        return [leaf for each in value for leaf in _tensors(each)]
-    return []

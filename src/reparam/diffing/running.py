@@ -15,11 +15,18 @@ __all__ = ["Run", "reads"]
 
 
 class Run:
-    """Values of one network for given inputs; ``instead`` replaces forms or atoms by others."""
+    """Values of one network for given inputs.
+
+    ``instead`` replaces forms or atoms by others; ``shake`` moves every number of the maps by this
+    share of its size, up or down, as rounding would.
+    """
 
     def __init__(
-        self, inputs: Sequence[Tensor], instead: Mapping[int, Tensor] | None = None
-    ) -> None:
+        self, inputs: Sequence[Tensor], instead: Mapping[int, Tensor] | None = None, *,
+        shake: float = 0.0,
+    ) -> None:  # fmt: skip
+        self._shake = shake
+        self._draw = torch.Generator().manual_seed(0)
         self._inputs = [x.to(torch.float64) if x.is_floating_point() else x for x in inputs]
         self._known: dict[int, Tensor] = dict(instead or {})
 
@@ -47,15 +54,28 @@ class Run:
         """Apply the maps of a form to values of its atoms."""
         total: Tensor | None = None
         for (_, m), value in zip(form.terms, atoms, strict=True):
-            part = _mapped(m, value, form.axis)
+            part = _mapped(self._shaken(m), value, form.axis)
             total = part if total is None else total + part
         assert total is not None  # noqa: S101 (a form has a term)
         if form.bias is None:
             return total
-        bias = form.bias.value
+        bias = self._moved(form.bias.value, form.bias.size)
         if bias.dim() and form.axis is not None:
             bias = bias.reshape(-1, *(1,) * (len(form.shape) - 1 - form.axis))
         return total + bias
+
+    def _shaken(self, m: Map | Sized) -> Map | Sized:
+        if not self._shake:
+            return m
+        if isinstance(m, Sized):
+            return Sized(self._moved(m.value, m.size))
+        return Map(AffineConv(m.geometry, self._moved(m.value.kernel, m.size.kernel)))
+
+    def _moved(self, numbers: Tensor, size: Tensor) -> Tensor:
+        if not self._shake:
+            return numbers
+        signs = torch.randint(2, numbers.shape, generator=self._draw, dtype=torch.float64)
+        return numbers + self._shake * size * (2 * signs - 1)
 
 
 def _mapped(m: Map | Sized, value: Tensor, axis: int | None) -> Tensor:

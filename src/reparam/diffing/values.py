@@ -18,69 +18,104 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from reparam.algebra import AffineConv, scale
+from reparam.algebra import AffineConv, Geometry, compose, scale
 
-__all__ = ["Atom", "Constant", "Cut", "Form", "Input", "Map", "Operation", "Sized"]
+__all__ = ["Atom", "Constant", "Cut", "Form", "Input", "Map", "Operation", "Sized", "after"]
 
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Sized:
-    """Numbers and their sizes: float64, of one shape; of no dimension where all are the same."""
+    """Numbers and their sizes: float64, of one shape; of no dimension where all are the same.
+
+    Attributes:
+        value: The numbers.
+        uncancelled: Their sizes; None where nothing can have cancelled, so that they are as large
+            as they are.
+
+    """
 
     value: Tensor
-    size: Tensor
+    uncancelled: Tensor | None = None
 
     @classmethod
     def of(cls, value: Tensor | float) -> Sized:
-        """Take stored numbers: as large as they are."""
-        exact = torch.as_tensor(value, dtype=torch.float64)
-        return cls(exact, exact.abs())
+        """Take stored numbers."""
+        return cls(torch.as_tensor(value, dtype=torch.float64))
+
+    @property
+    def size(self) -> Tensor:
+        """What each number would be if nothing in its computation cancelled."""
+        return self.value.abs() if self.uncancelled is None else self.uncancelled
+
+    def spread(self, channels: int) -> Sized:
+        """One number for each channel."""
+        own = self.uncancelled
+        return Sized(self.value.expand(channels), None if own is None else own.expand(channels))
 
     def __add__(self, other: Sized) -> Sized:
         return Sized(self.value + other.value, self.size + other.size)
 
     def __mul__(self, other: Sized) -> Sized:
-        return Sized(self.value * other.value, self.size * other.size)
+        plain = self.uncancelled is None and other.uncancelled is None
+        return Sized(self.value * other.value, None if plain else self.size * other.size)
 
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Map:
-    """A linear operator with the sizes of its numbers; both without a bias."""
+    """A linear operator without a bias, and the sizes of its numbers, as in :class:`Sized`."""
 
     value: AffineConv
-    size: AffineConv
+    uncancelled: AffineConv | None = None
 
     @classmethod
     def of(cls, op: AffineConv) -> Map:
         """Take an operator of stored numbers."""
-        return cls(AffineConv(op.geometry, op.kernel), AffineConv(op.geometry, op.kernel.abs()))
+        return cls(AffineConv(op.geometry, op.kernel))
 
     @classmethod
     def diagonal(cls, numbers: Sized) -> Map:
         """One factor for each channel."""
-        return cls(scale(numbers.value), scale(numbers.size))
+        own = numbers.uncancelled
+        return cls(scale(numbers.value), None if own is None else scale(own))
+
+    @property
+    def geometry(self) -> Geometry:
+        """Channels, groups, offsets, stride and extent."""
+        return self.value.geometry
+
+    @property
+    def size(self) -> AffineConv:
+        """The operator of the sizes."""
+        if self.uncancelled is not None:
+            return self.uncancelled
+        return AffineConv(self.geometry, self.value.kernel.abs())
 
     def in_dims(self, dims: int) -> Map:
         """The same pointwise operator over another number of spatial dimensions."""
-        return Map(self.value.in_dims(dims), self.size.in_dims(dims))
+        own = self.uncancelled
+        return Map(self.value.in_dims(dims), None if own is None else own.in_dims(dims))
 
     def __add__(self, other: Map) -> Map:
-        dims = max(self.value.geometry.dims, other.value.geometry.dims)
+        dims = max(self.geometry.dims, other.geometry.dims)
         first, second = self.in_dims(dims), other.in_dims(dims)
         return Map(first.value + second.value, first.size + second.size)
 
     def __matmul__(self, inner: Map) -> Map:
-        dims = max(self.value.geometry.dims, inner.value.geometry.dims)
+        dims = max(self.geometry.dims, inner.geometry.dims)
         first, second = self.in_dims(dims), inner.in_dims(dims)
-        return Map(first.value @ second.value, first.size @ second.size)
+        plain = self.uncancelled is None and inner.uncancelled is None
+        plain = plain and (self.geometry.is_diagonal or inner.geometry.is_diagonal)
+        return Map(first.value @ second.value, None if plain else first.size @ second.size)
 
     def times(self, factor: Sized) -> Map:
         """Multiply by one number."""
-        return Map(self.value * factor.value.item(), self.size * factor.size.item())
+        plain = self.uncancelled is None and factor.uncancelled is None
+        size = None if plain else self.size * factor.size.item()
+        return Map(self.value * factor.value.item(), size)
 
     def of_constant(self, constant: Sized) -> Sized:
         """Apply to an input that is one constant for each channel; InexactError at zero padding."""
-        channels = self.value.geometry.in_channels
+        channels = self.geometry.in_channels
         value, size = (
             op @ scale(torch.zeros(channels), numbers.expand(channels)).in_dims(op.geometry.dims)
             for op, numbers in ((self.value, constant.value), (self.size, constant.size))
@@ -88,6 +123,12 @@ class Map:
         assert value.bias is not None  # noqa: S101 (the constant is the bias)
         assert size.bias is not None  # noqa: S101
         return Sized(value.bias, size.bias)
+
+
+def after(outer: Geometry, inner: Geometry) -> Geometry:
+    """The geometry of a map after another; InexactError where there is none."""
+    dims = max(outer.dims, inner.dims)
+    return compose(outer.in_dims(dims), inner.in_dims(dims))
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -104,6 +145,7 @@ class Constant:
 
     numbers: Sized
     shape: tuple[int, ...]
+    where: str
 
 
 @dataclass(frozen=True, eq=False, slots=True)

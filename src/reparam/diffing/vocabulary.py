@@ -16,7 +16,7 @@ from reparam.algebra import average_pool, batch_norm, conv, linear, zero_pad
 from reparam.diffing.kinds import KINDS
 from reparam.diffing.normal import Builder
 from reparam.diffing.values import Form, Sized
-from reparam.errors import UnsupportedModelError
+from reparam.errors import InexactError, UnsupportedModelError
 
 __all__ = ["Value", "Vocabulary", "read"]
 
@@ -41,7 +41,7 @@ class Vocabulary:
         """Prepare to read a network; the values ``named`` are cut for all who read them."""
         self.build = Builder()
         self.named = dict(named or {})
-        self._births: dict[int, Hashable] = {}
+        self._births: dict[int, tuple[Hashable, Form]] = {}  # with what the ids stand for
 
     def noted(self, key: Hashable, value: Any) -> Any:
         """Take a value that the network computes under a key."""
@@ -49,11 +49,11 @@ class Vocabulary:
             return [self.noted((key, position), each) for position, each in enumerate(value)]
         if not isinstance(value, Form):
             return value
-        self._births.setdefault(id(value), key)
+        self._births.setdefault(id(value), (key, value))
         if key not in self.named:
             return value
         named = self.build.cut(value, priced=self.named[key])
-        self._births.setdefault(id(named), key)
+        self._births.setdefault(id(named), (key, named))
         return named
 
     @property
@@ -64,7 +64,7 @@ class Vocabulary:
         it would be written by other atoms than where one layer stands for both.
         """
         fresh = {
-            self._births[each]: priced
+            self._births[each][0]: priced
             for each, priced in self.build.cuts.items()
             if each in self._births
         }
@@ -73,11 +73,28 @@ class Vocabulary:
             for key in {**self.named, **fresh}
         }
 
-    def form(self, value: Value) -> Form:
+    def translated(
+        self, handler: Callable[..., Any], name: str, where: str, *args: Any, **kwargs: Any
+    ) -> Any:
+        """Call what a front end knows of an operator; its arguments may be of a kind it does not.
+
+        Raises:
+            UnsupportedModelError: They are.
+
+        """
+        try:
+            return handler(self, where, *args, **kwargs)
+        except UnsupportedModelError:
+            raise
+        except _STRANGE as error:
+            msg = f"{name} at {where} has no normal form as it is used there: {error}"
+            raise UnsupportedModelError(msg) from error
+
+    def form(self, value: Value, where: str = "a constant") -> Form:
         """A value as a form, constants too."""
         if isinstance(value, Form):
             return value
-        return self.build.constant(torch.as_tensor(value, dtype=torch.float64))
+        return self.build.constant(torch.as_tensor(value, dtype=torch.float64), where)
 
     def pointwise(self, kind: str, x: Value, where: str, **attributes: Any) -> Value:
         """An operation on every element by itself."""
@@ -109,19 +126,34 @@ class Vocabulary:
     def mul(self, x: Value, y: Value, where: str) -> Value:
         """``x * y``."""
         if isinstance(x, Form) and isinstance(y, Form):
-            shape = torch.broadcast_shapes(x.shape, y.shape)
-            return self.build.operation("mul", [x, y], shape, where)
+            return self._product("mul", x, y, torch.broadcast_shapes(x.shape, y.shape), where)
         if isinstance(x, Form):
             return self._with_constant(x, torch.as_tensor(y, dtype=torch.float64), None, where)
         if isinstance(y, Form):
             return self.mul(y, x, where)
         return torch.as_tensor(x) * torch.as_tensor(y)
 
+    def _product(self, kind: str, x: Form, y: Form, shape: Sequence[int], where: str) -> Form:
+        """A product of two values; one number that either is multiplied by stands behind it."""
+        (left, first), (right, second) = self.build.unscaled(x), self.build.unscaled(y)
+        value = self.build.operation(kind, [left, right], shape, where)
+        factor = first * second
+        return value if factor == 1 else self.scaled(value, factor, 0.0, where)
+
+    def power(self, x: Value, exponent: float, where: str) -> Value:
+        """``x ** exponent``; small whole powers are products, as some exporters write them."""
+        if exponent in _PRODUCTS:
+            value = x
+            for _ in range(int(exponent) - 1):
+                value = self.mul(value, x, where)
+            return value
+        return self.pointwise("pow", x, where, exponent=float(exponent))
+
     def div(self, x: Value, y: Value, where: str) -> Value:
         """``x / y``."""
         if not isinstance(y, Form):
             return self.mul(x, 1 / torch.as_tensor(y, dtype=torch.float64), where)
-        return self.mul(x, self.pointwise("pow", y, where, exponent=-1.0), where)
+        return self.mul(x, self.power(y, -1.0, where), where)
 
     def _with_constant(
         self, x: Form, factor: Tensor | None, shift: Tensor | None, where: str
@@ -133,10 +165,10 @@ class Vocabulary:
         if tuple(shape) != x.shape or axis == _EVERY:
             x = self.spread(x, shape)
         if axis == _EVERY:
-            other = self.build.constant(number)
+            other = self.build.constant(number, where)
             if factor is None:
                 return self.build.add([x, self.spread(other, shape)], tuple(shape), where)
-            return self.build.operation("mul", [x, other], shape, where)
+            return self._product("mul", x, other, shape, where)
         flat = number.reshape(()) if axis is None else number.flatten()
         return self.build.affine(
             x,
@@ -173,7 +205,7 @@ class Vocabulary:
                 dilation=tuple(dilation), groups=groups,
             )  # fmt: skip
             return self.build.layer(x, op, 1, where)
-        by = self.form(weight)
+        by = self.form(weight, where)
         spans = [d * (k - 1) for d, k in zip(dilation, by.shape[2:], strict=True)]
         if isinstance(padding, str):
             padding = [(0, 0) if padding == "valid" else (n // 2, n - n // 2) for n in spans]
@@ -211,7 +243,7 @@ class Vocabulary:
             )
         ]  # fmt: skip
         value = self.build.operation(
-            "conv_transpose", [x, self.build.constant(kernel)],
+            "conv_transpose", [x, self.build.constant(kernel, where)],
             (x.shape[0], weight.shape[1] * groups, *size), where, stride=tuple(stride),
             padding=tuple(padding), output_padding=tuple(output_padding), groups=groups,
             dilation=tuple(dilation),
@@ -238,13 +270,13 @@ class Vocabulary:
             return self.linear(x, y.T, None, where)
         if isinstance(x, Tensor) and isinstance(y, Tensor):
             return x @ y
-        left, right = self.form(x), self.form(y)
+        left, right = self.form(x, where), self.form(y, where)
         shape = (
             *torch.broadcast_shapes(left.shape[:-2], right.shape[:-2]),
             left.shape[-2],
             right.shape[-1],
         )
-        return self.build.operation("matmul", [left, right], shape, where)
+        return self._product("matmul", left, right, shape, where)
 
     def batch_norm(
         self, x: Form, weight: Tensor | None, bias: Tensor | None, mean: Tensor, var: Tensor,
@@ -351,7 +383,7 @@ class Vocabulary:
                 half = self.mul(self.pointwise("erf", inner, where), 0.5, where)
                 by = self.add(half, 0.5, where)
             case "normal_tanh":
-                cube = self.mul(self.pointwise("pow", x, where, exponent=3.0), 0.044715, where)
+                cube = self.mul(self.power(x, 3.0, where), 0.044715, where)
                 inner = self.mul(self.add(x, cube, where), math.sqrt(2 / math.pi), where)
                 half = self.mul(self.pointwise("tanh", inner, where), 0.5, where)
                 by = self.add(half, 0.5, where)
@@ -411,11 +443,28 @@ class Vocabulary:
         size = x.shape[axis]
         return self.take(x, axis, range(size)[slice(start, stop, step)], where)
 
+    def gather(self, x: Form, axis: int, table: Tensor, where: str) -> Form:
+        """Read positions of an axis in the order of a table, whose shape takes the axis's place."""
+        at = axis % len(x.shape)
+        size = x.shape[at]
+        order = [int(k) % size for k in table.flatten()]
+        shape = (*x.shape[:at], *table.shape, *x.shape[at + 1 :])
+        if order == list(range(size)):
+            value = x
+        elif table.dim() < 2:
+            value = self.take(x, at, order, where)
+        else:
+            flat = (*x.shape[:at], len(order), *x.shape[at + 1 :])
+            value = self.build.operation("gather", [x], flat, where, axis=at, order=order)
+        result = self.reshape(value, shape, where)
+        assert isinstance(result, Form)  # noqa: S101 (of a form)
+        return result
+
     def cat(self, parts: Sequence[Value], axis: int, where: str) -> Value:
         """Join along an axis."""
         if not any(isinstance(part, Form) for part in parts):
             return torch.cat([torch.as_tensor(part) for part in parts], axis)
-        forms = [self.form(part) for part in parts]
+        forms = [self.form(part, where) for part in parts]
         return self.build.cat(forms, axis % len(forms[0].shape), where)
 
     def amax(self, x: Form, axes: Sequence[int], where: str, *, keep: bool) -> Form:
@@ -455,6 +504,12 @@ class Vocabulary:
             "pad", [x], shape, where, pads=pads, mode=mode, value=float(value)
         )
 
+
+_STRANGE = (ArithmeticError, AttributeError, InexactError, LookupError, RuntimeError, TypeError,
+            ValueError)  # fmt: skip
+"""What arguments of another type, number or size than a rule expects lead to."""
+
+_PRODUCTS = (1, 2, 3)
 
 _EVERY = -1
 """More than one axis: no factor for each channel."""
