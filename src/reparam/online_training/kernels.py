@@ -142,8 +142,8 @@ class _Sum(Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
-        count = len(ctx.places)
-        kernels, scales = ctx.saved_tensors[:count], ctx.saved_tensors[count:]
+        saved = ctx.saved_tensors  # once: checkpointing computes it anew at each reading
+        kernels, scales = saved[: len(ctx.places)], saved[len(ctx.places) :]
         to_kernels: list[Tensor | None] = []
         to_scales: list[Tensor | None] = []
         for where, kernel, scale, number in zip(

@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, fx
+from torch._compile import _disable_dynamo
 
 from reparam.algebra import Geometry, layer_arguments, parallel
 from reparam.online_training.costs import cheapest, common_patch, positions
@@ -46,6 +47,7 @@ class Region:
     mode: Mode = "batch"
     merged: frozenset[int] | None = None
 
+    @_disable_dynamo  # the public one imports the compiler at once
     def __call__(self, x: Any, *operands: Any) -> Any:
         """Run on an input with the present tensors and modules of the block."""
         if self._runs_as_it_was(x):
