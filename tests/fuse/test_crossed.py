@@ -145,6 +145,13 @@ def test_a_norm_before_a_layer_that_reflects_its_border() -> None:
     check(Lambda(lambda s, x: s.b(s.a(x.relu())), norm(), conv()), norms=1)
 
 
+@pytest.mark.parametrize(("size", "padding"), [(2, 0), (3, 1), (4, 1)])
+def test_a_norm_before_a_transposed_layer_stays(size: int, padding: int) -> None:
+    """Its shift comes out as another number at every other position, which no bias is."""
+    layer = nn.ConvTranspose2d(4, 4, size, 2, padding)
+    check(Lambda(lambda s, x: s.b(s.a(x.relu())), norm(), layer), norms=1)
+
+
 # ------------------------------------------------------------------------------ channels
 
 

@@ -192,3 +192,51 @@ def test_a_norm_behind_a_sum_goes_into_layers_of_different_values(kind):
     fused = reparam.fuse(model)
     assert counts(fused) == {"Conv": 2, kind: 1, "Relu": 2}
     assert_equal(model, fused)
+
+
+def branches(make):
+    g = Graph()
+    left, right = make(g, g.op("Identity", g.x))
+    return g.model(g.op("Add", g.conv(left, pads=[1] * 4), g.norm(g.conv(right, size=1))))
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda g, x: (g.relu(x), g.relu(x)),
+        lambda g, x: (g.relu(x), g.relu(g.op("Identity", x))),
+        lambda g, x: [g.op("Elu", x, alpha=0.5) for _ in range(2)],
+        lambda g, x: [g.op("Clip", x, g.random(name=n)) for n in "ab"][:1] * 2,
+    ],
+    ids=range(4),
+)
+def test_branches_behind_equal_operations_of_one_value_fold(make):
+    model = branches(make)
+    fused = reparam.fuse(model)
+    assert counts(fused)["Conv"] == 1
+    assert_equal(model, fused)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda g, x: (g.op("Elu", x, alpha=0.5), g.op("Elu", x, alpha=0.6)),
+        lambda g, x: (g.relu(x), g.relu(g.relu(x))),
+        lambda g, x: [g.op("Clip", x, g.weight(low)) for low in (0.1, 0.2)],
+    ],
+    ids=["attributes", "values", "constants"],
+)
+def test_branches_behind_operations_that_only_look_equal_are_left(make):
+    model = branches(make)
+    fused = reparam.fuse(model)
+    assert counts(fused)["Conv"] == 2
+    assert_equal(model, fused)
+
+
+def test_an_equal_operation_that_is_an_output_stays():
+    g = Graph()
+    left, right = g.relu(g.x), g.relu(g.x)
+    model = g.model(g.op("Add", g.conv(left, size=1), g.conv(right, size=1)), right)
+    fused = reparam.fuse(model)
+    assert counts(fused)["Relu"] == 2
+    assert_equal(model, fused)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -132,6 +132,7 @@ class OnnxLifter(Builder["NodeProto", str]):
         self.outputs = {value.name for value in model.graph.output}
         self._captured: set[str] = set()
         self._paired: dict[int, int] = {}
+        self._done: dict[Hashable, str] = {}
         self._index = 0
         self._note_readers()
 
@@ -203,6 +204,23 @@ class OnnxLifter(Builder["NodeProto", str]):
             return self.node(ShapeOf, proto, sources)
         axis = self._axis_from_readers(_first_output(proto))
         return self.unknown(proto, sources, reason, keeps=keeps, axis=axis)
+
+    def again(self, proto: NodeProto) -> Node | None:
+        """Make a node of an operation that has been done before on the same values, if it has.
+
+        To the planner it returns what the first one does, so that what reads either can be
+        branches of one value. The first operation of a kind is noted, and None returned.
+        """
+        read = tuple(self._made_by(name) if name in self.nodes else name for name in proto.input)
+        given = sorted(attribute.SerializeToString() for attribute in proto.attribute)
+        first = self._done.setdefault((proto.op_type, read, tuple(given)), proto.output[0])
+        return None if first == proto.output[0] else self.alias(proto, first)
+
+    def _made_by(self, name: str) -> Node:
+        value = self.nodes[name]
+        while isinstance(value, Alias):
+            value = value.inputs[0]
+        return value
 
     def pair(self, first: int, second: int) -> None:
         """Note that an operation is one with a later one, which alone reads it."""

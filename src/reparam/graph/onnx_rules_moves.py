@@ -129,9 +129,11 @@ def pass_on(lifter: OnnxLifter, proto: NodeProto) -> Node | None:
 
 
 def cast(lifter: OnnxLifter, proto: NodeProto) -> Node | None:
-    """``Cast`` to the type that its input has."""
+    """``Cast`` to the type that its input has, or that another casts it to."""
     same = lifter.shapes.types.get(proto.input[0]) == attributes(proto)["to"]
-    return lifter.alias(proto, proto.input[0]) if same else None
+    if same:
+        return lifter.alias(proto, proto.input[0])
+    return lifter.again(proto) or lifter.opaque(proto, keeps=True)
 
 
 def dropout(lifter: OnnxLifter, proto: NodeProto) -> Node | None:
@@ -147,7 +149,7 @@ def dropout(lifter: OnnxLifter, proto: NodeProto) -> Node | None:
 
 def elementwise(lifter: OnnxLifter, proto: NodeProto) -> Node | None:
     """An activation: nothing folds through it, but axes stay in place."""
-    return lifter.opaque(proto, keeps=True)
+    return lifter.again(proto) or lifter.opaque(proto, keeps=True)
 
 
 def concat(lifter: OnnxLifter, proto: NodeProto) -> Node | None:

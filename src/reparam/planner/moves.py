@@ -103,6 +103,7 @@ class _Mover:
         self._inputs = {node: node.inputs for node in program.nodes}
         self._users = program.users()
         self._left: set[Affine] = set()
+        self._widths: dict[Node, int | None] = {}
 
     def has_left(self, node: Node) -> bool:
         """Whether an operation was moved from where this node stands."""
@@ -314,6 +315,11 @@ class _Mover:
 
     def _channels_of(self, value: Node) -> int | None:
         """Number of channels of a value, as it says, or what makes it or reads it."""
+        if value not in self._widths:
+            self._widths[value] = self._find_channels(value)
+        return self._widths[value]
+
+    def _find_channels(self, value: Node) -> int | None:
         match value:
             case Affine(leaf=leaf):
                 return leaf.geometry.out_channels
