@@ -20,6 +20,7 @@ ROOMS_THAT_MEET_OTHER_PACKAGES = [
     "data",
     "engines",
     "exporting",
+    "integrations",
     "pruning",
     "quantizing",
     "report",

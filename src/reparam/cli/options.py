@@ -49,7 +49,10 @@ MOST_CLASSES = 1_000_000
 MOST_PROCESSES = 256
 """Of one run; so many on one machine help nowhere."""
 
-_MODEL = "repvgg_a0, timm:NAME, torchvision:NAME, package.module:factory or net.onnx"
+_MODEL = (
+    "repvgg_a0, timm:NAME, torchvision:NAME, hf:FOLDER, ultralytics:FILE, package.module:factory "
+    "or net.onnx"
+)
 
 ModelArgument = Annotated[str, typer.Argument(metavar="MODEL", help=f"{_MODEL}.")]
 WeightsOption = Annotated[

@@ -142,6 +142,16 @@ def load_model(target: Target) -> Loaded:
 def build(target: Target, seed: int = SEED) -> nn.Module:
     """Build a MODEL as it is before its weights are loaded."""
     torch.manual_seed(seed)
+    source, _, folder = target.name.partition(":")
+    if source == "hf":
+        from reparam.integrations.hugging_face import load_pretrained
+
+        if target.num_classes is not None:
+            raise InputError(
+                f"the classes of {target.name} are those of its config.json; leave "
+                f"--num-classes out"
+            )
+        return load_pretrained(folder)
     return resolve(target.name, num_classes=target.num_classes)
 
 

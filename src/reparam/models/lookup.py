@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 __all__ = ["accepts", "resolve"]
 
-FORMS = "repvgg_a0, timm:NAME, torchvision:NAME or package.module:factory"
+FORMS = "repvgg_a0, timm:NAME, torchvision:NAME, ultralytics:FILE or package.module:factory"
 
 
 def resolve(
@@ -36,8 +36,10 @@ def resolve(
 
     Args:
         name: ``"repvgg_a0"`` or another of :func:`reparam.models.names`; ``"timm:NAME"``;
-            ``"torchvision:NAME"``; or ``"package.module:factory"``, a callable that returns a
-            module, or a module. The user's code is looked for in the working directory too.
+            ``"torchvision:NAME"``; ``"ultralytics:FILE"``, a ``.yaml`` of theirs, or a ``.pt``,
+            which ultralytics reads by running the pickle in it; or ``"package.module:factory"``, a
+            callable that returns a module, or a module. The user's code is looked for in the
+            working directory too.
         num_classes: Number of classes, where it is to be other than the model's default.
         in_channels: Channels of the images, where they are to be other than the default. In timm
             the argument is called ``in_chans``; torchvision's models have none.
@@ -62,7 +64,11 @@ def resolve(
         return _own(name, arguments)
     if not source or not rest:
         raise InputError(f"{name!r} lacks a name beside the colon; a model is given as {FORMS}")
-    builders = {"timm": _from_timm, "torchvision": _from_torchvision}
+    builders = {
+        "timm": _from_timm,
+        "torchvision": _from_torchvision,
+        "ultralytics": _from_ultralytics,
+    }
     if source in builders:
         return builders[source](rest, arguments)
     return _from_code(source, rest, arguments)
@@ -119,6 +125,25 @@ def _from_torchvision(name: str, arguments: dict[str, Any]) -> nn.Module:
     return _module(f"torchvision:{name}", models.get_model(name, **arguments))
 
 
+def _from_ultralytics(file: str, arguments: dict[str, Any]) -> nn.Module:
+    package = require("ultralytics", extra="yolo", purpose=f"Building ultralytics:{file}")
+    if arguments:
+        raise InputError(
+            f"ultralytics:{file} says itself what it is built with; leave "
+            f"{', '.join(arguments)} out"
+        )
+    # Else it would be downloaded.
+    if Path(file).suffix != ".yaml" and not Path(file).is_file():
+        raise InputError(
+            f"ultralytics:{file}: there is no such file; give a .pt that is here, or the .yaml of "
+            f"a model, such as yolo11n.yaml. Nothing is downloaded here"
+        )
+    try:
+        return _module(f"ultralytics:{file}", package.YOLO(file, verbose=False).model).float()
+    except (FileNotFoundError, KeyError, TypeError, ValueError) as error:
+        raise InputError(f"ultralytics cannot read {file}: {error}") from error
+
+
 def _from_code(module_name: str, attribute: str, arguments: dict[str, Any]) -> nn.Module:
     """Import the user's callable and call it; a module in its place is taken as it is."""
     label = f"{module_name}:{attribute}"
@@ -142,6 +167,8 @@ def accepts(name: str, **arguments: object) -> bool:
     source, colon, attribute = name.partition(":")
     if not colon or source in ("timm", "torchvision"):
         return True
+    if source in ("hf", "ultralytics"):
+        return False
     try:
         with _working_directory_on_path():
             _factory(source, attribute, arguments)

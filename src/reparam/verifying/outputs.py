@@ -178,7 +178,9 @@ def _parts(value: Any) -> Iterator[tuple[str, Any]]:
         return
     if isinstance(value, Mapping):
         yield from ((f"[{key!r}]", item) for key, item in value.items())
-        yield from _attributes(value)
+        # A ModelOutput has its items as attributes, too.
+        items = {id(item) for item in value.values()}
+        yield from (part for part in _attributes(value) if id(part[1]) not in items)
     elif isinstance(value, list | tuple):
         yield from ((f"[{k}]", item) for k, item in enumerate(value))
         yield from _attributes(value)
