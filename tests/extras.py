@@ -6,8 +6,11 @@ __all__ = ["EXTRAS_ONLY"]
 
 EXTRAS_ONLY = [
     "PIL",
+    "ai_edge_litert",
+    "coremltools",
     "jinja2",
     "lightning",
+    "litert_torch",
     "nncf",
     "numpy",
     "onnx",

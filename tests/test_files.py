@@ -351,6 +351,53 @@ def test_files_that_moved_are_taken_back_when_a_later_one_cannot(tmp_path, monke
     }
 
 
+def package(path: Path, content: str) -> None:
+    """A file of a format that is a folder."""
+    (path / "Data").mkdir(parents=True)
+    (path / "Manifest.json").write_text("{}", encoding="utf-8")
+    (path / "Data" / content).write_text(content, encoding="utf-8")
+
+
+@posix
+def test_a_package_is_replaced_as_a_whole_and_readable_as_any_new_file(tmp_path):
+    target = tmp_path / "net.mlpackage"
+    for content in ("former", "latter"):
+        with atomic_path(target) as temporary:
+            package(temporary, content)
+            (temporary / "Data" / content).chmod(stat.S_IRUSR)
+    assert [p.name for p in (target / "Data").iterdir()] == ["latter"]
+    assert [p.name for p in tmp_path.iterdir()] == ["net.mlpackage"]
+    (tmp_path / "plain").touch()
+    plain = stat.S_IMODE((tmp_path / "plain").stat().st_mode)
+    assert stat.S_IMODE((target / "Data" / "latter").stat().st_mode) == plain
+    assert stat.S_IMODE((target / "Data").stat().st_mode) & plain == plain
+    with pytest.raises(RuntimeError), atomic_path(target):
+        raise RuntimeError("the writer fails")
+    assert [p.name for p in (target / "Data").iterdir()] == ["latter"]
+
+
+def test_a_package_that_cannot_be_moved_leaves_the_former_one(tmp_path, monkeypatch):
+    target = tmp_path / "net.mlpackage"
+    package(target, "former")
+    move = Path.replace
+
+    def replace(path: Path, to: Path) -> Path:
+        if (path / "Data" / "latter").exists():
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return move(path, to)
+
+    with pytest.raises(InputError, match="cannot write"), atomic_path(target) as temporary:
+        package(temporary, "latter")
+        monkeypatch.setattr(Path, "replace", replace)
+    assert [p.name for p in (target / "Data").iterdir()] == ["former"]
+
+
+def test_a_folder_with_the_name_of_a_package_and_other_content_is_refused(tmp_path):
+    (tmp_path / "net.mlpackage").mkdir()
+    with pytest.raises(InputError, match="a folder"):
+        check_destination(tmp_path / "net.mlpackage")
+
+
 @pytest.mark.parametrize("link", ["itself", "symlink", "hardlink", "symlink to the output"])
 def test_what_is_kept_is_not_written_over(link: str, tmp_path: Path) -> None:
     trained, out = tmp_path / "trained.pth", tmp_path / "out.pth"

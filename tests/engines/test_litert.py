@@ -11,6 +11,7 @@ from torch import nn
 
 from deploying import fold, network, real_inputs
 from reparam.engines import Settings, UnsupportedCaseError, get_engine
+from reparam.engines.declared import declared_sizes_of
 from reparam.engines.int8 import find_target
 from reparam.engines.parity import Reference
 from reparam.errors import ExportError, InputError, MissingExtraError
@@ -66,6 +67,7 @@ def test_half_weights_and_channels_last(litert, backend, net, tmp_path):
     assert (result.parity.noise > 1e-5) == ("fp16" in backend)  # judged by float16's own rounding
     (taken,) = (d["shape_signature"].tolist() for d in litert.load(path, Settings())._inputs)
     assert taken == ([1, 16, 16, 3] if "nhwc" in backend else [1, 3, 16, 16])
+    assert declared_sizes_of(path) == [1, 3, 16, 16]  # channels first, whichever way it takes them
     assert read_metadata(path).get("precision", "fp32") == ("fp16" if "fp16" in backend else "fp32")
     wrong = copy.deepcopy(fold(net))
     with torch.no_grad():
