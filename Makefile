@@ -81,6 +81,7 @@ tables: $(READY) ## Does README say what the committed results say?
 	$(BIN)/python benchmarks/tradeoff.py --check
 	$(BIN)/python benchmarks/memory.py --check
 	$(BIN)/python benchmarks/depth_ablation.py --check
+	$(BIN)/python benchmarks/cifar_tradeoff.py --check
 
 .PHONY: format
 format: $(READY) ## Format the code and mend what can be mended safely

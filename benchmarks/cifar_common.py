@@ -15,7 +15,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +72,21 @@ def open_cifar(options: argparse.Namespace) -> ImageData:
     )
 
 
+def open_parts(options: argparse.Namespace, images: int, held_out: int) -> ImageData:
+    """Return some training images, others held out to choose by, and the test images."""
+    wanted = options.images or images
+    data = open_cifar(argparse.Namespace(**{**vars(options), "images": None}))
+    assert isinstance(data.train, ArraySplit)
+    chosen = torch.randperm(len(data.train), generator=torch.Generator().manual_seed(0))
+    return replace(
+        data,
+        train=data.train.take(chosen[:wanted]),
+        validation=data.train.take(chosen[-held_out:]),
+        test=data.validation,
+        fingerprint=f"{data.fingerprint}[:{wanted}][-{held_out}:]",
+    )
+
+
 class Records:
     """A JSON file of finished and unfinished runs."""
 
@@ -123,6 +138,7 @@ def run(
     seed: int,
     extra: dict[str, Any] | None = None,
     wrap_optimizer: WrapOptimizer | None = None,
+    online: bool = False,
 ) -> TrainResult | None:
     """Train one model, or take it up where it was stopped; None where it is finished already."""
     if key in records:
@@ -163,6 +179,7 @@ def run(
         resume=True,
         save_every_steps=50,
         wrap_optimizer=wrap_optimizer,
+        online=online,
         hardware=Hardware(accelerator="cpu", devices=options.processes),
     )
     cpu_seconds = torch.tensor(time.process_time() - busy, dtype=torch.float64)

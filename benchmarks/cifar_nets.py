@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from cifar_common import RESULTS, Records, forward_macs, run
 from tables import ROOT
-from torch import nn
+from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock
 
 import reparam
@@ -26,6 +26,17 @@ from reparam.training import Recipe, load_recipe
 from reparam.training.result import WrapOptimizer
 
 RUNS = ROOT / "runs" / "cifar"
+
+
+class ChannelsLast(nn.Module):
+    """Hand activations on in channels_last, in which bf16 convolutions need no copies.
+
+    Behind the first layer only: gradients of strided 1x1 convolutions of three channels crash in
+    that layout (torch 2.14.1).
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.contiguous(memory_format=torch.channels_last)
 
 
 def repvgg(

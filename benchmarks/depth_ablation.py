@@ -22,13 +22,12 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-import torch
 from cifar_common import (
     PAGE,
     RESULTS,
     Records,
     accuracies,
-    open_cifar,
+    open_parts,
     parser,
     percent,
     run,
@@ -38,7 +37,7 @@ from cifar_nets import Net, begin_as_branches, imagine_branches, recipe, repvgg
 from plots import COLOURS, Panel, Point, Series, save
 from tables import ROOT, fill, markdown
 
-from reparam.data import ArraySplit, ImageData
+from reparam.data import ImageData
 from reparam.training import Recipe
 
 PICTURE = ROOT / "docs" / "images" / "depth_ablation.svg"
@@ -48,6 +47,8 @@ WIDTHS = (16, 32, 64)
 TRAIN_IMAGES, HELD_OUT = 8_000, 2_000
 EPOCHS, TUNING_EPOCHS = 20, 6
 RATES = (0.00625, 0.0125, 0.025, 0.05, 0.1, 0.2, 0.4)
+ONLINE = "both, online"
+"""Both branches run as one convolution: the same function, of which one run is enough."""
 PLAIN_RATE = ("neither", "both, plain's rate", "RepOptimizer")
 """The arms that have the plain net's learning rate; the others have that of RepVGG."""
 TUNING_SEED = 100
@@ -59,6 +60,7 @@ ARMS = {
     "both": "repvgg",
     "both, plain's rate": "repvgg",
     "RepOptimizer": "neither",
+    ONLINE: "repvgg",
 }
 """Each arm and its branches beside the 3x3 convolution."""
 
@@ -69,6 +71,7 @@ PARTS = (
     [(14, "neither"), (14, "both")],
     [(34, "neither"), (34, "both, plain's rate")],
     [(34, "neither"), (34, "both")],
+    [(22, ONLINE)],
 )
 """What is trained first: whatever is cut short has compared something."""
 
@@ -92,13 +95,14 @@ def main() -> int:
         },
     )
     if not options.compare:
-        data = open_parts(options)
+        data = open_parts(options, TRAIN_IMAGES, HELD_OUT)
         for part in PARTS:
             for depth, arm in part[:2]:
                 tune(records, depth, arm, data, options)
             for seed in options.seeds:  # seed by seed, for the same reason
                 for depth, arm in part:
-                    train_arm(records, depth, arm, seed, data, options)
+                    if seed in wanted(arm, options.seeds):
+                        train_arm(records, depth, arm, seed, data, options)
     summary = compare(records, options.seeds)
     records.set(summary=summary)
     if options.out.parent == RESULTS:
@@ -113,20 +117,9 @@ def write(content: dict[str, Any], *, check: bool) -> bool:
     return draw(content, check=check) and same
 
 
-def open_parts(options: argparse.Namespace) -> ImageData:
-    """Return some training images, others held out for curves and tuning, and the test images."""
-    wanted = options.images or TRAIN_IMAGES
-    options.images = None
-    data = open_cifar(options)
-    assert isinstance(data.train, ArraySplit)
-    chosen = torch.randperm(len(data.train), generator=torch.Generator().manual_seed(0))
-    return replace(
-        data,
-        train=data.train.take(chosen[:wanted]),
-        validation=data.train.take(chosen[-HELD_OUT:]),
-        test=data.validation,
-        fingerprint=f"{data.fingerprint}[:{wanted}][-{HELD_OUT}:]",
-    )
+def wanted(arm: str, seeds: list[int]) -> list[int]:
+    """Return the seeds that an arm needs: one where it is another arm run in another way."""
+    return seeds[:1] if arm.startswith(ONLINE) else seeds
 
 
 def net(depth: int, arm: str) -> Net:
@@ -195,6 +188,7 @@ def train_arm(
         options,
         seed=seed,
         wrap_optimizer=made.wrap_optimizer,
+        online=arm == ONLINE,
     )
 
 
@@ -213,7 +207,7 @@ def compare(records: Records, seeds: list[int]) -> dict[str, Any]:
         "missing": {
             name: absent
             for name in arms
-            if (absent := [seed for seed in seeds if f"{name}/{seed}" not in records])
+            if (absent := [s for s in wanted(name, seeds) if f"{name}/{s}" not in records])
         },
     }
 
@@ -238,6 +232,7 @@ def text(content: dict[str, Any]) -> str:
     header = ("3x3 convolutions", *ARMS, "both - neither, points")
     parts = [markdown(header, rows)]
     parts += [_verdict(depth, found) for depth, found in summary["gains"].items()]
+    parts += _online(runs)
     if summary["missing"]:
         told = (f"{arm} (seed {', '.join(map(str, s))})" for arm, s in summary["missing"].items())
         parts.append(f"Not trained yet: {'; '.join(told)}.")
@@ -249,6 +244,24 @@ def text(content: dict[str, Any]) -> str:
     )
     parts.append(f"Learning rates, the best of {len(RATES)} on held-out images: {rates}.")
     return "\n\n".join(parts)
+
+
+def _online(runs: dict[str, Any]) -> list[str]:
+    """Return how the losses of the arm run as one convolution lie beside those of the branches."""
+    curve = runs.get(f"{ONLINE}-22/0", {}).get("curve")
+    if not curve:
+        return []
+    epoch = curve[-1]["epoch"]
+    others = [
+        run["curve"][epoch - 1]["train_loss"]
+        for key, run in runs.items()
+        if key.startswith("both-22/") and len(run["curve"]) >= epoch
+    ]
+    loss = curve[-1]["train_loss"]
+    told = (
+        f"training loss {loss:.3f} after epoch {epoch}, where the {len(others)} runs of both have"
+    )
+    return [f"Online at 22 layers: {told} {min(others):.3f} to {max(others):.3f}."]
 
 
 def _gain(summary: dict[str, Any], depth: int) -> str:

@@ -21,6 +21,7 @@ NEEDS: dict[str, tuple[str, str]] = {
     "branch_ablation": ("hours", IMAGES),
     "cifar_fast": ("half an hour", IMAGES),
     "cifar_train": ("hours", f"{IMAGES}; names of nets"),
+    "cifar_tradeoff": ("hours", f"{IMAGES}; first --latency, on a quiet machine"),
     "coverage": ("minutes", "timm; for YOLO: ultralytics"),
     "coverage_blocks": ("minutes", ""),
     "coverage_latency": ("minutes", "timm"),

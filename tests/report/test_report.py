@@ -117,7 +117,7 @@ def test_no_winner_is_named_that_did_not_win_most_rounds(results: Results) -> No
 
 @pytest.mark.parametrize(
     ("correct", "told"),
-    [(340, "gained 11.1 points"), (305, "do not tell"), (200, "lost 27.8 points")],
+    [(340, "gained 11.1 points over plain"), (305, "do not tell"), (200, "lost 27.8 points")],
 )
 def test_what_branches_bring_is_told_as_far_as_the_images_tell_it(
     results: Results, correct: int, told: str

@@ -46,27 +46,21 @@ def twins_remarks(record: TwinsRecord) -> list[str]:
     remarks = [f"The same {what}."]
     if wide is None:
         return remarks
-    for other in record.twins:
-        if other is not wide:
-            points = 100 * (wide.correct / wide.total - other.correct / other.total)
-            remarks.append(
-                f"{wide.label} against {_named(other)}: {_verdict(wide, other, points)}."
-            )
-    return remarks
+    others = (twin for twin in record.twins if twin is not wide)
+    return remarks + [f"{wide.label} {_verdict(wide, other)}." for other in others]
 
 
-def _named(twin: TwinRecord) -> str:
-    return twin.label[:1].lower() + twin.label[1:]
-
-
-def _verdict(wide: TwinRecord, other: TwinRecord, points: float) -> str:
+def _verdict(wide: TwinRecord, other: TwinRecord) -> str:
+    points = 100 * (wide.correct / wide.total - other.correct / other.total)
     (low, high), (least, most) = (
         wilson_interval(twin.correct, twin.total) for twin in (wide, other)
     )
-    told = f"{'gained' if points >= 0 else 'lost'} {significant(abs(points))} points"
+    verb = "gained" if points >= 0 else "lost"
+    against = other.label[:1].lower() + other.label[1:]
+    told = f"{verb} {significant(abs(points))} points over {against}"
     if low > most or high < least:
         return told
-    return f"{told} (which {wide.total} test images do not tell from none)"
+    return f"{told}, which {wide.total} test images do not tell from none"
 
 
 def _bar(twin: TwinRecord) -> Bar:
