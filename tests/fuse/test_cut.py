@@ -99,8 +99,9 @@ RESULTS = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("example", [True, False])
-@pytest.mark.parametrize("way", RESULTS)
+@pytest.mark.parametrize(
+    ("way", "example"), [*((way, True) for way in RESULTS), ("names", False), ("a position", False)]
+)
 def test_only_what_was_asked_for_is_left(way, example):
     make, outputs, pick, heads = RESULTS[way]
     model = double(Heads(make))
@@ -184,6 +185,75 @@ def test_an_auxiliary_head_inside_of_a_module_is_left_out():
     assert isinstance(cut.head, Dual)
     assert any("head.aux" in note and "reversible" in note for note in plan.notes)
     equal(cut(image(3, 4, 6, 8)), model(image(3, 4, 6, 8))[0])
+
+
+class Grid(nn.Module):
+    """A detector's head with auxiliary layers, of whose outputs it takes the sizes of its grid."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stride, self.grid, self.shape = torch.tensor([8.0, 16.0]).double(), None, None
+        self.aux, self.main = (
+            nn.ModuleList(nn.Sequential(conv(), norm(), nn.SiLU(), conv(4, 5, 1)) for _ in range(2))
+            for _ in range(2)
+        )
+
+    def forward(self, levels: list[Tensor]) -> tuple[list[Tensor], list[list[Tensor]]]:
+        aux = [
+            torch.cat([layer(x), layer(x)], 1) for layer, x in zip(self.aux, levels, strict=True)
+        ]
+        main = [layer(x) for layer, x in zip(self.main, levels, strict=True)]
+        if self.shape != levels[0].shape:
+            self.grid, self.shape = self.points(aux), levels[0].shape
+        found = [torch.cat([y.flatten(2) for y in made], 2) * self.grid for made in (aux, main)]
+        return found, [aux, main]
+
+    def points(self, made: list[Tensor]) -> Tensor:
+        parts = []
+        for k, stride in enumerate(self.stride):
+            _, _, height, width = made[k].shape
+            x = torch.arange(end=width, dtype=made[k].dtype, device=made[k].device) + 0.5
+            y = torch.arange(made[k].size(2), dtype=made[k].dtype) + 0.5
+            ones = torch.full((height * width,), stride, dtype=made[k].dtype)
+            parts.append((y[:, None] + x).flatten() * ones)
+        return torch.cat(parts)
+
+
+class GridNet(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.down, self.head = layer(), nn.Sequential(nn.MaxPool2d(2), layer()), Grid()
+
+    def forward(self, x: Tensor) -> Any:
+        one = self.body(x)
+        return self.head([one, self.down(one)])
+
+
+@pytest.mark.parametrize("warm", [False, True])
+def test_an_auxiliary_head_is_left_out_where_its_sizes_are_read(warm):
+    model = double(GridNet())
+    if warm:  # the grid is kept between calls
+        model(image())
+    cut = reparam.fuse(model, image(), outputs="0.1")
+    assert not hasattr(cut.head, "aux")
+    equal(cut(image()), model(image())[0][1])
+    if not warm:
+        equal(cut(image(1, 4, 6, 5)), model(image(1, 4, 6, 5))[0][1])
+        return
+    with pytest.raises(InputError, match="planned for"):
+        cut(image(1, 4, 6, 5))
+
+
+def test_tensors_are_made_of_traced_numbers():
+    def forward(self: Any, x: Tensor) -> Any:
+        y = self.b(self.a(x))
+        return [torch.full((y.shape[2],), value) for value in self.scale], y
+
+    model = double(Lambda(forward, conv(), norm()))
+    model.register_buffer("scale", torch.tensor([2.0, 3.0]))
+    fused = reparam.fuse(model, image())
+    assert isinstance(fused.b, nn.Identity)
+    equal(fused(image()), model(image()))
 
 
 def test_where_and_outputs_go_together():

@@ -15,6 +15,7 @@ from checking import Snapshot, assert_same_function, worst_error
 from counting import count
 from reparam import Why
 from reparam.errors import TrainingModeError, UnsupportedModelError, VerificationError
+from small_nets import Lambda, conv, image, norm
 from zoo import randomise
 
 TOLERANCE = 1e-12
@@ -385,3 +386,25 @@ def test_verify_tells_equal_from_different(net: nn.Module, x: torch.Tensor) -> N
     assert not verdict.ok
     with pytest.raises(VerificationError):
         verdict.raise_if_different()
+
+
+TAKE_NUMBERS = {
+    "pow": lambda x: torch.pow(x, 2),
+    "remainder": lambda x: torch.remainder(x, 2),
+    "where": lambda x: torch.where(x > 0, x, 0.0),
+    "float_power": lambda x: torch.float_power(x, 2),
+    "bitwise_and": lambda x: torch.bitwise_and(x > 0, True),
+    "isin": lambda x: torch.isin(x.round(), 2),
+    "full": lambda x: torch.full((2,), x.mean()),
+    "an instance": lambda x: x * 2 if isinstance(x, torch.Tensor | float) else x,
+}
+
+
+@pytest.mark.parametrize("name", TAKE_NUMBERS)
+def test_functions_that_take_numbers_or_tensors_are_traced(name):
+    net = Lambda(lambda self, x: TAKE_NUMBERS[name](self.b(self.a(x))), conv(), norm())
+    net = randomise(net.double()).eval()
+    fused = reparam.fuse(net, image())
+    assert isinstance(fused.b, nn.Identity)
+    with torch.no_grad():
+        torch.testing.assert_close(fused(image()), net(image()), rtol=1e-10, atol=1e-12)

@@ -163,8 +163,9 @@ def _roughly_equal(
 
 
 def _scale(value: Tensor) -> float:
-    finite = value.detach()[value.isfinite()].abs()
-    return float(finite.max()) if finite.numel() else 0.0
+    finite = value.detach()[value.isfinite()]
+    size = finite if finite.dtype == torch.bool else finite.abs()
+    return float(size.max()) if size.numel() else 0.0
 
 
 def _equal_up_to_noise(old: nn.Module, new: nn.Module, arguments: Arguments) -> bool:

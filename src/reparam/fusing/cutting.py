@@ -203,24 +203,16 @@ class _Cutter:
 
     def _removed(self, cut: Cut) -> tuple[dict[str, set[str]], list[nn.Module]]:
         """What each changed module loses, and which modules leave an empty place."""
-        used = {id(m) for m in map(self._find, cut.called()) if isinstance(m, nn.Module)}
-        gone, called = cut.gone(), cut.called()
+        called, gone = cut.called(), cut.gone()
+        kept = {id(found) for found in map(self._find, called) if isinstance(found, nn.Module)}
         dropped: dict[str, set[str]] = defaultdict(set)
         emptied: list[nn.Module] = []
-
-        def is_gone(path: str, module: nn.Module) -> bool:
-            below = any(name == path or name.startswith(f"{path}.") for name in called)
-            if below or any(id(m) in used for m in module.modules()):
-                return False
-            parts = [is_gone(join(path, name), child) for name, child in module.named_children()]
-            own = (module.named_parameters(recurse=False), module.named_buffers(recurse=False))
-            parts += [join(path, name) in gone for tensors in own for name, _ in tensors]
-            return path in gone or (bool(parts) and all(parts))
+        removed: list[str] = []
 
         def visit(path: str, module: nn.Module) -> None:
             for name, child in module.named_children():
                 inner = join(path, name)
-                if not is_gone(inner, child):
+                if not _is_gone(inner, child, called, gone, kept):
                     visit(inner, child)
                     continue
                 removed.append(inner)
@@ -229,26 +221,45 @@ class _Cutter:
                 else:
                     emptied.append(child)
 
-        removed: list[str] = []
         visit("", self._model)
         for target in gone:
             owner, _, name = target.rpartition(".")
             if owner in cut.rewritten and not isinstance(self._find(target), nn.Module):
                 dropped[owner].add(name)
-        if removed:
-            numbers = sum(
-                t.numel() for p in removed for t in self._model.get_submodule(p).parameters()
-            )
-            more = [f"{len(removed) - _SHOWN} more"] if removed[_SHOWN:] else []
-            names = ", ".join((*removed[:_SHOWN], *more))
-            self.notes.append(f"nothing needs {names} any more: {numbers:,} parameters fewer")
+        self._note_removed(removed, something=bool(cut.fixed))
         return dropped, emptied
+
+    def _note_removed(self, removed: list[str], *, something: bool) -> None:
+        modules = [self._model.get_submodule(path) for path in removed]
+        numbers = sum(t.numel() for module in modules for t in module.parameters())
+        more = [f"{len(removed) - _SHOWN} more"] if removed[_SHOWN:] else []
+        names = ", ".join((*removed[:_SHOWN], *more))
+        if removed:
+            self.notes.append(f"nothing needs {names} any more: {numbers:,} parameters fewer")
+        elif not something:
+            self.notes.append("no module can be left out for what was asked")
 
     def _find(self, path: str) -> Any:
         found: Any = self._model
         for name in filter(None, path.split(".")):
             found = getattr(found, name, None)
         return found
+
+
+def _is_gone(
+    path: str, module: nn.Module, called: set[str], gone: set[str], kept: set[int]
+) -> bool:
+    """Whether neither a module nor anything in it is used any more, and it was used before."""
+    below = any(name == path or name.startswith(f"{path}.") for name in called)
+    if below or any(id(inner) in kept for inner in module.modules()):
+        return False
+    parts = [
+        _is_gone(join(path, name), child, called, gone, kept)
+        for name, child in module.named_children()
+    ]
+    own = (module.named_parameters(recurse=False), module.named_buffers(recurse=False))
+    parts += [join(path, name) in gone for tensors in own for name, _ in tensors]
+    return path in gone or (bool(parts) and all(parts))
 
 
 class _NoLonger:

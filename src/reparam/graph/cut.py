@@ -16,6 +16,7 @@ from torch import Tensor, fx
 from reparam.graph.effects import base_of, mutated_argument
 from reparam.graph.frames import Frame, Key
 from reparam.graph.structures import leaves
+from reparam.graph.told_sizes import Size, is_size_read, sizes_of
 from reparam.graph.trace import Trace
 
 __all__ = ["Cut", "Everything", "same"]
@@ -27,12 +28,10 @@ class Everything:
     """All of a trace, as it is.
 
     Attributes:
-        fixed: Values that are the same in every call.
         goes_one_way: Whether code that may go another way is left with the one that it took.
 
     """
 
-    fixed: dict[fx.Node, Any] = {}  # noqa: RUF012 (empty for good)
     goes_one_way = False
 
     def runs(self, _item: Item) -> bool:
@@ -46,6 +45,14 @@ class Everything:
     def is_passed(self, _path: str, _node: fx.Node) -> bool:
         """Whether a value is still passed to a module, or returned by it."""
         return True
+
+    def value_of(self, node: fx.Node) -> Any:
+        """What is stored."""
+        raise NotImplementedError
+
+    def sizes(self, _node: fx.Node) -> tuple[Size, ...] | None:
+        """What an operation reads that reads the sizes of a value that is gone."""
+        return None
 
     def store(self, path: str, node: fx.Node, value: Tensor, read: set[str]) -> str:
         """Store a value in a module and return its name there."""
@@ -83,13 +90,16 @@ class Cut(Everything):
         self._frames = list(trace.frame.all_calls())
         self._nodes = {frame: list(frame.nodes()) for frame in self._frames}
         self._passed: set[tuple[str, fx.Node]] = set()
+        self._literals = dict(_literals(trace))
         self._whole = set(whole)
         self.fixed: dict[fx.Node, Any] = {}
         self.live: set[fx.Node] = set()
+        self._sizes: dict[fx.Node, tuple[Size, ...]] = {}
+        self._all_sizes_read = True
         self._writers = self._find_writers()
         self._states = [(n, base) for base, ns in self._writers.items() for n in ns if _holds(base)]
         self._grow(_nodes_in(returned))
-        self._before = self.live
+        self._before, self._all_sizes_read = self.live, False
         self.fixed, self.known = dict(fixed), fixed
         self.buffers: dict[str, dict[str, Tensor]] = defaultdict(dict)
         self.rewritten = self._settle(_nodes_in(trace.frame.result))
@@ -100,8 +110,15 @@ class Cut(Everything):
         return any(n in self.live and n not in self._trace.decisions for n in self._nodes[item])
 
     def is_stored(self, path: str, node: fx.Node) -> bool:  # noqa: D102
-        known = path in self.rewritten and node in self.fixed
+        known = path in self.rewritten and (node in self.fixed or node in self._literals)
         return known and (path, node) not in self._passed
+
+    def sizes(self, node: fx.Node) -> tuple[Size, ...] | None:  # noqa: D102
+        found = self._sizes.get(node)
+        return found if found and node.all_input_nodes[0] not in self.live else None
+
+    def value_of(self, node: fx.Node) -> Any:  # noqa: D102
+        return self.fixed[node] if node in self.fixed else self._literals[node]
 
     def is_passed(self, path: str, node: fx.Node) -> bool:  # noqa: D102
         return not self.is_stored(path, node) if node in self.fixed else node in self.live
@@ -160,7 +177,7 @@ class Cut(Everything):
         everything; that may keep something in another one, and so on.
         """
         while True:
-            self.live = set()
+            self.live, self._sizes = set(), {}
             self._grow(kept)
             if self._differ_between_calls():
                 continue
@@ -202,6 +219,20 @@ class Cut(Everything):
                     self._mark((*self._nodes[frame], *_nodes_in(frame.arguments)))
             for frames in self._called_again(live).values():
                 self._mark_in_all(frames)
+            if len(self.live) == known:
+                self._mark_sized()
+
+    def _mark_sized(self) -> None:
+        """Find the sizes of what is gone in what is left, or else keep it."""
+        for read in list(self._sizes):
+            value = read.all_input_nodes[0]
+            if value in self.live or value in self.fixed:
+                continue
+            found = sizes_of(self._trace, value, lambda n: n in self.live and n not in self._sizes)
+            if found is None:
+                self._mark([value])
+            else:
+                self._sizes[read] = found
 
     def _mark(self, nodes: Iterable[fx.Node]) -> None:
         waiting = list(nodes)
@@ -209,6 +240,9 @@ class Cut(Everything):
             node = waiting.pop()
             if node not in self.live and node not in self.fixed:
                 self.live.add(node)
+                if is_size_read(node) and not self._all_sizes_read:
+                    self._sizes[node] = ()  # what to read is seen when all else is
+                    continue
                 waiting += node.all_input_nodes
                 waiting += self._writers.get(self._base(node), ())
 
@@ -344,6 +378,16 @@ class Cut(Everything):
             if node.op not in {"placeholder", "get_attr"} and node not in self._trace.decisions:
                 used.update(call.path for call in self._trace.stacks[node])
         return used
+
+
+def _literals(trace: Trace) -> Iterator[tuple[fx.Node, Tensor]]:
+    """Tensors that the code of a model made itself, as numbers in a loop over a tensor are.
+
+    torch.fx keeps them in the traced copy, under names of its own.
+    """
+    for node in trace.graph.nodes:
+        if node.op == "get_attr" and str(node.target).startswith("_tensor_constant"):
+            yield node, getattr(trace.root, str(node.target))
 
 
 def _holds(base: fx.Node) -> bool:

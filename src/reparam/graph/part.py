@@ -17,6 +17,7 @@ from reparam.graph.cut import Everything
 from reparam.graph.frames import Frame, Key
 from reparam.graph.guards import given, planned_for
 from reparam.graph.structures import Step, Unwritable, leaves, reach, rebuilt_for
+from reparam.graph.told_sizes import Size
 from reparam.graph.trace import Trace
 
 __all__ = ["part_of"]
@@ -122,6 +123,10 @@ class _Part:
                 self._copy(item)
 
     def _copy(self, node: fx.Node) -> None:
+        sizes = self._cut.sizes(node)
+        if sizes is not None:
+            self._made[node] = self._size_read(node, sizes)
+            return
         decision = self._whole.decisions.get(node)
         if decision is not None and decision.is_open and not self._cut.goes_one_way:
             msg = f"its code goes another way for other inputs ({decision.place})"
@@ -139,6 +144,20 @@ class _Part:
             made = self._graph.create_node(node.op, node.target, args, kwargs)
         self._made[node] = made
         self.trace.keys[made] = self._whole.keys[node]
+
+    def _size_read(self, node: fx.Node, sizes: tuple[Size, ...]) -> Any:
+        """Read the sizes of a value that is gone where they are found as well."""
+        if node.target is getattr and node.args[1] != "shape":
+            other = next(size[0] for size in sizes if not isinstance(size, int))
+            return self._graph.call_function(getattr, (self._node_of(other), node.args[1]))
+        asked = [axis for axis in node.args[1:] if isinstance(axis, int)]
+        found = [
+            size
+            if isinstance(size, int)
+            else self._graph.call_method("size", (self._node_of(size[0]), size[1]))
+            for size in (sizes[axis] for axis in asked or range(len(sizes)))
+        ]
+        return found[0] if asked else tuple(found)
 
     def _call(self, frame: Frame) -> None:
         """Call a module as a whole."""
@@ -175,7 +194,7 @@ class _Part:
         if isinstance(value, nn.Module):
             return self._module(value)
         if self._cut.is_stored(self._path, value):
-            return self._stored(value, self._cut.fixed[value])
+            return self._stored(value, self._cut.value_of(value))
         if value not in self._made:
             if value in self._reached:
                 self._made[value] = reach(self._graph, *self._reached[value])

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import builtins
+import contextlib
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, fx
@@ -11,7 +13,7 @@ from torch import Tensor, fx
 if TYPE_CHECKING:
     from reparam.graph.tracer import Tracer
 
-__all__ = ["TracedValue"]
+__all__ = ["TracedValue", "taken_for_tensors"]
 
 
 class TracedValue(fx.Proxy):
@@ -23,11 +25,6 @@ class TracedValue(fx.Proxy):
     """
 
     tracer: Tracer
-
-    @property  # type: ignore[misc]
-    def __class__(self) -> type:
-        """Pass ``isinstance(x, torch.Tensor)`` where that holds of the value."""
-        return Tensor if self.tracer.is_tensor(self.node) else TracedValue
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__") or not self.tracer.may_have(self.node, name):
@@ -95,6 +92,28 @@ class _Attribute(TracedValue):
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return self.tracer.create_proxy("call_method", self.attr, (self.root, *args), kwargs)
+
+
+@contextlib.contextmanager
+def taken_for_tensors() -> Iterator[None]:
+    """Let ``isinstance(x, torch.Tensor)`` hold of traced tensors, for Python's code alone.
+
+    A class that says the same to everybody (``__class__``) would say it to torch's own code as
+    well, which then reads the memory of a tensor where there is none.
+    """
+    plain = builtins.isinstance
+
+    def checked(value: Any, kind: Any) -> bool:
+        if plain(value, kind):
+            return True
+        traced = issubclass(type(value), TracedValue) and value.tracer.is_tensor(value.node)
+        return traced and issubclass(Tensor, kind)
+
+    builtins.isinstance = checked
+    try:
+        yield
+    finally:
+        builtins.isinstance = plain
 
 
 _PROPERTIES = frozenset({"shape", "ndim", "dtype", "device", "is_cuda", "is_mps", "layout"})

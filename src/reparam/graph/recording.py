@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten
@@ -162,6 +162,32 @@ class Factories(TorchFunctionMode):
         super().__init__()
         self._record = record
 
+    def __enter__(self) -> Factories:  # noqa: PYI034 (as in torch)
+        """Take the calls with traced numbers, too, which torch would ask for plain ones."""
+        for name, function in _FACTORIES.items():
+            setattr(torch, name, self._for_traced(function))
+        return super().__enter__()  # type: ignore[no-any-return, no-untyped-call]
+
+    def __exit__(self, *error: object) -> None:
+        """Hand the functions back."""
+        for name, function in _FACTORIES.items():
+            setattr(torch, name, function)
+        super().__exit__(*error)  # type: ignore[no-untyped-call]
+
+    def _for_traced(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(function)
+        def taken(*args: Any, **kwargs: Any) -> Any:
+            flat = [
+                part
+                for value in (*args, *kwargs.values())
+                for part in (value if type(value) in {list, tuple} else (value,))
+            ]
+            if any(issubclass(type(part), fx.Proxy) for part in flat):
+                return self._record("call_function", function, args, kwargs)
+            return function(*args, **kwargs)
+
+        return taken
+
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
@@ -169,6 +195,14 @@ class Factories(TorchFunctionMode):
         if func in FACTORIES:
             return self._record("call_function", func, args, kwargs or {})
         return func(*args, **(kwargs or {}))
+
+
+_FACTORIES: dict[str, Callable[..., Any]] = {
+    function.__name__: function
+    for function in FACTORIES
+    if function is not None and getattr(torch, function.__name__, None) is function
+}
+"""Those that are called by their names in ``torch``."""
 
 
 def writes_to(recorder: Recorder, before: dict[str, int], module: nn.Module) -> str | None:

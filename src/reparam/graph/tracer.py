@@ -30,7 +30,7 @@ from reparam.graph.effects import FACTORIES, known_length, metadata_read, name_o
 from reparam.graph.frames import Call, Frame, Key, by_name, first_line, join
 from reparam.graph.guards import planned_for
 from reparam.graph.hosted import is_hosted
-from reparam.graph.proxies import TracedValue
+from reparam.graph.proxies import TracedValue, taken_for_tensors
 from reparam.graph.recording import Factories, Recorder
 from reparam.graph.skeleton import on_meta, without_numbers
 from reparam.graph.structures import leaves
@@ -92,7 +92,7 @@ class Tracer(fx.Tracer):
 
     def record(self, root: nn.Module) -> Frame:
         """Trace a module; its graph is ``self.graph`` afterwards."""
-        with torch.no_grad(), self.recorder, Factories(self.create_proxy):
+        with torch.no_grad(), self.recorder, Factories(self.create_proxy), taken_for_tensors():
             self.trace(root)
         return self.frames[0]
 
