@@ -199,8 +199,8 @@ class Factories(TorchFunctionMode):
 
 _FACTORIES: dict[str, Callable[..., Any]] = {
     function.__name__: function
-    for function in FACTORIES
-    if function is not None and getattr(torch, function.__name__, None) is function
+    for function in filter(callable, FACTORIES)
+    if getattr(torch, function.__name__, None) is function
 }
 """Those that are called by their names in ``torch``."""
 
