@@ -152,6 +152,23 @@ def test_a_norm_before_a_transposed_layer_stays(size: int, padding: int) -> None
     check(Lambda(lambda s, x: s.b(s.a(x.relu())), norm(), layer), norms=1)
 
 
+def test_a_norm_passes_no_hook() -> None:
+    """What a hook between them sees is what the convolution returns, without the norm."""
+    net = behind(nn.Upsample(scale_factor=2))
+    net.step = nn.Upsample(scale_factor=2)
+    net.run = lambda s, x: s.b(s.step(s.a(x))).relu()
+    seen: list[torch.Tensor] = []
+    handle = net.step.register_forward_hook(lambda _, __, y: seen.append(y))
+    check(net, norms=1)
+    handle.remove()
+    check(net, norms=0)
+    net = Lambda(
+        lambda s, x: s.c(s.b(s.a(x.relu()))), norm(), nn.Upsample(scale_factor=2), conv(k=1)
+    )
+    net.b.register_forward_pre_hook(lambda *_: None)
+    check(net, norms=1)
+
+
 # ------------------------------------------------------------------------------ channels
 
 

@@ -56,6 +56,7 @@ class Objections:
         shared = common_call([self._full_stack(n) for n in nodes])
         return (
             self._hook(nodes, len(shared))
+            or self._hook_on_the_way(region, len(shared))
             or self._called_again(nodes, shared)
             or self._tied(region)
             or self._stored_once(region)
@@ -100,6 +101,14 @@ class Objections:
                 if call.path in self._hooked:
                     return Why.HOOKED(where=call.path, hook=self._hooked[call.path])
         return None
+
+    def _hook_on_the_way(self, region: Candidate, depth: int) -> Reason | None:
+        """Refuse to move an operation past a hook, which would see what it makes, or would not."""
+        if not self._hooked or not any(n.is_copy for n in region.nodes):
+            return None
+        orders = [n.order for n in region.nodes]
+        between = list(self._lifted.trace.graph.nodes)[min(orders) + 1 : max(orders)]
+        return self._hook([n for n in between if n.op != "get_attr"], depth)
 
     def _called_again(self, nodes: list[fx.Node], shared: Stack) -> Reason | None:
         for node in nodes:

@@ -113,5 +113,8 @@ def axis_further_on(lifter: Lifter, node: fx.Node) -> int | None:
         axis = axis_from_readers(lifter, value)
         if axis is not None:
             return axis
-        waiting += [user for user in value.users if user.target in _ELEMENTWISE]
+        waiting += [
+            user for user in value.users if user.target in _ELEMENTWISE
+            and all(read is value or read in lifter.constants for read in user.all_input_nodes)
+        ]  # fmt: skip
     return None
