@@ -236,6 +236,7 @@ OPTIONS = {
     (_benchmark, "models"): (None, {}, [net()], net(), "it"),
     (_pick, "engines"): ("eager", 3, ["tflite"], []),
     (_pick, "precisions"): ("fp32", ["fp8"], []),
+    (_pick, "forms"): (3, ["a"], {"a": 3}, {3: net()}, {"model": net()}),
     (_pick, "threads"): NOT_COUNT,
     (_pick, "rounds"): NOT_COUNT,
     (_branch, "kind"): (*NOT_TEXT, "resnet", None),

@@ -262,6 +262,8 @@ def pick(  # noqa: PLR0913 - each is one axis of the choice
         MissingExtraError: An engine asked for by name is not installed.
         TrainingModeError: A model is in training mode.
     """
+    for given in forms or {}:
+        TEXT.check("a name in forms", given)
     models = {_MODEL: model, **(forms or {})}
     if _MODEL in (forms or {}):
         raise InputError(f"a form is called {_MODEL!r}, as the model itself is; give another name")
