@@ -81,7 +81,8 @@ def load_checkpoint(
 
     For the networks of ``reparam.models`` the file may have the names of this package, of the
     authors' code (RepVGG, MobileOne), of timm or of mmpretrain, in train or deploy form; the form
-    must be that of the model. For any other model the names are compared as they are. Wrappers
+    must be that of the model. For any other model the names are compared as they are, but for those
+    of an author's deploy class: weights that were fused here are found in its blocks. Wrappers
     (``state_dict``, ``model``, ``model_ema``, ... and the prefixes ``module.``, ``_orig_mod.``,
     ...) are seen through in both cases, as are those around ``net``.
 

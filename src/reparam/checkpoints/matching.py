@@ -103,12 +103,48 @@ def compare(
     # A file need not repeat a tensor that the model has under two names.
     held = {id(targets[name]) for name in (*fits, *(m.name for m in mismatched))}
     missing = [name for name, target in targets.items() if id(target) not in held]
+    if missing and unexpected and not mismatched:
+        paired = _paired_in_blocks(missing, unexpected, tensors, targets)
+        fits |= paired
+        missing = [name for name in missing if name not in paired]
+        unexpected = [name for name in unexpected if name not in paired.values()]
     return Match(
         fits=fits,
         missing=tuple(name for name in missing if not _is_counter(name)),
         unexpected=tuple(name for name in unexpected if not _is_counter(name)),
         mismatched=tuple(mismatched),
     )
+
+
+def _paired_in_blocks(
+    missing: Iterable[str],
+    unexpected: Iterable[str],
+    tensors: Mapping[str, Tensor],
+    targets: Mapping[str, Tensor],
+) -> dict[str, str]:
+    """Names of an author's deploy form, each with the one in a file of a net that was fused here.
+
+    The author's class gives the folded convolution a name of its own (``rbr_reparam``,
+    ``reparam_conv``), and ours stands where a branch stood (``rbr_dense.conv``): in the same block,
+    with the same shape. Either all of them are told apart by that, or none is taken.
+    """
+    pairs: dict[str, str] = {}
+    left = [name for name in unexpected if not _is_counter(name)]
+    wanted = [name for name in missing if not _is_counter(name)]
+    for name in wanted:
+        parts = name.split(".")
+        block = ".".join([*parts[:-2], ""])
+        fitting = [
+            source
+            for source in left
+            if normal_name(source).startswith(block)
+            and source.rpartition(".")[2] == parts[-1]
+            and _problem(name, source, tensors[source], targets[name]) is None
+        ]
+        if len(fitting) != 1 or not block:
+            return {}
+        pairs[name] = fitting[0]
+    return pairs if set(pairs.values()) == set(left) and len(pairs) == len(left) else {}
 
 
 def model_names(in_model: Iterable[str]) -> dict[str, str]:
