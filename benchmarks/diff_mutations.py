@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import re
 import sys
 import time
 from collections import Counter
@@ -119,7 +118,7 @@ def judged(tried: Tried, changed: Any, net: Any) -> Tried:
     found = reparam.diff(changed, net, X)
     tried.outcome, tried.what, tried.effect = found.outcome, found.what, found.effect
     tried.where = found.where
-    names = re.split(r", | at ", ", ".join(found.where or ()))
+    names = [name for side in found.parts for name in side]
     there = any(name == tried.layer or name.startswith(f"{tried.layer}.") for name in names)
     tried.found = found.outcome == "different" and there
     return tried

@@ -257,3 +257,22 @@ def test_options_for_files_are_refused_for_models(reparam_command, tiny: str) ->
     for option in (("--no-check",), ("--freeze-inputs",), ("--shape", "x=1,3,8,8")):
         ran = reparam_command("fuse", f"{tiny}:net", "-o", "net.onnx", *option)
         assert ran.code == 2, ran.err
+
+
+def test_diff_writes_the_parts_that_differ(reparam_command, wide_file: str) -> None:
+    other = onnx.load(wide_file)
+    stored = next(entry for entry in other.graph.initializer if len(entry.dims) == 4)
+    numbers = onnx.numpy_helper.to_array(stored).copy()
+    numbers[0, 0, 0, 0] += 1
+    stored.CopyFrom(onnx.numpy_helper.from_array(numbers, stored.name))
+    onnx.save(other, "other.onnx")
+    assert reparam_command("diff", wide_file, "other.onnx", "--explain").code == 1
+    first, second = onnx.load("wide.first.onnx"), onnx.load("other.second.onnx")
+    assert 0 < len(first.graph.node) < len(other.graph.node)
+    assert any(entry.name == stored.name for entry in second.graph.initializer)
+    Path("wide.first.onnx").write_text("mine")
+    assert reparam_command("diff", wide_file, "other.onnx", "--explain").code == 2
+    assert Path("wide.first.onnx").read_text() == "mine"
+    assert reparam_command("diff", wide_file, "other.onnx", "--explain", "--overwrite").code == 1
+    assert onnx.load("wide.first.onnx").graph.node
+    assert reparam_command("diff", "repvgg_a0", "other.onnx", "--explain").code == 2

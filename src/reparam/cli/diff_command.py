@@ -11,6 +11,7 @@ import typer
 from torch import nn
 
 import reparam
+from reparam._files import check_destination
 from reparam.cli.options import (
     InputSizeOption,
     JsonOption,
@@ -25,6 +26,8 @@ from reparam.cli.options import (
 )
 from reparam.cli.targets import Checkpoint, Inputs, Target, example_inputs, load_model
 from reparam.cli.terminal import Terminal
+from reparam.diffing.explaining import write_part
+from reparam.errors import InputError
 
 __all__ = ["diff"]
 
@@ -37,6 +40,16 @@ FirstArgument = Annotated[
 SecondArgument = Annotated[str, typer.Argument(metavar="B", help="Another.")]
 SecondWeightsOption = Annotated[
     Path | None, typer.Option("--candidate-weights", metavar="FILE", help="Checkpoint for B.")
+]
+ExplainOption = Annotated[
+    bool,
+    typer.Option(
+        "--explain",
+        help="Write the smallest part that differs of each, as A.first.onnx and B.second.onnx.",
+    ),
+]
+OverwriteOption = Annotated[
+    bool, typer.Option("--overwrite", help="Let --explain replace files that exist.")
 ]
 
 
@@ -51,6 +64,8 @@ def diff(  # noqa: PLR0913 - one argument for each option
     shape: ShapeOption = None,
     input_size: InputSizeOption = None,
     num_classes: NumClassesOption = None,
+    explain: ExplainOption = False,
+    overwrite: OverwriteOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Say whether A and B are the same function, by proof, and where they part if not.
@@ -58,6 +73,7 @@ def diff(  # noqa: PLR0913 - one argument for each option
     Exit code 0: equal. 1: different, an input shows it. 3: not shown to be equal.
     """
     terminal = Terminal()
+    written = _parts(first, second, overwrite=overwrite) if explain else ()
     inputs = inputs_from(shape, input_size)
     left, sample = _side(target_from(first, weights, key, strict, num_classes), inputs)
     checkpoint = None if candidate_weights is None else Checkpoint(candidate_weights)
@@ -67,12 +83,17 @@ def diff(  # noqa: PLR0913 - one argument for each option
     with terminal.progress(f"Comparing {first} with {second}"):
         # A file says itself what its inputs are.
         found = reparam.diff(left, right, None if _fixed(first, second) and not asked else given)
+    if written and any(found.parts):
+        for path, name, parts in zip(written, (first, second), found.parts, strict=True):
+            write_part(name, parts, path)
     if as_json:
         terminal.json({"first": first, "second": second, **asdict(found)})
     elif found.outcome == "equal":
         terminal.done(str(found))
     else:
         terminal.text(found)
+        if written and any(found.parts):
+            terminal.text(f"  parts  {written[0]}, {written[1]}")
     raise typer.Exit(_CODES[found.outcome])
 
 
@@ -88,3 +109,19 @@ def _side(target: Target, inputs: Inputs) -> tuple[nn.Module | str, torch.Tensor
 def _fixed(*names: str) -> bool:
     """Whether one of the two is a file, which says what its inputs are."""
     return any(Path(name).suffix.lower() in _FILES for name in names)
+
+
+def _parts(first: str, second: str, *, overwrite: bool) -> tuple[Path, Path]:
+    """Where the parts that differ are written: beside nothing of the user's."""
+    for name in (first, second):
+        if Path(name).suffix.lower() != ".onnx":
+            raise InputError(
+                f"--explain writes parts of ONNX files, and {name!r} is none; export it first: "
+                f"reparam fuse {name} -o net.onnx"
+            )
+    paths = Path(f"{Path(first).stem}.first.onnx"), Path(f"{Path(second).stem}.second.onnx")
+    for path in paths:
+        if path.exists() and not overwrite:
+            raise InputError(f"{path} exists; give --overwrite to replace it")
+        check_destination(path)
+    return paths

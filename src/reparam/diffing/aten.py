@@ -53,6 +53,13 @@ def _rsub(w: Vocabulary, at: str, x: Value, y: Value, alpha: float = 1.0) -> Val
     return w.add(y, x, at, -alpha)
 
 
+@_is("addcmul")
+def _addcmul(
+    w: Vocabulary, at: str, x: Value, first: Value, second: Value, *, value: float = 1.0
+) -> Value:
+    return w.add(x, w.mul(first, second, at), at, value)
+
+
 @_is("mul")
 def _mul(w: Vocabulary, at: str, x: Value, y: Value) -> Value:
     return w.mul(x, y, at)

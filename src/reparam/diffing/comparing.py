@@ -125,43 +125,46 @@ def _compare(
     parting = max(partings, key=lambda each: (each.local, each.depth))
     shown = show(parting, matcher, left, right, inputs)
     aligned = align(matcher, left, right)
+    ours: Sequence[Form | Atom] = [parting.left]
+    others: Sequence[Form | Atom] = [parting.right]
     detail: dict[str, Any] = dict(parting.detail)
-    if parting.local:
-        where = _named([parting.left]), _named([parting.right])
-        if parting.what == "attribute":
-            detail = {"left": _set(parting.left), "right": _set(parting.right)}
-    else:
-        where = _named(aligned.first or left), _named(aligned.second or right)
+    if not parting.local:
+        ours, others = aligned.first or left, aligned.second or right
         detail = {"left": _kinds(aligned.first), "right": _kinds(aligned.second)}
+    elif parting.what == "attribute":
+        detail = {"left": _set(parting.left), "right": _set(parting.right)}
+    named = _named(ours), _named(others)
     return Difference(
         "different" if shown.proves() else "not shown",
         matcher.numbers,
         proven=aligned.share,
         what=parting.what,
-        where=where,
+        where=(", ".join(named[0]), ", ".join(named[1])),
+        parts=(tuple(named[0].values()), tuple(named[1].values())),
         detail=detail,
         effect=shown.effect,
         shapes=shapes,
     )
 
 
-def _named(values: Sequence[Form | Atom]) -> str:
-    """Names of the operations that values are made of."""
-    return ", ".join(dict.fromkeys(name for each in values for name in _names(each)))
+def _named(values: Sequence[Form | Atom]) -> dict[str, str]:
+    """The operations that values are made of: how each is called, and its bare name."""
+    return {words: name for each in values for words, name in _names(each)}
 
 
-def _names(value: Form | Atom) -> list[str]:
+def _names(value: Form | Atom) -> list[tuple[str, str]]:
     match value:
         case Operation(where=where, kind=kind, args=args):
-            return [f"{kind} at {where}", *(name for arg in args for name in arg.where if name)]
+            inner = [(name, name) for arg in args for name in arg.where if name]
+            return [(f"{kind} at {where}", where), *inner]
         case Cut(form=form):
             return _names(form)
         case Form(where=where):
-            return [name for name in where if name] or ["an input"]
+            return [(name, name) for name in where if name] or [("an input", "")]
         case Constant(where=where):
-            return [where]
+            return [(where, where)]
         case Input():
-            return ["an input"]
+            return [("an input", "")]
 
 
 def _kinds(values: Sequence[Form | Atom]) -> str:

@@ -39,6 +39,7 @@ class Difference:
         proven: Share of the operations of the first network that were matched.
         what: How the networks part; a key of ``PARTINGS``.
         where: Where they part: the names of the operations on both sides.
+        parts: The same as the bare names that the networks have for them.
         detail: Numbers and names that go with it.
         effect: Largest change of an output, relative to the largest output, by that part alone
             where it could be singled out, on the input that showed it.
@@ -52,6 +53,7 @@ class Difference:
     proven: float = 0.0
     what: str | None = None
     where: tuple[str, str] | None = None
+    parts: tuple[tuple[str, ...], tuple[str, ...]] = ((), ())
     detail: Mapping[str, Any] = field(default_factory=dict)
     effect: float | None = None
     shapes: tuple[tuple[int, ...], ...] = ()

@@ -84,5 +84,9 @@ def _constants(node: onnx.NodeProto, given: list[Any], model: onnx.ModelProto) -
     outputs = [onnx.helper.make_tensor_value_info(name, 0, None) for name in node.output if name]
     graph = onnx.helper.make_graph([node], "constants", named, outputs)
     alone = onnx.helper.make_model(graph, opset_imports=model.opset_import)
-    results = reference.ReferenceEvaluator(alone).run(None, feeds)
-    return [torch.tensor(result) for result in results]
+    try:
+        results = reference.ReferenceEvaluator(alone).run(None, feeds)
+        return [torch.as_tensor(result.copy()) for result in results]
+    except Exception as error:
+        msg = f"the constants of {node.op_type} at {node.output[0]} cannot be computed: {error}"
+        raise UnsupportedModelError(msg) from error

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-__all__ = ["COMMUTATIVE", "KINDS"]
+__all__ = ["COMMUTATIVE", "KINDS", "POINTWISE"]
 
 
 def _max_pool(
@@ -108,3 +108,9 @@ KINDS: dict[str, Callable[..., Tensor]] = {
 
 COMMUTATIVE = frozenset({"mul"})
 """Kinds whose arguments may stand in any order."""
+
+POINTWISE = frozenset(
+    {"abs", "clip", "elu", "erf", "exp", "leaky_relu", "log", "mul", "pow", "sigmoid", "softplus",
+     "tanh"}
+)  # fmt: skip
+"""Kinds that act on every element by itself, where all arguments have one shape."""

@@ -11,10 +11,11 @@ import torch
 from torch import Tensor
 
 from reparam.algebra import AffineConv, Geometry, compose, linear, scale
+from reparam.diffing.kinds import POINTWISE
 from reparam.diffing.values import Atom, Constant, Cut, Form, Input, Map, Operation, Sized, after
 from reparam.errors import InexactError
 
-__all__ = ["Builder"]
+__all__ = ["Builder", "kept_axis"]
 
 
 class Builder:
@@ -95,14 +96,30 @@ class Builder:
         if isinstance(before, Operation) and before.kind == kind == "reshape":
             form = before.args[0]
         if isinstance(before, Operation) and before.kind == kind == "permute":
-            settings: dict[str, Any] = dict(before.attributes)
+            order = dict[str, Any](before.attributes)["order"]
             form = before.args[0]
-            attributes = {"order": tuple(settings["order"][k] for k in attributes["order"])}
+            attributes = {"order": tuple(order[k] for k in attributes["order"])}
         if kind == "reshape" and form.shape == shape:
             return form
+        inner = form.atom
+        if isinstance(inner, Operation) and kind in _MOVES and _is_pointwise(inner):
+            # Optimisers put these on either side of an activation; here they stand before it.
+            args = [self._relaid(kind, arg, shape, where, attributes) for arg in inner.args]
+            settings: dict[str, Any] = dict(inner.attributes)
+            return self.operation(inner.kind, args, shape, inner.where, **settings)
         if kind == "permute" and attributes["order"] == tuple(range(len(shape))):
             return form
         return self.operation(kind, [form], shape, where, **attributes)
+
+    def _relaid(
+        self, kind: str, form: Form, shape: tuple[int, ...], where: str, attributes: dict[str, Any]
+    ) -> Form:
+        axis = form.axis
+        if axis is not None and kind == "permute":
+            axis = attributes["order"].index(axis)
+        elif axis is not None:
+            axis = kept_axis(form.shape, axis, shape)
+        return self.layout(kind, form, shape, where, axis=axis, **attributes)
 
     # ------------------------------------------------------------------ affine maps
 
@@ -233,6 +250,23 @@ class Builder:
         terms, bias = _composed(atom.form, m, form.axis)
         total = bias if form.bias is None else form.bias if bias is None else bias + form.bias
         return replace(form, terms=terms, bias=total, where=(*atom.form.where, *form.where))
+
+
+_MOVES = ("permute", "reshape")
+
+
+def _is_pointwise(operation: Operation) -> bool:
+    same = all(arg.shape == operation.shape for arg in operation.args)
+    return operation.kind in POINTWISE and same
+
+
+def kept_axis(before: tuple[int, ...], axis: int, after: tuple[int, ...]) -> int | None:
+    """Where an axis is after a reshape, if it is still one."""
+    ahead = math.prod(before[:axis])
+    for position, size in enumerate(after):
+        if size == before[axis] and math.prod(after[:position]) == ahead:
+            return position
+    return None
 
 
 def _alone(atom: Atom) -> Form:

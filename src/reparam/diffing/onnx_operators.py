@@ -429,6 +429,11 @@ def _total(w: Vocabulary, at: str, g: Given, a: Attributes) -> Value:
     return w.mul(w.mean(g[0], axes, at, keep=bool(a.get("keepdims", 1))), float(count), at)
 
 
+@_is("ReduceL2")
+def _norm(w: Vocabulary, at: str, g: Given, a: Attributes) -> Value:
+    return w.power(_total(w, at, [w.power(g[0], 2.0, at), *g[1:]], a), 0.5, at)
+
+
 @_is("ReduceMax")
 def _amax(w: Vocabulary, at: str, g: Given, a: Attributes) -> Value:
     return w.amax(g[0], _axes(g, a), at, keep=bool(a.get("keepdims", 1)))

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from reparam.algebra import average_pool, batch_norm, conv, linear, zero_pad
 from reparam.diffing.kinds import KINDS
-from reparam.diffing.normal import Builder
+from reparam.diffing.normal import Builder, kept_axis
 from reparam.diffing.values import Form, Sized
 from reparam.errors import InexactError, UnsupportedModelError
 
@@ -416,15 +416,18 @@ class Vocabulary:
             sizes[sizes.index(-1)] = math.prod(x.shape) // max(known, 1)
         if tuple(sizes) == x.shape:
             return x
-        axis = None if x.axis is None else _kept_axis(x.shape, x.axis, tuple(sizes))
+        axis = None if x.axis is None else kept_axis(x.shape, x.axis, tuple(sizes))
         return self.build.layout("reshape", x, sizes, where, axis=axis, to=tuple(sizes))
 
     def mean(self, x: Form, axes: Sequence[int], where: str, *, keep: bool) -> Form:
         """The mean over axes."""
         at = tuple(sorted(axis % len(x.shape) for axis in axes))
         shape = [1 if k in at else n for k, n in enumerate(x.shape)]
-        axis = None if x.axis is None or x.axis in at else x.axis
-        value = self.build.layout("mean", x, shape, where, axis=axis, axes=at, keep=True)
+        long = tuple(k for k in at if x.shape[k] != 1)
+        axis = None if x.axis is None or x.axis in long else x.axis
+        value = x
+        if long:
+            value = self.build.layout("mean", x, shape, where, axis=axis, axes=long, keep=True)
         if keep:
             return value
         left = [n for k, n in enumerate(x.shape) if k not in at]
@@ -491,12 +494,15 @@ class Vocabulary:
         """Pad the last axes; ``pads`` are (before, after), first axis first."""
         if not any(any(pair) for pair in pads):
             return x
+        while not any(pads[0]):
+            pads = pads[1:]
         kept = len(x.shape) - len(pads)
         shape = (
             *x.shape[:kept],
             *(n + low + high for n, (low, high) in zip(x.shape[kept:], pads, strict=True)),
         )
-        if mode == "constant" and value == 0 and kept == 2 and len(pads) in (1, 2, 3):
+        if mode == "constant" and value == 0 and kept >= 2 and len(x.shape) in (3, 4, 5):
+            pads = [*[(0, 0)] * (kept - 2), *pads]
             return self.build.layer(
                 x, zero_pad(x.shape[1], [(low, high) for low, high in pads]), 1, where
             )
@@ -521,14 +527,6 @@ def _only_axis(number: Tensor, shape: Sequence[int]) -> int | None:
     if not long:
         return None
     return len(shape) - number.dim() + long[0] if len(long) == 1 else _EVERY
-
-
-def _kept_axis(before: tuple[int, ...], axis: int, after: tuple[int, ...]) -> int | None:
-    ahead = math.prod(before[:axis])
-    for position, size in enumerate(after):
-        if size == before[axis] and math.prod(after[:position]) == ahead:
-            return position
-    return None
 
 
 def _pooled(size: int, window: int, stride: int, pads: int, *, ceil: bool) -> int:
