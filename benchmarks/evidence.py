@@ -27,6 +27,8 @@ NEEDS: dict[str, tuple[str, str]] = {
     "coverage_latency": ("minutes", "timm"),
     "coverage_report": ("seconds", ""),
     "depth_ablation": ("hours", IMAGES),
+    "diff_mutations": ("minutes", ""),
+    "diff_optimizers": ("an hour", "timm, onnxsim, onnxslim, onnxoptimizer"),
     "draw_fold": ("seconds", ""),
     "fold_cost": ("minutes", "timm"),
     "fold_precision": ("minutes", "timm"),
