@@ -20,7 +20,6 @@ from reparam.algebra import (
     Leaf,
     Rows,
     Sum,
-    channels,
     constant_scale,
     evaluate,
     pad_leaf,
@@ -90,7 +89,7 @@ def test_splitting_into_groups_keeps_the_map(op: AffineConv, share: float) -> No
         assert torch.equal(split(x), sparse(x))
 
 
-# ------------------------------------------------------------------------------ rows and channels
+# ------------------------------------------------------------------------------ rows
 
 
 @given(data=st.data(), op=operators())
@@ -104,17 +103,6 @@ def test_rows_are_a_range_of_the_output_channels(data: st.DataObject, op: Affine
         whole = op(x)
         expected = whole[:, start:stop] if op.geometry.dims else whole[..., start:stop]
         assert torch.equal(part(x), expected)
-
-
-@given(count=st.integers(1, 6), dims=st.integers(0, 2), data=st.data())
-def test_channels_of_a_diagonal_operator(count: int, dims: int, data: st.DataObject) -> None:
-    start = data.draw(st.integers(0, count - 1))
-    stop = data.draw(st.integers(start + 1, count))
-    op = algebra.scale(whole_numbers(count), whole_numbers(count), dims=dims)
-    part = channels(op, (start, stop))
-    assert part.geometry.is_diagonal
-    x = whole_numbers(2, count, *(3, 4)[:dims])
-    assert torch.equal(part(x[:, start:stop]), op(x)[:, start:stop])
 
 
 # ------------------------------------------------------------------------------ expressions
