@@ -161,6 +161,26 @@ def test_accumulation_in_place_folds() -> None:
     check(Lambda(forward, conv(), conv(k=1)), convs=1)
 
 
+def test_accumulation_in_place_behind_an_identity_module_folds() -> None:
+    def forward(m: nn.Module, x: torch.Tensor) -> torch.Tensor:
+        out = m.c(m.a(x))
+        out += m.b(x)
+        out += m.d(x)
+        return out
+
+    check(Lambda(forward, conv(), conv(k=1), nn.Identity(), norm()), convs=1, norms=0)
+
+
+def test_a_change_through_a_view_of_a_view_that_is_read_once_more() -> None:
+    def forward(m: nn.Module, x: torch.Tensor) -> torch.Tensor:
+        held = m.c(m.a(x))
+        changed = held.view(held.shape)
+        changed += m.b(x)
+        return changed * held
+
+    check(Lambda(forward, conv(), conv(k=1), nn.Identity()), convs=2)
+
+
 def test_accumulation_onto_a_value_with_another_reader() -> None:
     def forward(m: nn.Module, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         out = m.a(x)

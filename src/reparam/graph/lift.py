@@ -223,11 +223,22 @@ class Lifter(Builder[fx.Node, fx.Node]):
     def _pin_mutated(self) -> None:
         """Keep values that are changed in place while others still read them."""
         for _, node, base in self._mutations:
-            # What is changed through a view of it may be read through another.
-            viewed = any(base_of(s) is base is not s for s in node.all_input_nodes)
-            if viewed or len(base.users) > 1 or base.op in {"placeholder", "get_attr"}:
+            if base.op in {"placeholder", "get_attr"} or _is_read_beside(base, node):
                 for value in {base, *(s for s in node.all_input_nodes if base_of(s) is base)}:
                     self._pin(value)
+
+
+def _is_read_beside(base: fx.Node, change: fx.Node) -> bool:
+    """Whether a value is read, itself or through a view, beside what leads to its change."""
+    value = base
+    while len(value.users) == 1:
+        reader = next(iter(value.users))
+        if reader is change:
+            return False
+        if base_of(reader) is not base:
+            break
+        value = reader
+    return True
 
 
 def _changed_bases(trace: Trace) -> set[fx.Node]:
