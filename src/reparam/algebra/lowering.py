@@ -54,9 +54,9 @@ class LayerArguments:
         """Run the layer on ``x`` with the given numbers."""
         if self.dims == 0:
             return F.linear(x, weight, bias)
-        pads: tuple[int, ...] = tuple(low for low, _ in self._pads)
-        if self._pads != tuple((low, low) for low in pads) or min(pads) < 0:
-            x = F.pad(x, flat_pads(self._pads))
+        pads: tuple[int, ...] = tuple(low for low, _ in self.pads)
+        if self.pads != tuple((low, low) for low in pads) or min(pads) < 0:
+            x = F.pad(x, flat_pads(self.pads))
             pads = (0,) * self.dims
         function = (F.conv1d, F.conv2d, F.conv3d)[self.dims - 1]
         return function(x, weight, bias, self.stride, pads, self.dilation, self.groups)
@@ -66,11 +66,12 @@ class LayerArguments:
         if self.dims == 0:
             return partial(F.linear, x)
         return convolving(
-            x, self.kernel_size, self.stride, self._pads, self.dilation, self.groups, at
+            x, self.kernel_size, self.stride, self.pads, self.dilation, self.groups, at
         )
 
     @property
-    def _pads(self) -> tuple[tuple[int, int], ...]:
+    def pads(self) -> tuple[tuple[int, int], ...]:
+        """Zeros before and behind the input, per dimension."""
         if isinstance(self.padding, str):
             # Torch would pad likewise, with a warning where the two sides differ.
             spans = [d * (k - 1) for d, k in zip(self.dilation, self.kernel_size, strict=True)]

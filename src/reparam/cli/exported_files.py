@@ -11,6 +11,7 @@ import reparam
 from reparam._optional import require
 from reparam.cli.targets import SEED, SIZE, Inputs, checked_size
 from reparam.engines.declared import declared_sizes_of
+from reparam.engines.pytorch import is_package, load_program
 from reparam.errors import InputError
 from reparam.exporting import formats
 from reparam.fusing.onnx_compare import compare_onnx_files
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from onnx import ModelProto
+    from torch.export import ExportedProgram
 
 __all__ = [
     "example",
@@ -29,9 +31,12 @@ __all__ = [
     "input_shapes",
     "is_file",
     "is_onnx",
+    "is_program",
     "read",
+    "read_program",
     "taken_by",
     "verify_files",
+    "verify_programs",
 ]
 
 
@@ -42,6 +47,33 @@ def is_onnx(name: str) -> bool:
     (True, False)
     """
     return Path(name).suffix.lower() == ".onnx"
+
+
+def is_program(name: str) -> bool:
+    """Whether a MODEL is a program of torch.export.
+
+    >>> is_program("net.pt2"), is_program("net.onnx")
+    (True, False)
+    """
+    return ":" not in name and Path(name).suffix.lower() == ".pt2"
+
+
+def read_program(name: str) -> ExportedProgram:
+    """Read a program of torch.export.
+
+    Raises:
+        InputError: it is missing, or holds machine code.
+        ExportError: it is none that this version of PyTorch reads.
+    """
+    path = Path(name)
+    if not path.is_file():
+        raise InputError(f"there is no file {path.name} in {path.parent}")
+    if is_package(path):
+        raise InputError(
+            f"{path.name} holds machine code (AOTInductor), in which nothing folds; give the "
+            f"program that it was compiled from"
+        )
+    return load_program(path)
 
 
 def is_file(name: str) -> bool:
@@ -148,6 +180,21 @@ def _shape(name: str, sizes: Sequence[int | str | None], inputs: Inputs) -> tupl
         want or have or (SIZE if axis else 1)
         for axis, (want, have) in enumerate(zip(asked, takes, strict=True))
     )
+
+
+def verify_programs(reference: str, candidate: str, inputs: Inputs) -> reparam.Verdict:
+    """Compare two programs of torch.export.
+
+    Raises:
+        InputError: one of them is missing, or no such program.
+    """
+    if not is_program(candidate):
+        raise InputError(
+            f"{reference} is an exported program, and so must {candidate} be; or give the MODEL "
+            f"first and the file second, as in reparam verify MODEL {reference}"
+        )
+    pair = [read_program(name).module() for name in (reference, candidate)]
+    return reparam.verify(*pair, example(reference, inputs))
 
 
 def verify_files(reference: str, candidate: str, inputs: Inputs) -> reparam.Verdict:

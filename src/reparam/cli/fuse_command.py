@@ -12,7 +12,14 @@ from torch import nn
 
 import reparam
 from reparam.cli.counts import counted
-from reparam.cli.exported_files import input_shapes, is_onnx, read
+from reparam.cli.exported_files import (
+    example,
+    input_shapes,
+    is_onnx,
+    is_program,
+    read,
+    read_program,
+)
 from reparam.cli.notes import warnings_noted
 from reparam.cli.options import (
     FixOption,
@@ -37,6 +44,7 @@ from reparam.cli.options import (
 from reparam.cli.plan_command import plan_as_dict
 from reparam.cli.targets import Inputs, command, example_inputs, load_model, reference_of
 from reparam.cli.terminal import Terminal
+from reparam.engines.pt2_writer import save_program
 from reparam.errors import InputError
 from reparam.exporting import ExportResult
 from reparam.fusing import fuse_onnx_file
@@ -99,6 +107,13 @@ def fuse(  # noqa: PLR0913 - one argument for each option
         refuse_for_files(target, backend=backend, fixed_shapes=fixed_shapes or None)
         how = {"check": check, "freeze_inputs": freeze_inputs, **asked}
         _fuse_file(terminal, model, out, inputs, how, as_json=as_json)
+        return
+    if is_program(model):
+        refuse_for_files(
+            target, backend=backend, fixed_shapes=fixed_shapes or None,
+            freeze_inputs=freeze_inputs or None, no_check=not check or None,
+        )  # fmt: skip
+        _fuse_program(terminal, model, out, inputs, asked, as_json=as_json)
         return
     refuse_names(model, inputs)
     if freeze_inputs or not check:
@@ -210,6 +225,35 @@ def _fuse_file(
     terminal.hint(
         "Next:", command("bench", model, str(out), "--engines", "onnxruntime", *inputs.words())
     )
+
+
+def _fuse_program(
+    terminal: Terminal, model: str, out: Path, inputs: Inputs, asked: dict[str, Any], *,
+    as_json: bool,
+) -> None:  # fmt: skip
+    """Fold an exported program into another, compared before it takes its place."""
+    if not is_program(str(out)):
+        raise InputError(f"a program is fused into a program; give -o a name.pt2, not {out}")
+    program = read_program(model)
+    sample = example(model, inputs)
+    with terminal.progress(f"Fusing {model}"), warnings_noted(terminal):
+        found = reparam.plan(program, **asked)
+        fused = found.apply()
+        verdict = reparam.verify(program.module(), fused.module(), sample)
+        verdict.raise_if_different()
+        size = save_program(fused, out)
+    if as_json:
+        told: dict[str, Any] = {"model": model, "verdict": {**asdict(verdict), "ok": verdict.ok}}
+        told["export"] = {"path": out.name, "format": "torch.export", "size_bytes": size}
+        terminal.json({**told, "plan": plan_as_dict(found)})
+        return
+    terminal.text(found)
+    terminal.done(f"Wrote {out} ({size / 1e6:.1f} MB)")
+    terminal.done(
+        f"The fused program is equal: largest difference {verdict.max_abs:.1e}, "
+        f"where rounding explains {verdict.tolerance:.1e}"
+    )
+    terminal.hint("Next:", command("verify", model, str(out), *inputs.words()))
 
 
 def _tell_counts(

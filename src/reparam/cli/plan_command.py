@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 import reparam
-from reparam.cli.exported_files import is_onnx, read
+from reparam.cli.exported_files import is_onnx, is_program, read, read_program
 from reparam.cli.options import (
     FixOption,
     InputSizeOption,
@@ -64,6 +64,11 @@ def plan(  # noqa: PLR0913 - one argument for each option
         with terminal.progress(f"Reading {model}"):
             found: reparam.Plan = reparam.plan(read(model), **asked)
         out = f"{Path(model).stem}-fused.onnx"
+    elif is_program(model):
+        refuse_for_files(target)
+        with terminal.progress(f"Reading {model}"):
+            found = reparam.plan(read_program(model), **asked)
+        out = f"{Path(model).stem}-fused.pt2"
     else:
         loaded = load_model(target)
         with terminal.progress(f"Reading {model}"):

@@ -13,7 +13,14 @@ from torch import Tensor
 
 import reparam
 from reparam._files import is_there
-from reparam.cli.exported_files import is_file, is_onnx, taken_by, verify_files
+from reparam.cli.exported_files import (
+    is_file,
+    is_onnx,
+    is_program,
+    taken_by,
+    verify_files,
+    verify_programs,
+)
 from reparam.cli.notes import warnings_noted
 from reparam.cli.options import (
     InputSizeOption,
@@ -79,6 +86,11 @@ def verify(  # noqa: PLR0913 - one argument for each option
         refuse_for_files(target, candidate_weights=candidate_weights)
         with terminal.progress(f"Comparing {candidate} with {reference}"):
             verdict = verify_files(reference, candidate, inputs)
+        origin = reference
+    elif is_program(reference):
+        refuse_for_files(target, candidate_weights=candidate_weights)
+        with terminal.progress(f"Comparing {candidate} with {reference}"):
+            verdict = verify_programs(reference, candidate, inputs)
         origin = reference
     else:
         refuse_names(reference, inputs)

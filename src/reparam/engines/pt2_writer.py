@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from reparam._files import write_bytes
 from reparam.engines.program import Dynamic, export_program, quiet
 
 if TYPE_CHECKING:
@@ -15,8 +16,9 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from torch import nn
+    from torch.export import ExportedProgram
 
-__all__ = ["METADATA_FILE", "write_pt2"]
+__all__ = ["METADATA_FILE", "save_program", "write_pt2"]
 
 METADATA_FILE = "reparam.json"
 """Name of the metadata inside the archive."""
@@ -39,11 +41,22 @@ def write_pt2(
         ExportError: The model cannot be traced.
     """
     program = export_program(model, inputs, dynamic)
-    # To memory first: where the disk is full, PyTorch's own file writer ends the whole process.
+    path.write_bytes(_saved(program.exported, metadata))
+    return program.axes
+
+
+def save_program(program: ExportedProgram, path: Path) -> int:
+    """Write a program whole, or not at all; return its number of bytes."""
+    content = _saved(program, None)
+    write_bytes(path, content)
+    return len(content)
+
+
+def _saved(program: ExportedProgram, metadata: Mapping[str, str] | None) -> bytes:
+    """The content of a file; where the disk is full, PyTorch's own writer ends the process."""
     content = io.BytesIO()
     with quiet():
         torch.export.save(
-            program.exported, content, extra_files={METADATA_FILE: json.dumps(dict(metadata or {}))}
+            program, content, extra_files={METADATA_FILE: json.dumps(dict(metadata or {}))}
         )
-    path.write_bytes(content.getbuffer())
-    return program.axes
+    return content.getvalue()

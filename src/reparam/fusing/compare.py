@@ -185,7 +185,7 @@ class _Positional(nn.Module):
     def __init__(self, model: nn.Module, names: list[str]) -> None:
         super().__init__()
         self.model, self.names = model, names
-        self.eval()
+        self.training = False  # eval() would fail on the module of an exported program
 
     def forward(self, *values: Any) -> Any:
         count = len(values) - len(self.names)

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, overload
 
 from torch import nn
+from torch.export import ExportedProgram
 
 from reparam._arguments import FLAG, NONE, SHAPES, check_module, takes
 from reparam.errors import TrainingModeError
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
 
     from reparam.fusing.asked import Fixed, Outputs
     from reparam.fusing.chosen import Where
+    from reparam.fusing.exported_plan import ExportedPlan
     from reparam.fusing.onnx_plan import OnnxPlan
 
 __all__ = [
@@ -222,6 +224,8 @@ def plan(
     outputs: Outputs | None = None,
     fixed: Fixed | None = None,
 ) -> OnnxPlan: ...
+@overload
+def plan(model: ExportedProgram, *, where: Where | None = None) -> ExportedPlan: ...
 @takes(
     example_inputs=SHAPES | NONE,
     probe=FLAG,
@@ -242,8 +246,8 @@ def plan(
     """Read a model and say what folds in it; nothing is changed.
 
     Args:
-        model: Any ``nn.Module`` in eval mode, or an ``onnx.ModelProto``, for which the other
-            arguments have no meaning.
+        model: Any ``nn.Module`` in eval mode; or an ``onnx.ModelProto`` or a program of
+            ``torch.export``, for which ``example_inputs`` and ``probe`` have no meaning.
         example_inputs: A tensor, a tuple of arguments or a dict of keyword arguments. With it,
             traces are compared with eager execution on real shapes.
         probe: Also identify affine modules that cannot be traced from their responses to impulses;
@@ -281,6 +285,10 @@ def plan(
         from reparam.fusing.onnx_plan import plan_onnx
 
         return plan_onnx(model, where, outputs, fixed)
+    if isinstance(model, ExportedProgram):
+        from reparam.fusing.exported_plan import plan_exported
+
+        return plan_exported(model, where, outputs, fixed)
     inner = check_module("model", unwrap(model, "model"))
     chosen = (
         EVERYTHING
@@ -339,11 +347,13 @@ def fuse(
     outputs: Outputs | None = None,
     fixed: Fixed | None = None,
 ) -> ModelProto: ...
+@overload
+def fuse(model: ExportedProgram, *, where: Where | None = None) -> ExportedProgram: ...
 def fuse(model: Any, example_inputs: Any = None, **how: Any) -> Any:
     """Fold everything in a model, or in a part of it, that folds exactly: ``plan(...).apply()``.
 
-    A module makes a module, an ``onnx.ModelProto`` makes an ``onnx.ModelProto``; the arguments are
-    those of :func:`reparam.plan`.
+    A module makes a module, an ``onnx.ModelProto`` an ``onnx.ModelProto``, and an
+    ``ExportedProgram`` an ``ExportedProgram``; the arguments are those of :func:`reparam.plan`.
 
     >>> import torch
     >>> from torch import nn

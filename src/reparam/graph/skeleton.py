@@ -59,7 +59,7 @@ def unwrap(model: nn.Module, name: str = "model") -> nn.Module:
     if not isinstance(model, nn.Module):
         hint = ""
         if isinstance(model, torch.export.ExportedProgram):
-            hint = "; fuse the nn.Module it was exported from, or pass its .module()"
+            hint = "; pass its .module(), or the nn.Module that it was exported from"
         needed = f"a torch.nn.Module{hint}"
         raise UnsupportedModelError(f"{name} is {shown(model)}; needed {needed}")
     inner = model

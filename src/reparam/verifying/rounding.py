@@ -52,7 +52,7 @@ class _RoundingNoise(TorchFunctionMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         result = func(*args, **(kwargs or {}))
-        name = getattr(func, "__name__", "")
+        name = getattr(func, "__name__", "").partition(".")[0]  # ATen's have an overload's name
         noisy = isinstance(result, Tensor) and result.is_floating_point()
         if not noisy or name not in _ARITHMETIC:
             return result
@@ -67,7 +67,7 @@ _ARITHMETIC = {
     "linear", "batch_norm", "layer_norm", "group_norm", "matmul", "bmm", "einsum", "add", "sub",
     "mul", "div", "truediv", "__add__", "__mul__", "__sub__", "__truediv__", "softmax", "gelu",
     "silu", "avg_pool2d", "adaptive_avg_pool2d", "mean", "scaled_dot_product_attention", "baddbmm",
-    "addmm",
+    "addmm", "mm", "convolution",
 }  # fmt: skip
 
 

@@ -79,7 +79,7 @@ class unsaturated(TorchFunctionMode):  # noqa: N801 (used as a context, like tor
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
-        if getattr(func, "__name__", "").strip("_") in _BOUNDED:
+        if getattr(func, "__name__", "").partition(".")[0].strip("_") in _BOUNDED:
             return args[0] if args else (kwargs or {})["input"]
         return func(*args, **(kwargs or {}))
 
