@@ -32,6 +32,7 @@ NEEDS: dict[str, tuple[str, str]] = {
     "draw_fold": ("seconds", ""),
     "fold_cost": ("minutes", "timm"),
     "fold_precision": ("minutes", "timm"),
+    "fold_time": ("minutes", "timm"),
     "gpu": ("minutes", "a GPU, or --device cpu --tiny"),
     "harness_overhead": ("minutes", ""),
     "int8_cifar": ("hours", f"{IMAGES}; nets of cifar_train"),
