@@ -193,8 +193,8 @@ def verify_programs(reference: str, candidate: str, inputs: Inputs) -> reparam.V
             f"{reference} is an exported program, and so must {candidate} be; or give the MODEL "
             f"first and the file second, as in reparam verify MODEL {reference}"
         )
-    pair = [read_program(name).module() for name in (reference, candidate)]
-    return reparam.verify(*pair, example(reference, inputs))
+    ours, theirs = (read_program(name).module() for name in (reference, candidate))
+    return reparam.verify(ours, theirs, example(reference, inputs))
 
 
 def verify_files(reference: str, candidate: str, inputs: Inputs) -> reparam.Verdict:

@@ -46,7 +46,7 @@ class _Writer:
         self._reading, self._program = reading, program
         self._graph = fx.Graph()
         self._of: dict[fx.Node, fx.Node] = {}
-        result = self._graph.graph_copy(program.graph, self._of)
+        result: Any = self._graph.graph_copy(program.graph, self._of)
         end = next(n for n in program.graph.nodes if n.op == "output")
         self._graph.output(result).meta.update(end.meta)
         for old, new in self._of.items():
@@ -133,7 +133,7 @@ class _Writer:
         self, host: fx.Node, layer: FoldedLayer, x: fx.Node, weight: fx.Node, bias: fx.Node | None
     ) -> fx.Node:  # fmt: skip
         """Write the operator, in the words of the one that it takes the place of."""
-        call = self._graph.call_function
+        call = self._call_function
         name = str(host.target)
         if layer.host is not None:
             return self._transposed(host, x, weight, bias)
@@ -154,26 +154,32 @@ class _Writer:
         target = (aten.conv1d, aten.conv2d, aten.conv3d)[arguments.dims - 1].default
         return call(target, (x, weight, bias, stride, padding, dilation, arguments.groups))
 
+    def _call_function(self, target: Any, args: Any, kwargs: Any = None) -> fx.Node:
+        # The arguments of fx have a recursive type, over which mypy does not come to an end.
+        return self._graph.call_function(target, args, kwargs)
+
     def _transposed(
         self, host: fx.Node, x: fx.Node, weight: fx.Node, bias: fx.Node | None
     ) -> fx.Node:
         """Write a transposed convolution as it was, with other numbers."""
-        args = fx.map_arg(tuple(host.args), lambda n: self._now(self._of[n]))
-        kwargs = fx.map_arg({k: v for k, v in host.kwargs.items() if k != "bias"}, self._of.get)
+        given: Any = (host.args, {k: v for k, v in host.kwargs.items() if k != "bias"})
+        args: Any = fx.map_arg(given[0], lambda n: self._now(self._of[n]))
+        kwargs: Any = fx.map_arg(given[1], self._of.get)
         target: Any = host.target
-        return self._graph.call_function(target, (x, weight, bias, *args[3:]), kwargs)
+        return self._call_function(target, (x, weight, bias, *args[3:]), kwargs)
 
     def _padded(self, x: fx.Node, arguments: LayerArguments) -> tuple[fx.Node, list[int]]:
         """Pad in a step of its own where the sides differ."""
         pads = arguments.pads
         if all(low == high for low, high in pads):
             return x, [low for low, _ in pads]
-        padded = self._graph.call_function(aten.constant_pad_nd.default, (x, flat_pads(pads), 0.0))
+        padded = self._call_function(aten.constant_pad_nd.default, (x, flat_pads(pads), 0.0))
         return self._with_value(padded), [0] * arguments.dims
 
     def _with_value(self, node: fx.Node) -> fx.Node:
         """Say what a new operation returns, without numbers."""
-        args = fx.map_arg(node.args, lambda n: n.meta["val"])
+        given: Any = node.args
+        args: Any = fx.map_arg(given, lambda n: n.meta["val"])
         target: Any = node.target
         node.meta["val"] = target(*args)
         return node
@@ -218,7 +224,7 @@ class _Writer:
         value = nn.Parameter(numbers, requires_grad=not frozen)
         if spec is not None and spec.target in self._state and spec.arg.name not in self._taken:
             self._taken.add(spec.arg.name)
-            node = next(n for n in self._graph.nodes if n.name == spec.arg.name)
+            node: fx.Node = next(n for n in self._graph.nodes if n.name == spec.arg.name)
             old = self._state[spec.target]
             self._state[spec.target] = value if isinstance(old, nn.Parameter) else numbers
         else:

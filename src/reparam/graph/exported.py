@@ -136,15 +136,20 @@ class _Reader:
     def _is_norm(self, item: fx.Node) -> bool:
         """Whether an item is the result of a norm that the trace holds as one value."""
         made = self._of[item.args[0]]  # type: ignore[index]
-        return made.target is F.batch_norm and item.args[1] == 0
+        return made.target is F.batch_norm and bool(item.args[1] == 0)
 
     def _known(self, value: Any) -> Any:
         return fx.map_arg(value, self._of.__getitem__)
 
 
+def _args(node: fx.Node) -> Any:
+    """The arguments of a node, without their recursive type, over which mypy finds no end."""
+    return node.args
+
+
 def _word(node: fx.Node) -> Word:
     """What an operator of ATen is called in torch."""
-    target, args, kwargs = node.target, node.args, dict(node.kwargs)
+    target, args, kwargs = node.target, _args(node), dict(node.kwargs)
     if not isinstance(target, OpOverload):
         return target, args, kwargs
     schema = target._schema  # noqa: SLF001 (the only way to see what an operator does)
@@ -183,7 +188,7 @@ _METHODS = {"alias": "contiguous", "sym_size": "size"}
 
 
 def _convolution(node: fx.Node) -> Word | None:
-    x, weight, bias, stride, padding, dilation, transposed, more, groups = node.args
+    x, weight, bias, stride, padding, dilation, transposed, more, groups = _args(node)
     rank = _rank(weight)
     if rank is None or not 3 <= rank <= 5:
         return None
@@ -195,12 +200,12 @@ def _convolution(node: fx.Node) -> Word | None:
 
 
 def _batch_norm(node: fx.Node) -> Word | None:
-    x, weight, bias, mean, var, training, momentum, eps, *_ = node.args
+    x, weight, bias, mean, var, training, momentum, eps, *_ = _args(node)
     return F.batch_norm, (x, mean, var, weight, bias, training, momentum, eps), {}
 
 
 def _batch_norm_in_eval(node: fx.Node) -> Word | None:
-    x, weight, bias, mean, var, momentum, eps = node.args
+    x, weight, bias, mean, var, momentum, eps = _args(node)
     if any(user.target is not operator.getitem or user.args[1] != 0 for user in node.users):
         return None
     return F.batch_norm, (x, mean, var, weight, bias, False, momentum, eps), {}
@@ -214,30 +219,29 @@ def _native_batch_norm(node: fx.Node) -> Word | None:
 
 def _product_with_weight(node: fx.Node) -> Word | None:
     """``bias + x @ weight.T``, which is what a linear layer becomes in core ATen."""
-    bias, x, turned = node.args if len(node.args) == 3 else (None, *node.args)
+    bias, x, turned = _args(node) if len(node.args) == 3 else (None, *_args(node))
     if node.kwargs or not isinstance(turned, fx.Node) or (bias is not None and _rank(bias) != 1):
         return None
     name = str(turned.target)
     plain = name.startswith("aten.t.") or (
         name.startswith(("aten.permute.", "aten.transpose."))
-        and (turned.args[1:] in {(0, 1), (1, 0)} or list(turned.args[1]) == [1, 0])  # type: ignore[arg-type]
+        and (_args(turned)[1:] in {(0, 1), (1, 0)} or list(_args(turned)[1]) == [1, 0])
     )
     if not plain or _rank(turned) != 2:
         return None
-    return F.linear, (x, turned.args[0], bias), {}
+    return F.linear, (x, _args(turned)[0], bias), {}
 
 
 def _zero_pad(node: fx.Node) -> Word | None:
-    x, pads, *value = node.args
+    x, pads, *value = _args(node)
     return F.pad, (x, pads, "constant", *value), {}
 
 
 def _slice(node: fx.Node) -> Word | None:
     names = ("self", "dim", "start", "end", "step")
-    given = {**dict(zip(names, node.args, strict=False)), **node.kwargs}
-    dim, start, end, step = (
-        given.get(n, v) for n, v in zip(names[1:], (0, None, None, 1), strict=True)
-    )
+    given: dict[str, Any] = {**dict(zip(names, _args(node), strict=False)), **node.kwargs}
+    dim: Any = given.get("dim", 0)
+    start, end, step = given.get("start"), given.get("end"), given.get("step", 1)
     if not all(n is None or isinstance(n, int) for n in (dim, start, end, step)) or dim < 0:
         return None
     part = slice(start or None, None if end is None or end >= sys.maxsize else end)
@@ -246,7 +250,7 @@ def _slice(node: fx.Node) -> Word | None:
 
 
 def _method(name: str) -> Callable[[fx.Node], Word]:
-    return lambda node: (name, node.args, dict(node.kwargs))
+    return lambda node: (name, _args(node), dict(node.kwargs))
 
 
 _SPECIAL: dict[str, Callable[[fx.Node], Word | None]] = {
