@@ -23,12 +23,12 @@ from hypothesis import strategies as st
 from torch import nn
 
 import reparam
-from reparam._files import write_text
-from reparam.benchmarking.environment import describe_environment
-from reparam.graph.lift import lift
-from reparam.graph.onnx_lift import lift_onnx
-from reparam.graph.skeleton import shared_copy
-from reparam.graph.trace import TraceFailure, trace
+from reparam._support.files import write_text
+from reparam.deploy.benchmarking.environment import describe_environment
+from reparam.frontends.onnx.lift import lift_onnx
+from reparam.frontends.torch.lift import lift
+from reparam.frontends.torch.skeleton import shared_copy
+from reparam.frontends.torch.trace import TraceFailure, trace
 
 TESTS = Path(__file__).parent.parent / "tests"
 sys.path[:0] = [str(TESTS), str(TESTS / "fuse_onnx")]

@@ -28,7 +28,7 @@ from cifar_common import (
 from cifar_nets import NETS, RUNS, SMALL, make_net, recipe, shared_runs, train_net
 from tables import fill, markdown
 
-from reparam.training.optimizers import build_optimizer
+from reparam.lab.training.optimizers import build_optimizer
 
 ARMS = {
     "plain": "Plain-S",

@@ -25,11 +25,11 @@ from tables import ROOT
 from torch import Tensor, distributed, nn
 from torch.nn import functional
 
-from reparam._files import write_text
-from reparam.benchmarking.environment import describe_environment
-from reparam.data import ArraySplit, ImageData, open_data
-from reparam.training import Hardware, Progress, Recipe, TrainResult, train
-from reparam.training.result import EpochRecord, WrapOptimizer
+from reparam._support.files import write_text
+from reparam.deploy.benchmarking.environment import describe_environment
+from reparam.lab.data import ArraySplit, ImageData, open_data
+from reparam.lab.training import Hardware, Progress, Recipe, TrainResult, train
+from reparam.lab.training.result import EpochRecord, WrapOptimizer
 
 RESULTS = ROOT / "benchmarks" / "results"
 PAGE = ROOT / "docs" / "training.md"

@@ -37,9 +37,9 @@ from torch import nn
 from torchvision.transforms.functional import pil_to_tensor, to_pil_image
 
 import reparam
-from reparam.data import ArraySplit, ImageData, eval_loader
+from reparam.lab.data import ArraySplit, ImageData, eval_loader
+from reparam.lab.training import Recipe, accuracy, finish, load_recipe
 from reparam.models import FastNet
-from reparam.training import Recipe, accuracy, finish, load_recipe
 
 WIDTHS = (64, 256, 256)
 PICTURE = ROOT / "docs" / "images" / "cifar_fast.svg"
@@ -279,7 +279,7 @@ def draw(records: Records) -> None:
 
 def changes(pairs: list[str]) -> dict[str, object]:
     """Return recipe overrides from ``optimizer.learning_rate=0.3`` and the like."""
-    toml = reparam._optional.require("tomllib", extra="train", purpose="Reading options")
+    toml = reparam._support.optional.require("tomllib", extra="train", purpose="Reading options")
     found: dict[str, object] = {}
     for pair in pairs:
         key, _, value = pair.partition("=")

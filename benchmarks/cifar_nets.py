@@ -20,10 +20,10 @@ from torchvision.models.resnet import BasicBlock
 
 import reparam
 from reparam import models
-from reparam.data import ImageData
-from reparam.rep_optimizer import RepOptimizer, default_scales, initialize_
-from reparam.training import Recipe, load_recipe
-from reparam.training.result import WrapOptimizer
+from reparam.branching.rep_optimizer import RepOptimizer, default_scales, initialize_
+from reparam.lab.data import ImageData
+from reparam.lab.training import Recipe, load_recipe
+from reparam.lab.training.result import WrapOptimizer
 
 RUNS = ROOT / "runs" / "cifar"
 

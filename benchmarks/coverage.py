@@ -29,7 +29,7 @@ from coverage_models import Entry, calibrate, entries
 from torch import nn
 
 import reparam
-from reparam._files import atomic_path
+from reparam._support.files import atomic_path
 
 # The tests' own counter of executed operators; it trusts nothing of the library.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))

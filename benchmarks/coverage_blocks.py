@@ -18,7 +18,7 @@ import torch
 from coverage_report import BLOCKS
 
 import reparam
-from reparam._files import write_text
+from reparam._support.files import write_text
 
 # The tests' own blocks and counters; they trust nothing of the library.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))

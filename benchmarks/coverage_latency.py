@@ -19,8 +19,8 @@ from coverage_models import calibrate
 from coverage_report import LATENCY
 
 import reparam
-from reparam._files import write_text
-from reparam.benchmarking.environment import describe_environment
+from reparam._support.files import write_text
+from reparam.deploy.benchmarking.environment import describe_environment
 
 ENGINES = ("eager", "onnxruntime")
 MODELS = (

@@ -16,7 +16,7 @@ from typing import Any
 
 from tables import ROOT, fill, markdown
 
-from reparam._files import write_text
+from reparam._support.files import write_text
 
 RESULTS = ROOT / "benchmarks" / "results" / "coverage.json"
 LATENCY = ROOT / "benchmarks" / "results" / "coverage_latency.json"

@@ -37,8 +37,8 @@ from cifar_nets import Net, begin_as_branches, imagine_branches, recipe, repvgg
 from plots import COLOURS, Panel, Point, Series, save
 from tables import ROOT, fill, markdown
 
-from reparam.data import ImageData
-from reparam.training import Recipe
+from reparam.lab.data import ImageData
+from reparam.lab.training import Recipe
 
 PICTURE = ROOT / "docs" / "images" / "depth_ablation.svg"
 DEPTHS = {8: (2, 2, 3), 14: (4, 4, 5), 22: (7, 7, 7), 34: (11, 11, 11)}

@@ -28,8 +28,8 @@ import torch
 from torch import nn
 
 import reparam
-from reparam._files import write_text
-from reparam.benchmarking.environment import describe_environment
+from reparam._support.files import write_text
+from reparam.deploy.benchmarking.environment import describe_environment
 
 TESTS = Path(__file__).parent.parent / "tests"
 sys.path.insert(0, str(TESTS))

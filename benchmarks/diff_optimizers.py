@@ -34,8 +34,8 @@ from coverage_models import calibrate
 from torch import nn
 
 import reparam
-from reparam._files import write_text
-from reparam.benchmarking.environment import describe_environment
+from reparam._support.files import write_text
+from reparam.deploy.benchmarking.environment import describe_environment
 
 HERE = Path(__file__).parent
 OUT = HERE / "results" / "diff_optimizers.json"

@@ -21,8 +21,8 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from reparam._files import write_text
-from reparam.benchmarking.environment import describe_environment
+from reparam._support.files import write_text
+from reparam.deploy.benchmarking.environment import describe_environment
 
 RESULTS = Path(__file__).with_name("results") / "fold_cost.json"
 WAYS = ("reparam", "timm", "copy")

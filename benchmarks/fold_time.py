@@ -24,8 +24,8 @@ import torch
 from torch import nn
 
 import reparam
-from reparam._files import write_text
-from reparam.benchmarking.environment import describe_environment
+from reparam._support.files import write_text
+from reparam.deploy.benchmarking.environment import describe_environment
 
 RESULTS = Path(__file__).with_name("results") / "fold_time.json"
 NETS = (

@@ -25,12 +25,12 @@ from torch import nn
 from torch.nn import functional
 
 import reparam
-from reparam._files import write_text
-from reparam.benchmarking.environment import describe_environment
+from reparam._support.files import write_text
+from reparam.branching.rep_optimizer import RepOptimizer, default_scales, initialize_
 from reparam.cli.targets import load_model
+from reparam.deploy.benchmarking.environment import describe_environment
 from reparam.errors import ReparamError
 from reparam.models import repvgg_a0
-from reparam.rep_optimizer import RepOptimizer, default_scales, initialize_
 
 NETS = (
     "repvgg_a0", "repvgg_a1", "repvgg_a2", "mobileone_s0", "mobileone_s1", "mobileone_s2",

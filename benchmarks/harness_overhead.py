@@ -26,11 +26,11 @@ import torch
 from tables import ROOT, fill, markdown
 
 import reparam
-from reparam._files import write_text
-from reparam.benchmarking import BenchmarkResult
-from reparam.benchmarking.environment import describe_environment
-from reparam.benchmarking.results import quartiles
-from reparam.engines import Settings, get_engine
+from reparam._support.files import write_text
+from reparam.deploy.benchmarking import BenchmarkResult
+from reparam.deploy.benchmarking.environment import describe_environment
+from reparam.deploy.benchmarking.results import quartiles
+from reparam.deploy.engines import Settings, get_engine
 from reparam.report.benchmarks import engine_label
 
 PAGE = ROOT / "docs" / "deploy.md"

@@ -40,17 +40,17 @@ from tables import fill, markdown
 from torch import nn
 
 import reparam
-from reparam._files import write_text
-from reparam.benchmarking.environment import describe_environment
-from reparam.data import ImageData
-from reparam.engines import Settings, get_engine
-from reparam.engines.int8 import sums_saturate
-from reparam.engines.ov_writer import to_openvino
-from reparam.engines.program import Dynamic
-from reparam.quantizing import Score, finish_qat, labelled_batches, prepare_qat, read_samples
-from reparam.quantizing.openvino_ir import quiet_nncf
-from reparam.quantizing.scoring import score
-from reparam.training import Hardware, train
+from reparam._support.files import write_text
+from reparam.deploy.benchmarking.environment import describe_environment
+from reparam.deploy.engines import Settings, get_engine
+from reparam.deploy.engines.int8 import sums_saturate
+from reparam.deploy.engines.ov_writer import to_openvino
+from reparam.deploy.engines.program import Dynamic
+from reparam.lab.data import ImageData
+from reparam.lab.quantizing import Score, finish_qat, labelled_batches, prepare_qat, read_samples
+from reparam.lab.quantizing.openvino_ir import quiet_nncf
+from reparam.lab.quantizing.scoring import score
+from reparam.lab.training import Hardware, train
 
 PAGE = ROOT / "docs" / "quantization.md"
 WANTED = ("RepVGG-S", "QARepVGG-S", "RepOptimizer-S", "ResNet-S", "RepVGG-L", "ResNet-L")

@@ -22,7 +22,7 @@ from typing import Any
 
 from tables import ROOT
 
-from reparam._files import atomic_path
+from reparam._support.files import atomic_path
 
 __all__ = ["TEST", "TRAIN"]
 

@@ -30,11 +30,11 @@ from plots import COLOURS, Panel, Point, Series, save
 from tables import ROOT, fill, markdown
 
 import reparam
-from reparam._files import write_text
-from reparam.benchmarking import peak_activation_memory
-from reparam.benchmarking.environment import describe_environment
+from reparam._support.files import write_text
 from reparam.cli.bench.blocks import count_blocks
 from reparam.cli.targets import load_model
+from reparam.deploy.benchmarking import peak_activation_memory
+from reparam.deploy.benchmarking.environment import describe_environment
 
 RESULTS = ROOT / "benchmarks" / "results" / "memory.json"
 PAGE = ROOT / "docs" / "deploy.md"

@@ -25,9 +25,9 @@ from tables import ROOT, fill, markdown
 from torch import Tensor, nn
 
 import reparam
-from reparam._files import write_text
-from reparam.benchmarking.environment import describe_environment
-from reparam.rep_optimizer import RepOptimizer, default_scales
+from reparam._support.files import write_text
+from reparam.branching.rep_optimizer import RepOptimizer, default_scales
+from reparam.deploy.benchmarking.environment import describe_environment
 
 RESULTS = Path(__file__).with_name("results") / "online.json"
 

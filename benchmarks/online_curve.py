@@ -23,10 +23,10 @@ from cifar_common import PAGE, RESULTS, open_cifar, parser
 from tables import fill, markdown
 
 import reparam
-from reparam._files import write_text
-from reparam.benchmarking.environment import describe_environment
+from reparam._support.files import write_text
+from reparam.deploy.benchmarking.environment import describe_environment
+from reparam.lab.training import load_recipe
 from reparam.models import BranchSpec, MobileOneSpec
-from reparam.training import load_recipe
 
 FORMS = {"branches": False, "online": True, "branches, a rounding away": False}
 IMAGES, EPOCHS = 3000, 4

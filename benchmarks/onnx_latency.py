@@ -37,8 +37,8 @@ from tables import fill, markdown
 from torch import nn
 
 import reparam
-from reparam._files import write_text
-from reparam.benchmarking.environment import describe_environment
+from reparam._support.files import write_text
+from reparam.deploy.benchmarking.environment import describe_environment
 from reparam.fusing import fuse_onnx_file
 from reparam.fusing.onnx_compare import compare_onnx_files
 

@@ -4,7 +4,7 @@ RepVGG-A0 and MobileOne-S0 of this package, FastViT-T8 and ResNet-18 of timm are
 and run in every engine that is installed. What is compared are the logits on real images
 (CIFAR-10's test images, enlarged), with the multi-branch net in eager PyTorch as the reference; the
 allowed difference is a small multiple of that net's own rounding error, in bfloat16 of its own
-error in bfloat16 (see `reparam.engines.parity`).
+error in bfloat16 (see `reparam.deploy.engines.parity`).
 
 No pretrained weights are used: the weights are random, all of the batch norms' affine parameters
 and FastViT's layer scales are random too, and the running statistics are calibrated on images.
@@ -39,11 +39,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 import reparam
-from reparam._files import write_text
-from reparam.benchmarking import ParityRow, installed_engines, parity_table
-from reparam.benchmarking.environment import describe_environment
-from reparam.data import open_data
-from reparam.engines import engine_names
+from reparam._support.files import write_text
+from reparam.deploy.benchmarking import ParityRow, installed_engines, parity_table
+from reparam.deploy.benchmarking.environment import describe_environment
+from reparam.deploy.engines import engine_names
+from reparam.lab.data import open_data
 from reparam.report.benchmarks import engine_label
 
 PAGE = ROOT / "docs" / "deploy.md"

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 
-from reparam._files import write_text
+from reparam._support.files import write_text
 from reparam.report.numbers import nice_ticks
 
 __all__ = ["COLOURS", "Panel", "Point", "Series", "save"]

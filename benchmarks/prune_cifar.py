@@ -27,11 +27,11 @@ from tables import fill, markdown
 from torch import nn
 
 import reparam
-from reparam._files import write_text
-from reparam.data import ImageData
-from reparam.pruning import load_pruned
-from reparam.training import Recipe, accuracy
-from reparam.training.checkpoints import RunFiles, save_weights
+from reparam._support.files import write_text
+from reparam.lab.data import ImageData
+from reparam.lab.pruning import load_pruned
+from reparam.lab.training import Recipe, accuracy
+from reparam.lab.training.checkpoints import RunFiles, save_weights
 
 PAGE = ROOT / "docs" / "pruning.md"
 PICTURE = ROOT / "docs" / "images" / "pruning.svg"
@@ -186,7 +186,7 @@ def measure(records: Records, data: ImageData, options: argparse.Namespace) -> N
                     "ratio": ratio.median,
                     "quartiles": [ratio.quartiles.q1, ratio.quartiles.q3],
                 }
-            counts = reparam.benchmarking.profile(net, torch.zeros(1, *data.image_shape))
+            counts = reparam.deploy.benchmarking.profile(net, torch.zeros(1, *data.image_shape))
             rows.append(
                 {
                     "net": name,

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from reparam._files import write_text
+from reparam._support.files import write_text
 
 __all__ = ["ROOT", "fill", "markdown"]
 

@@ -31,7 +31,7 @@ from cifar_nets import RUNS, make_net, shared_runs, train_net
 from tables import ROOT, fill, markdown
 
 import reparam
-from reparam.training.checkpoints import RunFiles
+from reparam.lab.training.checkpoints import RunFiles
 
 NETS = ("RepVGG-S", "RepVGG-L", "QARepVGG-S", "RepOptimizer-S", "ResNet-S", "ResNet-L")
 ENGINES = ("eager", "onnxruntime", "openvino")

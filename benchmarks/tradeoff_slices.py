@@ -18,16 +18,16 @@ from tables import ROOT
 from torch import nn
 
 import reparam
-from reparam._files import write_text
-from reparam.benchmarking import BenchmarkResult, Case
-from reparam.benchmarking.results import Skipped
+from reparam._support.files import write_text
 from reparam.cli.bench.measuring import at_published_size
 from reparam.cli.counts import counted
 from reparam.cli.targets import load_model
-from reparam.engines import Settings, get_engine
-from reparam.engines.ncnn import write_ncnn
-from reparam.engines.onnx_writer import write_onnx
-from reparam.engines.program import Dynamic
+from reparam.deploy.benchmarking import BenchmarkResult, Case
+from reparam.deploy.benchmarking.results import Skipped
+from reparam.deploy.engines import Settings, get_engine
+from reparam.deploy.engines.ncnn import write_ncnn
+from reparam.deploy.engines.onnx_writer import write_onnx
+from reparam.deploy.engines.program import Dynamic
 from reparam.errors import ExportError
 from reparam.report.benchmarks import model_details
 from reparam.report.published import INPUT_SIZE

@@ -8,16 +8,16 @@ from typing import TYPE_CHECKING
 
 from torch import nn
 
-from reparam.graph.ir import Affine, Alias, Layout, Node, Opaque, Program, Sum
-from reparam.graph.trace import Key
+from reparam.frontends.torch.trace import Key
+from reparam.program import Affine, Alias, Layout, Node, Opaque, Program, Sum
 
 if TYPE_CHECKING:
     from collections.abc import Hashable
 
+    from reparam.frontends.onnx.lift import OnnxLifted
+    from reparam.frontends.torch.lift import Lifted
     from reparam.fusing.onnx_plan import OnnxPlan
     from reparam.fusing.plans import ModulePlan
-    from reparam.graph.lift import Lifted
-    from reparam.graph.onnx_lift import OnnxLifted
 
 __all__ = ["unaccounted", "unaccounted_norms"]
 

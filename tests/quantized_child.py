@@ -13,8 +13,8 @@ from typing import Any
 
 import reparam
 from quantizing.nets import inputs, single_path
-from reparam.engines import Settings, get_engine
-from reparam.engines.int8 import sums_saturate
+from reparam.deploy.engines import Settings, get_engine
+from reparam.deploy.engines.int8 import sums_saturate
 from reparam.errors import MachineWarning
 
 WAYS: dict[str, dict[str, Any]] = {

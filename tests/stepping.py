@@ -8,10 +8,10 @@ import torch
 from torch import Tensor, nn
 
 import reparam
-from reparam.online_training.costs import choices
-from reparam.online_training.placing import regions_of
-from reparam.online_training.region import Region
-from reparam.online_training.steps import Kind
+from reparam.branching.online.costs import choices
+from reparam.branching.online.placing import regions_of
+from reparam.branching.online.region import Region
+from reparam.branching.online.steps import Kind
 
 __all__ = [
     "adamw", "assert_same_state", "merged", "merged_by_force", "randomised", "sgd", "train_both",

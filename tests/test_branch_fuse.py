@@ -8,8 +8,8 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
 from reparam.branching import BranchSum, branch, kinds
+from reparam.branching.rep_optimizer import default_scales, scaled_branches
 from reparam.fusing import fuse
-from reparam.rep_optimizer import default_scales, scaled_branches
 from test_branch import EXACT, F64, GEOMETRIES, difference
 
 KINDS = kinds()[:4]

@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from reparam import _files
-from reparam._files import (
+from reparam._support import files
+from reparam._support.files import (
     atomic_path,
     check_destination,
     kept,
@@ -243,7 +243,7 @@ def test_a_folder_that_takes_no_file_is_an_input_error(tmp_path, monkeypatch, nu
     def refuse(**_):
         raise OSError(number, os.strerror(number))
 
-    monkeypatch.setattr(_files.tempfile, "mkdtemp", refuse)
+    monkeypatch.setattr(files.tempfile, "mkdtemp", refuse)
     with pytest.raises(InputError, match=words):
         write_text(tmp_path / "a.txt", "")
 
@@ -253,7 +253,7 @@ def test_a_file_beyond_the_limit_of_the_process_is_an_input_error(tmp_path):
     """The kernel's own refusal, in a process of its own, for the limit cannot be raised again."""
     program = """
         import pathlib, resource, signal, sys
-        from reparam._files import write_bytes
+        from reparam._support.files import write_bytes
         from reparam.errors import InputError
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
@@ -280,8 +280,8 @@ def test_a_full_disk_is_an_input_error(tmp_path):
 
 
 def test_a_writer_with_errors_of_its_own_on_a_full_disk_is_an_input_error(tmp_path, monkeypatch):
-    full = _files.shutil.disk_usage(tmp_path)._replace(free=0)
-    monkeypatch.setattr(_files.shutil, "disk_usage", lambda _: full)
+    full = files.shutil.disk_usage(tmp_path)._replace(free=0)
+    monkeypatch.setattr(files.shutil, "disk_usage", lambda _: full)
     with pytest.raises(InputError, match="no space is left") as caught, atomic_path(tmp_path / "a"):
         raise RuntimeError("PytorchStreamWriter failed writing file data/0")
     assert isinstance(caught.value.__cause__, RuntimeError)
@@ -425,7 +425,7 @@ def test_what_is_kept_is_not_written_over(link: str, tmp_path: Path) -> None:
 
 WRITER = """
 import os, signal, sys
-from reparam._files import atomic_path
+from reparam._support.files import atomic_path
 with atomic_path(sys.argv[1]) as path:
     path.write_bytes(b"half")
     os.kill(os.getpid(), signal.SIGKILL)

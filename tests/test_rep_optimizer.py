@@ -12,8 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim import SGD, Adam, AdamW, NAdam, Optimizer, RMSprop
 
-from reparam.errors import InputError
-from reparam.rep_optimizer import (
+from reparam.branching.rep_optimizer import (
     BranchScales,
     RepOptimizer,
     ScaledBranches,
@@ -25,6 +24,7 @@ from reparam.rep_optimizer import (
     search_scales,
     unpack_scales,
 )
+from reparam.errors import InputError
 
 STEPS = 8
 F64 = torch.float64

@@ -11,7 +11,7 @@ from torch import nn
 
 import reparam
 from bad_inputs import leaving_no_trace
-from reparam.data import open_data
+from reparam.lab.data import open_data
 from zoo import randomise
 
 X = torch.randn(2, 3, 12, 12)
@@ -79,13 +79,13 @@ def trained(model, folder, x):
     data = open_data("digits")
     if x is WRONG:
         data = None
-    recipe = reparam.training.load_recipe("digits").override(epochs=1)
+    recipe = reparam.lab.training.load_recipe("digits").override(epochs=1)
     return reparam.train(model, data, recipe=recipe, out=folder / "run")
 
 
 def optimizer(model, x):
     base = torch.optim.SGD(model.parameters(), lr=0.1)
-    scales = {} if x is WRONG else reparam.rep_optimizer.default_scales(model)
+    scales = {} if x is WRONG else reparam.branching.rep_optimizer.default_scales(model)
     return reparam.RepOptimizer(base, model, scales)
 
 

@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from reparam.data import open_data
-from reparam.training import Hardware, load_recipe, train
+from reparam.lab.data import open_data
+from reparam.lab.training import Hardware, load_recipe, train
 
 if TYPE_CHECKING:
-    from reparam.training import Progress
+    from reparam.lab.training import Progress
 
 
 def net(*, normalised: bool) -> nn.Module:

@@ -13,19 +13,19 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from reparam import models
     from reparam.algebra import AffineConv
-    from reparam.benchmarking import benchmark, pick
     from reparam.branching import branch
+    from reparam.branching.online import online, online_mode, online_plan
+    from reparam.branching.rep_optimizer import RepOptimizer
     from reparam.checkpoints import load_checkpoint
+    from reparam.deploy.benchmarking import benchmark, pick
+    from reparam.deploy.exporting import export, load_fused, read_metadata
     from reparam.diffing import Difference, diff
     from reparam.errors import ReparamError, TrainingModeError
-    from reparam.exporting import export, load_fused, read_metadata
     from reparam.fusing import FoldWarning, Plan, Region, fuse, operator, plan
-    from reparam.online_training import online, online_mode, online_plan
-    from reparam.pruning import PruneResult, prune
-    from reparam.quantizing import quantize
+    from reparam.lab.pruning import PruneResult, prune
+    from reparam.lab.quantizing import quantize
+    from reparam.lab.training import train
     from reparam.reasons import Reason, Refusal, Why
-    from reparam.rep_optimizer import RepOptimizer
-    from reparam.training import train
     from reparam.verifying import Verdict, verify
 
 __version__ = "0.2.0"
@@ -70,32 +70,32 @@ _HOMES = {
     "Difference": "reparam.diffing",
     "FoldWarning": "reparam.fusing",
     "Plan": "reparam.fusing",
-    "PruneResult": "reparam.pruning",
+    "PruneResult": "reparam.lab.pruning",
     "Reason": "reparam.reasons",
     "Refusal": "reparam.reasons",
     "Region": "reparam.fusing",
-    "RepOptimizer": "reparam.rep_optimizer",
+    "RepOptimizer": "reparam.branching.rep_optimizer",
     "ReparamError": "reparam.errors",
     "TrainingModeError": "reparam.errors",
     "Verdict": "reparam.verifying",
     "Why": "reparam.reasons",
-    "benchmark": "reparam.benchmarking",
+    "benchmark": "reparam.deploy.benchmarking",
     "branch": "reparam.branching",
     "diff": "reparam.diffing",
-    "export": "reparam.exporting",
+    "export": "reparam.deploy.exporting",
     "fuse": "reparam.fusing",
     "load_checkpoint": "reparam.checkpoints",
-    "load_fused": "reparam.exporting",
-    "online": "reparam.online_training",
-    "online_mode": "reparam.online_training",
-    "online_plan": "reparam.online_training",
+    "load_fused": "reparam.deploy.exporting",
+    "online": "reparam.branching.online",
+    "online_mode": "reparam.branching.online",
+    "online_plan": "reparam.branching.online",
     "operator": "reparam.fusing",
-    "pick": "reparam.benchmarking",
+    "pick": "reparam.deploy.benchmarking",
     "plan": "reparam.fusing",
-    "quantize": "reparam.quantizing",
-    "prune": "reparam.pruning",
-    "read_metadata": "reparam.exporting",
-    "train": "reparam.training",
+    "quantize": "reparam.lab.quantizing",
+    "prune": "reparam.lab.pruning",
+    "read_metadata": "reparam.deploy.exporting",
+    "train": "reparam.lab.training",
     "verify": "reparam.verifying",
 }
 

@@ -10,9 +10,9 @@ import json
 import pytest
 import torch
 
-import reparam.benchmarking as bench
+import reparam.deploy.benchmarking as bench
 from deploying import fold, network, real_inputs
-from reparam.benchmarking import BenchmarkResult, Case, Measurement, benchmark
+from reparam.deploy.benchmarking import BenchmarkResult, Case, Measurement, benchmark
 from reparam.errors import InputError, TrainingModeError
 
 pytest.importorskip("onnxruntime")

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from deploying import fold, network, real_inputs
-from reparam.benchmarking import installed_engines, parity_table, pick
+from reparam.deploy.benchmarking import installed_engines, parity_table, pick
 from reparam.errors import InputError
 
 pytest.importorskip("openvino")

@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 from deploying import Block, SinglePath, fold, network, real_inputs
-from reparam.benchmarking import peak_activation_memory
-from reparam.benchmarking.memory import predicted_held_maps
+from reparam.deploy.benchmarking import peak_activation_memory
+from reparam.deploy.benchmarking.memory import predicted_held_maps
 from reparam.errors import InputError, TrainingModeError
 
 X = torch.zeros(2, 8, 12, 12)

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from deploying import fold, network, real_inputs
-from reparam.benchmarking import profile
+from reparam.deploy.benchmarking import profile
 
 
 class Call(nn.Module):

@@ -8,13 +8,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from reparam.benchmarking import BenchmarkResult, Case, Measurement, ParityRow, Pick
 from reparam.cli.bench import FIGURE1_MODELS
 from reparam.cli.bench.measuring import at_published_size
 from reparam.cli.bench.picking import Picked, tell_picked
 from reparam.cli.targets import Inputs, Target
 from reparam.cli.terminal import Terminal
-from reparam.engines.parity import Parity
+from reparam.deploy.benchmarking import BenchmarkResult, Case, Measurement, ParityRow, Pick
+from reparam.deploy.engines.parity import Parity
 from reparam.report import load_results
 from reparam.report.published import REPARAMETERIZED_FAMILIES, published
 

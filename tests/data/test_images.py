@@ -16,8 +16,8 @@ pytest.importorskip("torchvision")
 
 from PIL import Image
 
-from reparam.data._images import decode, view
 from reparam.errors import DataError
+from reparam.lab.data._images import decode, view
 
 RED = [255, 0, 0]
 WHITE = [255, 255, 255]

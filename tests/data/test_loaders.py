@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from reparam.data import Augment, ImageData, Sharding, eval_loader, open_data, train_loader
-from reparam.data.augment import augment_batch, draw_batch
 from reparam.errors import DataError
+from reparam.lab.data import Augment, ImageData, Sharding, eval_loader, open_data, train_loader
+from reparam.lab.data.augment import augment_batch, draw_batch
 
 EVERYTHING = Augment(flip="random", translate=1, cutout=2)
 PER_IMAGE = Augment(flip="alternate", resized_crop=0.5, randaugment=1)

@@ -14,7 +14,8 @@ import pytest
 import torch
 from PIL import Image
 
-from reparam.data import (
+from reparam.errors import DataError
+from reparam.lab.data import (
     ArraySplit,
     Augment,
     Sharding,
@@ -25,7 +26,6 @@ from reparam.data import (
     open_data,
     train_loader,
 )
-from reparam.errors import DataError
 
 
 def png(value: int, size: tuple[int, int] = (12, 10)) -> bytes:

@@ -10,10 +10,10 @@ import torch
 from torch import nn
 
 from deploying import fold, network, real_inputs
-from reparam.engines import Settings, UnsupportedCaseError, get_engine
-from reparam.engines.parity import Reference
+from reparam.deploy.engines import Settings, UnsupportedCaseError, get_engine
+from reparam.deploy.engines.parity import Reference
+from reparam.deploy.exporting import export, read_metadata
 from reparam.errors import ExportError, InputError, MissingExtraError
-from reparam.exporting import export, read_metadata
 
 # coremltools warns of what it uses of torch.
 pytestmark = pytest.mark.filterwarnings("ignore")

@@ -10,8 +10,8 @@ import torch
 from torch import nn
 
 from deploying import fold, network, real_inputs
-from reparam.engines import Settings, UnsupportedCaseError, engine_names, get_engine
-from reparam.engines.parity import FACTORS, Reference
+from reparam.deploy.engines import Settings, UnsupportedCaseError, engine_names, get_engine
+from reparam.deploy.engines.parity import FACTORS, Reference
 from reparam.errors import InputError, MissingExtraError, VerificationError
 from reparam.verifying import verify
 

@@ -10,13 +10,13 @@ import torch
 from torch import nn
 
 from deploying import fold, network, real_inputs
-from reparam.engines import Settings, UnsupportedCaseError, get_engine
-from reparam.engines.declared import declared_sizes_of
-from reparam.engines.int8 import find_target
-from reparam.engines.parity import Reference
+from reparam.deploy.engines import Settings, UnsupportedCaseError, get_engine
+from reparam.deploy.engines.declared import declared_sizes_of
+from reparam.deploy.engines.int8 import find_target
+from reparam.deploy.engines.parity import Reference
+from reparam.deploy.exporting import export, read_metadata
 from reparam.errors import ExportError, InputError, MissingExtraError
-from reparam.exporting import export, read_metadata
-from reparam.quantizing import quantize
+from reparam.lab.quantizing import quantize
 
 # Importing the converter warns of torch's own deprecations.
 pytestmark = pytest.mark.filterwarnings("ignore")

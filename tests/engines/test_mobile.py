@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from deploying import fold, network, real_inputs
-from reparam.engines import Settings, UnsupportedCaseError, get_engine
-from reparam.engines.parity import Reference
+from reparam.deploy.engines import Settings, UnsupportedCaseError, get_engine
+from reparam.deploy.engines.parity import Reference
+from reparam.deploy.exporting import export, read_metadata
 from reparam.errors import ExportError, MissingExtraError
-from reparam.exporting import export, read_metadata
 
 MOBILE = ["executorch", "ncnn"]
 FILES = {"executorch": "net.pte", "ncnn": "net.ncnn.param", "aoti": "net.pt2"}

@@ -15,10 +15,10 @@ import torch
 from torch import nn
 
 from deploying import fold, network, real_inputs
-from reparam.engines import Settings, get_engine
-from reparam.engines.declared import declared_sizes_of
+from reparam.deploy.engines import Settings, get_engine
+from reparam.deploy.engines.declared import declared_sizes_of
+from reparam.deploy.exporting import export, formats, read_metadata
 from reparam.errors import ExportError, InputError, MissingExtraError, TrainingModeError
-from reparam.exporting import export, formats, read_metadata
 
 SUFFIXES = [
     entry.suffix
@@ -184,7 +184,7 @@ def test_read_only_folder_is_an_error():
         import os, sys, tempfile, torch
         from deploying import network, real_inputs
         from reparam.errors import ExportError
-        from reparam.exporting import export
+        from reparam.deploy.exporting import export
         folder = tempfile.mkdtemp(dir="/tmp")
         os.chmod(folder, 0o555)
         os.getuid() or os.setuid(65534)

@@ -14,9 +14,9 @@ from torch import nn
 import reparam
 from accounting import unaccounted, unaccounted_norms
 from reparam import Why
-from reparam.graph.lift import lift
-from reparam.graph.skeleton import shared_copy
-from reparam.graph.trace import TraceFailure, trace
+from reparam.frontends.torch.lift import lift
+from reparam.frontends.torch.skeleton import shared_copy
+from reparam.frontends.torch.trace import TraceFailure, trace
 from small_nets import Lambda, conv, image, norm
 from strategies import Network, networks
 from zoo import CASES, ZooCase, randomise

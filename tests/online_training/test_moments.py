@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from torch import nn
 
 from reparam import algebra
-from reparam.online_training import norms, toeplitz
-from reparam.online_training.costs import choices
-from reparam.online_training.moments import way_of
+from reparam.branching.online import norms, toeplitz
+from reparam.branching.online.costs import choices
+from reparam.branching.online.moments import way_of
 from stepping import merged, merged_by_force, randomised, train_both
 from zoo.mobile import MobileOneBlock
 

@@ -10,10 +10,10 @@ import torch
 from torch import nn
 
 import reparam
+from reparam.branching.online.costs import choices
+from reparam.branching.online.placing import regions_of
+from reparam.branching.online.region import Region
 from reparam.errors import InputError
-from reparam.online_training.costs import choices
-from reparam.online_training.placing import regions_of
-from reparam.online_training.region import Region
 from stepping import (
     adamw,
     assert_same_state,

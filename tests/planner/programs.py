@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from reparam import algebra
 from reparam.algebra import AffineConv, Geometry, Leaf, compose, evaluate, layer_arguments, parallel
 from reparam.errors import InexactError
-from reparam.graph.ir import (
+from reparam.program import (
     Affine,
     Alias,
     Concat,

@@ -6,8 +6,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from reparam.graph.ir import Opaque, Routed
 from reparam.planner.crossing import after, ahead_of, are_parts
+from reparam.program import Opaque, Routed
 
 
 def routed(origins: list[tuple[int, ...]]) -> Routed:

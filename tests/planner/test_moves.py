@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from reparam.algebra import evaluate
-from reparam.graph.ir import Affine, Alias
 from reparam.planner import Candidate, Selection, select
 from reparam.planner.moves import Direction, moved
+from reparam.program import Affine, Alias
 from reparam.reasons import Reason, Why
 
 from .programs import Writer, run
@@ -18,7 +18,7 @@ from .programs import Writer, run
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from reparam.graph.ir import Node, Program
+    from reparam.program import Node, Program
 
 
 def agree(_: Candidate) -> Reason | None:

@@ -12,15 +12,15 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from reparam.algebra import evaluate
-from reparam.graph.ir import Affine, Concat
 from reparam.planner import Candidate, Selection, select
 from reparam.planner.candidates import Candidates
+from reparam.program import Affine, Concat
 from reparam.reasons import Reason, Why
 
 from .programs import Region, Writer, best_score, programs, regions_of, run, total_cost
 
 if TYPE_CHECKING:
-    from reparam.graph.ir import Node, Program
+    from reparam.program import Node, Program
 
 # Trying every set of regions takes 2 to the power of their number.
 MOST_REGIONS = 18

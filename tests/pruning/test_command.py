@@ -12,7 +12,7 @@ import reparam
 from reparam.checkpoints import read_weights
 from reparam.cli import main
 from reparam.cli.pruning import score
-from reparam.data import ArraySplit, ImageData
+from reparam.lab.data import ArraySplit, ImageData
 from reparam.models import resolve
 from reparam.report import load_results
 

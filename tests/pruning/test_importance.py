@@ -10,8 +10,8 @@ from torch.nn import functional
 import reparam
 from prunable import images, randomise, repvgg, resnet, straight
 from reparam.errors import InputError
-from reparam.pruning.graph import find_groups
-from reparam.pruning.importance import bn_scale, first_order, magnitude
+from reparam.lab.pruning.graph import find_groups
+from reparam.lab.pruning.importance import bn_scale, first_order, magnitude
 
 pytest.importorskip("torch_pruning")
 

@@ -13,10 +13,10 @@ from torch.nn.modules.conv import _ConvNd
 import reparam
 from prunable import FUSED, Concatenating, Flattening, images, repvgg, resnet, spec, straight
 from reparam import models
-from reparam.benchmarking import profile
-from reparam.pruning import load_pruned
-from reparam.pruning.graph import cut, find_groups
-from reparam.pruning.proof import compare
+from reparam.deploy.benchmarking import profile
+from reparam.lab.pruning import load_pruned
+from reparam.lab.pruning.graph import cut, find_groups
+from reparam.lab.pruning.proof import compare
 
 pytest.importorskip("torch_pruning")
 

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from reparam.quantizing.arithmetic import Grid, decibels, ratio, round_weight
+from reparam.lab.quantizing.arithmetic import Grid, decibels, ratio, round_weight
 
 
 def test_weights_are_rounded_with_a_step_for_each_output_channel():

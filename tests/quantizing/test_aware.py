@@ -8,9 +8,9 @@ from torch import nn
 
 from quantizing.nets import badly_scaled, inputs, single_path
 from reparam.errors import InputError
-from reparam.quantizing import diagnose, finish_qat, prepare_qat
-from reparam.quantizing.samples import Samples
-from reparam.quantizing.simulation import Simulation, observe
+from reparam.lab.quantizing import diagnose, finish_qat, prepare_qat
+from reparam.lab.quantizing.samples import Samples
+from reparam.lab.quantizing.simulation import Simulation, observe
 
 pytest.importorskip("torchao")
 

@@ -9,11 +9,11 @@ from torch import nn
 
 from quantizing.nets import badly_scaled, inputs, single_path
 from reparam.errors import InputError
-from reparam.quantizing import correct_biases, diagnose
-from reparam.quantizing.arithmetic import decibels, round_weight
-from reparam.quantizing.layers import layers_of
-from reparam.quantizing.samples import Samples
-from reparam.quantizing.simulation import Simulation, observe
+from reparam.lab.quantizing import correct_biases, diagnose
+from reparam.lab.quantizing.arithmetic import decibels, round_weight
+from reparam.lab.quantizing.layers import layers_of
+from reparam.lab.quantizing.samples import Samples
+from reparam.lab.quantizing.simulation import Simulation, observe
 
 X = inputs()
 

@@ -10,8 +10,8 @@ from torchvision.models.resnet import BasicBlock
 import reparam
 from quantizing.nets import badly_scaled, inputs, single_path
 from reparam.errors import DataError, InputError, TrainingModeError, UnsupportedModelError
-from reparam.quantizing import diagnose, equalize
-from reparam.quantizing.neighbours import neighbours
+from reparam.lab.quantizing import diagnose, equalize
+from reparam.lab.quantizing.neighbours import neighbours
 
 X64 = inputs(dtype=torch.float64)
 

@@ -10,9 +10,8 @@ from torch import Tensor, nn
 
 import reparam
 from quantizing.nets import badly_scaled, inputs, single_path
-from reparam.data import ArraySplit, ImageData
-from reparam.engines import Settings, get_engine
-from reparam.engines.int8 import sums_saturate
+from reparam.deploy.engines import Settings, get_engine
+from reparam.deploy.engines.int8 import sums_saturate
 from reparam.errors import (
     DataError,
     ExportError,
@@ -20,9 +19,10 @@ from reparam.errors import (
     TrainingModeError,
     VerificationError,
 )
+from reparam.lab.data import ArraySplit, ImageData
+from reparam.lab.quantizing import labelled_batches
+from reparam.lab.quantizing.samples import read_samples
 from reparam.models import BRANCHES, RepVGG, RepVGGSpec
-from reparam.quantizing import labelled_batches
-from reparam.quantizing.samples import read_samples
 from reparam.verifying import NothingShownWarning
 
 pytest.importorskip("nncf")

@@ -21,10 +21,10 @@ from torch import Tensor, nn
 import quantized_child
 import reparam
 from quantizing.nets import inputs, single_path
-from reparam.engines.int8 import TARGETS, find_target, sums_saturate
+from reparam.deploy.engines.int8 import TARGETS, find_target, sums_saturate
 from reparam.errors import InputError, MachineWarning
-from reparam.quantizing import Arithmetic, diagnose
-from reparam.quantizing.saturating import lost_to_saturation
+from reparam.lab.quantizing import Arithmetic, diagnose
+from reparam.lab.quantizing.saturating import lost_to_saturation
 
 pytest.importorskip("nncf")
 

@@ -21,8 +21,8 @@ from reparam.report.results import Results
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from reparam.pruning import PruneResult
-    from reparam.quantizing import QuantizeResult
+    from reparam.lab.pruning import PruneResult
+    from reparam.lab.quantizing import QuantizeResult
 
 SPEC = reparam.models.RepVGGSpec(
     depths=(1, 2), widths=(16, 32), stem_width=16, stem_stride=1, strides=2

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from reparam.benchmarking import BenchmarkResult, Case, Measurement, Skipped
+from reparam.deploy.benchmarking import BenchmarkResult, Case, Measurement, Skipped
 from reparam.report.benchmarks import model_details
 from reparam.report.results import (
     AccuracyRecord,

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from reparam.benchmarking import BenchmarkResult
+    from reparam.deploy.benchmarking import BenchmarkResult
     from reparam.report.results import Results
 
 pytestmark = pytest.mark.skipif(bool(browser.missing()), reason=browser.missing())

@@ -34,9 +34,9 @@ from . import compressed_cases as cases
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from reparam.benchmarking import BenchmarkResult
-    from reparam.pruning import PruneResult
-    from reparam.quantizing import QuantizeResult
+    from reparam.deploy.benchmarking import BenchmarkResult
+    from reparam.lab.pruning import PruneResult
+    from reparam.lab.quantizing import QuantizeResult
     from reparam.report.results import Results
 
 for _package in ("onnxruntime", "onnxscript", "torch_pruning"):

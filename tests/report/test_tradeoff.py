@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from reparam.benchmarking import BenchmarkResult, Case, Measurement
+from reparam.deploy.benchmarking import BenchmarkResult, Case, Measurement
 from reparam.errors import InputError
 from reparam.report import from_benchmark, load_results, merge, page_html
 from reparam.report.benchmarks import model_details

@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from reparam.data import ImageData, open_data
 from reparam.errors import InputError
-from reparam.training import Progress, load_recipe, train
+from reparam.lab.data import ImageData, open_data
+from reparam.lab.training import Progress, load_recipe, train
 
 
 class TwoBranches(nn.Module):

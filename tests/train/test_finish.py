@@ -13,10 +13,10 @@ from torch import nn
 
 import reparam
 from reparam import models
-from reparam.data import ImageData, open_data
+from reparam.branching.rep_optimizer import RepOptimizer, default_scales, initialize_
 from reparam.errors import InputError, VerificationError
-from reparam.rep_optimizer import RepOptimizer, default_scales, initialize_
-from reparam.training import (
+from reparam.lab.data import ImageData, open_data
+from reparam.lab.training import (
     Hardware,
     TrainResult,
     accuracy,

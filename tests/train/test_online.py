@@ -8,10 +8,10 @@ import pytest
 import torch
 
 import reparam
-from reparam.data import open_data
+from reparam.branching.online.placing import regions_of
+from reparam.lab.data import open_data
+from reparam.lab.training import load_recipe
 from reparam.models import BranchSpec, MobileOneSpec
-from reparam.online_training.placing import regions_of
-from reparam.training import load_recipe
 
 
 def _model(seed: int) -> torch.nn.Module:

@@ -8,12 +8,12 @@ import pytest
 import torch
 from torch import nn
 
-from reparam._processor import instruction_sets, multiplies_bf16
-from reparam.data import ImageData, open_data
-from reparam.engines import Settings, get_engine
+from reparam._support.processor import instruction_sets, multiplies_bf16
+from reparam.deploy.engines import Settings, get_engine
 from reparam.errors import MachineWarning
-from reparam.training import Hardware, Recipe, load_recipe, train
-from reparam.training.precision import settle_precision
+from reparam.lab.data import ImageData, open_data
+from reparam.lab.training import Hardware, Recipe, load_recipe, train
+from reparam.lab.training.precision import settle_precision
 
 CPU = Hardware(accelerator="cpu")
 

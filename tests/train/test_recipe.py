@@ -11,13 +11,13 @@ import torch
 from torch import nn
 
 from reparam import models
-from reparam.data import Augment
 from reparam.errors import InputError
-from reparam.training import Ema, Optimizer, Recipe, Schedule, load_recipe, recipe_names
-from reparam.training.ema import WeightAverage
-from reparam.training.kernel_decay import KernelDecay
-from reparam.training.mixing import Mixing
-from reparam.training.optimizers import build_optimizer, parameter_groups
+from reparam.lab.data import Augment
+from reparam.lab.training import Ema, Optimizer, Recipe, Schedule, load_recipe, recipe_names
+from reparam.lab.training.ema import WeightAverage
+from reparam.lab.training.kernel_decay import KernelDecay
+from reparam.lab.training.mixing import Mixing
+from reparam.lab.training.optimizers import build_optimizer, parameter_groups
 
 
 def test_the_package_brings_these_recipes() -> None:

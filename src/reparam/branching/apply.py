@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 
-from reparam._arguments import running_on, shown
+from reparam._support.arguments import running_on, shown
 from reparam.branching.block import BranchSum
 from reparam.branching.kinds import BranchKind
 from reparam.branching.layout import ConvLayout

@@ -9,8 +9,8 @@ from torch import fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 
-from reparam.graph.skeleton import hooked_modules, shared_copy
-from reparam.graph.trace import TraceFailure, join, straight_trace
+from reparam.frontends.torch.skeleton import hooked_modules, shared_copy
+from reparam.frontends.torch.trace import TraceFailure, join, straight_trace
 
 __all__ = ["following_norms"]
 

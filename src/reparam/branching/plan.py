@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
-from reparam._arguments import FUNCTION, MODULE, NONE, TEXT, a, several, takes
-from reparam._untouched import leaves_untouched
+from reparam._support.arguments import FUNCTION, MODULE, NONE, TEXT, a, several, takes
+from reparam._support.untouched import leaves_untouched
 from reparam.branching.apply import apply_branches, branches_of
 from reparam.branching.following import following_norms
 from reparam.branching.kinds import BranchKind, resolve_kind
@@ -20,7 +20,7 @@ from reparam.branching.operators import conv_operator_geometry
 from reparam.branching.select import Where, refusal, select, tied_weights
 from reparam.branching.settle import Batch
 from reparam.errors import InputError
-from reparam.graph.skeleton import unwrap
+from reparam.frontends.torch.skeleton import unwrap
 
 __all__ = ["BranchPlan", "BranchRefusal", "BranchRegion", "branch", "plan_branching"]
 

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from reparam._optional import require
-from reparam._spelling import advice
+from reparam._support.optional import require
+from reparam._support.spelling import advice
 from reparam.errors import CheckpointError
 
 if TYPE_CHECKING:

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
-from reparam._arguments import FLAG, NONE, PATH, TEXT, a, takes
-from reparam._spelling import advice
+from reparam._support.arguments import FLAG, NONE, PATH, TEXT, a, takes
+from reparam._support.spelling import advice
 from reparam.checkpoints.files import Weights, listed, read_weights
 from reparam.checkpoints.layouts import form_of
 from reparam.checkpoints.matching import Match, Mismatch, compare, model_names, read_names

@@ -6,7 +6,7 @@ import io
 import sys
 from typing import TYPE_CHECKING
 
-from reparam._optional import require
+from reparam._support.optional import require
 from reparam.errors import MissingExtraError
 
 if TYPE_CHECKING:

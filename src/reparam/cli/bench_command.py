@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from reparam._files import check_destination
+from reparam._support.files import check_destination
 from reparam.cli.bench import (
     Request,
     figure1_models,

@@ -10,8 +10,8 @@ from typing import Any
 
 from typer.core import TyperCommand
 
-from reparam._files import kept
-from reparam._spelling import spelled
+from reparam._support.files import kept
+from reparam._support.spelling import spelled
 from reparam.errors import InputError
 
 __all__ = ["CHECKPOINT_FLAGS", "Command", "check_checkpoints"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from reparam.benchmarking import profile
+from reparam.deploy.benchmarking import profile
 
 if TYPE_CHECKING:
     import torch

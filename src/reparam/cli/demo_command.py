@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from reparam._optional import available
+from reparam._support.optional import available
 from reparam.cli.terminal import Terminal
 from reparam.errors import MissingExtraError
 

@@ -11,7 +11,7 @@ import typer
 from torch import nn
 
 import reparam
-from reparam._files import check_destination
+from reparam._support.files import check_destination
 from reparam.cli.options import (
     InputSizeOption,
     JsonOption,

@@ -8,16 +8,16 @@ from typing import TYPE_CHECKING
 import torch
 
 import reparam
-from reparam._optional import require
+from reparam._support.optional import require
 from reparam.cli.targets import SEED, SIZE, Inputs, checked_size
-from reparam.engines.declared import declared_sizes_of
-from reparam.engines.pytorch import is_package, load_program
+from reparam.deploy.engines.declared import declared_sizes_of
+from reparam.deploy.engines.pytorch import is_package, load_program
+from reparam.deploy.exporting import formats
 from reparam.errors import InputError
-from reparam.exporting import formats
+from reparam.frontends.onnx.inputs import declared_sizes, required_inputs
 from reparam.fusing.onnx_compare import compare_onnx_files
 from reparam.fusing.onnx_file import read_onnx_file
 from reparam.fusing.onnx_samples import input_sizes, random_input
-from reparam.graph.onnx_inputs import declared_sizes, required_inputs
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -44,9 +44,9 @@ from reparam.cli.options import (
 from reparam.cli.plan_command import plan_as_dict
 from reparam.cli.targets import Inputs, command, example_inputs, load_model, reference_of
 from reparam.cli.terminal import Terminal
-from reparam.engines.pt2_writer import save_program
+from reparam.deploy.engines.pt2_writer import save_program
+from reparam.deploy.exporting import ExportResult
 from reparam.errors import InputError
-from reparam.exporting import ExportResult
 from reparam.fusing import fuse_onnx_file
 from reparam.reasons import Why
 

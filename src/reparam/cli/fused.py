@@ -22,7 +22,7 @@ from reparam.errors import InputError
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from reparam.data import ImageData
+    from reparam.lab.data import ImageData
 
 __all__ = ["load_and_check"]
 

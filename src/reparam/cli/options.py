@@ -10,14 +10,14 @@ from typing import Annotated, Any
 import torch
 import typer
 
-from reparam._files import check_destination
-from reparam._optional import require
+from reparam._support.files import check_destination
+from reparam._support.optional import require
 from reparam.cli.command import CHECKPOINT_FLAGS
 from reparam.cli.targets import Checkpoint, Inputs, Target, parse_shape
-from reparam.engines import get_engine
+from reparam.deploy.engines import get_engine
+from reparam.deploy.exporting import formats
+from reparam.deploy.exporting.formats import find_format
 from reparam.errors import InputError
-from reparam.exporting import formats
-from reparam.exporting.formats import find_format
 
 __all__ = [
     "MOST_PROCESSES",

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from reparam._files import check_destination, write_text
-from reparam._optional import require
-from reparam.benchmarking.environment import describe_environment
+from reparam._support.files import check_destination, write_text
+from reparam._support.optional import require
+from reparam.deploy.benchmarking.environment import describe_environment
 from reparam.errors import InputError
 from reparam.report import Results, load_results, render, to_json
 from reparam.report.benchmarks import environment_record

@@ -35,7 +35,7 @@ from reparam.report import from_prune
 
 if TYPE_CHECKING:
     from reparam.cli.pruning import Material
-    from reparam.pruning import PruneResult
+    from reparam.lab.pruning import PruneResult
     from reparam.report.from_pruning import Judged
 
 __all__ = ["prune"]

@@ -25,12 +25,12 @@ from reparam.cli.pages import PageOption, check_page, circumstances, leave_page
 from reparam.cli.quantizing import tell
 from reparam.cli.targets import Inputs
 from reparam.cli.terminal import Terminal
-from reparam.data import open_data
 from reparam.errors import InputError
+from reparam.lab.data import open_data
 from reparam.report import from_quantize
 
 if TYPE_CHECKING:
-    from reparam.quantizing import QuantizeResult
+    from reparam.lab.quantizing import QuantizeResult
 
 __all__ = ["quantize"]
 
@@ -125,8 +125,8 @@ def quantize(  # noqa: PLR0913 - one argument for each option
     as_json: JsonOption = False,
 ) -> None:
     """Write the fused MODEL in eight bits to OUT, judged on DATA in the engine that runs it."""
-    from reparam.quantizing import check_target, labelled_batches
-    from reparam.quantizing import quantize as write_quantized
+    from reparam.lab.quantizing import check_target, labelled_batches
+    from reparam.lab.quantizing import quantize as write_quantized
 
     terminal = Terminal()
     given = target_from(model, weights, key, strict, num_classes)

@@ -13,18 +13,18 @@ import torch
 from torch import nn
 
 import reparam
-from reparam._spelling import advice
+from reparam._support.spelling import advice
 from reparam.checkpoints import LoadReport, load_checkpoint
 from reparam.cli.terminal import Terminal
+from reparam.deploy.exporting import read_metadata
 from reparam.errors import CheckpointError, InputError
-from reparam.exporting import read_metadata
 from reparam.fusing import reference_model
 from reparam.models.lookup import accepts, resolve
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from reparam.data import ImageData
+    from reparam.lab.data import ImageData
 
 __all__ = [
     "MOST_NUMBERS",
@@ -179,7 +179,7 @@ def with_weights(model: nn.Module, checkpoint: Checkpoint) -> tuple[nn.Module, L
         if not report.complete:
             Terminal().note(f"note: {report}")
         return model, report
-    from reparam.pruning import load_pruned
+    from reparam.lab.pruning import load_pruned
 
     pruned = load_pruned(reparam.fuse(model.eval()), weights)
     names = tuple(pruned.state_dict())

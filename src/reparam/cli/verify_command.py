@@ -12,7 +12,7 @@ import typer
 from torch import Tensor
 
 import reparam
-from reparam._files import is_there
+from reparam._support.files import is_there
 from reparam.cli.exported_files import (
     is_file,
     is_onnx,
@@ -37,9 +37,9 @@ from reparam.cli.options import (
 )
 from reparam.cli.targets import Checkpoint, Loaded, Target, example_inputs, load_model
 from reparam.cli.terminal import Terminal
-from reparam.engines import Runner, Settings, UnsupportedCaseError, get_engine
+from reparam.deploy.engines import Runner, Settings, UnsupportedCaseError, get_engine
+from reparam.deploy.exporting import formats
 from reparam.errors import InputError, ReparamError
-from reparam.exporting import formats
 
 __all__ = ["verify"]
 

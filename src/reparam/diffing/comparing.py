@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from reparam._untouched import leaves_untouched
+from reparam._support.untouched import leaves_untouched
 from reparam.diffing.aligning import align
 from reparam.diffing.difference import Difference
 from reparam.diffing.matching import Match, Matcher, Parting

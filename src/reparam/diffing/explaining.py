@@ -6,8 +6,8 @@ import os
 from collections.abc import Collection, Iterator
 from typing import TYPE_CHECKING
 
-from reparam._files import atomic_path
-from reparam._optional import require
+from reparam._support.files import atomic_path
+from reparam._support.optional import require
 from reparam.errors import InputError
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
-from reparam._optional import require
+from reparam._support.optional import require
 from reparam.diffing.onnx_operators import HANDLERS
 from reparam.diffing.values import Form
 from reparam.diffing.vocabulary import Vocabulary, read

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 
-from reparam._arguments import check_module, in_training
-from reparam._optional import require
+from reparam._support.arguments import check_module, in_training
+from reparam._support.optional import require
 from reparam.diffing.from_exported import read_exported
 from reparam.diffing.from_module import read_module, tensors
 from reparam.diffing.from_onnx import read_onnx

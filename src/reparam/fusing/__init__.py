@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+from reparam.frontends.onnx.inputs import freeze_inputs
 from reparam.fusing.asked import reference_model
 from reparam.fusing.equivalent import operator
 from reparam.fusing.onnx_file import FusedFile, fuse_onnx_file
 from reparam.fusing.plans import FoldWarning, Plan, Region, fuse, plan
-from reparam.graph.onnx_inputs import freeze_inputs
 
 __all__ = [
     "FoldWarning",

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Hashable
 from dataclasses import dataclass, field
 
-from reparam.graph.ir import Affine, Alias, Layout, Node, Opaque, ShapeOf, Sum
 from reparam.planner import Candidate, Selection
+from reparam.program import Affine, Alias, Layout, Node, Opaque, ShapeOf, Sum
 from reparam.reasons import Reason, Refusal, Why
 
 __all__ = ["Account"]

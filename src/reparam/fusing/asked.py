@@ -12,10 +12,10 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_flatten
 
-from reparam._arguments import Kind, shown
+from reparam._support.arguments import Kind, shown
 from reparam.errors import InputError
-from reparam.graph.skeleton import Copier
-from reparam.graph.structures import leaves
+from reparam.frontends.torch.skeleton import Copier
+from reparam.frontends.torch.structures import leaves
 
 __all__ = [
     "FIXED",

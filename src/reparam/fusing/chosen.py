@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, TypeAlias
 
 from torch import nn
 
-from reparam._arguments import Kind, shown
+from reparam._support.arguments import Kind, shown
 from reparam.errors import InputError
 
 __all__ = ["EVERYTHING", "WHERE", "Chosen", "Where"]

@@ -14,10 +14,10 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.utils._pytree import tree_map
 
 from reparam.errors import VerificationError
+from reparam.frontends.torch.faithful import with_numbers
+from reparam.frontends.torch.running import Arguments
+from reparam.frontends.torch.skeleton import runnable_copy
 from reparam.fusing.discover import Discovery
-from reparam.graph.faithful import with_numbers
-from reparam.graph.running import Arguments
-from reparam.graph.skeleton import runnable_copy
 from reparam.verifying import (
     NothingShownWarning,
     constant_outputs,

@@ -9,19 +9,19 @@ from typing import Any
 
 from torch import fx, nn
 
-from reparam._arguments import running_on
+from reparam._support.arguments import running_on
 from reparam.errors import InputError, UnsupportedModelError
+from reparam.frontends.torch.cut import Cut
+from reparam.frontends.torch.faithful import Outcome, compare, guess_calls, with_numbers
+from reparam.frontends.torch.fixed import fixed_values
+from reparam.frontends.torch.part import part_of
+from reparam.frontends.torch.rewrite import Shell, build
+from reparam.frontends.torch.running import Arguments
+from reparam.frontends.torch.skeleton import hooked_modules, runnable_copy, with_plain_weights
+from reparam.frontends.torch.trace import Trace, TraceFailure, join, trace
 from reparam.fusing.asked import Fixed, Outputs, asked, whole_result
 from reparam.fusing.compare import compare_models
 from reparam.fusing.discover import as_call
-from reparam.graph.cut import Cut
-from reparam.graph.faithful import Outcome, compare, guess_calls, with_numbers
-from reparam.graph.fixed import fixed_values
-from reparam.graph.part import part_of
-from reparam.graph.rewrite import Shell, build
-from reparam.graph.running import Arguments
-from reparam.graph.skeleton import hooked_modules, runnable_copy, with_plain_weights
-from reparam.graph.trace import Trace, TraceFailure, join, trace
 from reparam.reasons import Refusal, Why
 
 __all__ = ["CutOut", "cut_out"]

@@ -8,17 +8,11 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from reparam._arguments import running_on
+from reparam._support.arguments import running_on
 from reparam.algebra import AffineConv
-from reparam.fusing.account import Account
-from reparam.fusing.chosen import EVERYTHING, Chosen
-from reparam.fusing.fold import doubt_of
-from reparam.fusing.found import Found, complete, describe
-from reparam.fusing.objections import Objections, owners_of
-from reparam.fusing.place import Parts, place_all
-from reparam.fusing.probe import identify
-from reparam.graph.builtin import is_builtin
-from reparam.graph.faithful import (
+from reparam.frontends.kinds import AnyConv, AnyNorm
+from reparam.frontends.torch.builtin import is_builtin
+from reparam.frontends.torch.faithful import (
     Outcome,
     Report,
     capture_calls,
@@ -27,13 +21,24 @@ from reparam.graph.faithful import (
     guess_for_module,
     with_numbers,
 )
-from reparam.graph.ir import Node
-from reparam.graph.kinds import AnyConv, AnyNorm
-from reparam.graph.lift import Lifted, lift
-from reparam.graph.running import Arguments
-from reparam.graph.skeleton import hooked_modules, runnable_copy, shared_copy, with_plain_weights
-from reparam.graph.trace import Key, Trace, TraceFailure, join, other_ways, trace
+from reparam.frontends.torch.lift import Lifted, lift
+from reparam.frontends.torch.running import Arguments
+from reparam.frontends.torch.skeleton import (
+    hooked_modules,
+    runnable_copy,
+    shared_copy,
+    with_plain_weights,
+)
+from reparam.frontends.torch.trace import Key, Trace, TraceFailure, join, other_ways, trace
+from reparam.fusing.account import Account
+from reparam.fusing.chosen import EVERYTHING, Chosen
+from reparam.fusing.fold import doubt_of
+from reparam.fusing.found import Found, complete, describe
+from reparam.fusing.objections import Objections, owners_of
+from reparam.fusing.place import Parts, place_all
+from reparam.fusing.probe import identify
 from reparam.planner import Candidate, Selection, select
+from reparam.program import Node
 from reparam.reasons import Reason, Refusal, Why
 
 __all__ = ["Discovery", "Found", "discover"]

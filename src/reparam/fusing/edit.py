@@ -8,17 +8,17 @@ import torch
 from torch import fx, nn
 
 from reparam.algebra import LayerArguments, flat_pads
+from reparam.frontends.hosted import rebuilt
+from reparam.frontends.torch.frames import first_line
+from reparam.frontends.torch.part import part_of
+from reparam.frontends.torch.rewrite import Shell, build
+from reparam.frontends.torch.running import is_parameter_only
+from reparam.frontends.torch.trace import Key, Trace
 from reparam.fusing.discover import Discovery
 from reparam.fusing.fold import FoldedLayer, lowered
 from reparam.fusing.found import Found
 from reparam.fusing.place import Block, blocks_of, locate, missing
-from reparam.graph.frames import first_line
-from reparam.graph.hosted import rebuilt
-from reparam.graph.ir import largest
-from reparam.graph.part import part_of
-from reparam.graph.rewrite import Shell, build
-from reparam.graph.running import is_parameter_only
-from reparam.graph.trace import Key, Trace
+from reparam.program import largest
 
 __all__ = ["CannotPlaceError", "apply_regions", "make_layer"]
 

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from torch import nn
 
-from reparam._arguments import MODULE, takes
+from reparam._support.arguments import MODULE, takes
 from reparam.algebra import AffineConv, evaluate
 from reparam.errors import InexactError
-from reparam.graph.ir import Opaque, Program, ShapeOf
-from reparam.graph.lift import lift
-from reparam.graph.skeleton import shared_copy, unwrap
-from reparam.graph.trace import TraceFailure, trace
+from reparam.frontends.torch.lift import lift
+from reparam.frontends.torch.skeleton import shared_copy, unwrap
+from reparam.frontends.torch.trace import TraceFailure, trace
 from reparam.planner.candidates import Candidates
+from reparam.program import Opaque, Program, ShapeOf
 
 __all__ = ["operator"]
 

@@ -17,11 +17,11 @@ from torch.nn import functional as F
 
 from reparam.algebra import flat_pads
 from reparam.algebra.direct import Positions, at_positions, convolving
-from reparam.graph.builtin import is_builtin
-from reparam.graph.ir import Affine, Alias, Node, Padded
-from reparam.graph.kinds import AnyBatchNorm
-from reparam.graph.lift import Lifted
+from reparam.frontends.kinds import AnyBatchNorm
+from reparam.frontends.torch.builtin import is_builtin
+from reparam.frontends.torch.lift import Lifted
 from reparam.planner import Candidate
+from reparam.program import Affine, Alias, Node, Padded
 
 __all__ = ["Runner", "pad_as", "run_moved", "run_nodes", "run_region"]
 

@@ -18,11 +18,11 @@ from torch.export.graph_signature import (
 )
 
 from reparam.algebra import LayerArguments, flat_pads
+from reparam.frontends.hosted import rebuilt
+from reparam.frontends.torch.exported import Reading
 from reparam.fusing.fold import FoldedLayer
 from reparam.fusing.found import Found
-from reparam.graph.exported import Reading
-from reparam.graph.hosted import rebuilt
-from reparam.graph.ir import Node, largest
+from reparam.program import Node, largest
 
 __all__ = ["write_program"]
 

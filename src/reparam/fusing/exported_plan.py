@@ -12,6 +12,8 @@ from torch.export import ExportedProgram
 from torch.utils._pytree import tree_unflatten
 
 from reparam.errors import InputError
+from reparam.frontends.torch.exported import Reading, path_of, read_program
+from reparam.frontends.torch.lift import lift
 from reparam.fusing.account import Account
 from reparam.fusing.chosen import EVERYTHING, Chosen
 from reparam.fusing.compare import compare_models
@@ -20,8 +22,6 @@ from reparam.fusing.fold import FoldedLayer, doubt_of, fold_all
 from reparam.fusing.found import Found, complete, describe
 from reparam.fusing.objections import Objections
 from reparam.fusing.plans import FoldWarning, Plan, Region, region_record
-from reparam.graph.exported import Reading, path_of, read_program
-from reparam.graph.lift import lift
 from reparam.planner import select
 from reparam.reasons import Why
 

@@ -23,13 +23,13 @@ from reparam.algebra import (
     prepared,
 )
 from reparam.algebra.direct import Positions, telling_positions
+from reparam.frontends.hosted import rebuilt
+from reparam.frontends.torch.builtin import is_builtin
+from reparam.frontends.torch.lift import Lifted
 from reparam.fusing.execute import SLICE, pad_as, run_region
 from reparam.fusing.found import Found
-from reparam.graph.builtin import is_builtin
-from reparam.graph.hosted import rebuilt
-from reparam.graph.ir import HostedInput, Node, Padded
-from reparam.graph.lift import Lifted
 from reparam.planner import Candidate
+from reparam.program import HostedInput, Node, Padded
 from reparam.reasons import Reason, Why
 
 __all__ = [

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from reparam.frontends.torch.lift import Lifted
+from reparam.frontends.torch.trace import Key
 from reparam.fusing.objections import common_call
-from reparam.graph.ir import Alias, Node, Sum
-from reparam.graph.lift import Lifted
-from reparam.graph.trace import Key
 from reparam.planner import Candidate
+from reparam.program import Alias, Node, Sum
 
 __all__ = ["Found", "complete", "describe"]
 

@@ -6,11 +6,11 @@ from collections import defaultdict
 
 from torch import Tensor, fx, nn
 
+from reparam.frontends.torch.lift import Lifted
+from reparam.frontends.torch.trace import Call, Key
 from reparam.fusing.chosen import Chosen
-from reparam.graph.ir import Alias, Concat, HostedInput, Layout, Node, Routed, Sum
-from reparam.graph.lift import Lifted
-from reparam.graph.trace import Call, Key
 from reparam.planner import Candidate
+from reparam.program import Alias, Concat, HostedInput, Layout, Node, Routed, Sum
 from reparam.reasons import Reason, Why
 
 __all__ = ["Objections", "common_call"]
@@ -210,6 +210,6 @@ def _inside(path: str, holder: str) -> bool:
 
 
 def _base(lifted: Lifted, node: Node) -> fx.Node:
-    from reparam.graph.effects import base_of
+    from reparam.frontends.torch.effects import base_of
 
     return base_of(lifted.node_of(node))

@@ -12,13 +12,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from reparam._optional import require
-from reparam._spelling import advice
+from reparam._support.optional import require
+from reparam._support.spelling import advice
 from reparam.errors import InputError, VerificationError
-from reparam.fusing.onnx_samples import samples
-from reparam.graph.onnx_inputs import open_sizes
-from reparam.graph.onnx_nodes import remove_bounds, sorted_model
-from reparam.graph.onnx_tensors import (
+from reparam.frontends.onnx.inputs import open_sizes
+from reparam.frontends.onnx.nodes import remove_bounds, sorted_model
+from reparam.frontends.onnx.tensors import (
     FLOATS,
     MOST_BYTES,
     as_array,
@@ -29,6 +28,7 @@ from reparam.graph.onnx_tensors import (
     onnx_module,
     to_torch,
 )
+from reparam.fusing.onnx_samples import samples
 from reparam.verifying import (
     Difference,
     NothingShownWarning,

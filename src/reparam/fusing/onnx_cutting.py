@@ -10,15 +10,15 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from reparam._arguments import shown
+from reparam._support.arguments import shown
 from reparam.errors import InexactError, InputError
+from reparam.frontends.onnx.constants import Constants
+from reparam.frontends.onnx.inputs import FIRST_SEPARATE_INITIALIZERS, declared_sizes
+from reparam.frontends.onnx.nodes import outer_reads, sorted_model
+from reparam.frontends.onnx.shapes import infer
+from reparam.frontends.onnx.tensors import FLOATS, as_array, from_torch, onnx_module
+from reparam.frontends.onnx.valid import check_readable
 from reparam.fusing.asked import Fixed, Outputs
-from reparam.graph.onnx_constants import Constants
-from reparam.graph.onnx_inputs import FIRST_SEPARATE_INITIALIZERS, declared_sizes
-from reparam.graph.onnx_nodes import outer_reads, sorted_model
-from reparam.graph.onnx_shapes import infer
-from reparam.graph.onnx_tensors import FLOATS, as_array, from_torch, onnx_module
-from reparam.graph.onnx_valid import check_readable
 
 if TYPE_CHECKING:
     from onnx import GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto

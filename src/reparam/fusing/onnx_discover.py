@@ -10,16 +10,16 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from reparam.errors import UnsupportedModelError
+from reparam.frontends.onnx.constants import Constants
+from reparam.frontends.onnx.lift import OnnxLifted, lift_onnx
+from reparam.frontends.onnx.nodes import inner_graphs, sorted_model
+from reparam.frontends.onnx.shapes import Shapes
+from reparam.frontends.onnx.tensors import FLOATS
+from reparam.frontends.onnx.valid import check_readable
 from reparam.fusing.account import Account
 from reparam.fusing.chosen import EVERYTHING, Chosen, Where
-from reparam.graph.ir import Affine, HostedInput, Node, Program, Sum, largest
-from reparam.graph.onnx_constants import Constants
-from reparam.graph.onnx_lift import OnnxLifted, lift_onnx
-from reparam.graph.onnx_nodes import inner_graphs, sorted_model
-from reparam.graph.onnx_shapes import Shapes
-from reparam.graph.onnx_tensors import FLOATS
-from reparam.graph.onnx_valid import check_readable
 from reparam.planner import Candidate, select
+from reparam.program import Affine, HostedInput, Node, Program, Sum, largest
 from reparam.reasons import Reason, Refusal, Why
 
 if TYPE_CHECKING:

@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from reparam.algebra import layer_arguments
+from reparam.frontends.onnx.inputs import FIRST_SEPARATE_INITIALIZERS, open_sizes
+from reparam.frontends.onnx.lift import OnnxLifted
+from reparam.frontends.onnx.nodes import in_order, inner_graphs, outer_reads
+from reparam.frontends.onnx.tensors import from_torch, onnx_module
 from reparam.fusing.fold import FoldedLayer
 from reparam.fusing.onnx_discover import OnnxFound
-from reparam.graph.ir import HostedInput
-from reparam.graph.onnx_inputs import FIRST_SEPARATE_INITIALIZERS, open_sizes
-from reparam.graph.onnx_lift import OnnxLifted
-from reparam.graph.onnx_nodes import in_order, inner_graphs, outer_reads
-from reparam.graph.onnx_tensors import from_torch, onnx_module
+from reparam.program import HostedInput
 
 if TYPE_CHECKING:
     from onnx import GraphProto, ModelProto, NodeProto

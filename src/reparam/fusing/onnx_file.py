@@ -12,14 +12,14 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
-from reparam._files import atomic_path
+from reparam._support.files import atomic_path
 from reparam.errors import InputError, VerificationError
+from reparam.frontends.onnx.inputs import freeze_inputs as frozen
+from reparam.frontends.onnx.tensors import MOST_BYTES, bytes_of, onnx_module
+from reparam.frontends.onnx.valid import check_readable
 from reparam.fusing.onnx_compare import compare_onnx_files, no_comparison
 from reparam.fusing.onnx_cutting import asked_onnx
 from reparam.fusing.onnx_plan import OnnxPlan, plan_onnx
-from reparam.graph.onnx_inputs import freeze_inputs as frozen
-from reparam.graph.onnx_tensors import MOST_BYTES, bytes_of, onnx_module
-from reparam.graph.onnx_valid import check_readable
 from reparam.verifying import Verdict
 
 if TYPE_CHECKING:

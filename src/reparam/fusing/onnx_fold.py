@@ -7,15 +7,15 @@ from torch import Tensor
 
 from reparam.algebra import evaluate, layer_arguments
 from reparam.algebra.direct import Positions, at_positions
+from reparam.frontends.hosted import transposed_of_rows
+from reparam.frontends.onnx.lift import OnnxLifted
+from reparam.frontends.onnx.nodes import attributes
+from reparam.frontends.onnx.run import run_nodes
 from reparam.fusing.execute import run_moved
 from reparam.fusing.execute import run_nodes as run_region_nodes
 from reparam.fusing.fold import FoldedLayer, fold_onto
 from reparam.fusing.onnx_discover import OnnxFound
-from reparam.graph.hosted import transposed_of_rows
-from reparam.graph.ir import Affine, HostedInput, Node
-from reparam.graph.onnx_lift import OnnxLifted
-from reparam.graph.onnx_nodes import attributes
-from reparam.graph.onnx_run import run_nodes
+from reparam.program import Affine, HostedInput, Node
 
 __all__ = ["fold_onnx"]
 

@@ -7,14 +7,14 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from reparam.errors import VerificationError
+from reparam.frontends.onnx.lift import OnnxLifted
+from reparam.frontends.onnx.valid import check_readable, complaint
 from reparam.fusing.fold import FoldedLayer, in_parallel
 from reparam.fusing.onnx_cutting import asked_onnx, cut_onnx
 from reparam.fusing.onnx_discover import OnnxDiscovery, OnnxFound, discover_onnx
 from reparam.fusing.onnx_edit import write_model
 from reparam.fusing.onnx_fold import fold_onnx
 from reparam.fusing.plans import FoldWarning, Plan, Region, region_record
-from reparam.graph.onnx_lift import OnnxLifted
-from reparam.graph.onnx_valid import check_readable, complaint
 from reparam.reasons import Reason, Why
 
 if TYPE_CHECKING:

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from reparam._spelling import advice
+from reparam._support.spelling import advice
 from reparam.errors import InputError
-from reparam.graph.onnx_inputs import declared_sizes, required_inputs
-from reparam.graph.onnx_tensors import FLOATS, from_array, onnx_module
+from reparam.frontends.onnx.inputs import declared_sizes, required_inputs
+from reparam.frontends.onnx.tensors import FLOATS, from_array, onnx_module
 
 if TYPE_CHECKING:
     from onnx import ModelProto, NodeProto, ValueInfoProto

@@ -8,10 +8,10 @@ from dataclasses import dataclass, field
 
 from torch import fx
 
+from reparam.frontends.torch.part import part_of
+from reparam.frontends.torch.trace import Key, Trace
 from reparam.fusing.found import Found, complete
-from reparam.graph.ir import Node
-from reparam.graph.part import part_of
-from reparam.graph.trace import Key, Trace
+from reparam.program import Node
 from reparam.reasons import Reason, Why
 
 __all__ = ["Block", "Parts", "Placement", "blocks_of", "locate", "missing", "place_all"]

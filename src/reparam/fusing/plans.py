@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING, Any, overload
 from torch import nn
 from torch.export import ExportedProgram
 
-from reparam._arguments import FLAG, NONE, SHAPES, check_module, takes
+from reparam._support.arguments import FLAG, NONE, SHAPES, check_module, takes
 from reparam.errors import TrainingModeError
+from reparam.frontends.kinds import AnyBatchNorm
+from reparam.frontends.torch.skeleton import Copier, unwrap
 from reparam.fusing.asked import FIXED, OUTPUTS, without_fixed
 from reparam.fusing.chosen import EVERYTHING, WHERE, Chosen
 from reparam.fusing.collector import paused_collector
@@ -22,10 +24,8 @@ from reparam.fusing.edit import CannotPlaceError, apply_regions
 from reparam.fusing.fold import FoldedLayer, fold_all
 from reparam.fusing.found import Found, complete
 from reparam.fusing.table import Line, page
-from reparam.graph.ir import Affine, HostedInput, Node, Padded, Sum
-from reparam.graph.kinds import AnyBatchNorm
-from reparam.graph.skeleton import Copier, unwrap
 from reparam.planner import Candidate
+from reparam.program import Affine, HostedInput, Node, Padded, Sum
 from reparam.reasons import Refusal
 
 if TYPE_CHECKING:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from reparam.algebra import AffineConv, Geometry
-from reparam.graph.running import Arguments
+from reparam.frontends.torch.running import Arguments
 
 __all__ = ["identify"]
 

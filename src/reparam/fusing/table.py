@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
-from reparam._spelling import advice
+from reparam._support.spelling import advice
 from reparam.fusing.grouping import alike, common_name, common_text, without_channels
 from reparam.reasons import Refusal
 

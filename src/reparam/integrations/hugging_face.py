@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from reparam._arguments import NONE, PATH, SHAPES, takes
-from reparam._optional import require
+from reparam._support.arguments import NONE, PATH, SHAPES, takes
+from reparam._support.optional import require
 from reparam.checkpoints.files import listed, read_weights
 from reparam.errors import CheckpointError, InputError
 from reparam.fusing import plan

@@ -12,13 +12,13 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten
 
-from reparam._arguments import NONE, PATH, SHAPES, TEXT, several, takes
-from reparam._files import check_destination
-from reparam._optional import require
+from reparam._support.arguments import NONE, PATH, SHAPES, TEXT, several, takes
+from reparam._support.files import check_destination
+from reparam._support.optional import require
 from reparam.checkpoints.files import read_weights
+from reparam.deploy.exporting import export
+from reparam.deploy.exporting.formats import find_format
 from reparam.errors import CheckpointError, InputError
-from reparam.exporting import export
-from reparam.exporting.formats import find_format
 from reparam.fusing import plan
 from reparam.verifying import verify
 
@@ -31,7 +31,7 @@ from lightning.pytorch import strategies
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from reparam.exporting import ExportResult
+    from reparam.deploy.exporting import ExportResult
     from reparam.fusing import Plan
     from reparam.verifying import Verdict
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from reparam._optional import available, require
+from reparam._support.optional import available, require
 from reparam.errors import ArgumentError, InputError
 from reparam.models.zoo import SPECS, canonical_name, create, names, suggestion
 

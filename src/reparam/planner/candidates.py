@@ -17,8 +17,8 @@ from reparam.algebra import (
     pad_leaf,
 )
 from reparam.errors import InexactError
-from reparam.graph.ir import Affine, Alias, Node, Padded, Program, ShapeOf
-from reparam.graph.ir import Sum as Add
+from reparam.program import Affine, Alias, Node, Padded, Program, ShapeOf
+from reparam.program import Sum as Add
 from reparam.reasons import Reason, Why
 
 __all__ = ["Candidate", "Candidates", "Cost"]

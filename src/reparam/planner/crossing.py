@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from reparam.graph.ir import Affine, Alias, Layout, Node, Padded, Routed
+from reparam.program import Affine, Alias, Layout, Node, Padded, Routed
 
 __all__ = ["Channels", "after", "ahead_of", "are_parts", "averages", "keeps_order", "spreads"]
 

@@ -18,7 +18,8 @@ from typing import TypeGuard
 
 from reparam.algebra import compose, rerouted
 from reparam.errors import InexactError
-from reparam.graph.ir import (
+from reparam.planner.crossing import Channels, after, ahead_of, are_parts, keeps_order, spreads
+from reparam.program import (
     Affine,
     Alias,
     Concat,
@@ -31,7 +32,6 @@ from reparam.graph.ir import (
     ShapeOf,
     Sum,
 )
-from reparam.planner.crossing import Channels, after, ahead_of, are_parts, keeps_order, spreads
 
 __all__ = ["Direction", "Move", "moved"]
 

@@ -7,9 +7,9 @@ from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass, field
 from fractions import Fraction
 
-from reparam.graph.ir import Affine, Node, Program, ShapeOf
 from reparam.planner.candidates import Candidate, Candidates
 from reparam.planner.moves import Direction, Move, moved
+from reparam.program import Affine, Node, Program, ShapeOf
 from reparam.reasons import Reason, Why
 
 __all__ = ["Selection", "Veto", "select"]

@@ -18,7 +18,7 @@ from reparam.report.results import (
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from reparam.benchmarking import BenchmarkResult
+    from reparam.deploy.benchmarking import BenchmarkResult
 
 __all__ = [
     "BUSY",
@@ -110,7 +110,7 @@ def from_json(value: dict[str, Any], where: str) -> Results:
     Raises:
         InputError: it is not what a benchmark stores.
     """
-    from reparam.benchmarking import BenchmarkResult
+    from reparam.deploy.benchmarking import BenchmarkResult
 
     try:
         return from_benchmark(BenchmarkResult.from_json(json.dumps(value)))

@@ -25,9 +25,9 @@ __all__ = [
 class RoundedLayerRecord:
     """One layer rounded to eight bits, all other layers in float.
 
-    The fields are those of :class:`reparam.quantizing.LayerDiagnosis`: ranges, spreads (the widest
-    channel over the median one), signal-to-noise ratios in decibels, and the share of samples whose
-    class changes. `kept` says that the file holds this layer in float.
+    The fields are those of :class:`reparam.lab.quantizing.LayerDiagnosis`: ranges, spreads (the
+    widest channel over the median one), signal-to-noise ratios in decibels, and the share of
+    samples whose class changes. `kept` says that the file holds this layer in float.
     """
 
     name: str

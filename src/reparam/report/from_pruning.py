@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from reparam.errors import InputError
-from reparam.pruning.targets import MacsTarget
+from reparam.lab.pruning.targets import MacsTarget
 from reparam.report.benchmarks import engine_label
 from reparam.report.compressed import (
     ChannelGroupRecord,
@@ -20,8 +20,8 @@ from reparam.report.results import Results
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from reparam.pruning import LatencyChange, LayerWidths, PruneResult
-    from reparam.pruning.targets import Target
+    from reparam.lab.pruning import LatencyChange, LayerWidths, PruneResult
+    from reparam.lab.pruning.targets import Target
 
 __all__ = ["from_prune", "pruning_record"]
 

@@ -11,7 +11,7 @@ from reparam.report.results import Results
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from reparam.quantizing import LayerDiagnosis, QuantizeResult
+    from reparam.lab.quantizing import LayerDiagnosis, QuantizeResult
 
 __all__ = ["from_quantize", "quantization_record"]
 

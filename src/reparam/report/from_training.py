@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 __all__ = ["SCHEMA", "from_training"]
 
 SCHEMA = "reparam.training/1"
-"""Of ``result.json`` in the folder of a run (:meth:`reparam.training.TrainResult.to_dict`)."""
+"""Of ``result.json`` in the folder of a run (:meth:`reparam.lab.training.TrainResult.to_dict`)."""
 
 
 @dataclass(frozen=True)

@@ -127,5 +127,5 @@ def advice(record: QuantizationRecord) -> str:
         hints.append("--bias-correction")
     if not record.kept_float:
         hints.append("--keep-float 2, which leaves the two worst layers in float")
-    untried = "; ".join(hints) or "quantization-aware training (reparam.quantizing.prepare_qat)"
+    untried = "; ".join(hints) or "quantization-aware training (reparam.lab.quantizing.prepare_qat)"
     return f"{drop:.2f} points were lost; try {untried}"

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from reparam import _files
-from reparam._optional import require
+from reparam._support import files
+from reparam._support.optional import require
 from reparam.report import story
 from reparam.report._csv import to_csv
 from reparam.report._markup import typeset
@@ -65,7 +65,7 @@ def render(results: Source, out: str | Path) -> Path:
         MissingExtraError: jinja2 is not installed.
     """
     path = Path(out)
-    _files.write_text(path, page_html(load_results(results)))
+    files.write_text(path, page_html(load_results(results)))
     return path
 
 

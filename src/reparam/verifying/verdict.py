@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from reparam._arguments import (
+from reparam._support.arguments import (
     FUNCTION,
     INPUTS,
     MODULE,
@@ -23,7 +23,7 @@ from reparam._arguments import (
     running_on,
     takes,
 )
-from reparam._untouched import leaves_untouched
+from reparam._support.untouched import leaves_untouched
 from reparam.errors import InputError, TrainingModeError, VerificationError
 from reparam.verifying.calling import Runnable, call
 from reparam.verifying.outputs import (

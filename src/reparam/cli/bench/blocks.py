@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 
 import reparam
-from reparam.benchmarking import MemoryTrace, peak_activation_memory
-from reparam.benchmarking.memory import predicted_held_maps
 from reparam.cli.demo.records import memory_record, trace_record
+from reparam.deploy.benchmarking import MemoryTrace, peak_activation_memory
+from reparam.deploy.benchmarking.memory import predicted_held_maps
 from reparam.models import RepVGG, RepVGGSpec
 from reparam.report.results import MemoryRecord, TraceRecord
 

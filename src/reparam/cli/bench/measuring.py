@@ -15,9 +15,7 @@ from torch import nn
 from torch.nn import functional
 
 import reparam
-from reparam._files import is_there
-from reparam.benchmarking import BenchmarkResult
-from reparam.benchmarking.environment import cpu_count
+from reparam._support.files import is_there
 from reparam.cli.bench.blocks import count_blocks
 from reparam.cli.bench.request import Request
 from reparam.cli.counts import counted
@@ -25,6 +23,8 @@ from reparam.cli.exported_files import example, fixed_batch, is_file
 from reparam.cli.notes import warnings_noted
 from reparam.cli.targets import Inputs, checked_size, example_inputs, load_model
 from reparam.cli.terminal import Terminal
+from reparam.deploy.benchmarking import BenchmarkResult
+from reparam.deploy.benchmarking.environment import cpu_count
 from reparam.errors import InputError
 from reparam.report.benchmarks import BUSY, model_details
 from reparam.report.published import INPUT_SIZE, published

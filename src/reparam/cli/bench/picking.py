@@ -8,16 +8,16 @@ from pathlib import Path
 from typing import Any
 
 import reparam
-from reparam._files import check_destination
-from reparam.benchmarking import Pick, Ratio, pick
+from reparam._support.files import check_destination
 from reparam.cli.bench.measuring import is_file
 from reparam.cli.bench.request import Request
 from reparam.cli.notes import warnings_noted
 from reparam.cli.targets import Inputs, Target, command, example_inputs, load_model
 from reparam.cli.terminal import Terminal
-from reparam.engines._inputs import with_batch
+from reparam.deploy.benchmarking import Pick, Ratio, pick
+from reparam.deploy.engines._inputs import with_batch
+from reparam.deploy.exporting import ExportResult, formats
 from reparam.errors import InputError
-from reparam.exporting import ExportResult, formats
 from reparam.report.benchmarks import engine_label
 from reparam.report.numbers import significant
 

@@ -6,9 +6,9 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from reparam._optional import available
+from reparam._support.optional import available
 from reparam.cli.targets import Checkpoint, Inputs, Target, command
-from reparam.engines import Settings, get_engine
+from reparam.deploy.engines import Settings, get_engine
 from reparam.errors import InputError
 
 __all__ = [

@@ -10,9 +10,9 @@ import torch
 from torch import nn
 
 import reparam
-from reparam._optional import require
-from reparam.benchmarking import peak_activation_memory
+from reparam._support.optional import require
 from reparam.cli.demo import records
+from reparam.deploy.benchmarking import BenchmarkResult, peak_activation_memory
 from reparam.models import mobileone_s1
 from reparam.report.benchmarks import environment_record
 from reparam.report.published import published
@@ -74,7 +74,7 @@ def _timed(
     settings: Settings,
     reporter: Reporter,
     title: str,
-) -> reparam.benchmarking.BenchmarkResult:
+) -> BenchmarkResult:
     with reporter.step(f"Timing: {title[0].lower()}{title[1:]}") as update:
         return reparam.benchmark(
             models, images, engines=_ENGINES, rounds=settings.rounds, progress=update

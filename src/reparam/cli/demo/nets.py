@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from reparam._optional import require
+from reparam._support.optional import require
 from reparam.models import BRANCHES, RepVGG, RepVGGSpec
 
 if TYPE_CHECKING:

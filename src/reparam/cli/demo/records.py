@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     import torch
 
     import reparam
-    from reparam.benchmarking import BenchmarkResult, MemoryTrace
+    from reparam.deploy.benchmarking import BenchmarkResult, MemoryTrace
 
 __all__ = [
     "block_record",

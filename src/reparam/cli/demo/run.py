@@ -15,15 +15,16 @@ import torch
 from torch import Tensor, nn
 
 import reparam
-from reparam import _files
+from reparam._support import files
 from reparam.cli.demo import measure, records
 from reparam.cli.demo.nets import build_repvgg, build_resnet
 from reparam.cli.demo.settings import Settings
 from reparam.cli.demo.twins import train_twins
-from reparam.data import ArraySplit, ImageData, open_data
-from reparam.engines import Settings as EngineSettings
-from reparam.engines import get_engine
+from reparam.deploy.engines import Settings as EngineSettings
+from reparam.deploy.engines import get_engine
 from reparam.errors import InputError, VerificationError
+from reparam.lab.data import ArraySplit, ImageData, open_data
+from reparam.lab.training import Progress, TrainResult, load_recipe, train
 from reparam.report import render, to_json
 from reparam.report.results import (
     AccuracyRecord,
@@ -33,7 +34,6 @@ from reparam.report.results import (
     Results,
     TrainingRecord,
 )
-from reparam.training import Progress, TrainResult, load_recipe, train
 
 __all__ = ["Outcome", "Reporter", "run"]
 
@@ -271,7 +271,7 @@ def _export(results: Results, forms: _Forms, out: Path, reporter: Reporter) -> R
 
 
 def _write(results: Results, out: Path) -> Outcome:
-    _files.write_text(out / "results.json", to_json(results))
+    files.write_text(out / "results.json", to_json(results))
     # From the stored file, so that the page shows what was kept and not what was in memory.
     return Outcome(results, out, render(out / "results.json", out / "index.html"))
 

@@ -10,11 +10,11 @@ import torch
 
 import reparam
 from reparam.cli.demo.nets import build_deep
-from reparam.data import ArraySplit, ImageData, open_data
 from reparam.errors import InputError
+from reparam.lab.data import ArraySplit, ImageData, open_data
+from reparam.lab.training import load_recipe, train
 from reparam.report.results import Results, TwinRecord, TwinsRecord
 from reparam.report.twins import twins_remarks
-from reparam.training import load_recipe, train
 
 if TYPE_CHECKING:
     from reparam.cli.demo.run import Reporter

@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from reparam.cli.quantizing.telling import tell
+from reparam.cli.quantizing.summary import tell
 
 __all__ = ["tell"]

@@ -4,6 +4,6 @@ from __future__ import annotations
 
 from reparam.cli.training.request import TrainRequest, overrides
 from reparam.cli.training.running import Finished, run
-from reparam.cli.training.telling import as_dict, tell
+from reparam.cli.training.summary import as_dict, tell
 
 __all__ = ["Finished", "TrainRequest", "as_dict", "overrides", "run", "tell"]

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from reparam._optional import available
+from reparam._support.optional import available
 from reparam.branching import kinds
 from reparam.cli.targets import Checkpoint
-from reparam.engines import get_engine
+from reparam.deploy.engines import get_engine
+from reparam.deploy.exporting import formats
 from reparam.errors import InputError
-from reparam.exporting import formats
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -29,7 +29,7 @@ class TrainRequest:
     """One run.
 
     Attributes:
-        data: as :func:`reparam.data.open_data` takes it.
+        data: as :func:`reparam.lab.data.open_data` takes it.
         out: folder of the run.
         model: MODEL, or None for the recipe's own, or else a small RepVGG.
         recipe: a name or a file, or None for the one that fits the data.

@@ -9,12 +9,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import reparam
-from reparam._optional import require
+from reparam._support.optional import require
 from reparam.cli import small
 from reparam.cli.notes import warnings_noted
 from reparam.cli.targets import Target, build, pruned_note, sized, with_weights
-from reparam.data import ImageData, open_data
 from reparam.errors import InputError
+from reparam.lab.data import ImageData, open_data
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from reparam.cli.terminal import Terminal
     from reparam.cli.training.request import TrainRequest
-    from reparam.training import Deployment, Progress, TrainResult
+    from reparam.lab.training import Deployment, Progress, TrainResult
 
 __all__ = ["Finished", "run"]
 
@@ -56,7 +56,7 @@ def run(request: TrainRequest, terminal: Terminal) -> Finished | None:
         ExportError: an export failed.
     """
     require("lightning", extra="train", purpose="Training")
-    from reparam.training import Hardware, finish, load_recipe, train
+    from reparam.lab.training import Hardware, finish, load_recipe, train
 
     first = _is_first_process()
     if first:

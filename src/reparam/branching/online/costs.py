@@ -1,0 +1,229 @@
+"""What a training step of a block costs, by counted work, for each way to run it.
+
+The unit is a multiply-add of a large matrix product; forward and backward count together. The rates
+below turn passes over memory into that unit. They were measured on an x86-64 CPU. What many small
+operations take does not get less with more threads, as everything else does, so it counts once for
+each thread. Merging has to save a margin, as no count is time.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from dataclasses import dataclass, field, replace
+
+from reparam.algebra import Geometry, parallel
+from reparam.branching.online.moments import is_single_tap, is_toeplitz
+from reparam.branching.online.steps import Kind, Step
+from reparam.branching.online.toeplitz import lag_windows
+
+__all__ = ["Costs", "cheapest", "choices", "common_patch", "positions", "work_of"]
+
+_NORM = 140.0
+"""A batch norm, for each number that it normalises: eight passes, and slow ones."""
+_ADD = 25.0
+"""An addition of two tensors, for each number, and of their gradients where both are one input."""
+_PASS = 10.0
+"""Reading a tensor and writing another, for each number."""
+_DEPTHWISE_TAP = 5.0
+"""A tap of a depthwise convolution: bound by memory, not by arithmetic."""
+_GATHER = 55.0
+"""Writing one tap of a patch out, or adding it back."""
+_SMALL = 1e8
+"""The many small operations that single taps and gathered patches need, on each thread."""
+_SMALL_DEPTHWISE = 2e8
+"""Those of depthwise patches at stride 1, borders included."""
+_MARGIN = 1.3
+"""How many times less merging has to cost than the branches."""
+_FORM = 1.3
+"""A multiply-add of a product of kernels with a covariance: small matrices are slower."""
+
+
+@dataclass(frozen=True)
+class Costs:
+    """The cheapest way to run a block.
+
+    Attributes:
+        merged: Norms taken from the moments of the input; none: the block runs as it was.
+        work: Multiply-adds of a step, or what takes as long, that way.
+        branches: The same for running every branch by itself.
+        plain: The same for one convolution and one norm.
+
+    """
+
+    merged: frozenset[int]
+    work: float
+    branches: float
+    plain: float
+
+
+@functools.lru_cache(maxsize=4096)
+def cheapest(steps: tuple[Step, ...], shape: tuple[int, ...], threads: int) -> Costs:
+    """Choose for an input of a shape which norms to merge on so many threads."""
+    norms = [i for i, step in enumerate(steps) if step.kind is Kind.NORM]
+    last = steps[-1].geometry
+    branches = work_of(steps, shape, frozenset(), threads)
+    plain = _layer(last, shape) + _NORM * last.out_channels * positions(last, shape)
+    best = Costs(frozenset(), branches, branches, plain)
+    if any(positions(steps[i].geometry, shape) < 2 for i in norms):
+        return best
+    for merged in choices(steps):
+        work = work_of(steps, shape, merged, threads)
+        if work * (1.0 if best.merged else _MARGIN) < best.work:
+            best = replace(best, merged=merged, work=work)
+    return best
+
+
+def choices(steps: tuple[Step, ...]) -> list[frozenset[int]]:
+    """The sets of norms worth trying: those of values with few taps, then those with more."""
+    norms = [i for i, step in enumerate(steps) if step.kind is Kind.NORM]
+    found = []
+    for most in sorted({steps[i].geometry.taps for i in norms}):
+        chosen = frozenset(i for i in norms if steps[i].geometry.taps <= most)
+        found.append(frozenset(i for i in chosen if _upstream(steps, i) <= chosen))
+    return found
+
+
+def positions(geometry: Geometry, shape: tuple[int, ...]) -> int:
+    """Output positions of an operator over a batch."""
+    return shape[0] * math.prod(geometry.output_size(shape[2:]))
+
+
+@functools.lru_cache(maxsize=4096)
+def common_patch(geometries: tuple[Geometry, ...]) -> Geometry:
+    """The patch that holds those of several operators with one set of output positions."""
+    first, *others = (replace(g, out_channels=g.in_channels, bias=False) for g in geometries)
+    return functools.reduce(parallel, others, first)
+
+
+def work_of(
+    steps: tuple[Step, ...], shape: tuple[int, ...], merged: frozenset[int], threads: int
+) -> float:
+    """Count the work of a step with these norms merged."""
+    return _Count(steps, shape, merged, threads).total()
+
+
+def _upstream(steps: tuple[Step, ...], index: int) -> set[int]:
+    """The norms that a norm's input depends on."""
+    found: set[int] = set()
+    waiting = list(steps[index].inputs)
+    while waiting:
+        step = waiting.pop()
+        if steps[step].kind is Kind.NORM:
+            found.add(step)
+        waiting.extend(steps[step].inputs)
+    return found
+
+
+def _layer(geometry: Geometry, shape: tuple[int, ...]) -> float:
+    if geometry.is_diagonal:
+        return 3 * _PASS * geometry.out_channels * positions(geometry, shape)
+    rate = _DEPTHWISE_TAP if geometry.groups == geometry.in_channels > 1 else 1.0
+    outside = 2 * _PASS * geometry.out_channels
+    return positions(geometry, shape) * (3 * rate * geometry.weights + outside)
+
+
+def _moments(patch: Geometry, shape: tuple[int, ...], threads: int) -> float:
+    channels = patch.in_channels
+    size = math.prod(shape)
+    width = channels // patch.groups * patch.taps
+    if is_single_tap(patch):
+        return size * (2 * width + 5 * _PASS) + _SMALL * threads
+    if is_toeplitz(patch):
+        high, wide = ([1, *map(len, patch.offsets)])[-2:]
+        lags = (2 * high - 1) * 3 * lag_windows(wide)
+        back = (2 * high - 1) * (2 * wide - 1)
+        border = 2 * (high + wide) / min(shape[2:])
+        rate = lags * _DEPTHWISE_TAP + back * _DEPTHWISE_TAP / 2 + 6 * _PASS + border * 3 * _PASS
+        return size * rate + _SMALL_DEPTHWISE * threads
+    gathered = positions(patch, shape) * channels * patch.taps
+    return gathered * (2 * width + 3 * _GATHER) + _SMALL * threads
+
+
+@dataclass
+class _Sim:
+    affine: Geometry | None
+    tensors: int = 0
+    is_input: bool = False
+    computed: bool = False
+
+
+@dataclass
+class _Count:
+    """Follows the steps as they are run, and adds up."""
+
+    steps: tuple[Step, ...]
+    shape: tuple[int, ...]
+    merged: frozenset[int]
+    threads: int
+    work: float = 0.0
+    patches: dict[tuple[object, ...], list[Geometry]] = field(default_factory=dict)
+
+    def total(self) -> float:
+        values: list[_Sim] = []
+        for index, step in enumerate(self.steps):
+            values.append(self._value(index, step, [values[i] for i in step.inputs]))
+        self._written(values[-1])
+        for geometries in self.patches.values():
+            patch = common_patch(tuple(geometries))
+            width = patch.in_channels // patch.groups * patch.taps
+            self.work += _moments(patch, self.shape, self.threads)
+            self.work += sum(2 * _FORM * g.out_channels * width**2 for g in geometries)
+        return self.work
+
+    def _value(self, index: int, step: Step, inputs: list[_Sim]) -> _Sim:
+        if step.kind is Kind.INPUT:
+            return _Sim(step.geometry, is_input=True)
+        if step.kind is Kind.NORM:
+            return self._norm(index, step, inputs[0])
+        if step.kind is Kind.SUM:
+            affine = any(v.affine is not None for v in inputs)
+            return _Sim(
+                step.geometry if affine and all(v.tensors == 0 for v in inputs) else
+                _sum_of(inputs) if affine else None,
+                sum(v.tensors for v in inputs),
+            )  # fmt: skip
+        if step.kind is Kind.SCALE:
+            self.work += inputs[0].tensors * 2 * _ADD * self._size(step.geometry)
+            return replace(inputs[0], is_input=False)
+        assert step.layer is not None  # noqa: S101 (LAYER and FIXED have one)
+        if inputs[0].tensors or (not inputs[0].is_input and not self.merged):
+            self._written(inputs[0])
+            self.work += self._layer_on(step)
+            return _Sim(None, 1)
+        if not inputs[0].is_input:
+            self.work += 4 * step.layer.weights * step.geometry.in_channels
+        return _Sim(step.geometry)
+
+    def _layer_on(self, step: Step) -> float:
+        count = positions(step.geometry, self.shape)
+        assert step.layer is not None  # noqa: S101 (as above)
+        diagonal = step.layer.groups == step.layer.in_channels > 1
+        return count * step.layer.weights * 3 * (_DEPTHWISE_TAP if diagonal else 1.0)
+
+    def _norm(self, index: int, step: Step, inner: _Sim) -> _Sim:
+        if index in self.merged and inner.affine is not None and not inner.tensors:
+            key = (inner.affine.stride, inner.affine.extent, inner.affine.out_channels)
+            self.patches.setdefault(key, []).append(inner.affine)
+            return _Sim(inner.affine)
+        self._written(inner)
+        self.work += _NORM * self._size(step.geometry)
+        return _Sim(None, 1)
+
+    def _written(self, value: _Sim) -> None:
+        parts = value.tensors
+        if value.affine is not None:
+            parts += 1
+            if not value.is_input:
+                self.work += _layer(value.affine, self.shape)
+        if parts > 1 or (value.is_input and parts):
+            size = self._size(self.steps[-1].geometry)
+            self.work += _ADD * size * (parts - 1 + (value.is_input and 1) * 0.5)
+
+    def _size(self, geometry: Geometry) -> int:
+        return geometry.out_channels * positions(geometry, self.shape)
+
+
+def _sum_of(values: list[_Sim]) -> Geometry:
+    found = [v.affine for v in values if v.affine is not None]
+    return functools.reduce(parallel, found)

@@ -1,0 +1,290 @@
+"""Plan and make training nets whose blocks run as one convolution."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal, get_args
+
+import torch
+from torch import nn
+
+from reparam._support.arguments import FLAG, MODULE, NONE, SHAPES, takes
+from reparam.branching.online.costs import Costs, cheapest
+from reparam.branching.online.finding import BATCH, shapes_in, traces_of
+from reparam.branching.online.placing import Forward, blocks_of, place, regions_of, rewritten, undo
+from reparam.branching.online.reading import Found, regions_in
+from reparam.branching.online.region import Mode
+from reparam.branching.online.steps import Kind
+from reparam.branching.online.table import render
+from reparam.errors import InputError
+from reparam.frontends.torch.skeleton import unwrap
+from reparam.frontends.torch.trace import Trace, TraceFailure
+
+__all__ = ["OnlineBlock", "OnlinePlan", "OnlineRefusal", "online", "online_mode", "online_plan"]
+
+Statistics = Literal["batch", "running"]
+
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+
+
+@dataclass(frozen=True, slots=True)
+class OnlineBlock:
+    """A part of a block that runs merged.
+
+    Attributes:
+        where: Path of the module.
+        what: Its branches, in the field's terms.
+        way: How it runs.
+        shape: Shape of its input that the work is counted for.
+        work: Multiply-adds of a training step, or what takes as long.
+        branches: The same for running every branch by itself.
+        plain: The same for one convolution with one batch norm.
+
+    """
+
+    where: str
+    what: str
+    way: str
+    shape: tuple[int, ...]
+    work: float
+    branches: float
+    plain: float
+
+
+@dataclass(frozen=True, slots=True)
+class OnlineRefusal:
+    """A sum of branches that stays as it is, and why."""
+
+    where: str
+    what: str
+    why: str
+
+
+@dataclass(frozen=True, eq=False)
+class OnlinePlan:
+    """Which blocks of a net run merged in training, and which stay; ``print(plan)`` is a table.
+
+    Attributes:
+        blocks: What runs merged.
+        refusals: What stays, and why.
+
+    """
+
+    blocks: tuple[OnlineBlock, ...]
+    refusals: tuple[OnlineRefusal, ...]
+    _model: nn.Module = field(repr=False)
+    _forwards: tuple[Forward, ...] = field(repr=False)
+    _mode: Mode = field(repr=False)
+
+    @property
+    def is_faster(self) -> bool:
+        """Whether anything runs merged, which it does only where it costs less."""
+        return bool(self.blocks)
+
+    def apply(self) -> nn.Module:
+        """Make the net; the one that was planned on is only read."""
+        return place(self._model, self._forwards, self._mode)
+
+    def __str__(self) -> str:
+        """A table of at most 100 columns."""
+        return render(self.blocks, self.refusals)
+
+
+@takes(model=MODULE, example_inputs=SHAPES | NONE)
+def online_plan(
+    model: nn.Module, example_inputs: Any = None, *, statistics: Statistics = "batch"
+) -> OnlinePlan:
+    """Say which blocks of a training net can run as one convolution, and which stay.
+
+    Args:
+        model: Any ``nn.Module``; it is only read.
+        example_inputs: A tensor, a tuple of arguments or a dict of keyword arguments: the shapes
+            that work is counted for. Without it, 32 images of 224 pixels, if the model takes them.
+        statistics: As for :func:`online`.
+
+    Raises:
+        UnsupportedModelError: The model is none that can be read.
+        InputError: ``statistics`` is unknown.
+
+    >>> from reparam import models
+    >>> plan = online_plan(models.mobileone_s0(num_classes=10))
+    >>> plan.is_faster, plan.blocks[-1].way
+    (True, 'one 1x1 convolution')
+
+    """
+    if statistics not in get_args(Statistics):
+        msg = f"statistics={statistics!r} is unknown; give 'batch' or 'running'"
+        raise InputError(msg)
+    inner, tune = unwrap(model), statistics == "running"
+    found: list[tuple[Trace, Found, tuple[int, ...] | None]] = []
+    refusals: list[OnlineRefusal] = []
+    watched = {path for path, module in inner.named_modules() if _has_hooks(module)}
+    for traced in traces_of(inner, ""):
+        shapes = shapes_in(traced, example_inputs if traced.path == "" else None)
+        regions = regions_in(traced, watched, single=tune)
+        found += [(traced, region, shapes.get(region.source)) for region in regions]
+    paying = []
+    for traced, region, shape in found:
+        refusal = None if tune else _refusal(traced, region, shape)
+        if refusal is None:
+            paying.append((traced, region, shape))
+        else:
+            refusals.append(refusal)
+    forwards, blocks = [], []
+    for path, block in blocks_of((traced, region) for traced, region, _ in paying).items():
+        try:
+            forwards.append(rewritten(block))
+        except (TraceFailure, LookupError, RuntimeError) as error:
+            why = f"its forward cannot be written anew: {error}"
+            refusals.append(OnlineRefusal(path or "the model", "branches", why))
+            continue
+        shapes_of = {region: shape for _, region, shape in paying}
+        blocks += [
+            _record(path, region, shapes_of[region], tune=tune) for region in block.regions.values()
+        ]
+    return OnlinePlan(
+        tuple(blocks), tuple(dict.fromkeys(refusals)), inner, tuple(forwards), statistics
+    )
+
+
+@takes(model=MODULE, example_inputs=SHAPES | NONE, enabled=FLAG)
+def online(
+    model: nn.Module,
+    example_inputs: Any = None,
+    *,
+    enabled: bool = True,
+    statistics: Statistics = "batch",
+) -> nn.Module:
+    r"""Make the same training net with blocks that run as one convolution.
+
+    A batch norm needs the mean and the variance of its branch's output. Of a branch that is linear
+    in the patch :math:`p`, with taps :math:`w`, those are :math:`w^\top\mu` and
+    :math:`w^\top\Sigma\,w`, where :math:`\mu` and :math:`\Sigma` are the batch's mean and
+    covariance of the patch, the same for all branches. A block computes them once, adds its
+    branches up to one kernel, and convolves once. Nothing is approximated: outputs, gradients and
+    running statistics are those of the branches, up to rounding.
+
+    Classes, parameters, buffers and state-dict keys are the model's, so checkpoints and optimizer
+    states go from one form to the other at any step. Which blocks are rewritten says
+    :func:`online_plan`; how one runs is decided again for every shape of input, by counted work.
+    That is not time: a small block may take as long as its branches, or somewhat longer.
+
+    Args:
+        model: Any ``nn.Module``; it is only read.
+        example_inputs: As for :func:`online_plan`.
+        enabled: False undoes it: the net with its branches run one by one again.
+        statistics: ``"running"`` normalises by the running statistics, which stay as they are, to
+            fine-tune at the price of a plain net: every block is then one convolution, of any kind
+            and with a single branch, too.
+
+    Raises:
+        UnsupportedModelError: The model is none that can be read or copied.
+        InputError: ``statistics`` is unknown.
+
+    >>> import torch
+    >>> from reparam import models
+    >>> wide = models.mobileone_s0(num_classes=10)
+    >>> net = online(wide)
+    >>> type(net) is type(wide), net.state_dict().keys() == wide.state_dict().keys()
+    (True, True)
+
+    """
+    plain = _plain_copy(model)
+    return online_plan(plain, example_inputs, statistics=statistics).apply() if enabled else plain
+
+
+@takes(net=MODULE)
+@contextmanager
+def online_mode(net: nn.Module, mode: Mode) -> Iterator[nn.Module]:
+    """Run the rewritten blocks of a net another way for a while.
+
+    Args:
+        net: What :func:`online` returned.
+        mode: ``"branches"`` runs them as they were, ``"batch"`` by the statistics of the batch,
+            ``"running"`` by the running ones.
+
+    Raises:
+        InputError: ``mode`` is unknown.
+
+    """
+    if mode not in get_args(Mode):
+        msg = f"mode {mode!r} is unknown; give one of {', '.join(get_args(Mode))}"
+        raise InputError(msg)
+    before = [(region, region.mode) for region in regions_of(net)]
+    for region, _ in before:
+        region.mode = mode
+    try:
+        yield net
+    finally:
+        for region, old in before:
+            region.mode = old
+
+
+def _plain_copy(model: nn.Module) -> nn.Module:
+    copied = place(unwrap(model), (), "batch")
+    undo(copied)
+    return copied
+
+
+def _has_hooks(module: nn.Module) -> bool:
+    return any(vars(module).get(name) for name in _HOOKS)
+
+
+def _nominal(region: Found, shape: tuple[int, ...] | None) -> tuple[int, ...]:
+    """The shape of a region's input, or one to count with where it is not known."""
+    dims = region.steps[0].geometry.dims
+    if shape is not None and len(shape) == dims + 2:
+        return shape
+    return (BATCH, region.steps[0].geometry.in_channels, *(28,) * dims)
+
+
+def _refusal(traced: Trace, region: Found, shape: tuple[int, ...] | None) -> OnlineRefusal | None:
+    costs = cheapest(region.steps, _nominal(region, shape), torch.get_num_threads())
+    if costs.merged:
+        return None
+    where = traced.stacks[region.nodes[-1]][-1].path or "the model"
+    why = "running its branches costs less than merging them"
+    return OnlineRefusal(where, _what(region), why)
+
+
+def _record(path: str, region: Found, shape: tuple[int, ...] | None, *, tune: bool) -> OnlineBlock:
+    shape = _nominal(region, shape)
+    costs = cheapest(region.steps, shape, torch.get_num_threads())
+    if tune:
+        # One convolution without a norm is what a block costs then, and the least there is.
+        costs = replace(costs, merged=frozenset(range(len(region.steps))), work=costs.plain)
+    return OnlineBlock(
+        path or "the model", _what(region), _way(region, costs), shape,
+        costs.work, costs.branches, costs.plain,
+    )  # fmt: skip
+
+
+def _what(region: Found) -> str:
+    """Name the normalised branches of a region, equal ones counted."""
+    names: Counter[str] = Counter()
+    for step in region.steps:
+        if step.kind is Kind.NORM:
+            inner = region.steps[step.inputs[0]]
+            names[_name(inner.kind, inner.geometry)] += 1
+    return " + ".join(name if n == 1 else f"{n} {name}" for name, n in names.items())
+
+
+def _name(kind: Kind, geometry: Any) -> str:
+    if kind is Kind.INPUT:
+        return "identity"
+    if kind is Kind.SUM:
+        return "sum"
+    size = "x".join(str(len(taps)) for taps in geometry.offsets)
+    return size or "linear"
+
+
+def _way(region: Found, costs: Costs) -> str:
+    norms = [i for i, step in enumerate(region.steps) if step.kind is Kind.NORM]
+    apart = [i for i in norms if i not in costs.merged]
+    size = _name(Kind.LAYER, region.steps[-1].geometry)
+    if not apart:
+        return f"one {size} convolution" if size != "linear" else "one linear layer"
+    return f"{len(costs.merged)} of {len(norms)} norms merged around {len(apart)}"

@@ -1,0 +1,1 @@
+"""What is done with a net: files for engines, running them, measuring."""

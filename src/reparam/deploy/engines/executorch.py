@@ -1,0 +1,121 @@
+"""ExecuTorch with the XNNPACK backend: the engine for phones, run here on this processor."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+
+from reparam._support import optional
+from reparam._support.spelling import advice
+from reparam.deploy.engines.base import Engine, Runner, Settings, UnsupportedCaseError, register
+from reparam.deploy.engines.program import Dynamic, export_program, quiet
+from reparam.errors import ExportError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+    from pathlib import Path
+
+    from torch import nn
+
+__all__ = ["ExecuTorchEngine", "write_executorch"]
+
+_EXTRA = "mobile"
+
+
+def write_executorch(
+    model: nn.Module,
+    inputs: Sequence[torch.Tensor],
+    path: Path,
+    *,
+    dynamic: Dynamic = Dynamic.AUTO,
+    metadata: Mapping[str, str] | None = None,
+) -> tuple[dict[int, str], ...]:
+    """Lower ``model`` to XNNPACK and write a ``.pte`` file.
+
+    ExecuTorch plans its memory ahead, so what varies has an upper bound: a batch of at least 16 and
+    twice the example's, sizes twice the example's.
+
+    Returns:
+        The variable dimensions of each input, by position.
+
+    Raises:
+        MissingExtraError: executorch is not installed.
+        ExportError: The model cannot be lowered.
+    """
+    del metadata  # the format holds none
+    purpose = "exporting to ExecuTorch"
+    partitioner = optional.require(
+        "executorch.backends.xnnpack.partition.xnnpack_partitioner", extra=_EXTRA, purpose=purpose
+    )
+    exir = optional.require("executorch.exir", extra=_EXTRA, purpose=purpose)
+    program = export_program(model, inputs, dynamic, bounded=True)
+    try:
+        with quiet():
+            lowered = exir.to_edge_transform_and_lower(
+                program.exported, partitioner=[partitioner.XnnpackPartitioner()]
+            )
+            content = lowered.to_executorch().buffer
+    except Exception as error:
+        raise ExportError(
+            f"ExecuTorch could not lower {type(model).__name__}: {str(error).strip()}"
+        ) from error
+    path.write_bytes(content)
+    return program.axes
+
+
+class _MethodRunner(Runner):
+    def __init__(self, program: Any, bindings: Any, threads: int | None) -> None:
+        # A method reads from its program without keeping it alive.
+        self._program, self._method = program, program.load_method("forward")
+        self._bindings, self._threads = bindings, threads
+
+    def activate(self) -> None:
+        # One pool for the whole process; making it anew costs, so only where it differs.
+        if self._threads not in (None, self._bindings._threadpool_get_thread_count()):  # noqa: SLF001
+            self._bindings._unsafe_reset_threadpool(self._threads)  # noqa: SLF001 - no public way
+
+    def bind(self, inputs: Sequence[torch.Tensor]) -> Callable[[], object]:
+        method, arguments = self._method, _arguments(inputs)
+        return lambda: method.execute(arguments)
+
+    def run(self, inputs: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        self.activate()
+        return [y.clone() for y in self._method.execute(_arguments(inputs))]
+
+
+def _arguments(inputs: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    return [x.detach().cpu().contiguous() for x in inputs]
+
+
+@register
+class ExecuTorchEngine(Engine):
+    """ExecuTorch's runtime with XNNPACK's kernels."""
+
+    name: ClassVar[str] = "executorch"
+    suffixes: ClassVar[tuple[str, ...]] = (".pte",)
+    requirements: ClassVar[tuple[str, ...]] = ("executorch",)
+    extra: ClassVar[str] = _EXTRA
+
+    def write(self, model: nn.Module, inputs: Sequence[torch.Tensor], path: Path) -> None:
+        """Lower the module."""
+        write_executorch(model, inputs, path, dynamic=Dynamic.NONE)
+
+    def open(self, path: Path, settings: Settings) -> Runner:
+        """Load a ``.pte`` file."""
+        purpose = "the engine 'executorch'"
+        runtime = optional.require("executorch.runtime", extra=self.extra, purpose=purpose)
+        bindings = optional.require(
+            "executorch.extension.pybindings.portable_lib", extra=self.extra, purpose=purpose
+        )
+        if settings.threads and not hasattr(bindings, "_unsafe_reset_threadpool"):
+            raise UnsupportedCaseError(
+                "this version of ExecuTorch does not let its number of threads be set"
+                + advice("; leave {threads} out", threads=...)
+            )
+        try:
+            # From memory, so that the file may go: the program reads its weights while it runs.
+            program = runtime.Runtime.get().load_program(path.read_bytes())
+            return _MethodRunner(program, bindings, settings.threads)
+        except Exception as error:
+            raise ExportError(f"ExecuTorch could not load {path.name}: {error}") from error

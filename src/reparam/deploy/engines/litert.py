@@ -1,0 +1,245 @@
+"""LiteRT (TensorFlow Lite): the engine of Android and of browsers, run here on this processor.
+
+litert-torch converts, ai-edge-quantizer rounds, and ai-edge-litert runs the file with XNNPACK.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+
+from reparam._support import optional
+from reparam._support.spelling import advice
+from reparam.deploy.engines._quiet import silent
+from reparam.deploy.engines.base import Engine, Runner, Settings, UnsupportedCaseError, register
+from reparam.deploy.engines.program import Dynamic, export_program, quiet
+from reparam.errors import ExportError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+    from pathlib import Path
+
+    from torch import nn
+
+__all__ = ["LiteRTEngine", "to_litert", "write_litert"]
+
+_EXTRA = "litert"
+_COLOURS = (1, 3, 4)
+"""Sizes by which a dimension is told to be the channels of an image."""
+_HALF = {
+    "regex": ".*",
+    "operation": "*",
+    "algorithm_key": "float_casting",
+    "op_config": {
+        "weight_tensor_config": {
+            "num_bits": 16,
+            "symmetric": True,
+            "granularity": "TENSORWISE",
+            "dtype": "FLOAT",
+        },
+        "compute_precision": "FLOAT",
+        "explicit_dequantize": True,
+        "skip_checks": False,
+        "min_weight_elements": 0,
+    },
+}
+"""Weights stored in float16, and widened where they are used: the engine computes in float32."""
+
+
+def write_litert(
+    model: nn.Module,
+    inputs: Sequence[torch.Tensor],
+    path: Path,
+    *,
+    dynamic: Dynamic = Dynamic.AUTO,
+    metadata: Mapping[str, str] | None = None,
+    half: bool = False,
+    channels_last: bool = False,
+) -> tuple[dict[int, str], ...]:
+    """Convert ``model`` with litert-torch and write a ``.tflite`` file.
+
+    A file for one sample, with every shape fixed, is what accelerators of phones take and what
+    :attr:`Dynamic.AUTO` writes; :attr:`Dynamic.BATCH` and :attr:`Dynamic.SIZE` keep dimensions
+    variable, which the converter allows to some models.
+
+    Args:
+        model: A module in eval mode.
+        inputs: Its positional inputs.
+        path: The file.
+        dynamic: What may vary.
+        metadata: Not written: it stands in a file beside it.
+        half: Store the weights in float16.
+        channels_last: Take inputs of three and more dimensions as ``(N, ..., C)``, as cameras and
+            image libraries of phones give them; outputs stay as the model makes them.
+
+    Returns:
+        The variable dimensions of each input, by position in ``inputs``.
+
+    Raises:
+        MissingExtraError: litert-torch is not installed.
+        ExportError: The model cannot be converted, or not with what may vary.
+    """
+    del metadata
+    content, axes = to_litert(model, inputs, dynamic=dynamic, channels_last=channels_last)
+    path.write_bytes(_halved(content) if half else content)
+    return axes
+
+
+def to_litert(
+    model: nn.Module,
+    inputs: Sequence[torch.Tensor],
+    *,
+    dynamic: Dynamic = Dynamic.AUTO,
+    channels_last: bool = False,
+) -> tuple[bytes, tuple[dict[int, str], ...]]:
+    """Return the content of a ``.tflite`` file, and what varies; all else as :func:`write_litert`.
+
+    Raises:
+        MissingExtraError: litert-torch is not installed.
+        ExportError: The model cannot be converted, or not with what may vary.
+    """
+    with silent():
+        converter = optional.require("litert_torch", extra=_EXTRA, purpose="exporting to LiteRT")
+    converter.config.show_progress = False
+    one = dynamic is Dynamic.AUTO
+    sample = tuple(x[:1] if one and x.dim() else x for x in inputs)
+    program = export_program(model, sample, Dynamic.NONE if one else dynamic)
+    sample = program.inputs
+    shapes: Any = program.shapes
+    if channels_last:
+        images = [i for i, x in enumerate(sample) if x.dim() > 2]
+        model = converter.to_channel_last_io(model, args=images).eval()
+        sample = tuple(x.movedim(1, -1) if i in images else x for i, x in enumerate(sample))
+        shapes = shapes and tuple(
+            {i - (i > 1 and n in images): dim for i, dim in each.items()}
+            for n, each in enumerate(shapes)
+        )
+        # The wrapper takes its arguments as one, and so does the description of their shapes.
+        shapes = (shapes,) if shapes else None
+    try:
+        with silent(), quiet(), torch.no_grad():
+            converted = converter.convert(model, sample, dynamic_shapes=shapes)
+            return bytes(converted.model_content()), program.axes
+    except Exception as error:
+        first = (str(error).strip() or type(error).__name__).splitlines()[0]
+        hint = advice("; {dynamic} writes it for one sample of fixed size", dynamic=True)
+        raise ExportError(
+            f"litert-torch could not convert {type(model).__name__}: {first}"
+            + (hint if program.shapes else "")
+        ) from error
+
+
+def _halved(content: bytes) -> bytes:
+    tools = optional.require(
+        "ai_edge_quantizer.quantizer", extra=_EXTRA, purpose="writing float16 for LiteRT"
+    )
+    with silent():
+        quantizer = tools.Quantizer(content)
+        quantizer.load_quantization_recipe([_HALF])
+        return bytes(quantizer.quantize(enable_progress_report=False).quantized_model)
+
+
+class _InterpreterRunner(Runner):
+    def __init__(self, interpreter: Any) -> None:
+        self._interpreter = interpreter
+        self._inputs = interpreter.get_input_details()
+        self._outputs = interpreter.get_output_details()
+        self._shapes = [tuple(map(int, detail["shape"])) for detail in self._inputs]
+
+    def declared(self) -> list[tuple[int, ...]]:
+        """Return the shapes of the inputs, the channels of images first; -1 is any size."""
+        shapes = [tuple(map(int, detail["shape_signature"])) for detail in self._inputs]
+        return [
+            (s[0], s[-1], *s[1:-1]) if len(s) > 2 and s[-1] in _COLOURS and s[1] not in _COLOURS
+            else s
+            for s in shapes
+        ]  # fmt: skip
+
+    def bind(self, inputs: Sequence[torch.Tensor]) -> Callable[[], object]:
+        arrays = [_array(x, detail) for x, detail in zip(inputs, self._inputs, strict=True)]
+        return lambda: self._invoke(arrays)
+
+    def run(self, inputs: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        fixed = int(self._inputs[0]["shape_signature"][0]) if inputs[0].dim() else 0
+        if fixed != 1 or inputs[0].shape[0] == 1:
+            found = self._invoke([_array(x, d) for x, d in zip(inputs, self._inputs, strict=True)])
+            return [_tensor(y, d) for y, d in zip(found, self._outputs, strict=True)]
+        samples = [self.run([x[i : i + 1] for x in inputs]) for i in range(inputs[0].shape[0])]
+        return [torch.cat(values) for values in zip(*samples, strict=True)]
+
+    def _invoke(self, arrays: Sequence[Any]) -> list[Any]:
+        if [array.shape for array in arrays] != self._shapes:
+            self._resize(arrays)
+        for detail, array in zip(self._inputs, arrays, strict=True):
+            self._interpreter.set_tensor(detail["index"], array)
+        self._interpreter.invoke()
+        return [self._interpreter.get_tensor(detail["index"]) for detail in self._outputs]
+
+    def _resize(self, arrays: Sequence[Any]) -> None:
+        for detail, array in zip(self._inputs, arrays, strict=True):
+            self._interpreter.resize_tensor_input(detail["index"], array.shape, strict=True)
+        self._interpreter.allocate_tensors()
+        self._shapes = [array.shape for array in arrays]
+
+
+def _array(value: torch.Tensor, detail: Mapping[str, Any]) -> Any:
+    """Return an input as the file takes it: its type, and its order of dimensions."""
+    taken = [int(n) for n in detail["shape_signature"]]
+    for ordered in (value, value.movedim(1, -1) if value.dim() > 2 else value):
+        if len(taken) == ordered.dim() and all(
+            n in (-1, m) for n, m in zip(taken, ordered.shape, strict=True)
+        ):
+            array = ordered.detach().cpu().contiguous().numpy()
+            step, zero = detail["quantization"]
+            if step and value.is_floating_point():
+                array = (array / step).round() + zero
+                low, high = (-128, 127) if detail["dtype"]().nbytes == 1 else (-32768, 32767)
+                array = array.clip(low, high)
+            return array.astype(detail["dtype"], copy=False)
+    raise UnsupportedCaseError(
+        f"the LiteRT file takes an input of shape {tuple(taken)}, and was given "
+        f"{tuple(value.shape)}, which is that neither as it is nor with the channels last"
+    )
+
+
+def _tensor(array: Any, detail: Mapping[str, Any]) -> torch.Tensor:
+    """Return an output in floats where the file gives the numbers of steps."""
+    step, zero = detail["quantization"]
+    found = torch.tensor(array)
+    return (found.float() - zero) * step if step else found
+
+
+@register
+class LiteRTEngine(Engine):
+    """LiteRT's interpreter with XNNPACK's kernels, on the CPU."""
+
+    name: ClassVar[str] = "litert"
+    suffixes: ClassVar[tuple[str, ...]] = (".tflite",)
+    requirements: ClassVar[tuple[str, ...]] = ("ai_edge_litert", "litert_torch")
+    extra: ClassVar[str] = _EXTRA
+
+    def require(self) -> None:
+        """Raise unless the engine can be used; see :meth:`Engine.require`."""
+        with silent():
+            super().require()
+
+    def write(self, model: nn.Module, inputs: Sequence[torch.Tensor], path: Path) -> None:
+        """Convert the module."""
+        write_litert(model, inputs, path, dynamic=Dynamic.NONE)
+
+    def open(self, path: Path, settings: Settings) -> Runner:
+        """Load a ``.tflite`` file; inputs are given channels first, whichever it takes."""
+        runtime = optional.require(
+            "ai_edge_litert.interpreter", extra=self.extra, purpose="the engine 'litert'"
+        )
+        try:
+            with silent():
+                # From memory, so that the file may go.
+                interpreter = runtime.Interpreter(
+                    model_content=path.read_bytes(), num_threads=settings.threads
+                )
+                interpreter.allocate_tensors()
+        except Exception as error:
+            raise ExportError(f"LiteRT could not load {path.name}: {error}") from error
+        return _InterpreterRunner(interpreter)

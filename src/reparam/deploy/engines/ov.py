@@ -1,0 +1,118 @@
+"""OpenVINO on the CPU."""
+
+from __future__ import annotations
+
+import warnings
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+
+from reparam._support import optional
+from reparam._support.processor import multiplies_bf16
+from reparam.deploy.engines.base import Engine, Runner, Settings, register
+from reparam.deploy.engines.int8 import warn_if_saturating
+from reparam.deploy.engines.ov_writer import RT_INFO, to_openvino
+from reparam.deploy.engines.program import Dynamic
+from reparam.errors import ExportError, MachineWarning
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from pathlib import Path
+
+    from torch import nn
+
+__all__ = ["OpenVinoEngine"]
+
+
+class _CompiledRunner(Runner):
+    def __init__(self, compiled: Any) -> None:
+        self._request = compiled.create_infer_request()
+        self._outputs = compiled.outputs
+
+    def bind(self, inputs: Sequence[torch.Tensor]) -> Callable[[], object]:
+        infer, arrays = self._request.infer, self._arrays(inputs)
+        return lambda: infer(arrays, share_inputs=True)
+
+    def run(self, inputs: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        results = self._request.infer(self._arrays(inputs))
+        return [torch.from_numpy(results[port].copy()) for port in self._outputs]
+
+    @staticmethod
+    def _arrays(inputs: Sequence[torch.Tensor]) -> dict[int, Any]:
+        arrays = (value.detach().cpu().contiguous().numpy() for value in inputs)
+        return dict(enumerate(arrays))
+
+
+@register
+class OpenVinoEngine(Engine):
+    """OpenVINO's CPU plugin, tuned for the latency of one request."""
+
+    name: ClassVar[str] = "openvino"
+    suffixes: ClassVar[tuple[str, ...]] = (".xml", ".onnx")
+    precisions: ClassVar[tuple[str, ...]] = ("fp32", "bf16")
+    requirements: ClassVar[tuple[str, ...]] = ("openvino",)
+
+    def prepare(
+        self,
+        model: nn.Module,
+        example_inputs: Sequence[torch.Tensor],
+        settings: Settings,
+        folder: Path,
+    ) -> Runner:
+        """Convert the module with fixed shapes and compile it."""
+        del folder
+        self.require()
+        self.check(settings)
+        converted, _ = to_openvino(model, example_inputs, dynamic=Dynamic.NONE)
+        return self._compile(converted, settings, type(model).__name__)
+
+    def open(self, path: Path, settings: Settings) -> Runner:
+        """Compile an OpenVINO or ONNX file."""
+        openvino = optional.require("openvino", extra=self.extra, purpose="the engine 'openvino'")
+        try:
+            model = openvino.Core().read_model(str(path))
+        except Exception as error:
+            raise ExportError(f"OpenVINO could not read {path.name}: {error}") from error
+        warn_if_saturating(path.name, _metadata(model), self.name)
+        return self._compile(model, settings, path.name)
+
+    def _compile(self, source: Any, settings: Settings, what: str) -> Runner:
+        openvino = optional.require("openvino", extra=self.extra, purpose="the engine 'openvino'")
+        # The precision is always given: left alone, the plugin picks bf16 on processors with AMX.
+        options: dict[str, Any] = {
+            "PERFORMANCE_HINT": "LATENCY",
+            "INFERENCE_PRECISION_HINT": _hint(settings.precision),
+        }
+        if settings.threads is not None:
+            options["INFERENCE_NUM_THREADS"] = settings.threads
+        try:
+            return _CompiledRunner(openvino.Core().compile_model(source, "CPU", options))
+        except Exception as error:
+            raise ExportError(f"OpenVINO could not compile {what}: {error}") from error
+
+
+def _hint(precision: str) -> str:
+    """Return OpenVINO's name of what it is to compute in, and warn where that is something else."""
+    if precision == "fp32":
+        return "f32"
+    if multiplies_bf16():
+        return "bf16"
+    warnings.warn(
+        "this processor has no instructions for bf16, so that OpenVINO computes in fp32: results "
+        "and times are those of fp32",
+        MachineWarning,
+        stacklevel=2,
+    )
+    return "f32"
+
+
+def _metadata(model: Any) -> dict[str, str]:
+    """Return what a file says about itself: an IR, or an ONNX file that OpenVINO has read."""
+    sections = [name for name in (RT_INFO, "framework") if model.has_rt_info([name])]
+    found = [model.get_rt_info([name]).value for name in sections]
+    return {
+        key: str(getattr(value, "value", value))
+        for section in found
+        if isinstance(section, dict)
+        for key, value in section.items()
+    }

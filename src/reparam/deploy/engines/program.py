@@ -1,0 +1,210 @@
+"""From a module to a :class:`torch.export.ExportedProgram`, with the shapes that can vary."""
+
+from __future__ import annotations
+
+import enum
+import logging
+import warnings
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch.export import Dim
+
+from reparam._support.spelling import advice
+from reparam.deploy.engines._inputs import with_batch
+from reparam.errors import ExportError, InputError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from torch import nn
+
+__all__ = ["Dynamic", "Program", "export_program", "other_shapes", "quiet"]
+
+_MORE_PIXELS = 16
+"""How much larger the maps are on which a variable size is tried."""
+_SPATIAL = ("depth", "height", "width")
+_TALKATIVE = ("torch.onnx", "torch.export", "torch.fx.experimental.symbolic_shapes", "onnxscript")
+"""Loggers that tell the terminal what the errors say."""
+
+
+class Dynamic(enum.Enum):
+    """Which input dimensions may vary in an exported model.
+
+    ``AUTO`` is the batch, and the height and width where the model allows it; ``SIZE`` insists on
+    the latter.
+    """
+
+    NONE = "none"
+    BATCH = "batch"
+    SIZE = "size"
+    AUTO = "auto"
+
+    @classmethod
+    def of(cls, value: bool | str | Dynamic) -> Dynamic:  # noqa: FBT001 - the public spelling
+        """Read the argument of the public functions: a boolean or one of the names.
+
+        >>> Dynamic.of(True), Dynamic.of(False), Dynamic.of("batch")
+        (<Dynamic.AUTO: 'auto'>, <Dynamic.NONE: 'none'>, <Dynamic.BATCH: 'batch'>)
+        """
+        if isinstance(value, bool):
+            return cls.AUTO if value else cls.NONE
+        try:
+            return cls(value)
+        except ValueError:
+            known = ", ".join(repr(member.value) for member in cls)
+            raise InputError(f"dynamic is {value!r}; use True, False or one of {known}") from None
+
+
+@dataclass(frozen=True)
+class Program:
+    """An exported program and what may vary in its inputs.
+
+    Attributes:
+        exported: The program.
+        axes: For each input, the names of its variable dimensions by position.
+        inputs: The inputs it was traced with.
+        shapes: The ``dynamic_shapes`` it was traced with.
+    """
+
+    exported: torch.export.ExportedProgram
+    axes: tuple[dict[int, str], ...]
+    inputs: tuple[torch.Tensor, ...]
+    shapes: tuple[dict[int, Any], ...] | None = None
+
+
+def export_program(
+    model: nn.Module,
+    inputs: Sequence[torch.Tensor],
+    dynamic: Dynamic = Dynamic.AUTO,
+    *,
+    bounded: bool = False,
+) -> Program:
+    """Trace a module with :func:`torch.export.export`.
+
+    Args:
+        model: A module in eval mode.
+        inputs: Its positional inputs; dimension 0 is the batch, dimensions after 1 are sizes.
+        dynamic: What may vary.
+        bounded: Whether what varies has an upper bound, for engines that plan memory ahead: a batch
+            of at least 16 and twice the example's, sizes twice the example's.
+
+    Raises:
+        ExportError: The model cannot be traced, or not with what may vary.
+    """
+    failure: Exception | None = None
+    for attempt in _ATTEMPTS[dynamic]:
+        try:
+            return _trace(model, tuple(inputs), attempt, bounded=bounded)
+        except Exception as error:  # noqa: BLE001 - torch.export raises errors of many kinds
+            failure = error
+    wanted = "" if dynamic is Dynamic.NONE else f" with a variable {_ATTEMPTS[dynamic][-1].what}"
+    hint = advice("; {dynamic} exports it for one fixed shape", dynamic=False)
+    hint = "" if dynamic is Dynamic.NONE else hint
+    raise ExportError(
+        f"torch.export could not trace {type(model).__name__}{wanted}: {_first_line(failure)}{hint}"
+    ) from failure
+
+
+@dataclass(frozen=True)
+class _Attempt:
+    """What may vary in one attempt, and the smallest size as a fraction of the example's."""
+
+    what: str
+    smallest: float = 1.0
+
+
+# torch.export specialises on maps that shrink to one pixel, so a size needs a lower bound; how low
+# it can be depends on the strides of the model.
+_SIZE = (_Attempt("size", 0.5), _Attempt("size", 1.0))
+_BATCH = (_Attempt("batch"),)
+_ATTEMPTS = {
+    Dynamic.NONE: (_Attempt(""),),
+    Dynamic.BATCH: _BATCH,
+    Dynamic.SIZE: _SIZE,
+    Dynamic.AUTO: _SIZE + _BATCH,
+}
+
+
+def _trace(
+    model: nn.Module, inputs: tuple[torch.Tensor, ...], attempt: _Attempt, *, bounded: bool
+) -> Program:
+    if attempt.what:
+        # A batch of one would be taken for a constant.
+        inputs = with_batch(inputs, max(2, inputs[0].shape[0]))
+    axes = tuple(_axes(value, attempt.what) for value in inputs)
+    dims: dict[str, Any] = {}
+    for value, each in zip(inputs, axes, strict=True):
+        for position, name in each.items():
+            dims.setdefault(name, _dim(name, value.shape[position], attempt, bounded=bounded))
+    shapes: Any = tuple({i: dims[name] for i, name in each.items()} for each in axes)
+    with torch.no_grad(), quiet():
+        exported = torch.export.export(
+            model, inputs, dynamic_shapes=shapes if attempt.what else None, strict=False
+        )
+        program = Program(exported, axes, inputs, shapes if attempt.what else None)
+        if attempt.what:
+            # A shape that cannot vary may be noticed only by a program that runs with another one.
+            exported.module()(*other_shapes(inputs, axes))
+    return program
+
+
+def _dim(name: str, size: int, attempt: _Attempt, *, bounded: bool) -> Dim:
+    """Return a variable dimension, with the bounds that tracing or the engine needs."""
+    least = 1 if name == "batch" else max(2, int(size * attempt.smallest))
+    most = max(2 * size, 16 if name == "batch" else size + _MORE_PIXELS)
+    return Dim(name, min=least, max=most) if bounded else Dim(name, min=least)
+
+
+def other_shapes(
+    inputs: Sequence[torch.Tensor], axes: Sequence[dict[int, str]]
+) -> tuple[torch.Tensor, ...]:
+    """Return the inputs with one sample more, and larger maps where those may vary.
+
+    >>> other_shapes((torch.zeros(2, 3, 8, 8),), ({0: "batch", 3: "width"},))[0].shape
+    torch.Size([3, 3, 8, 24])
+    """
+    changed = []
+    for value, names in zip(with_batch(inputs, inputs[0].shape[0] + 1), axes, strict=True):
+        for position, name in names.items():
+            if name != "batch":
+                old = value.shape[position]
+                index = torch.arange(old + _MORE_PIXELS, device=value.device) % old
+                value = value.index_select(position, index)  # noqa: PLW2901 - one axis at a time
+        changed.append(value)
+    return tuple(changed)
+
+
+def _axes(value: torch.Tensor, what: str) -> dict[int, str]:
+    """Name the variable dimensions of one input."""
+    if not what or value.dim() == 0:
+        return {}
+    axes = {0: "batch"}
+    spatial = value.dim() - 2
+    if what == "size" and 0 < spatial <= len(_SPATIAL):
+        axes |= {2 + i: name for i, name in enumerate(_SPATIAL[-spatial:])}
+    return axes
+
+
+def _first_line(error: Exception | None) -> str:
+    text = str(error).strip() or type(error).__name__
+    # What follows is about torch's own logs.
+    return text.splitlines()[0].partition(" For more information")[0]
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Keep exporters from writing warnings and logs into the user's terminal."""
+    loggers = [logging.getLogger(name) for name in _TALKATIVE]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)

@@ -1,0 +1,159 @@
+"""PyTorch's own ways to run a model: eager, ``torch.compile``, and exported programs."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+import zipfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+
+from reparam._support.processor import multiplies_bf16
+from reparam.deploy.engines._inputs import flat_outputs
+from reparam.deploy.engines.base import Engine, Runner, Settings, UnsupportedCaseError, register
+from reparam.errors import ExportError, MachineWarning
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from torch import nn
+
+__all__ = ["CompileEngine", "EagerEngine", "TorchRunner", "in_precision", "is_package"]
+
+
+class TorchRunner(Runner):
+    """Calls something that takes and returns torch tensors, in inference mode."""
+
+    def __init__(self, call: Callable[..., object], settings: Settings) -> None:
+        self._call = call
+        self._threads = settings.threads
+        self._dtype = torch.bfloat16 if settings.precision == "bf16" else None
+
+    def activate(self) -> None:
+        """Set PyTorch's number of threads, which is one setting for the whole process."""
+        if self._threads is not None and torch.get_num_threads() != self._threads:
+            torch.set_num_threads(self._threads)
+
+    def bind(self, inputs: Sequence[torch.Tensor]) -> Callable[[], object]:
+        """Return ``call(*inputs)`` under :func:`torch.inference_mode`."""
+        call, arguments = self._call, self.cast(inputs)
+
+        def once() -> object:
+            with torch.inference_mode():
+                return call(*arguments)
+
+        def finished() -> object:
+            output = once()
+            torch.cuda.synchronize()
+            return output
+
+        # A GPU works on after the call returns; only when it is done is there a result.
+        return finished if any(x.is_cuda for x in arguments) else once
+
+    def run(self, inputs: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        """Run the model and return its outputs."""
+        self.activate()
+        return flat_outputs(self.bind(inputs)())
+
+    def cast(self, inputs: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
+        """Return the inputs in the precision the model runs in."""
+        if self._dtype is None:
+            return tuple(inputs)
+        return tuple(x.to(self._dtype) if x.is_floating_point() else x for x in inputs)
+
+
+def in_precision(model: nn.Module, precision: str) -> nn.Module:
+    """Return the model itself for fp32, and a copy with bfloat16 parameters for bf16.
+
+    Warns where the processor has no instructions for bf16.
+    """
+    if precision != "bf16":
+        return model
+    if not any(parameter.is_cuda for parameter in model.parameters()) and not multiplies_bf16():
+        warnings.warn(
+            "this processor has no instructions for bf16, which PyTorch emulates: the times are "
+            "longer than those in fp32, and say nothing of processors that have them",
+            MachineWarning,
+            stacklevel=3,
+        )
+    return copy.deepcopy(model).to(torch.bfloat16)
+
+
+@register
+class EagerEngine(Engine):
+    """PyTorch as it is: one operator at a time."""
+
+    name: ClassVar[str] = "eager"
+    suffixes: ClassVar[tuple[str, ...]] = (".pt2",)
+    precisions: ClassVar[tuple[str, ...]] = ("fp32", "bf16")
+
+    def prepare(
+        self,
+        model: nn.Module,
+        example_inputs: Sequence[torch.Tensor],
+        settings: Settings,
+        folder: Path,
+    ) -> Runner:
+        """Run the module as it is."""
+        del example_inputs, folder
+        self.check(settings)
+        return TorchRunner(in_precision(model, settings.precision), settings)
+
+    def open(self, path: Path, settings: Settings) -> Runner:
+        """Load an exported program (``.pt2``)."""
+        if is_package(path):
+            raise UnsupportedCaseError(
+                f"{path.name} holds machine code, which the engine 'aoti' runs"
+            )
+        return TorchRunner(in_precision(load_program(path).module(), settings.precision), settings)
+
+
+@register
+class CompileEngine(Engine):
+    """``torch.compile`` with its default backend, compiled once for the shapes given."""
+
+    name: ClassVar[str] = "compile"
+    precisions: ClassVar[tuple[str, ...]] = ("fp32", "bf16")
+
+    def prepare(
+        self,
+        model: nn.Module,
+        example_inputs: Sequence[torch.Tensor],
+        settings: Settings,
+        folder: Path,
+    ) -> Runner:
+        """Compile the module and run it once, so that no later call compiles."""
+        del folder
+        self.check(settings)
+        compiled: Any = torch.compile(in_precision(model, settings.precision), dynamic=False)
+        runner = TorchRunner(compiled, settings)
+        try:
+            runner.run(example_inputs)
+        except Exception as error:
+            raise ExportError(f"torch.compile could not compile the model: {error}") from error
+        return runner
+
+
+def is_package(path: Path) -> bool:
+    """Say whether a ``.pt2`` file holds machine code, and not a program for PyTorch to run."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return any("data/aotinductor/" in name for name in archive.namelist())
+    except (OSError, zipfile.BadZipFile):
+        return False
+
+
+def load_program(path: Path) -> torch.export.ExportedProgram:
+    """Read an exported program.
+
+    Raises:
+        ExportError: The file is not a program that this version of PyTorch reads.
+    """
+    if not zipfile.is_zipfile(path):  # of which torch would log a traceback
+        raise ExportError(f"{path.name} is no exported program, or it is cut short")
+    try:
+        return torch.export.load(path)
+    except Exception as error:
+        raise ExportError(f"{path.name} could not be loaded by torch.export: {error}") from error

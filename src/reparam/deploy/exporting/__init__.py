@@ -1,0 +1,10 @@
+"""Write a model in a deployment format, loaded back and checked before the file appears."""
+
+from __future__ import annotations
+
+from reparam.deploy.exporting.exporter import ExportResult, export
+from reparam.deploy.exporting.formats import Format, formats
+from reparam.deploy.exporting.metadata import read_metadata
+from reparam.deploy.exporting.reloading import load_fused
+
+__all__ = ["ExportResult", "Format", "export", "formats", "load_fused", "read_metadata"]

@@ -1,0 +1,1 @@
+"""Read models into programs: what every front end shares."""

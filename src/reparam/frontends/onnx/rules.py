@@ -1,0 +1,85 @@
+"""What the operations of ONNX are, for the planner: a table from operations to rules."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from reparam.frontends.onnx.lift import Rule
+from reparam.frontends.onnx.rules_layers import (
+    batch_norm,
+    conv,
+    conv_transpose,
+    gemm,
+    matmul,
+)
+from reparam.frontends.onnx.rules_layouts import (
+    max_pool,
+    reshape,
+    resize,
+    spatial_maximum,
+    spatial_mean,
+    transpose,
+)
+from reparam.frontends.onnx.rules_moves import (
+    average_pool,
+    cast,
+    concat,
+    dropout,
+    elementwise,
+    pad,
+    pass_on,
+    slice_,
+)
+from reparam.frontends.onnx.rules_parts import depth_to_space, gather, space_to_depth, split
+from reparam.frontends.onnx.rules_scales import add, add_all, divide, multiply, negate, subtract
+
+if TYPE_CHECKING:
+    from onnx import NodeProto
+
+__all__ = ["rule_for"]
+
+
+def rule_for(proto: NodeProto) -> Rule | None:
+    """Find the rule of an operation of the default domain, or None where there is none."""
+    return _RULES.get(proto.op_type)
+
+
+_RULES: dict[str, Rule] = {
+    "Conv": conv,
+    "ConvTranspose": conv_transpose,
+    "Gemm": gemm,
+    "MatMul": matmul,
+    "BatchNormalization": batch_norm,
+    "Add": add,
+    "Sum": add_all,
+    "Sub": subtract,
+    "Mul": multiply,
+    "Div": divide,
+    "Neg": negate,
+    "Identity": pass_on,
+    "Dropout": dropout,
+    "Cast": cast,
+    "AveragePool": average_pool,
+    "GlobalAveragePool": spatial_mean,
+    "ReduceMean": spatial_mean,
+    "ReduceMax": spatial_maximum,
+    **dict.fromkeys(("MaxPool", "GlobalMaxPool"), max_pool),
+    **dict.fromkeys(("Resize", "Upsample"), resize),
+    "Split": split,
+    "Gather": gather,
+    "DepthToSpace": depth_to_space,
+    "SpaceToDepth": space_to_depth,
+    "Pad": pad,
+    "Slice": slice_,
+    "Concat": concat,
+    "Transpose": transpose,
+    **dict.fromkeys(("Flatten", "Reshape", "Squeeze", "Unsqueeze"), reshape),
+    **dict.fromkeys(
+        (
+            "Relu", "LeakyRelu", "Elu", "Selu", "Celu", "Gelu", "Mish", "Swish", "Sigmoid", "Tanh",
+            "HardSigmoid", "HardSwish", "Softplus", "Softsign", "Clip", "Erf", "ThresholdedRelu",
+            "Abs", "Exp", "Sqrt",
+        ),
+        elementwise,
+    ),
+}  # fmt: skip

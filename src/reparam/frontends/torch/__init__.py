@@ -1,0 +1,1 @@
+"""Modules and traced graphs of PyTorch: read, run, write."""

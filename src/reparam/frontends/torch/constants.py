@@ -1,0 +1,115 @@
+"""Parameter-only parts of a traced program: what they are, their shapes and their values."""
+
+from __future__ import annotations
+
+import operator
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from reparam.frontends.torch.effects import FACTORIES, is_random, mutated_argument
+from reparam.frontends.torch.guards import planned_for
+from reparam.frontends.torch.trace import Trace
+
+__all__ = ["Constants"]
+
+
+class Constants:
+    """The nodes of a trace whose values depend on parameters and buffers alone.
+
+    Blocks that compute their own kernel (weight standardisation, OREPA's sums of branch kernels)
+    become plain numbers this way; values are computed in float64, whatever the parameters are.
+    """
+
+    def __init__(self, trace: Trace) -> None:
+        """Find them, in program order."""
+        self._trace = trace
+        self._nodes: set[fx.Node] = set()
+        for node in trace.graph.nodes:
+            if self._is_constant(node):
+                self._nodes.add(node)
+        for node in trace.graph.nodes:
+            # What is written in place is not constant, nor is what was computed from it.
+            target = mutated_argument(node, trace.module)
+            if target is not None and target in self._nodes:
+                self._drop(target)
+
+    def __contains__(self, value: object) -> bool:
+        """Whether a node is constant; literals are."""
+        return not isinstance(value, fx.Node) or value in self._nodes
+
+    def is_tensor(self, value: object) -> bool:
+        """Whether a value is a constant tensor, not a literal."""
+        return isinstance(value, fx.Node) and value in self._nodes
+
+    def shape(self, node: fx.Node) -> tuple[int, ...]:
+        """Shape of a constant tensor, found without computing it."""
+        known = self._trace.values.get(node)
+        if not isinstance(known, Tensor):
+            known = self._evaluate(node, {}, "meta")
+        return tuple(known.shape)
+
+    def value(self, node: fx.Node) -> Tensor:
+        """Value of a constant tensor, computed in float64 and differentiable."""
+        result = self._evaluate(node, {}, None)
+        if not isinstance(result, Tensor):
+            result = torch.as_tensor(result)
+        return result
+
+    def operations(self, node: fx.Node) -> int:
+        """Number of operations that compute a constant at every call of the program."""
+        if node.op == "get_attr":
+            return 0
+        return 1 + sum(self.operations(source) for source in node.all_input_nodes)
+
+    def sources(self, node: fx.Node) -> set[Tensor]:
+        """The parameters and buffers that a constant is computed from."""
+        if node.op == "get_attr":
+            value = _attribute(self._trace.root, str(node.target))
+            return {value} if isinstance(value, Tensor) else set()
+        return {t for source in node.all_input_nodes for t in self.sources(source)}
+
+    def _is_constant(self, node: fx.Node) -> bool:
+        if node.op == "get_attr":
+            return isinstance(_attribute(self._trace.root, str(node.target)), Tensor)
+        if node.op not in {"call_function", "call_method"} or node.target is planned_for:
+            return False
+        if not node.all_input_nodes and node.target not in FACTORIES:
+            return False
+        pure = mutated_argument(node, self._trace.module) is None and not is_random(node)
+        return pure and all(source in self._nodes for source in node.all_input_nodes)
+
+    def _drop(self, node: fx.Node) -> None:
+        self._nodes.discard(node)
+        for user in node.users:
+            if user in self._nodes:
+                self._drop(user)
+
+    def _evaluate(self, node: fx.Node, known: dict[fx.Node, Any], device: str | None) -> Any:
+        if node in known:
+            return known[node]
+        if node.op == "get_attr":
+            value = _attribute(self._trace.root, str(node.target))
+            if isinstance(value, Tensor):
+                if value.is_floating_point() and device is None:
+                    value = value.to(torch.float64)
+                elif device is not None:
+                    value = value.to(device)
+            result = value
+        else:
+            args, kwargs = fx.map_arg(
+                (node.args, node.kwargs), lambda n: self._evaluate(n, known, device)
+            )
+            if node.op == "call_method":
+                result = getattr(args[0], str(node.target))(*args[1:], **kwargs)
+            else:
+                result = node.target(*args, **kwargs)  # type: ignore[operator]
+                if device is None and isinstance(result, Tensor) and node.target in FACTORIES:
+                    result = result.to(torch.float64)
+        known[node] = result
+        return result
+
+
+def _attribute(root: nn.Module, path: str) -> object:
+    return operator.attrgetter(path)(root)

@@ -1,0 +1,120 @@
+"""Values of a trace as the code of a model meets them: symbolic, and plain where the code looks."""
+
+from __future__ import annotations
+
+import builtins
+import contextlib
+import operator
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor, fx
+
+if TYPE_CHECKING:
+    from reparam.frontends.torch.tracer import Tracer
+
+__all__ = ["TracedValue", "taken_for_tensors"]
+
+
+class TracedValue(fx.Proxy):
+    """A value of a trace that says what a real one would say where the tracer knows it.
+
+    It is taken for a tensor where it is one; ``len``, ``int``, ``bool`` and loops over it take the
+    value of the example. ``a += b`` is recorded as what it is; a plain proxy records ``a = a + b``,
+    but every other name of ``a`` sees the change, which a residual branch may read.
+    """
+
+    tracer: Tracer
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__") or not self.tracer.may_have(self.node, name):
+            raise AttributeError(name)
+        if name in _PROPERTIES:
+            return self.tracer.create_proxy("call_function", getattr, (self, name), {})
+        if name == "requires_grad":
+            return False  # as in inference
+        return _Attribute(self, name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name not in {"tracer", "node", "root", "attr", "_node"}:
+            msg = f"it assigns to .{name} of a tensor"
+            raise fx.proxy.TraceError(msg)
+        super().__setattr__(name, value)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> TracedValue:
+        return self
+
+    def __len__(self) -> int:
+        return int(self.tracer.plain("call_function", len, self))
+
+    def __int__(self) -> int:
+        return int(self.tracer.plain("call_function", int, self))
+
+    def __index__(self) -> int:
+        return int(self.tracer.plain("call_function", operator.index, self))
+
+    def __float__(self) -> float:
+        return float(self.tracer.plain("call_function", float, self))
+
+    def __contains__(self, item: Any) -> bool:
+        return bool(self.tracer.create_proxy("call_function", operator.contains, (self, item), {}))
+
+    def __iadd__(self, other: Any) -> Any:
+        return self._in_place(operator.iadd, other)
+
+    def __isub__(self, other: Any) -> Any:
+        return self._in_place(operator.isub, other)
+
+    def __imul__(self, other: Any) -> Any:
+        return self._in_place(operator.imul, other)
+
+    def __itruediv__(self, other: Any) -> Any:
+        return self._in_place(operator.itruediv, other)
+
+    def _in_place(self, function: Callable[..., Any], other: Any) -> Any:
+        return self.tracer.create_proxy("call_function", function, (self, other), {})
+
+
+class _Attribute(TracedValue):
+    """An attribute that may turn out to be a method."""
+
+    def __init__(self, root: TracedValue, attr: str) -> None:
+        self.root, self.attr, self.tracer = root, attr, root.tracer
+        self._node: fx.Node | None = None
+
+    @property
+    def node(self) -> fx.Node:  # type: ignore[override]
+        """The attribute as a value, made when it is first needed."""
+        if self._node is None:
+            made = self.tracer.create_proxy("call_function", getattr, (self.root, self.attr), {})
+            self._node = made.node
+        return self._node
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self.tracer.create_proxy("call_method", self.attr, (self.root, *args), kwargs)
+
+
+@contextlib.contextmanager
+def taken_for_tensors() -> Iterator[None]:
+    """Let ``isinstance(x, torch.Tensor)`` hold of traced tensors, for Python's code alone.
+
+    A class that says the same to everybody (``__class__``) would say it to torch's own code as
+    well, which then reads the memory of a tensor where there is none.
+    """
+    plain = builtins.isinstance
+
+    def checked(value: Any, kind: Any) -> bool:
+        if plain(value, kind):
+            return True
+        traced = issubclass(type(value), TracedValue) and value.tracer.is_tensor(value.node)
+        return traced and issubclass(Tensor, kind)
+
+    builtins.isinstance = checked
+    try:
+        yield
+    finally:
+        builtins.isinstance = plain
+
+
+_PROPERTIES = frozenset({"shape", "ndim", "dtype", "device", "is_cuda", "is_mps", "layout"})
+"""Attributes of a tensor that are never methods."""

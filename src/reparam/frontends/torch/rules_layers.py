@@ -1,0 +1,295 @@
+"""Rules for operations that hold numbers: convolutions, linear layers, batch normalisation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor, fx, nn
+
+from reparam import algebra
+from reparam.algebra import AffineConv, Geometry, Leaf, Rows
+from reparam.frontends.hosted import hosted_geometry, weight_as_rows
+from reparam.frontends.kinds import AnyBatchNorm
+from reparam.frontends.torch.arguments import TRANSPOSED, bind, first, is_literal, rank_from_readers
+from reparam.frontends.torch.lift import Lifter
+from reparam.frontends.torch.weights import constant_weight, module_reader
+from reparam.frontends.weights import all_finite, weight_loader
+from reparam.program import Node
+from reparam.reasons import Why
+
+__all__ = [
+    "batch_norm_function",
+    "batch_norm_module",
+    "conv_function",
+    "conv_module",
+    "conv_transpose_function",
+    "hosted_module",
+    "linear_function",
+    "linear_module",
+    "probed_module",
+]
+
+
+def conv_module(lifter: Lifter, node: fx.Node) -> Node | None:
+    """``nn.ConvNd`` with zero padding; other padding modes are hosted."""
+    module = lifter.module(node)
+    assert isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d)  # noqa: S101 (the rule's key)
+    if isinstance(module.weight, nn.parameter.UninitializedParameter):
+        return lifter.opaque(node, Why.NOT_INITIALISED())
+    reads = {*module.parameters(), *module.buffers()}
+    padding, padded = _padding(module.padding), None
+    if module.padding_mode != "zeros" and any(_numbers(module.padding)):
+        if isinstance(padding, str):
+            return hosted_module(lifter, node)
+        pads = tuple((p, p) for p in algebra.per_dim(padding, module.weight.dim() - 2))
+        padded = lifter.padded(
+            node, first(node), pads, module.padding_mode, axis=-len(pads) - 1, of_layer=True
+        )
+        padding = 0
+    geometry = algebra.conv_geometry(
+        module.weight.shape, stride=module.stride, padding=padding,
+        dilation=module.dilation, groups=module.groups, bias=module.bias is not None,
+    )  # fmt: skip
+    leaf = Leaf(geometry, weight_loader(geometry, module_reader(module)))
+    return _mixing(lifter, node, leaf, reads, padded)
+
+
+def hosted_module(lifter: Lifter, node: fx.Node) -> Node | None:
+    """A convolution that only its own forward can run; see :mod:`reparam.frontends.hosted`."""
+    module: Any = lifter.module(node)
+    if nn.utils.parametrize.is_parametrized(module):
+        return None
+    reads = {*module.parameters(), *module.buffers()}
+    if not all_finite(reads):
+        return lifter.opaque(node, Why.NOT_FINITE(what=type(module).__name__))
+    geometry = hosted_geometry(module)
+
+    def load(_rows: Rows | None) -> AffineConv:
+        return AffineConv(geometry, weight_as_rows(module, module.weight), module.bias)
+
+    sources = [lifter.nodes[s] for s in node.all_input_nodes if s in lifter.nodes]
+    return lifter.hosted(node, sources, Leaf(geometry, load), type(module).__name__, reads)
+
+
+def probed_module(lifter: Lifter, node: fx.Node) -> Node | None:
+    """A module that could not be traced, known by its responses."""
+    module, op = lifter.module(node), lifter.probed[lifter.trace.keys[node].target]
+
+    reads = {*module.parameters(), *module.buffers()}
+    dims = op.geometry.dims
+    return lifter.affine(
+        node, first(node), Leaf.of(op.geometry, lambda: op), f"{type(module).__name__} (probed)",
+        axis=-(dims + 1), rank=dims + 2, reads=reads,
+        stored=max(op.geometry.parameters, sum(t.numel() for t in reads)),
+    )  # fmt: skip
+
+
+def linear_module(lifter: Lifter, node: fx.Node) -> Node | None:
+    """``nn.Linear``: a convolution without spatial dimensions."""
+    module = lifter.module(node)
+    assert isinstance(module, nn.Linear)  # noqa: S101 (the rule's key)
+    if isinstance(module.weight, nn.parameter.UninitializedParameter):
+        return lifter.opaque(node, Why.NOT_INITIALISED())
+    geometry = algebra.conv_geometry(module.weight.shape, bias=module.bias is not None)
+    leaf = Leaf(geometry, weight_loader(geometry, module_reader(module)))
+    return _mixing(lifter, node, leaf, {*module.parameters(), *module.buffers()})
+
+
+def conv_function(lifter: Lifter, node: fx.Node) -> Node | None:
+    """``F.convNd`` with a weight that is constant, computed or not."""
+    x, weight, bias, stride, padding, dilation, groups = bind(
+        node, ("input", "weight", "bias", "stride", "padding", "dilation", "groups"),
+        (None, None, None, 1, 0, 1, 1),
+    )  # fmt: skip
+    if not constant_weight(lifter, x, weight, bias) or not all(
+        is_literal(v) for v in (stride, padding, dilation, groups)
+    ):
+        return None
+    geometry = algebra.conv_geometry(
+        lifter.constants.shape(weight), stride=stride, padding=_padding(padding),
+        dilation=dilation, groups=groups, bias=bias is not None,
+    )  # fmt: skip
+    return _functional_mixing(lifter, node, geometry, weight, bias)
+
+
+def conv_transpose_function(lifter: Lifter, node: fx.Node) -> Node | None:
+    """``F.conv_transposeNd`` with a constant weight; its output channels can be rescaled."""
+    x, weight, bias, *numbers = bind(
+        node,
+        ("input", "weight", "bias", "stride", "padding", "output_padding", "groups", "dilation"),
+        (None, None, None, 1, 0, 0, 1, 1),
+    )
+    if not constant_weight(lifter, x, weight, bias) or not all(is_literal(v) for v in numbers):
+        return None
+    given = [weight] if bias is None else [weight, bias]
+    reads = {t for value in given for t in lifter.constants.sources(value)}
+    what = f"transposed conv {TRANSPOSED[node.target]}d"
+    if any(not t.is_floating_point() for t in reads if t.dim() > 0):
+        return lifter.opaque(node, Why.NOT_FLOATING(what=what))
+    if not all_finite(reads):
+        return lifter.opaque(node, Why.NOT_FINITE(what=what))
+    values = [lifter.constants.value(value).detach() for value in given]
+    host = _transposed(values[0], None if bias is None else values[1], *numbers)
+    geometry = hosted_geometry(host)
+
+    def load(_rows: Rows | None) -> AffineConv:
+        return AffineConv(geometry, weight_as_rows(host, host.weight), host.bias)
+
+    sources = [lifter.nodes[s] for s in node.all_input_nodes if s in lifter.nodes]
+    computed = sum(lifter.constants.operations(value) for value in given)
+    lifted = lifter.hosted(node, sources, Leaf(geometry, load), what, reads, computed=computed)
+    lifter.hosts[lifted.order] = host
+    return lifted
+
+
+def _transposed(
+    weight: Tensor, bias: Tensor | None, stride: Any, padding: Any, output_padding: Any,
+    groups: int, dilation: Any,
+) -> Any:  # fmt: skip
+    """Make the module of a functional transposed convolution."""
+    size = weight.shape[2:]
+    stride, padding, output_padding, dilation = (
+        algebra.per_dim(value, len(size)) for value in (stride, padding, output_padding, dilation)
+    )
+    kind: Any = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)[len(size) - 1]
+    layer = kind(
+        weight.shape[0], groups * weight.shape[1], tuple(size), stride=stride, padding=padding,
+        output_padding=output_padding, groups=groups, dilation=dilation, bias=bias is not None,
+        device="meta",
+    )  # fmt: skip
+    layer.weight = nn.Parameter(weight)
+    if bias is not None:
+        layer.bias = nn.Parameter(bias)
+    return layer.eval()
+
+
+def linear_function(lifter: Lifter, node: fx.Node) -> Node | None:
+    """``F.linear`` with a constant weight."""
+    x, weight, bias = bind(node, ("input", "weight", "bias"), (None, None, None))
+    if not constant_weight(lifter, x, weight, bias):
+        return None
+    shape = lifter.constants.shape(weight)
+    if len(shape) != 2:
+        return None
+    geometry = algebra.conv_geometry(shape, bias=bias is not None)
+    return _functional_mixing(lifter, node, geometry, weight, bias)
+
+
+def _functional_mixing(
+    lifter: Lifter, node: fx.Node, geometry: Geometry, weight: fx.Node, bias: fx.Node | None
+) -> Node | None:
+    constants = lifter.constants
+
+    def read() -> tuple[Tensor, Tensor | None]:
+        return constants.value(weight), None if bias is None else constants.value(bias)
+
+    given = [weight] if bias is None else [weight, bias]
+    reads = {t for value in given for t in constants.sources(value)}
+    return _mixing(
+        lifter, node, Leaf(geometry, weight_loader(geometry, read)), reads,
+        stored=sum(t.numel() for t in reads),
+        computed=sum(constants.operations(value) for value in given),
+    )  # fmt: skip
+
+
+def _mixing(
+    lifter: Lifter, node: fx.Node, leaf: Leaf, reads: set[Tensor], padded: Node | None = None, *,
+    stored: int = 0, computed: int = 0,
+) -> Node | None:  # fmt: skip
+    if any(not t.is_floating_point() for t in reads if t.dim() > 0):
+        return lifter.opaque(node, Why.NOT_FLOATING(what=str(leaf.geometry)))
+    source = first(node)
+    dims = leaf.geometry.dims
+    what = str(leaf.geometry)
+    if not all_finite(reads):
+        return lifter.opaque(node, Why.NOT_FINITE(what=what))
+    return lifter.affine(
+        node, source, leaf, what, axis=-(dims + 1), rank=dims + 2 if dims else None,
+        stored=max(stored, leaf.geometry.parameters), computed=computed, reads=reads,
+        padded=padded,
+    )  # fmt: skip
+
+
+def batch_norm_module(lifter: Lifter, node: fx.Node) -> Node | None:
+    """``nn.BatchNormNd`` and ``nn.SyncBatchNorm`` with running statistics."""
+    module = lifter.module(node)
+    assert isinstance(module, AnyBatchNorm)  # noqa: S101 (the rule's key)
+    if module.running_mean is None or module.running_var is None:
+        return lifter.opaque(node, Why.NO_STATISTICS())
+    if module.training and not lifter.training:
+        return lifter.opaque(node, Why.NORM_IN_TRAINING(remedy="call eval() first"))
+    fixed = {nn.BatchNorm1d: None, nn.BatchNorm2d: -3, nn.BatchNorm3d: -4}
+    axis = next((a for kind, a in fixed.items() if isinstance(module, kind)), None)
+
+    def read() -> tuple[Tensor | None, ...]:
+        return module.running_mean, module.running_var, module.weight, module.bias
+
+    reads = {t for t in read() if t is not None}
+    return _batch_norm(lifter, node, read, reads, module.eps, axis)
+
+
+def batch_norm_function(lifter: Lifter, node: fx.Node) -> Node | None:
+    """``F.batch_norm`` with constant statistics."""
+    x, mean, var, weight, bias, training, _, eps = bind(
+        node,
+        ("input", "running_mean", "running_var", "weight", "bias", "training", "momentum", "eps"),
+        (None, None, None, None, None, False, 0.1, 1e-5),
+    )
+    constants = lifter.constants
+    if training is not False and not lifter.training:
+        return lifter.opaque(node, Why.NORM_IN_TRAINING(remedy="call eval() first"))
+    if not all(constants.is_tensor(t) for t in (mean, var)) or not lifter.is_value(x):
+        return lifter.opaque(node, Why.NO_STATISTICS())
+    if any(t not in constants for t in (weight, bias)) or not isinstance(eps, float | int):
+        return lifter.opaque(node, Why.NOT_CONSTANT(what="batch norm"))
+
+    def read() -> tuple[Tensor | None, ...]:
+        values = (mean, var, weight, bias)
+        return tuple(None if t is None else constants.value(t) for t in values)
+
+    given = [t for t in (mean, var, weight, bias) if constants.is_tensor(t)]
+    reads = {t for value in given for t in constants.sources(value)}
+    return _batch_norm(lifter, node, read, reads, float(eps), None)
+
+
+def _batch_norm(
+    lifter: Lifter, node: fx.Node, read: Callable[[], tuple[Tensor | None, ...]],
+    reads: set[Tensor], eps: float, axis: int | None,
+) -> Node | None:  # fmt: skip
+    source = first(node)
+    if axis is None:
+        rank = lifter.known(source).rank or rank_from_readers(lifter, source)
+        if rank is None and lifter.vectors and lifter.nodes[source].axis in {None, -1}:
+            rank = 2
+        if rank is None:
+            return lifter.opaque(node, Why.UNKNOWN_RANK(remedy="pass example_inputs"))
+        axis = 1 - rank
+
+    def make() -> AffineConv:
+        mean, var, weight, bias = read()
+        assert mean is not None  # noqa: S101 (checked by the rules above)
+        assert var is not None  # noqa: S101 (checked by the rules above)
+        return algebra.batch_norm(mean, var, weight, bias, eps=eps)
+
+    values = [t for t in read() if t is not None]
+    # A variance without bound makes a scale of zero; any other such number shows in the operator.
+    if not bool(values[1].isfinite().all()):
+        return lifter.opaque(node, Why.NOT_FINITE(what="batch norm"))
+    return lifter.diagonal(
+        node, source, make, "batch norm", axis=axis, stored=sum(t.numel() for t in values),
+        reads=reads, rank=1 - axis if axis < -2 else None,
+    )  # fmt: skip
+
+
+def _padding(value: Any) -> Any:
+    """Normalise a layer's padding argument for the algebra."""
+    if isinstance(value, str | int):
+        return value
+    return tuple(int(v) for v in value)
+
+
+def _numbers(padding: Any) -> tuple[int, ...]:
+    if isinstance(padding, str):
+        return (1,) if padding == "same" else (0,)
+    return (padding,) if isinstance(padding, int) else tuple(padding)

@@ -1,0 +1,233 @@
+"""Rules for operations that move or pass on values: pooling, padding, concatenation."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import fx, nn
+
+from reparam import algebra
+from reparam.frontends.torch.arguments import (
+    axis_from_readers,
+    bind,
+    channels_of,
+    first,
+    is_literal,
+)
+from reparam.frontends.torch.lift import Lifter, Rule
+from reparam.frontends.torch.rules_layouts import averaged_positions, repadded
+from reparam.frontends.torch.rules_parts import part_of, picked
+from reparam.program import Node
+from reparam.reasons import Why
+
+__all__ = [
+    "average_pool_function",
+    "average_pool_module",
+    "concat",
+    "dropout_function",
+    "dropout_module",
+    "elementwise",
+    "item",
+    "pad_function",
+    "pass_on",
+    "shape_of_another",
+    "zero_pad_module",
+]
+
+
+def average_pool_module(lifter: Lifter, node: fx.Node) -> Node | None:
+    """``nn.AvgPoolNd``."""
+    module: Any = lifter.module(node)
+    return _average_pool(
+        lifter, node, _pool_dims(module), module.kernel_size, module.stride, module.padding,
+        ceil_mode=module.ceil_mode, count_pads=module.count_include_pad,
+        divisor=getattr(module, "divisor_override", None),
+    )  # fmt: skip
+
+
+def average_pool_function(dims: int) -> Rule:
+    """``F.avg_poolNd``, for a number of spatial dimensions."""
+
+    def rule(lifter: Lifter, node: fx.Node) -> Node | None:
+        _, size, stride, padding, ceil_mode, count_pads, divisor = bind(
+            node, ("input", "kernel_size", "stride", "padding", "ceil_mode", "count_include_pad",
+                   "divisor_override"),
+            (None, None, None, 0, False, True, None),
+        )  # fmt: skip
+        if not all(is_literal(v) for v in (size, stride, padding, ceil_mode, count_pads)):
+            return None
+        return _average_pool(
+            lifter, node, dims, size, stride, padding, ceil_mode=ceil_mode, count_pads=count_pads,
+            divisor=divisor,
+        )  # fmt: skip
+
+    return rule
+
+
+def _average_pool(  # noqa: PLR0913 (the layer's own arguments)
+    lifter: Lifter, node: fx.Node, dims: int, size: Any, stride: Any, padding: Any, *,
+    ceil_mode: bool, count_pads: bool, divisor: int | None,
+) -> Node | None:  # fmt: skip
+    source = first(node)
+    channels = channels_of(lifter, source, node)
+    sizes, pads = algebra.per_dim(size, dims), algebra.per_dim(padding, dims)
+    strides = sizes if stride is None or stride == [] else algebra.per_dim(stride, dims)
+    if channels is None or divisor is not None:
+        return lifter.opaque(node, keeps=True)
+    reason = Why.CEIL_MODE(value="True") if ceil_mode else None
+    if reason is None and not count_pads and any(pads):
+        reason = Why.UNCOUNTED_PADDING(value="False")
+    if reason is None:
+        return lifter.average(node, source, channels, sizes, strides, pads)
+    # Windows that are cut off still average what is left of them, if no padding is counted.
+    if any(pads) and count_pads:
+        return lifter.opaque(node, reason, keeps=True)
+    return averaged_positions(lifter, node, dims, reason) or lifter.opaque(node, reason, keeps=True)
+
+
+def zero_pad_module(lifter: Lifter, node: fx.Node) -> Node | None:
+    """``nn.ZeroPadNd`` and ``nn.ConstantPadNd`` with zeros."""
+    module: Any = lifter.module(node)
+    if getattr(module, "value", 0) != 0:
+        return None
+    return _zero_pad(lifter, node, tuple(module.padding))
+
+
+def pad_function(lifter: Lifter, node: fx.Node) -> Node | None:
+    """``F.pad``: with zeros an operator, with what the channel holds a matter of layout."""
+    _, pads, mode, value = bind(
+        node, ("input", "pad", "mode", "value"), (None, None, "constant", None)
+    )
+    if mode != "constant" and is_literal(pads):
+        return repadded(lifter, node, len(pads) // 2)
+    if value not in (None, 0) or not is_literal(pads):
+        return None
+    return _zero_pad(lifter, node, tuple(pads))
+
+
+def _zero_pad(lifter: Lifter, node: fx.Node, flat: tuple[int, ...]) -> Node | None:
+    source = first(node)
+    pairs = list(zip(flat[::2], flat[1::2], strict=True))[::-1]
+    axis, channels = lifter.nodes[source].axis, channels_of(lifter, source, node)
+    if axis is None:
+        axis = axis_from_readers(lifter, node)
+    if axis is None or channels is None or len(pairs) > -axis - 1:
+        return None
+    dims = -axis - 1
+    pads = [(0, 0)] * (dims - len(pairs)) + pairs
+    return lifter.zero_pad(node, source, channels, tuple(pads))
+
+
+def item(lifter: Lifter, node: fx.Node) -> Node | None:
+    """A slice ``x[:, :, 1:-1]``: a crop, padding by a negative number; ``x[:, :4]``: channels."""
+    x, index = node.args
+    if isinstance(index, int):
+        return part_of(lifter, node)
+    index = index if isinstance(index, tuple) else (index,)
+    if not lifter.is_value(x) or not all(isinstance(part, slice | list) for part in index):
+        return None
+    channels = _channels_in(lifter, node, index)
+    if channels is not None:
+        return picked(lifter, node, first(node), channels)
+    return _cropped(lifter, node, index)
+
+
+def _cropped(lifter: Lifter, node: fx.Node, index: Sequence[Any]) -> Node | None:
+    rank, axis = lifter.known(first(node)).rank, lifter.nodes[first(node)].axis
+    if axis is None:
+        axis = axis_from_readers(lifter, first(node))
+    if rank is None and axis is not None:
+        rank = 1 - axis
+    if rank is None or axis is None or axis + rank != 1:
+        return None
+    crops = [_crop(part) for part in index]
+    if any(crop is None for crop in crops) or any(crop != (0, 0) for crop in crops[:2]):
+        return None
+    crops += [(0, 0)] * (rank - len(crops))
+    flat = [value for pair in reversed(crops[2:]) if pair is not None for value in pair]
+    return _zero_pad(lifter, node, tuple(flat))
+
+
+def _channels_in(lifter: Lifter, node: fx.Node, index: Sequence[Any]) -> Sequence[int] | None:
+    """The channels that an index picks; None where it picks along other dimensions, or all."""
+    facts, axis = lifter.known(first(node)), lifter.nodes[first(node)].axis
+    total = facts.channels
+    if total is None or facts.rank is None or axis is None:
+        return None
+    position = axis + facts.rank
+    if len(index) <= position:
+        return None
+    own, *others = index[position], *index[:position], *index[position + 1 :]
+    if own == slice(None) or any(part != slice(None) for part in others):
+        return None
+    if isinstance(own, list):
+        return [n % total for n in own] if all(type(n) is int for n in own) else None
+    literal = all(n is None or isinstance(n, int) for n in (own.start, own.stop, own.step))
+    return range(*own.indices(total)) if literal else None
+
+
+def _crop(part: slice | list[Any]) -> tuple[int, int] | None:
+    """How much a slice takes off at both ends, as padding; None if that depends on the size."""
+    if isinstance(part, list):
+        return None
+    start, stop, step = part.start or 0, part.stop, part.step or 1
+    if not isinstance(start, int) or start < 0 or step != 1:
+        return None
+    if stop is None:
+        return (-start, 0)
+    return (-start, stop) if isinstance(stop, int) and stop < 0 else None
+
+
+def pass_on(lifter: Lifter, node: fx.Node) -> Node | None:
+    """An operation that returns its input."""
+    return lifter.alias(node, first(node))
+
+
+def dropout_module(lifter: Lifter, node: fx.Node) -> Node | None:
+    """``nn.Dropout`` and its kin in eval mode."""
+    module = lifter.module(node)
+    return None if module.training else lifter.alias(node, first(node))
+
+
+def dropout_function(lifter: Lifter, node: fx.Node) -> Node | None:
+    """``F.dropout`` with ``training=False``."""
+    _, _, training, _ = bind(node, ("input", "p", "training", "inplace"), (None, 0.5, True, False))
+    return lifter.alias(node, first(node)) if training is False else None
+
+
+def elementwise(lifter: Lifter, node: fx.Node) -> Node | None:
+    """An activation: nothing folds through it, but axes stay in place."""
+    stateless = node.op != "call_module" or next(lifter.module(node).parameters(), None) is None
+    return (lifter.again(node) if stateless else None) or lifter.opaque(node, keeps=True)
+
+
+def concat(lifter: Lifter, node: fx.Node) -> Node | None:
+    """``torch.cat`` along the channel axis, which some of the parts may not know as such."""
+    parts, dim = bind(node, ("tensors", "dim"), (None, 0))
+    dim = node.kwargs.get("axis", dim)
+    if not isinstance(parts, list | tuple) or not all(lifter.is_value(p) for p in parts):
+        return None
+    axes = {lifter.nodes[p].axis for p in parts} - {None}
+    ranks = {lifter.known(p).rank for p in parts} - {None}
+    if len(axes) != 1 or len(ranks) > 1 or not isinstance(dim, int):
+        return None
+    axis, rank = axes.pop(), ranks.pop() if ranks else None
+    if axis is None or (dim >= 0 and rank is None):
+        return None
+    if (dim if dim < 0 else dim - (rank or 0)) != axis:
+        return None
+    return lifter.concat(node, list(parts), axis)
+
+
+def shape_of_another(lifter: Lifter, node: fx.Node) -> Node | None:
+    """``x.reshape_as(y)`` reads the contents of ``x`` and of ``y`` the shape alone."""
+    x, other = bind(node, ("self", "other"), (None, None))
+    if not lifter.is_value(x) or not lifter.is_value(other):
+        return None
+    return lifter.shaped_like(node, x, other)
+
+
+def _pool_dims(module: nn.Module) -> int:
+    kinds = {nn.AvgPool1d: 1, nn.AvgPool2d: 2, nn.AvgPool3d: 3}
+    return next(dims for kind, dims in kinds.items() if isinstance(module, kind))

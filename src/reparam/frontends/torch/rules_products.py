@@ -1,0 +1,97 @@
+"""Rules for products of a value and a constant matrix, which are layers by another name."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, fx
+
+from reparam.algebra import Geometry, Leaf
+from reparam.frontends.torch.arguments import bind
+from reparam.frontends.torch.lift import Lifter
+from reparam.frontends.weights import all_finite, weight_loader
+from reparam.program import Node
+
+__all__ = ["einsum", "matmul"]
+
+
+def matmul(lifter: Lifter, node: fx.Node) -> Node | None:
+    r"""``x @ w`` and ``w @ x`` with a constant matrix.
+
+    The first is a linear layer, :math:`y_o = \\sum_c x_c W_{c o}` on the last axis; the second, of
+    ``(batch, channels, length)``, a 1x1 convolution, :math:`y_o = \\sum_c W_{o c} x_c`.
+    """
+    left, right = bind(node, ("input", "other"), (None, None))
+    if lifter.is_value(left) and _is_matrix(lifter, right):
+        return _product(lifter, node, left, right, dims=0, turned=True)
+    if lifter.is_value(right) and _is_matrix(lifter, left) and lifter.known(right).rank == 3:
+        return _product(lifter, node, right, left, dims=1, turned=False)
+    return None
+
+
+def einsum(lifter: Lifter, node: fx.Node) -> Node | None:
+    """``einsum("bchw,oc->bohw", x, w)``: a matrix that acts on one axis, the second or the last.
+
+    That axis is contracted and its place taken by the output channels; all others stay in place.
+    """
+    equation, *operands = node.args
+    if len(operands) == 1 and isinstance(operands[0], list | tuple):
+        operands = list(operands[0])
+    if not isinstance(equation, str) or len(operands) != 2 or equation.count("->") != 1:
+        return None
+    # An ellipsis stands for axes that stay, too.
+    written, result = equation.replace(" ", "").replace("...", "*").split("->")
+    names = written.split(",")
+    if len(names) != 2:
+        return None
+    if not lifter.is_value(operands[0]):
+        operands.reverse()
+        names.reverse()
+    x, weight = operands
+    (kept, matrix), at = names, _contracted(names[0], names[1], result)
+    if not lifter.is_value(x) or not _is_matrix(lifter, weight) or at is None:
+        return None
+    turned = matrix.index(kept[at]) == 0
+    if at == len(kept) - 1:
+        return _product(lifter, node, x, weight, dims=0, turned=turned)
+    if at != 1 or "*" in kept or len(kept) > 5:
+        return None
+    return _product(lifter, node, x, weight, dims=len(kept) - 2, turned=turned)
+
+
+def _contracted(x: str, matrix: str, result: str) -> int | None:
+    """The axis of ``x`` whose place an axis of the matrix takes; None if it is not that simple."""
+    if len(set(x)) != len(x) or len(set(matrix)) != 2 or len(matrix) != 2 or len(result) != len(x):
+        return None
+    inner, outer = set(matrix) & set(x), set(matrix) - set(x)
+    if len(inner) != 1 or len(outer) != 1:
+        return None
+    at = x.index(inner.pop())
+    return at if result == x[:at] + outer.pop() + x[at + 1 :] else None
+
+
+def _is_matrix(lifter: Lifter, value: Any) -> bool:
+    return lifter.constants.is_tensor(value) and len(lifter.constants.shape(value)) == 2
+
+
+def _product(
+    lifter: Lifter, node: fx.Node, x: Any, weight: Any, *, dims: int, turned: bool
+) -> Node | None:
+    """Make a node of a pointwise layer; ``turned`` says that its matrix has a row per input."""
+    constants = lifter.constants
+    reads = constants.sources(weight)
+    if not all(t.is_floating_point() for t in reads if t.dim() > 0) or not all_finite(set(reads)):
+        return None
+    rows, columns = constants.shape(weight)
+    cin, cout = (rows, columns) if turned else (columns, rows)
+    geometry = Geometry.pointwise(cin, cout, dims=dims)
+
+    def read() -> tuple[Tensor, None]:
+        matrix = constants.value(weight)
+        return (matrix.mT if turned else matrix).reshape(geometry.kernel_shape), None
+
+    return lifter.affine(
+        node, x, Leaf(geometry, weight_loader(geometry, read)), str(geometry), axis=-dims - 1,
+        stored=sum(t.numel() for t in reads), rank=dims + 2 if dims else None, reads=reads,
+        computed=constants.operations(weight),
+    )  # fmt: skip

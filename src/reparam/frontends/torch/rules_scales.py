@@ -1,0 +1,155 @@
+"""Rules for sums, and for scales and shifts by constants."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from reparam import algebra
+from reparam.algebra import AffineConv
+from reparam.frontends.scales import doubt
+from reparam.frontends.torch.arguments import axis_further_on, bind, channels_of, first
+from reparam.frontends.torch.lift import Lifter, scalar
+from reparam.program import Node
+
+__all__ = [
+    "add",
+    "divide",
+    "lerp",
+    "multiply",
+    "negate",
+    "reverse_subtract",
+    "subtract",
+]
+
+
+def add(lifter: Lifter, node: fx.Node) -> Node | None:
+    """``a + b``: a sum of values, or a shift by a constant."""
+    return _plus(lifter, node, 1.0)
+
+
+def subtract(lifter: Lifter, node: fx.Node) -> Node | None:
+    """``a - b``."""
+    return _plus(lifter, node, -1.0)
+
+
+def _plus(lifter: Lifter, node: fx.Node, sign: float) -> Node | None:
+    left, right, alpha = bind(node, ("input", "other", "alpha"), (None, None, 1))
+    factor = scalar(alpha)
+    if factor is None:
+        return None
+    factor *= sign
+    if lifter.is_value(left) and lifter.is_value(right):
+        return lifter.sum(node, [left, right], [1.0, factor])
+    if lifter.is_value(left):
+        return _affine_map(lifter, node, left, shift=right, shift_times=factor)
+    if lifter.is_value(right):
+        return _affine_map(lifter, node, right, times=factor, shift=left)
+    return None
+
+
+def reverse_subtract(lifter: Lifter, node: fx.Node) -> Node | None:
+    """``torch.rsub(a, b)``, which is ``b - a``."""
+    left, right, alpha = bind(node, ("input", "other", "alpha"), (None, None, 1))
+    factor = scalar(alpha)
+    if factor is None or not lifter.is_value(left):
+        return None
+    if lifter.is_value(right):
+        return lifter.sum(node, [right, left], [1.0, -factor])
+    return _affine_map(lifter, node, left, times=-factor, shift=right)
+
+
+def multiply(lifter: Lifter, node: fx.Node) -> Node | None:
+    """``a * b`` where one of them is constant."""
+    left, right = bind(node, ("input", "other"), (None, None))
+    if lifter.is_value(left) == lifter.is_value(right):
+        return None
+    x, factor = (left, right) if lifter.is_value(left) else (right, left)
+    return _affine_map(lifter, node, x, factor=factor)
+
+
+def divide(lifter: Lifter, node: fx.Node) -> Node | None:
+    """``a / b`` where ``b`` is constant."""
+    left, right, mode = bind(node, ("input", "other", "rounding_mode"), (None, None, None))
+    if mode is not None or not lifter.is_value(left) or lifter.is_value(right):
+        return None
+    return _affine_map(lifter, node, left, factor=right, invert=True)
+
+
+def negate(lifter: Lifter, node: fx.Node) -> Node | None:
+    """``-a``."""
+    return _affine_map(lifter, node, first(node), times=-1.0)
+
+
+def lerp(lifter: Lifter, node: fx.Node) -> Node | None:
+    """``torch.lerp(a, b, w)`` with a number: ``(1 - w) a + w b``."""
+    left, right, weight = bind(node, ("input", "end", "weight"), (None, None, None))
+    factor = scalar(weight)
+    if factor is None or not lifter.is_value(left) or not lifter.is_value(right):
+        return None
+    return lifter.sum(node, [left, right], [1 - factor, factor])
+
+
+def _affine_map(  # noqa: PLR0913 (the parts of one affine map)
+    lifter: Lifter, node: fx.Node, x: Any, *, factor: Any = None, shift: Any = None,
+    times: float = 1.0, shift_times: float = 1.0, invert: bool = False,
+) -> Node | None:  # fmt: skip
+    """Lift ``times * factor * x + shift_times * shift`` with constant factor and shift."""
+    if times == 1.0 and _changes_nothing(factor, shift):
+        return lifter.alias(node, x)
+    tensors = [t for t in (factor, shift) if lifter.constants.is_tensor(t)]
+    single = all(math.prod(lifter.constants.shape(t)) == 1 for t in tensors)
+    channels, axis = _channels_beside(lifter, node, x, single=single)
+    doubts = [doubt(lifter.constants.shape(t), channels, axis) for t in tensors]
+    if channels is None or axis is None or any(doubts):
+        return lifter.opaque(node, next(filter(None, doubts), None))
+    if any(scalar(v) is None for v in (factor, shift) if v is not None and v not in tensors):
+        return lifter.opaque(node)
+
+    def per_channel(value: Any, default: float) -> Tensor:
+        if lifter.constants.is_tensor(value):
+            tensor = lifter.constants.value(value).to(torch.float64)
+        else:
+            tensor = torch.tensor(default if value is None else float(value), dtype=torch.float64)
+        return tensor.reshape(-1).expand(channels)
+
+    def make() -> AffineConv:
+        scale = per_channel(factor, 1.0)
+        scale = times * (1 / scale if invert else scale)
+        return algebra.scale(
+            scale, None if shift is None else shift_times * per_channel(shift, 0.0)
+        )
+
+    reads = {t for tensor in tensors for t in lifter.constants.sources(tensor)}
+    return lifter.diagonal(
+        node, x, make, "scale" if shift is None else "shift", axis=axis,
+        stored=sum(t.numel() for t in reads), reads=reads,
+    )  # fmt: skip
+
+
+def _channels_beside(
+    lifter: Lifter, node: fx.Node, x: fx.Node, *, single: bool
+) -> tuple[int | None, int | None]:
+    """Channels of a value and their axis, as it is known by itself or by a layer further on.
+
+    Where an operation has a number for each channel, the layer behind it may read more than there
+    are before it: one channel is spread over all of them. An example shows how many there are.
+    """
+    channels, axis = lifter.known(x).channels, lifter.nodes[x].axis
+    if axis is None:
+        axis = axis_further_on(lifter, node) or axis_further_on(lifter, x)
+    if channels is None and axis is not None:
+        shown = lifter.trace.values.get(x)
+        if isinstance(shown, Tensor) and shown.dim() >= -axis:
+            channels = shown.shape[axis]
+        elif single:
+            channels = channels_of(lifter, x, node)
+    return channels, axis
+
+
+def _changes_nothing(factor: Any, shift: Any) -> bool:
+    nothing_times = factor is None or scalar(factor) == 1.0
+    return nothing_times and (shift is None or scalar(shift) == 0.0)

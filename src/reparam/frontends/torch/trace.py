@@ -1,0 +1,272 @@
+"""Trace a model once with torch.fx, naming every operation so that it can be found again.
+
+A module that cannot be traced stays one opaque call in its parent, so that one clever module does
+not hide the rest of a model. Where the code of a model can go another way in another call, that
+way is traced as well: what folds has to fold there, too.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.utils._pytree import tree_map
+
+from reparam.frontends.torch.decisions import Decision, Place, raised_by_the_model
+from reparam.frontends.torch.frames import Call, Frame, Key, first_line, join
+from reparam.frontends.torch.recording import Recorder
+from reparam.frontends.torch.running import Arguments
+from reparam.frontends.torch.skeleton import shared_copy
+from reparam.frontends.torch.structures import tensors_in
+from reparam.frontends.torch.tracer import Tracer
+
+__all__ = [
+    "Call", "Frame", "Key", "Trace", "TraceFailure", "bound_arguments", "join", "other_ways",
+    "straight_trace", "trace",
+]  # fmt: skip
+
+_MOST_WAYS = 12
+"""Ways through a model that are traced beside the example's at the most."""
+
+
+@dataclass(eq=False)
+class Trace:
+    """A traced module.
+
+    Attributes:
+        root: The module that was traced (a copy that shares tensors with the user's).
+        path: Path of ``root`` in the whole model.
+        graph: What it executes; inputs are the tensors in its arguments, in order.
+        keys: The name of every node.
+        stacks: The module calls around every node, outermost first, beginning with ``root``.
+        opaque: Paths of modules that could not be traced, each with the reason.
+        frame: The call of ``root``, with those inside.
+        values: What values are for the example, as far as is known; tensors without numbers.
+        decisions: Where the code looked at values, by the node that checks it.
+        recorder: The operators that the trace runs, where it was made with an example.
+
+    """
+
+    root: nn.Module
+    path: str
+    graph: fx.Graph
+    keys: dict[fx.Node, Key]
+    stacks: dict[fx.Node, tuple[Call, ...]]
+    opaque: dict[str, str] = field(default_factory=dict)
+    frame: Frame | None = None
+    values: dict[fx.Node, Any] = field(default_factory=dict)
+    decisions: dict[fx.Node, Decision] = field(default_factory=dict)
+    recorder: Recorder | None = None
+    _called: dict[Any, nn.Module] = field(default_factory=dict, repr=False)
+    _frames: dict[str, list[Frame]] = field(default_factory=dict, repr=False)
+
+    def module(self, node: fx.Node) -> nn.Module:
+        """The module that a module call calls."""
+        if node.target not in self._called:
+            self._called[node.target] = self.root.get_submodule(str(node.target))
+        return self._called[node.target]
+
+    def calls_of(self, path: str) -> list[Frame]:
+        """All calls of a module."""
+        if not self._frames and self.frame is not None:
+            for frame in self.frame.all_calls():
+                self._frames.setdefault(frame.call.path, []).append(frame)
+        return self._frames.get(path, [])
+
+
+class TraceFailure(Exception):  # noqa: N818 (internal; never reaches a user)
+    """The root itself cannot be traced.
+
+    Attributes:
+        where: Path of the module that stands in the way, where that is not the root.
+
+    """
+
+    def __init__(self, why: str, where: str | None = None) -> None:
+        """Say why."""
+        super().__init__(why)
+        self.where = where
+
+
+def trace(
+    root: nn.Module,
+    path: str = "",
+    *,
+    example: Arguments | None = None,
+    opaque: dict[str, str] | None = None,
+    forced: dict[Place, bool] | None = None,
+    varied: dict[str, Any] | None = None,
+) -> Trace:
+    """Trace a module, with the calls of all modules inside that can be traced.
+
+    Args:
+        root: What to trace.
+        path: Its path in the whole model.
+        example: Arguments to trace with. Without them, the arguments that forward needs are inputs
+            of which nothing is known, and the others have their defaults.
+        opaque: Paths of modules that are not to be traced, with the reasons.
+        forced: Ways to go where the code decides on a value.
+        varied: Arguments to trace with in the place of the example's.
+
+    Raises:
+        TraceFailure: The forward of ``root`` itself cannot be traced; the message says why.
+
+    """
+    # A copy, since forwards may keep what they compute, symbolic values then, in attributes.
+    twin = shared_copy(root)
+    try:
+        bound = bound_arguments(twin, example)
+        bound.arguments.update(varied or {})
+        tracer = Tracer(path, root, bound, opaque or {}, forced or {}, _device(root, example))
+        frame = tracer.record(twin)
+    except Exception as error:
+        # Any exception of the user's forward on symbolic values only says: not traceable.
+        raise TraceFailure(first_line(error)) from error
+    return Trace(
+        twin, path, tracer.graph, tracer.names, tracer.stacks, tracer.opaque, frame, tracer.values,
+        tracer.decisions, None if example is None else tracer.recorder,
+    )  # fmt: skip
+
+
+def straight_trace(root: nn.Module, path: str = "", opaque: Iterable[str] = ()) -> Trace:
+    """Trace a module in what it does in every call; what decides on its inputs stays opaque.
+
+    Args:
+        root: What to trace.
+        path: Its path in the whole model.
+        opaque: Paths of modules that are not to be traced.
+
+    Raises:
+        TraceFailure: The forward of ``root`` itself cannot be traced, or decides on its inputs.
+
+    """
+    left = dict.fromkeys(opaque, "")
+    while True:
+        traced = trace(root, path, opaque=left)
+        deciding = {
+            traced.stacks[check][-1].path: f"it decides on a value of its inputs ({found.place})"
+            for check, found in traced.decisions.items()
+            if found.is_open
+        }
+        if path in deciding:
+            raise TraceFailure(deciding[path])
+        if not deciding:
+            return traced
+        left |= deciding
+
+
+def other_ways(root: nn.Module, traced: Trace, example: Arguments | None) -> Iterator[Trace]:
+    """Trace the ways that the code may go in other calls: each one that it may take at all, once.
+
+    Raises:
+        TraceFailure: One of them cannot be traced.
+
+    """
+    waiting: list[tuple[Trace, dict[Place, bool]]] = [(traced, {})]
+    seen = {(d.place, d.taken) for d in traced.decisions.values()}
+    for way in (
+        *_at_other_sizes(root, traced, example),
+        *_with_other_arguments(root, traced, example),
+    ):
+        seen.update((d.place, d.taken) for d in way.decisions.values())
+        waiting.append((way, {}))
+        yield way
+    tried = 0
+    while waiting:
+        before, forced = waiting.pop()
+        for check, decision in before.decisions.items():
+            other = (decision.place, not decision.taken)
+            if not decision.is_open or not isinstance(decision.taken, bool) or other in seen:
+                continue
+            seen.add(other)
+            tried += 1
+            where = before.stacks[check][-1].path
+            if tried > _MOST_WAYS:
+                msg = f"it decides on values of its inputs in more than {_MOST_WAYS} places"
+                raise TraceFailure(msg, where)
+            ways = {**forced, decision.place: not decision.taken}
+            try:
+                way = trace(root, traced.path, example=example, opaque=traced.opaque, forced=ways)
+            except TraceFailure as failure:
+                if raised_by_the_model(failure.__cause__ or failure):
+                    continue
+                msg = f"it decides on a value of its inputs ({decision.place}), and the other way"
+                raise TraceFailure(f"{msg} {failure}", where) from failure
+            seen.update((d.place, d.taken) for d in way.decisions.values())
+            waiting.append((way, ways))
+            yield way
+
+
+def _at_other_sizes(root: nn.Module, traced: Trace, example: Arguments | None) -> Iterator[Trace]:
+    """Trace with inputs of other sizes where the code makes plain numbers of them."""
+    numbers = [d for d in traced.decisions.values() if d.is_open and not isinstance(d.taken, bool)]
+    for factor in _FACTORS if numbers and example is not None else ():
+        with contextlib.suppress(TraceFailure):  # not every size fits every model
+            yield trace(root, traced.path, example=_resized(example, factor), opaque=traced.opaque)
+
+
+def _with_other_arguments(
+    root: nn.Module, traced: Trace, example: Arguments | None
+) -> Iterator[Trace]:
+    """Trace a whole model with each of its options in another way: given, or another value."""
+    given = bound_arguments(root, example).arguments if not traced.path else {}
+    for name, parameter in list(inspect.signature(root.forward).parameters.items()):
+        value = given.get(name, parameter)
+        if parameter.default is parameter.empty or not isinstance(value, _OPTION):
+            continue
+        other = parameter if value is None else _another(value)
+        with contextlib.suppress(TraceFailure):  # not every option can be made up
+            yield trace(
+                root, traced.path, example=example, opaque=traced.opaque, varied={name: other}
+            )
+
+
+_OPTION = bool | int | float | str | None
+"""What an argument may be that chooses what a forward does."""
+
+
+def _another(value: bool | float | str) -> bool | float | str:  # noqa: FBT001 (any value is one)
+    if isinstance(value, bool):
+        return not value
+    return f"{value}?" if isinstance(value, str) else value + 1
+
+
+_FACTORS = (0.5, 2.0, 3.5)
+
+
+def _resized(example: Any, factor: float) -> Any:
+    """Inputs of another size, without numbers."""
+
+    def resize(value: Any) -> Any:
+        if not isinstance(value, Tensor) or value.dim() < 3:
+            return value
+        spatial = [max(1, int(size * factor)) for size in value.shape[2:]]
+        return torch.empty(*value.shape[:2], *spatial, dtype=value.dtype, device="meta")
+
+    return tree_map(resize, example)
+
+
+def bound_arguments(module: nn.Module, example: Arguments | None) -> inspect.BoundArguments:
+    """The arguments to trace a forward with; what is not known is its :class:`Parameter`."""
+    signature = inspect.signature(module.forward)
+    if example is not None:
+        bound = signature.bind(*example[0], **example[1])
+        bound.apply_defaults()
+        return bound
+    plain = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    named = {n: p for n, p in signature.parameters.items() if p.kind not in plain}
+    needed = [n for n, p in named.items() if p.default is p.empty] or list(named)[:1]
+    values: dict[str, Any] = {n: p if n in needed else p.default for n, p in named.items()}
+    if not named:  # forward(*args): most likely one tensor
+        values = {n: (p,) for n, p in signature.parameters.items() if p.kind is p.VAR_POSITIONAL}
+    return inspect.BoundArguments(signature, values)
+
+
+def _device(root: nn.Module, example: Arguments | None) -> torch.device:
+    tensors = [*root.parameters(), *tensors_in(example or ())]
+    return next((t.device for t in tensors if isinstance(t, Tensor)), torch.device("cpu"))

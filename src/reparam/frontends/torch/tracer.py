@@ -1,0 +1,417 @@
+"""Record what a model does in one run of its forward on symbolic values.
+
+Beside every value stands what it is for the example, on the ``meta`` device, where shapes are known
+and numbers are not. Code that asks for a plain value (``if``, ``len``, ``int``, a loop) gets that
+of the example, and the question is noted as a :class:`Decision`.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections import Counter
+from collections.abc import Callable, ItemsView, Iterator, KeysView, ValuesView
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from reparam.frontends.hosted import is_hosted
+from reparam.frontends.torch.builtin import is_builtin
+from reparam.frontends.torch.containers import Maker, is_special
+from reparam.frontends.torch.decisions import (
+    Decision,
+    Level,
+    Place,
+    caller,
+    raised_by_the_model,
+    way_that_raises,
+)
+from reparam.frontends.torch.effects import FACTORIES, known_length, metadata_read, name_of
+from reparam.frontends.torch.frames import Call, Frame, Key, by_name, first_line, join
+from reparam.frontends.torch.guards import planned_for
+from reparam.frontends.torch.proxies import TracedValue, taken_for_tensors
+from reparam.frontends.torch.recording import Factories, Recorder
+from reparam.frontends.torch.skeleton import on_meta, without_numbers
+from reparam.frontends.torch.structures import leaves
+
+__all__ = ["Tracer"]
+
+_MOST_DECISIONS = 10_000
+"""Decisions in one trace at the most: a loop that waits for the numbers in a tensor never ends."""
+
+_UNKNOWN = object()
+
+
+class Tracer(fx.Tracer):
+    """Trace one module.
+
+    Attributes:
+        frames: The calls of modules that are being recorded, outermost first.
+        names: The name of every node.
+        stacks: The module calls around every node, outermost first.
+        values: What values are for the example; tensors are without numbers.
+        decisions: What the code looked at, by the node that checks it.
+        opaque: Paths of modules that could not be traced, each with the reason.
+        recorder: The operators that the trace runs.
+
+    """
+
+    def __init__(
+        self, path: str, original: nn.Module, bound: inspect.BoundArguments, opaque: dict[str, str],
+        forced: dict[Place, bool], device: torch.device,
+    ) -> None:  # fmt: skip
+        """Prepare to trace.
+
+        Args:
+            path: Path of the module in the whole model.
+            original: The module, which tracing leaves as it is: to run operations without numbers.
+            bound: The arguments of forward; those tensors that are given become inputs. Values that
+                are :class:`inspect.Parameter` become inputs of which nothing is known.
+            opaque: Modules not to trace.
+            forced: Ways to go, by place, whatever the values say.
+            device: Where the example lies.
+
+        """
+        super().__init__()
+        self.proxy_buffer_attributes = True
+        self.frames: list[Frame] = []
+        self.names: dict[fx.Node, Key] = {}
+        self.stacks: dict[fx.Node, tuple[Call, ...]] = {}
+        self.values: dict[fx.Node, Any] = {}
+        self.decisions: dict[fx.Node, Decision] = {}
+        self.opaque = dict(opaque)
+        self.recorder = Recorder(on=False)
+        self._path, self._original, self._bound = path, original, bound
+        self._forced, self._device = forced, device
+        self._levels: dict[fx.Node, Level] = {}
+        self._calls: Counter[str] = Counter()
+        self._targets: Counter[tuple[Call, str]] = Counter()
+        self._tensors: dict[int, str] | None = None
+        self._evaluating = False
+
+    def record(self, root: nn.Module) -> Frame:
+        """Trace a module; its graph is ``self.graph`` afterwards."""
+        with torch.no_grad(), self.recorder, Factories(self.create_proxy), taken_for_tensors():
+            self.trace(root)
+        return self.frames[0]
+
+    # ------------------------------------------------------------------------ what torch.fx calls
+
+    def create_args_for_root(
+        self, root_fn: Any, is_module: Any, concrete_args: Any = None
+    ) -> tuple[Callable[[], Any], list[Any]]:
+        """Make the inputs; torch.fx calls what is returned."""
+        del root_fn, is_module, concrete_args  # known from the start
+        root: Any = self.root
+        inputs = {name: self._inputs(name, v) for name, v in self._bound.arguments.items()}
+        bound = inspect.BoundArguments(self._bound.signature, inputs)
+        frame = self._enter(root, self._path, inputs)
+
+        def run() -> Any:
+            frame.result = root.forward(*bound.args, **bound.kwargs)
+            return tuple(leaf for _, leaf in leaves(frame.result) if isinstance(leaf, fx.Node))
+
+        return run, []
+
+    def call_module(
+        self, m: nn.Module, forward: Callable[..., Any], args: Any, kwargs: dict[str, Any]
+    ) -> Any:
+        """Record a call: as one operation, or as what happens inside."""
+        name = None if self._evaluating else (self.submodule_paths or {}).get(m)
+        if name is None:
+            return forward(*args, **kwargs)  # without numbers, or a module made in a forward
+        path = join(self._path, name)
+        if path in self.opaque or is_builtin(m):
+            return self.create_proxy("call_module", name, args, kwargs)
+        frame = self._enter(m, path, by_name(m, args, kwargs))
+        try:
+            frame.result = forward(*args, **kwargs)
+            for _ in leaves(frame.result):
+                pass  # attributes become nodes when they are first looked at: now
+        except Exception as error:
+            if raised_by_the_model(error) and self._forced:
+                raise
+            self._undo(frame)
+            self.opaque[path] = first_line(error)
+        else:
+            if not (is_hosted(m) and self._is_open(frame)):
+                self.frames.pop()
+                return frame.result
+            self._undo(frame)  # a convolution that pads by the size of its input runs as it is
+        return self.create_proxy("call_module", name, args, kwargs)
+
+    def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:  # noqa: ARG002
+        """Read a parameter or buffer as a symbolic value."""
+        if isinstance(attr_val, Tensor) and not self._evaluating and not _is_traced(attr_val):
+            name = self._tensor_names().get(id(attr_val))
+            if name is not None:
+                return self.create_proxy("get_attr", name, (), {})
+        return attr_val
+
+    def create_arg(self, a: Any) -> Any:
+        """Write an argument into a node; objects that torch.fx does not know stay as they are."""
+        if _is_traced(a):
+            return a.node
+        if isinstance(a, fx.Node | nn.Module):
+            return a
+        if is_special(a):  # its class is kept
+            parts = tuple(self.create_arg(part) for part in Maker.parts(a))
+            return self.create_node("call_function", Maker.of(a), parts, {})
+        try:
+            return super().create_arg(a)
+        except NotImplementedError:
+            return a
+
+    def create_node(self, kind: str, target: Any, *args: Any, **kwargs: Any) -> fx.Node:
+        """Make a node, name it, and say what it is for the example."""
+        node = super().create_node(kind, target, *args, **kwargs)
+        if not self.frames:
+            return node
+        owner = self.frames[-1].call
+        is_module = kind == "call_module"
+        named = join(self._path, str(target)) if is_module else self._signature(kind, target, node)
+        count = self._targets[owner, named]
+        self._targets[owner, named] += 1
+        self.names[node] = Key(owner.path, named, count, is_module)
+        self.stacks[node] = tuple(frame.call for frame in self.frames)
+        if kind not in {"placeholder", "output"}:
+            self.frames[-1].items.append(node)
+            self._evaluate(node)
+            self._levels[node] = self._level_of(node)
+        return node
+
+    def create_proxy(
+        self, kind: str, target: Any, args: Any, kwargs: Any, *more: Any, **rest: Any
+    ) -> Any:
+        """Record an operation; what is the same in every call comes back as a plain value."""
+        if self._evaluating:  # inside a module that is not traced
+            return target(*args, **{**kwargs, "device": "meta"})
+        proxy = super().create_proxy(kind, target, args, kwargs, *more, **rest)
+        node = proxy.node
+        value = self.values.get(node, _UNKNOWN)
+        plain = isinstance(value, bool | int | float | torch.Size)
+        if plain and self._levels.get(node, Level.DATA) is Level.CONSTANT:
+            self._forget([node])
+            return value
+        if plain and self._levels.get(node) is Level.KIND and not isinstance(value, torch.Size):
+            return self._look(node, value, caller(), Level.KIND)
+        return proxy
+
+    def proxy(self, node: fx.Node) -> fx.Proxy:
+        """Make the symbolic value of a node."""
+        return TracedValue(node, self)
+
+    def to_bool(self, obj: fx.Proxy) -> bool:
+        """Decide an ``if``."""
+        place = caller()
+        raising = way_that_raises(place)
+        outcome = self._forced.get(place)
+        if outcome is None:
+            try:
+                outcome = bool(self.values[obj.node])
+            except Exception:  # noqa: BLE001 (not known, or a tensor without numbers)
+                outcome = raising is not True
+        level = self._levels.get(obj.node, Level.DATA)
+        self._look(obj.node, outcome, place, level, other_raises=raising is (not outcome))
+        return outcome
+
+    def iter(self, obj: fx.Proxy) -> Iterator[Any]:
+        """Iterate over what has a known length."""
+        value = self.values.get(obj.node, _UNKNOWN)
+        if isinstance(value, dict):
+            return iter(list(value))
+        if isinstance(value, ValuesView | ItemsView | KeysView):
+            return self._entries(obj.node, value)
+        if isinstance(value, Tensor):
+            length = int(self.plain("call_function", len, obj))
+        else:
+            known = known_length(obj.node) if value is _UNKNOWN else len(value)
+            if known is None:
+                return super().iter(obj)
+            length = known
+        proxy: Any = obj
+        return iter([proxy[k] for k in range(length)])
+
+    def keys(self, obj: fx.Proxy) -> Any:
+        """The keys of a dict that a module returned."""
+        return self.values[obj.node].keys()
+
+    def _entries(self, node: fx.Node, view: Any) -> Iterator[Any]:
+        """What a view of a dict yields that a module returned."""
+        of: Any = self.proxy(node.args[0])  # type: ignore[arg-type]
+        keys = list(self.values[of.node])
+        if isinstance(view, KeysView):
+            return iter(keys)
+        return iter([(key, of[key]) if isinstance(view, ItemsView) else of[key] for key in keys])
+
+    # ------------------------------------------------------------------------ what values ask
+
+    def plain(self, kind: str, target: Callable[..., Any], obj: fx.Proxy) -> Any:
+        """The number that the code of a model makes of a value."""
+        made = self.create_proxy(kind, target, (obj,), {})
+        if not _is_traced(made):
+            return made
+        value = self.values.get(made.node, _UNKNOWN)
+        if not isinstance(value, bool | int | float):
+            msg = f"{getattr(target, '__name__', target)} of a value that only a run can tell"
+            raise fx.proxy.TraceError(msg)
+        if isinstance(self.values.get(obj.node), bool):
+            return target(self.to_bool(obj))
+        return self._look(made.node, value, caller(), self._levels[made.node])
+
+    def is_tensor(self, node: fx.Node) -> bool:
+        """Whether a value is known to be a tensor."""
+        return isinstance(self.values.get(node), Tensor)
+
+    def may_have(self, node: fx.Node, name: str) -> bool:
+        """Whether a value has an attribute, as far as is known."""
+        return node not in self.values or hasattr(self.values[node], name)
+
+    # ------------------------------------------------------------------------ internals
+
+    def _inputs(self, name: str, value: Any) -> Any:
+        """Replace the tensors of an argument by inputs."""
+        if isinstance(value, inspect.Parameter):
+            return self._input(name, _UNKNOWN)
+        if isinstance(value, Tensor):
+            return self._input(name, value)
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            default = self._bound.signature.parameters[name].default
+            return value if value == default else self._input(name, value)
+        if type(value) in {list, tuple}:
+            return type(value)(self._nested(name, k, part) for k, part in enumerate(value))
+        if isinstance(value, dict):
+            return {k: self._nested(name, k, part) for k, part in value.items()}
+        return value
+
+    def _nested(self, name: str, key: Any, value: Any) -> Any:
+        if isinstance(value, Tensor | list | tuple | dict | inspect.Parameter):
+            return self._inputs(f"{name}_{key}", value)
+        return value
+
+    def _input(self, name: str, value: Any) -> Any:
+        clean = name if name.isidentifier() else "input"
+        made = TracedValue(self.graph.create_node("placeholder", clean), self)
+        self.names[made.node] = Key(self._path, f"placeholder:{name}()", 0, is_module=False)
+        self.stacks[made.node] = (Call(self._path, 0),)
+        self._levels[made.node] = Level.DATA if isinstance(value, Tensor) else Level.ARGUMENT
+        if value is not _UNKNOWN:
+            self.values[made.node] = value.to("meta") if isinstance(value, Tensor) else value
+        else:
+            self._levels[made.node] = Level.DATA
+        return made
+
+    def _enter(self, module: nn.Module, path: str, arguments: dict[str, Any]) -> Frame:
+        for _ in leaves(arguments):
+            pass  # attributes become nodes when they are first looked at: before the call
+        frame = Frame(Call(path, self._calls[path]), module, arguments)
+        self._calls[path] += 1
+        if self.frames:
+            self.frames[-1].items.append(frame)
+        self.frames.append(frame)
+        return frame
+
+    def _is_open(self, frame: Frame) -> bool:
+        return any(n in self.decisions and self.decisions[n].is_open for n in frame.nodes())
+
+    def _undo(self, frame: Frame) -> None:
+        """Forget a call that cannot be traced."""
+        while self.frames.pop() is not frame:
+            pass
+        self.frames[-1].items.remove(frame)
+        self._forget(list(frame.nodes()))
+
+    def _forget(self, nodes: list[fx.Node]) -> None:
+        for node in reversed(nodes):
+            if node in self.frames[-1].items:
+                self.frames[-1].items.remove(node)
+            for table in (self.names, self.stacks, self.values, self._levels, self.decisions):
+                table.pop(node, None)
+            self.graph.erase_node(node)
+
+    def _look(
+        self, node: fx.Node, value: Any, place: Place, level: Level, *, other_raises: bool = False
+    ) -> Any:
+        """Note that the code has looked at a value, and write a check of it into the graph."""
+        if level is not Level.CONSTANT:
+            if len(self.decisions) > _MOST_DECISIONS:
+                msg = f"it looks at traced values more than {_MOST_DECISIONS} times"
+                raise fx.proxy.TraceError(msg)
+            what = str(node.target if isinstance(node.target, str) else node.name)
+            check = self.create_node("call_function", planned_for, (node, value, what), {})
+            self.decisions[check] = Decision(place, level, value, other_raises)
+        return value
+
+    def _evaluate(self, node: fx.Node) -> None:
+        """Run an operation without numbers."""
+        if node.target is planned_for or not all(n in self.values for n in node.all_input_nodes):
+            return
+        self._evaluating = self.recorder.on = True
+        try:
+            self.values[node] = self._run(node)
+        except Exception:  # noqa: BLE001, S110 (it needs numbers: nothing is known of it)
+            pass
+        finally:
+            self._evaluating = self.recorder.on = False
+
+    @functools.cached_property
+    def _meta(self) -> nn.Module:
+        """A copy of the module without numbers, where operations are to run."""
+        with self.recorder.pause():
+            return on_meta(self._original)
+
+    def _run(self, node: fx.Node) -> Any:
+        if node.op == "get_attr":
+            value = functools.reduce(getattr, str(node.target).split("."), self._original)
+            with self.recorder.pause():
+                return without_numbers(value) if isinstance(value, Tensor) else value
+        args, kwargs = fx.map_arg((node.args, node.kwargs), self.values.__getitem__)
+        target: Any = node.target
+        if node.op == "call_module":
+            return self._meta.get_submodule(target)(*args, **kwargs)
+        if node.op == "call_method":
+            return getattr(args[0], target)(*args[1:], **kwargs)
+        if target is getattr and args[1:] == ("device",) and isinstance(args[0], Tensor):
+            return self._device
+        if target is getattr and args[1:] == ("is_cuda",) and isinstance(args[0], Tensor):
+            return self._device.type == "cuda"
+        if target in FACTORIES:
+            kwargs = {**kwargs, "device": "meta"}
+        return target(*args, **kwargs)
+
+    def _level_of(self, node: fx.Node) -> Level:
+        inputs = node.all_input_nodes
+        if node.op == "get_attr" or (node.target in FACTORIES and not inputs):
+            return Level.CONSTANT
+        below = max((self._levels.get(n, Level.DATA) for n in inputs), default=Level.DATA)
+        if node.target is len and isinstance(self.values.get(inputs[0]), torch.Size):
+            return min(below, Level.KIND)
+        read = metadata_read(node)
+        return min(below, {"kind": Level.KIND, "shape": Level.SIZE}.get(read or "", Level.DATA))
+
+    def _signature(self, kind: str, target: Any, node: fx.Node) -> str:
+        """Tell operations of one kind apart by the parameters and literals that they read.
+
+        Calls of one module with different arguments share what is the same in them; the literals
+        keep arithmetic on sizes from being counted among the operations on tensors.
+        """
+        reads = []
+        for _, value in leaves((node.args, node.kwargs)):
+            if isinstance(value, fx.Node):
+                known = value.op == "get_attr"
+                reads.append(join(self._path, str(value.target)) if known else "*")
+            else:
+                reads.append(repr(value))
+        return f"{kind}:{name_of(target)}({', '.join(reads)})"
+
+    def _tensor_names(self) -> dict[int, str]:
+        if self._tensors is None:
+            root: Any = self.root
+            tensors = (*root.named_parameters(), *root.named_buffers())
+            self._tensors = {id(tensor): name for name, tensor in tensors}
+        return self._tensors
+
+
+def _is_traced(value: object) -> bool:
+    return issubclass(type(value), fx.Proxy)

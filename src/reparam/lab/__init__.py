@@ -1,0 +1,1 @@
+"""What is done to a net with data: training, pruning, INT8."""

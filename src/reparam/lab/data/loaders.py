@@ -1,0 +1,281 @@
+"""Training loaders: every batch is a function of (seed, epoch, batch), on any number of processes.
+
+A training loader is an endless row of batches with a *position*; it can be told to continue
+anywhere. The images of an optimizer step and their augmentation are drawn for the whole step, and
+each process and each part of an accumulated step takes its rows of it: two processes see between
+them exactly what one would.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch.utils.data import DataLoader
+
+from reparam.errors import DataError
+from reparam.lab.data._seeds import generator
+from reparam.lab.data.augment import augment_batch, draw_batch
+from reparam.lab.data.batches import Images, rebatch
+from reparam.lab.data.dataset import ArraySplit, ShardSplit, StoredSplit
+from reparam.lab.data.shards import CHUNK, ShardStream
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from torch import Tensor
+
+    from reparam.lab.data.augment import Augment
+    from reparam.lab.data.batches import Batch
+    from reparam.lab.data.dataset import ImageData
+
+__all__ = ["Sharding", "TrainLoader", "train_loader"]
+
+
+@dataclass(frozen=True)
+class Sharding:
+    """How an optimizer step is dealt out.
+
+    Attributes:
+        batch_size: Images of one optimizer step, over all processes and accumulated parts.
+        rank: This process, 0 to `world_size` - 1.
+        world_size: Number of processes.
+        accumulate: Number of parts that each process adds up before it steps.
+    """
+
+    batch_size: int
+    rank: int = 0
+    world_size: int = 1
+    accumulate: int = 1
+
+    def __post_init__(self) -> None:
+        """Check that a step can be dealt out evenly."""
+        parts = self.world_size * self.accumulate
+        if self.batch_size < 1 or self.batch_size % parts:
+            raise DataError(
+                f"a batch of {self.batch_size} images cannot be dealt out evenly to "
+                f"{self.world_size} process(es) in {self.accumulate} accumulated part(s): "
+                f"choose a batch size that is a multiple of {parts}"
+            )
+
+    @property
+    def part_size(self) -> int:
+        """Images of one forward pass on one process."""
+        return self.batch_size // (self.world_size * self.accumulate)
+
+    def rows(self, part: int) -> slice:
+        """Return the rows of a step that this process takes in one of its parts."""
+        start = (part * self.world_size + self.rank) * self.part_size
+        return slice(start, start + self.part_size)
+
+
+class TrainLoader:
+    """Base of the training loaders: the position, and how it moves.
+
+    The position is advanced *before* a batch is handed out, so that a checkpoint written while the
+    batch is worked on names the batch after it.
+
+    Attributes:
+        epoch: Epoch of the next batch, 0 for the first.
+        batch: Number of the next batch within its epoch, on this process.
+    """
+
+    def __init__(self, data: ImageData, sharding: Sharding, augment: Augment, seed: int) -> None:
+        """Start at the first batch of epoch 0 of the training split of `data`."""
+        self.data = data
+        self.sharding = sharding
+        self.augment = augment
+        self.seed = seed
+        self.epoch = 0
+        self.batch = 0
+        self._fill = torch.tensor(data.mean).mul(255.0).round()
+        if len(self) == 0:
+            raise DataError(
+                f"{data.name} has {len(data.train)} training images, too few for one batch of "
+                f"{sharding.batch_size} on {sharding.world_size} process(es): lower the batch size "
+                "or bring more images"
+            )
+
+    def __len__(self) -> int:
+        """Return the number of batches that this process gets in one epoch."""
+        return len(self.data.train) // self.sharding.batch_size * self.sharding.accumulate
+
+    def __iter__(self) -> Iterator[Batch]:
+        """Yield the batches from the position to the end of its epoch.
+
+        Images are normalised, float32, shape (B, C, H, W); labels are int64, shape (B,).
+        """
+        # A generator: the position is read when the first batch is asked for, not before.
+        epoch = self.epoch
+        for batch, (images, labels) in enumerate(self._read(epoch, self.batch), start=self.batch):
+            last = batch + 1 == len(self)
+            self.epoch, self.batch = (epoch + 1, 0) if last else (epoch, batch + 1)
+            step, part = divmod(batch, self.sharding.accumulate)
+            yield self._finish(images, epoch, step, part), labels
+
+    def state_dict(self) -> dict[str, int]:
+        """Return the position of the next batch."""
+        return {"epoch": self.epoch, "batch": self.batch}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue at the position of :meth:`state_dict`."""
+        self.epoch, self.batch = int(state["epoch"]), int(state["batch"])
+
+    def _read(self, epoch: int, start: int) -> Iterator[Batch]:
+        """Yield uint8 images and labels of this process from one batch to the epoch's end."""
+        raise NotImplementedError
+
+    def _indices(self, epoch: int, step: int) -> Tensor:
+        """Return numbers that identify the images of a whole step, int64, shape (batch_size,)."""
+        first = step * self.sharding.batch_size
+        return self._order(epoch)[first : first + self.sharding.batch_size]
+
+    def _order(self, epoch: int) -> Tensor:
+        count = len(self.data.train)
+        if getattr(self, "_ordered", (-1,))[0] != epoch:
+            order = torch.randperm(count, generator=generator(self.seed, "order", epoch))
+            self._ordered = (epoch, order)
+        return self._ordered[1]
+
+    def _finish(self, images: Tensor, epoch: int, step: int, part: int) -> Tensor:
+        size = (int(images.shape[-2]), int(images.shape[-1]))
+        indices = self._indices(epoch, step)
+        draws = draw_batch(self.augment, indices, size, seed=self.seed, epoch=epoch, step=step)
+        mine = draws.rows(self.sharding.rows(part))
+        images = augment_batch(images, mine, cutout=self.augment.cutout, fill=self._fill)
+        return self.data.normalise(images)
+
+
+class _ArrayTrainLoader(TrainLoader):
+    """Batches of a split in memory: nothing is decoded, no image is touched alone."""
+
+    def __init__(
+        self, data: ImageData, split: ArraySplit, sharding: Sharding, augment: Augment, seed: int
+    ) -> None:
+        super().__init__(data, sharding, augment, seed)
+        self._split = split
+
+    def _read(self, epoch: int, start: int) -> Iterator[Batch]:
+        for batch in range(start, len(self)):
+            step, part = divmod(batch, self.sharding.accumulate)
+            mine = self._split.take(self._indices(epoch, step)[self.sharding.rows(part)])
+            yield mine.images, mine.labels
+
+
+class _ImageTrainLoader(TrainLoader):
+    """Batches of images that are decoded, or augmented, one by one in worker processes."""
+
+    def __init__(
+        self,
+        data: ImageData,
+        split: ArraySplit | StoredSplit,
+        sharding: Sharding,
+        augment: Augment,
+        seed: int,
+        workers: int,
+    ) -> None:
+        super().__init__(data, sharding, augment, seed)
+        self._split = split
+        self._workers = workers
+
+    def _read(self, epoch: int, start: int) -> Iterator[Batch]:
+        batches = []
+        for batch in range(start, len(self)):
+            step, part = divmod(batch, self.sharding.accumulate)
+            batches.append(self._indices(epoch, step)[self.sharding.rows(part)].tolist())
+        images = Images(
+            self._split, self.data.image_shape, augment=self.augment, seed=self.seed, epoch=epoch
+        )
+        yield from DataLoader(images, batch_sampler=batches, num_workers=self._workers)
+
+
+class _ShardTrainLoader(TrainLoader):
+    """Batches of streamed shards; the number of workers is part of what decides their order."""
+
+    def __init__(
+        self,
+        data: ImageData,
+        split: ShardSplit,
+        sharding: Sharding,
+        augment: Augment,
+        seed: int,
+        workers: int,
+    ) -> None:
+        self._split = split
+        self._workers = workers
+        if len(split.urls) < sharding.world_size:
+            raise DataError(
+                f"{data.name} has {len(split.urls)} shards for {sharding.world_size} processes, "
+                "which read one each at least: write more, smaller shards"
+            )
+        super().__init__(data, sharding, augment, seed)
+
+    def __len__(self) -> int:
+        """Return the number of batches that every process gets, whichever shards it draws."""
+        fewest = len(self._split.urls) // self.sharding.world_size
+        images = sum(sorted(self._split.counts)[:fewest])
+        steps = images // (self.sharding.batch_size // self.sharding.world_size)
+        return steps * self.sharding.accumulate
+
+    def state_dict(self) -> dict[str, int]:
+        """Return the position of the next batch, and what else its content depends on."""
+        world = {"workers": self._workers, "world_size": self.sharding.world_size}
+        return {**super().state_dict(), **world}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue at the position of :meth:`state_dict`."""
+        found = (state["workers"], state["world_size"])
+        if found != (self._workers, self.sharding.world_size) and state["batch"]:
+            raise DataError(
+                f"the run was stopped within an epoch with {found[0]} workers on {found[1]} "
+                f"process(es), and is resumed with {self._workers} on {self.sharding.world_size}: "
+                "the order of shards depends on both, use the same"
+            )
+        super().load_state_dict(state)
+
+    def _read(self, epoch: int, start: int) -> Iterator[Batch]:
+        part = self.sharding.part_size
+        stream = ShardStream(
+            self._split,
+            self.data.image_shape[1:],
+            rank=self.sharding.rank,
+            world_size=self.sharding.world_size,
+            seed=self.seed,
+            epoch=epoch,
+            augment=self.augment,
+            skip=start * part // CHUNK,
+        )
+        chunks = DataLoader(stream, batch_size=None, num_workers=self._workers)
+        for batch, content in zip(range(len(self)), rebatch(chunks, part), strict=False):
+            if batch >= start:
+                yield content
+
+    def _indices(self, epoch: int, step: int) -> Tensor:
+        # A stream has no numbers: coins are tossed for places in the epoch.
+        del epoch
+        first = step * self.sharding.batch_size
+        return torch.arange(first, first + self.sharding.batch_size)
+
+
+def train_loader(
+    data: ImageData, sharding: Sharding, *, augment: Augment, seed: int, workers: int = 0
+) -> TrainLoader:
+    """Return the loader that fits how the training split of `data` is held.
+
+    Args:
+        data: Its training split is read.
+        sharding: This process's part of each step.
+        augment: What is done to the images.
+        seed: Decides order and augmentation.
+        workers: Processes that decode; not used where nothing is decoded.
+
+    Raises:
+        DataError: There are too few images or shards for one batch.
+    """
+    split = data.train
+    if isinstance(split, ShardSplit):
+        return _ShardTrainLoader(data, split, sharding, augment, seed, workers)
+    if isinstance(split, ArraySplit) and not augment.per_image:
+        return _ArrayTrainLoader(data, split, sharding, augment, seed)
+    return _ImageTrainLoader(data, split, sharding, augment, seed, workers)

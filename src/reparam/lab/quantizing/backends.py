@@ -1,0 +1,69 @@
+"""The two quantizers: NNCF for OpenVINO files, ONNX Runtime's own for ONNX files."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, TypeAlias
+
+from reparam.deploy.engines.program import Dynamic
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+    from torch import nn
+
+    from reparam.lab.quantizing.layers import Layer
+    from reparam.lab.quantizing.samples import Samples
+
+__all__ = ["Axes", "Job", "Quantizer", "Written", "batch_of"]
+
+Axes: TypeAlias = tuple[dict[int, str], ...]
+
+_BATCH = 32
+
+
+@dataclass(frozen=True, eq=False)
+class Job:
+    """What is to be written.
+
+    Attributes:
+        model: The net with all remedies applied, in eval mode.
+        layers: Its layers by path, in running order.
+        samples: What the engine's quantizer reads the ranges off.
+        keep_float: Paths of layers that stay in float.
+        dynamic: Which dimensions of the input may vary.
+        metadata: What the file says about itself.
+        weight_bits: 8, or 7 for processors whose sums of two products saturate in 16 bits.
+    """
+
+    model: nn.Module
+    layers: Mapping[str, Layer]
+    samples: Samples
+    keep_float: tuple[str, ...]
+    dynamic: Dynamic
+    metadata: Mapping[str, str]
+    weight_bits: int
+
+
+@dataclass(frozen=True)
+class Written:
+    """What a quantizer wrote.
+
+    Attributes:
+        axes: For each input, the names of its variable dimensions by position.
+        quantized: Paths of the layers whose weights the file holds as integers.
+    """
+
+    axes: Axes
+    quantized: tuple[str, ...]
+
+
+Quantizer: TypeAlias = Callable[[Job, "Path"], Written]
+"""Writes a file at the path."""
+
+
+def batch_of(axes: Axes) -> int:
+    """Return how many samples may be run at once: one, where the batch is fixed."""
+    return _BATCH if axes and 0 in axes[0] else 1

@@ -1,0 +1,439 @@
+"""Quantize a fused net: remedies, the engine's own quantizer, and a verdict in the engine."""
+
+from __future__ import annotations
+
+import json
+import time
+import warnings
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeAlias
+
+import torch
+from torch import nn
+
+from reparam._support import optional
+from reparam._support.arguments import (
+    FLAG,
+    FUNCTION,
+    MODULE,
+    NONE,
+    PATH,
+    TEXT,
+    number,
+    several,
+    takes,
+    whole,
+)
+from reparam._support.files import atomic_path
+from reparam._support.untouched import leaves_untouched
+from reparam.deploy.engines import get_engine
+from reparam.deploy.engines._inputs import check_eval
+from reparam.deploy.engines.int8 import AUTO, Target, find_target, right_on, sums_saturate
+from reparam.deploy.engines.program import Dynamic
+from reparam.deploy.exporting.formats import Format, find_format
+from reparam.deploy.exporting.metadata import describe_model, write_sidecar
+from reparam.errors import ExportError, InputError, MachineWarning, ReparamError, VerificationError
+from reparam.fusing import plan
+from reparam.lab.quantizing.arithmetic import Arithmetic
+from reparam.lab.quantizing.backends import Job, Quantizer, Written, batch_of
+from reparam.lab.quantizing.correcting import correct_with_samples
+from reparam.lab.quantizing.diagnosing import Diagnosis, diagnose_samples
+from reparam.lab.quantizing.equalizing import Equalisation, equalize_samples
+from reparam.lab.quantizing.layers import layers_of
+from reparam.lab.quantizing.litert_int8 import write_litert_int8
+from reparam.lab.quantizing.onnx_qdq import write_onnx_int8
+from reparam.lab.quantizing.openvino_ir import write_openvino_int8
+from reparam.lab.quantizing.result import QuantizeResult
+from reparam.lab.quantizing.samples import Samples, Source, check_fit, read_evaluation, read_samples
+from reparam.lab.quantizing.scoring import Score, score
+from reparam.lab.quantizing.simulation import Traffic, observe
+from reparam.verifying import verify
+
+if TYPE_CHECKING:
+    import os
+
+    from reparam.lab.quantizing.samples import Evaluation
+
+__all__ = ["ENGINES", "check_fused", "check_target", "quantize"]
+
+Progress: TypeAlias = Callable[[float, float, str], object]
+"""Called with steps done, steps in all, and what is done next."""
+
+ENGINES = {".xml": "openvino", ".onnx": "onnxruntime", ".tflite": "litert"}
+"""The engine of each kind of file."""
+
+_QUANTIZERS: dict[str, Quantizer] = {
+    "openvino": write_openvino_int8,
+    "onnxruntime": write_onnx_int8,
+    "litert": write_litert_int8,
+}
+_NEEDED = {
+    "openvino": ("openvino", "nncf"),
+    "onnxruntime": ("onnx", "onnxscript", "onnxruntime"),
+    "litert": (),  # the engine's own
+}
+_STEPS = 5.0
+
+
+@takes(
+    fused=MODULE,
+    path=PATH,
+    engine=TEXT | NONE,
+    reference=MODULE | NONE,
+    samples=whole(1),
+    equalize=FLAG,
+    correct_bias=FLAG,
+    keep_float=whole(0) | several(TEXT) | TEXT,
+    diagnose=FLAG,
+    weight_bits=whole(1) | NONE,
+    max_drop=number() | NONE,
+    dynamic=FLAG | TEXT,
+    source=TEXT | NONE,
+    progress=FUNCTION | NONE,
+)
+@leaves_untouched
+def quantize(  # noqa: PLR0913 - each is one decision of the user
+    fused: nn.Module,
+    path: str | os.PathLike[str],
+    calibration: Source,
+    *,
+    engine: str | None = None,
+    reference: nn.Module | None = None,
+    evaluation: Source | Evaluation | None = None,
+    samples: int = 300,
+    equalize: bool = False,
+    correct_bias: bool = True,
+    keep_float: int | Collection[str] = 0,
+    diagnose: bool = True,
+    target: str = AUTO,
+    weight_bits: int | None = None,
+    max_drop: float | None = None,
+    dynamic: bool | str = True,
+    source: str | None = None,
+    progress: Progress | None = None,
+) -> QuantizeResult:
+    """Write a fused net with integer weights and activations, judged in the engine that runs it.
+
+    Post-training quantization to eight bits: NNCF for OpenVINO (``.xml``), ONNX Runtime's static
+    quantization for ``.onnx``, ai-edge-quantizer for LiteRT (``.tflite``, whose inputs and outputs
+    stay in float32); a step for each output channel of a weight. The file is loaded back
+    in its engine and run on held-out data beside the float net before it takes its place, so what
+    the result says is what an application gets.
+
+    Args:
+        fused: A net in eval mode that :func:`reparam.fuse` has nothing left to do on; it is not
+            changed.
+        path: The file to write.
+        calibration: The data that ranges are read off: an :class:`reparam.lab.data.ImageData` (its
+            training split is sampled), a name that :func:`reparam.lab.data.open_data` opens, a
+            tensor of shape ``(N, ...)``, or an iterable of such batches or of (inputs, classes).
+        engine: ``"openvino"``, ``"onnxruntime"`` or ``"litert"``; by default the suffix decides.
+        reference: The float net to compare with, if not ``fused`` itself.
+        evaluation: What to judge on. By default the test images of the calibration data set, its
+            validation images where it has no others, and the calibration samples themselves where
+            only batches are given.
+        samples: How many samples to calibrate on.
+        equalize: Equalise channels first, see :func:`reparam.lab.quantizing.equalize`.
+        correct_bias: Give the channels the means that they have in float, see
+            :func:`reparam.lab.quantizing.correct_biases`.
+        keep_float: Layers to leave in float: their paths, or a number for so many of those that the
+            diagnosis finds to hurt most.
+        diagnose: Find out what rounding does to each layer
+            (:func:`reparam.lab.quantizing.diagnose`).
+        target: The processors that the file is for, one of :data:`reparam.lab.quantizing.TARGETS`;
+            ``"auto"`` is this one. Weights have seven bits where sums of eight-bit products would
+            saturate there, as on x86 without VNNI.
+        weight_bits: 8 or 7 in place of what the target asks for; LiteRT has 8 alone.
+        max_drop: Write only what loses at most so many points (hundredths) of accuracy; of top-1
+            agreement, where the data has no classes.
+        dynamic: Which dimensions of the input may vary, as for :func:`reparam.export`.
+        source: What the net was made from, for the file's metadata. ``None`` is its class.
+        progress: Called with steps done, steps in all, and what comes next.
+
+    Returns:
+        What was written, the verdict, and the diagnosis.
+
+    Raises:
+        InputError: An argument cannot be used, the net is not fused, or does not run on the data.
+        DataError: There is no calibration data, or it is of no use.
+        MissingExtraError: A quantizer or an engine is not installed.
+        TrainingModeError: A net is in training mode.
+        ExportError: The net cannot be converted, quantized or run. Nothing is written then.
+        VerificationError: More accuracy is lost than ``max_drop``. Nothing is written then.
+    """
+    start, file = time.perf_counter(), Path(path)
+    entry = check_target(file, engine)
+    processors = find_target(target, entry.engine)
+    arithmetic = _arithmetic(processors, weight_bits, entry.engine)
+    tell = _Teller(progress)
+    check_eval(fused, "quantizing")
+    check_eval(fused if reference is None else reference, "quantizing against a reference")
+    shapes = Dynamic.of(dynamic)
+    held = read_samples(calibration, samples)
+    check_fit(fused, held)
+    tell("reading the net")
+    check_fused(fused, held)
+    prepared = _prepare(
+        fused, held, keep_float, arithmetic, equalize=equalize, diagnose=diagnose, tell=tell.within
+    )
+    tell("correcting biases" if correct_bias else "preparing")
+    to_write = prepared.model
+    if correct_bias:
+        to_write = correct_with_samples(
+            prepared.model, held, prepared.traffic, arithmetic, keep_float=prepared.keep_float
+        )
+    bits = arithmetic.weight_bits
+    metadata = _metadata(fused, entry, held, prepared, source, correct_bias=correct_bias) | {
+        "reparam.target": processors.name,
+        "reparam.weight_bits": str(bits),
+        "reparam.right_on": right_on(bits, entry.engine),
+    }
+    layers = layers_of(to_write, held.first(1))
+    job = Job(to_write, layers, held, prepared.keep_float, shapes, metadata, bits)
+    judged_on = read_evaluation(evaluation, calibration, held)
+    with atomic_path(file) as temporary:
+        tell(f"quantizing for {entry.engine}")
+        written = _write(entry, job, temporary)
+        if entry.sidecar:
+            write_sidecar(temporary, metadata)
+        size = sum(file.stat().st_size for file in temporary.parent.iterdir())
+        tell(f"running it in {entry.engine}")
+        verdict = score(
+            reference or fused,
+            entry.load(temporary, fused),
+            judged_on,
+            batch=batch_of(written.axes),
+            progress=tell.within,
+        )
+        _check_drop(verdict, max_drop, prepared)
+    return QuantizeResult(
+        path=file,
+        format=entry.name,
+        engine=entry.engine,
+        score=verdict,
+        diagnosis=prepared.diagnosis,
+        quantized=written.quantized,
+        kept_float=prepared.keep_float,
+        target=processors.name,
+        weight_bits=bits,
+        equalised=prepared.equalised,
+        bias_corrected=correct_bias,
+        calibration=f"{len(held)} samples: {held.name}",
+        input_shape=tuple(held.inputs.shape[1:]),
+        dynamic_axes=written.axes,
+        metadata=metadata,
+        size_bytes=size,
+        float_bytes=sum(p.numel() * p.element_size() for p in fused.parameters()),
+        seconds=time.perf_counter() - start,
+    )
+
+
+def _arithmetic(target: Target, weight_bits: int | None, engine: str) -> Arithmetic:
+    """Return how the file will be computed on its target, and warn where this machine differs."""
+    if engine == "litert" and weight_bits not in (None, 8):
+        raise InputError(
+            f"weight_bits is {weight_bits}, and LiteRT has weights of 8 bits; its sums do not "
+            "saturate, so leave it out"
+        )
+    bits = weight_bits if weight_bits is not None else 7 if target.saturates else 8
+    arithmetic = Arithmetic(bits, target.saturates and bits == 8, engine == "onnxruntime")
+    if arithmetic.saturates and not sums_saturate(engine):
+        warnings.warn(
+            f"with weights of eight bits, sums of products saturate on {target.what} and not on "
+            "this machine: what the file loses there is in the diagnosis and not in the verdict; "
+            "leave weight_bits out, or make it 7",
+            MachineWarning,
+            stacklevel=3,
+        )
+    return arithmetic
+
+
+@dataclass(frozen=True, eq=False)
+class _Prepared:
+    """A net with its float remedies applied."""
+
+    model: nn.Module
+    equalised: tuple[Equalisation, ...]
+    diagnosis: Diagnosis | None
+    keep_float: tuple[str, ...]
+    traffic: Mapping[str, Traffic]
+
+
+class _Teller:
+    """Counts the steps of the whole, and parts of a step."""
+
+    def __init__(self, progress: Progress | None) -> None:
+        self._progress, self._step, self._what = progress, -1, ""
+
+    def __call__(self, what: str) -> None:
+        self._step, self._what = self._step + 1, what
+        self.within(0, 1)
+
+    def within(self, done: float, total: float, detail: str = "") -> None:
+        """Tell of ``done`` of ``total`` parts of this step."""
+        if self._progress is not None:
+            part = done / total if total else 0.0
+            what = f"{self._what} {detail}".rstrip()
+            self._progress(min(self._step + part, _STEPS), _STEPS, what)
+
+
+def check_target(target: Path, engine: str | None = None) -> Format:
+    """Return the format of a path, once it can be quantized and its packages are there.
+
+    Raises:
+        InputError: The suffix is of no format that holds integers, or of another engine, or the
+            folder does not exist.
+        MissingExtraError: A package is not installed.
+    """
+    suffix = target.suffix.lower()
+    if suffix not in ENGINES:
+        known = " and ".join(f"{key} (for {name})" for key, name in ENGINES.items())
+        raise InputError(f"{target.name!r} is of no kind that is quantized here; these are {known}")
+    if engine is not None and engine not in _QUANTIZERS:
+        known = ", ".join(_QUANTIZERS)
+        raise InputError(f"no quantizer is for the engine {engine!r}; there are some for: {known}")
+    if engine not in (None, ENGINES[suffix]):
+        fitting = next(key for key, name in ENGINES.items() if name == engine)
+        raise InputError(
+            f"{target.name!r} is a file for {ENGINES[suffix]}, and the engine asked for is "
+            f"{engine}, which takes {fitting} files here; change one of the two"
+        )
+    if not target.parent.is_dir():
+        raise InputError(
+            f"cannot write {target}: {target.parent} is not a folder; create it or choose another"
+        )
+    entry = find_format(target)
+    get_engine(entry.engine).require()
+    for package in _NEEDED[entry.engine]:
+        optional.require(package, extra="quantize", purpose=f"Quantizing for {entry.engine}")
+    return entry
+
+
+def check_fused(model: nn.Module, held: Samples) -> None:
+    """Raise unless there is nothing left to fold.
+
+    Raises:
+        InputError: There is; the message says how much, and what to do.
+    """
+    regions = plan(model, held.first(2)).regions
+    if regions:
+        first = regions[0]
+        more = f", and {len(regions) - 1} more places" if len(regions) > 1 else ""
+        raise InputError(
+            f"{type(model).__name__} is not fused: {first.what} at {first.where!r} can become "
+            f"{first.into}{more}. Rounding each branch by itself costs accuracy and time; fold it "
+            "first, with reparam.fuse(model) or the command reparam fuse"
+        )
+
+
+def _prepare(
+    fused: nn.Module,
+    held: Samples,
+    keep_float: int | Collection[str],
+    arithmetic: Arithmetic,
+    *,
+    equalize: bool,
+    diagnose: bool,
+    tell: Callable[[float, float, str], object],
+) -> _Prepared:
+    """Equalise, diagnose, and choose what stays in float, in that order."""
+    traffic = observe(fused, held)
+    model: nn.Module = fused
+    equalised: tuple[Equalisation, ...] = ()
+    if equalize:
+        model, equalised = equalize_samples(fused, traffic)
+        verify(fused, model, (held.first(8),)).raise_if_different()
+        traffic = observe(model, held)
+    counted = isinstance(keep_float, int)
+    diagnosis = None
+    if diagnose or (counted and keep_float):
+        diagnosis = diagnose_samples(model, held, traffic, arithmetic, tell)
+    if isinstance(keep_float, int):
+        if not 0 <= keep_float < len(traffic):
+            raise InputError(
+                f"keep_float is {keep_float}; of {len(traffic)} layers from 0 to "
+                f"{len(traffic) - 1} can stay in float, for at least one has to be quantized"
+            )
+        worst = {layer.name for layer in diagnosis.worst(keep_float)} if diagnosis else set()
+    else:
+        worst = _known(keep_float, traffic)
+    return _Prepared(model, equalised, diagnosis, tuple(n for n in traffic if n in worst), traffic)
+
+
+def _known(names: Collection[str], layers: Collection[str]) -> set[str]:
+    if isinstance(names, str):
+        names = [names]
+    unknown = sorted(set(names) - set(layers))
+    if unknown:
+        raise InputError(
+            f"keep_float names {', '.join(map(repr, unknown))}, which is no layer that is "
+            f"quantized; these are: {', '.join(layers)}"
+        )
+    if len(set(names)) == len(layers):
+        raise InputError("keep_float names every layer, so that nothing would be quantized")
+    return set(names)
+
+
+def _metadata(
+    fused: nn.Module,
+    entry: Format,
+    held: Samples,
+    prepared: _Prepared,
+    source: str | None,
+    *,
+    correct_bias: bool,
+) -> dict[str, str]:
+    """Return what the file says about itself: as an export does, and how it was quantized."""
+    named = source or f"{type(fused).__module__}.{type(fused).__qualname__}"
+    remedies = {
+        "equalised": len(prepared.equalised),
+        "bias_corrected": correct_bias,
+        "kept_float": list(prepared.keep_float),
+    }
+    return describe_model(fused, entry, form="fused", source=named, inputs=(held.first(1),)) | {
+        "reparam.precision": "int8",
+        "reparam.calibration": f"{len(held)} samples: {held.name}",
+        "reparam.remedies": json.dumps(remedies, sort_keys=True),
+    }
+
+
+def _write(entry: Format, job: Job, temporary: Path) -> Written:
+    """Let the engine's quantizer write, and see that it did what it was asked for."""
+    try:
+        with torch.no_grad():
+            written = _QUANTIZERS[entry.engine](job, temporary)
+    except ReparamError:
+        raise
+    except Exception as error:
+        raise ExportError(
+            f"the net could not be written as {entry.name} in eight bits: {error}; "
+            "nothing was written"
+        ) from error
+    if not written.quantized:
+        raise ExportError(
+            f"the quantizer of {entry.engine} left all of the {len(job.layers)} layers in float; "
+            "nothing was written"
+        )
+    broken = [name for name in job.keep_float if name in written.quantized]
+    if broken:
+        raise ExportError(
+            f"{', '.join(broken)} should have stayed in float and did not; nothing was written"
+        )
+    return written
+
+
+def _check_drop(verdict: Score, max_drop: float | None, prepared: _Prepared) -> None:
+    if max_drop is None or verdict.drop is None or verdict.drop <= max_drop:
+        return
+    what = "accuracy" if verdict.accuracy is not None else "agreement"
+    worst = ""
+    if prepared.diagnosis is not None:
+        names = ", ".join(layer.name for layer in prepared.diagnosis.worst(3))
+        worst = f" (what hurts most: {names})"
+    raise VerificationError(
+        f"the quantized net loses {verdict.drop:.2f} points of {what} where {max_drop:g} are "
+        f"allowed: {verdict}; nothing was written. Equalise channels, leave more of the worst "
+        f"layers in float{worst}, or train a quantization-aware net"
+    )
