@@ -50,11 +50,11 @@ def unaccounted(plan: ModulePlan | OnnxPlan, lifted: Lifted | OnnxLifted) -> lis
     left = Counter(place for key, place in places.items() if key not in folded)
     told = Counter(place(r.where, r.what) for r in plan.refusals)
     # May be told of, too, and have the same name: what is not read at all, and, as a part of what
-    # was given up, sums that bring no numbers in.
+    # was given up, sums and single numbers, which bring no stored ones in.
     unread = [
         n
         for n in lifted.program.nodes
-        if (isinstance(n, Opaque | Layout) and n.reason is not None) or isinstance(n, Sum)
+        if (isinstance(n, Opaque | Layout) and n.reason is not None) or isinstance(n, Sum | Affine)
     ]
     others = Counter(
         {name(n): place(n.where, n.what) for n in unread if name(n) not in places}.values()

@@ -121,6 +121,7 @@ class Why(enum.Enum):
     USED_ELSEWHERE = "its weight is also used elsewhere"
     WRITES_ITS_INPUT = "an in-place operation of it changes its own input, which others may read"
     WRITTEN_BETWEEN = "its input is changed in place [by {by} ]between its operations"
+    VIEWED = "what it lays out in memory is viewed[ by {by}], which without it could not be done"
     UNKNOWN_TYPE = "the type of its weight is not known"
     INNER_GRAPH = "the operations in its own graph are left as they are"
     OLD_OPSET = (

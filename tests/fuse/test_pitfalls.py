@@ -181,6 +181,19 @@ def test_a_change_through_a_view_of_a_view_that_is_read_once_more() -> None:
     check(Lambda(forward, conv(), conv(k=1), nn.Identity()), convs=2)
 
 
+@pytest.mark.parametrize("between", [lambda y: y, torch.relu], ids=["at once", "behind a relu"])
+def test_a_norm_that_puts_a_permuted_value_in_order_for_a_view_stays(between) -> None:
+    def forward(m: nn.Module, x: torch.Tensor) -> torch.Tensor:
+        return between(m.b(m.a(x).permute(0, 1, 3, 2))).view(x.shape[0], -1)
+
+    check(Lambda(forward, conv(), norm()), convs=1, norms=1)
+    # What copies where it has to takes any order.
+    reshaped = Lambda(
+        lambda m, x: m.b(m.a(x).permute(0, 1, 3, 2)).reshape(len(x), -1), conv(), norm()
+    )
+    check(reshaped, convs=1, norms=0)
+
+
 def test_accumulation_onto_a_value_with_another_reader() -> None:
     def forward(m: nn.Module, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         out = m.a(x)

@@ -61,6 +61,7 @@ class Objections:
             or self._tied(region)
             or self._stored_once(region)
             or self._changed_in_place(region)
+            or self._viewed(region)
         )
 
     def calls_of(self, path: str) -> int:
@@ -154,6 +155,46 @@ class Objections:
             if min(orders) < order < max(orders):
                 return Why.WRITTEN_BETWEEN(by=node.name)
         return None
+
+    def _viewed(self, region: Candidate) -> Reason | None:
+        """Refuse to move an operation away whose result is viewed, but not what it reads.
+
+        A norm returns memory in order where it reads a permuted value, and only ``reshape`` copies.
+        The values of a trace, which hold no numbers, have the order that there is without the norm:
+        a view that it does not allow has none.
+        """
+        values = self._lifted.trace.values
+        for copy in (n for n in region.nodes if n.is_copy):
+            norm = self._lifted.node_of(copy)
+            known = norm in values
+            if not known and not any(map(self._is_turned, norm.all_input_nodes)):
+                continue
+            waiting, seen = [norm], {norm}
+            while waiting:
+                for user in waiting.pop().users:
+                    if user.op == "call_method" and user.target in _VIEWS and user not in values:
+                        return Why.VIEWED(by=user.name)
+                    if user in values and user not in seen:
+                        seen.add(user)
+                        waiting.append(user)
+        return None
+
+    def _is_turned(self, node: fx.Node) -> bool:
+        """Whether a value is the result of a permutation, or of what acts on each element of it."""
+        while node.op in {"call_function", "call_method"}:
+            name = getattr(node.target, "__name__", str(node.target))
+            if name in _TURNS:
+                return True
+            if len(node.all_input_nodes) != 1:
+                return False
+            node = node.all_input_nodes[0]
+        return False
+
+
+_VIEWS = {"view", "view_as"}
+"""Methods that never copy."""
+
+_TURNS = {"permute", "transpose", "swapaxes", "swapdims", "movedim", "moveaxis", "t"}
 
 
 def _read_since(lifted: Lifted, source: Node, order: int) -> set[fx.Node]:
