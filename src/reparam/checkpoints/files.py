@@ -136,7 +136,7 @@ def _read_torch(file: Path) -> object:
                 f" weights_only=False), then torch.save(content['state_dict'], 'weights.pth') for "
                 f"the entry that holds the weights, or content.state_dict() if it is a whole model"
             ) from error
-        if zipped and "torchscript" in str(error).lower():
+        if zipped and _is_torchscript(file):
             raise CheckpointError(
                 f"{file} is a TorchScript archive; save its weights instead: "
                 f"torch.save(torch.jit.load('{file.name}').state_dict(), 'weights.pth')"
@@ -145,6 +145,15 @@ def _read_torch(file: Path) -> object:
             f"{file} is no checkpoint that torch.load can read{_lookalike(file)}"
             f"{_told_briefly(error)}"
         ) from error
+
+
+def _is_torchscript(file: Path) -> bool:
+    """Whether an archive holds code beside its numbers, as those of ``torch.jit.save`` do."""
+    try:
+        with zipfile.ZipFile(file) as archive:
+            return any("/code/" in name for name in archive.namelist())
+    except (OSError, zipfile.BadZipFile):
+        return False
 
 
 def _data_only() -> list[Any]:
