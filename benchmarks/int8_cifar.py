@@ -45,7 +45,7 @@ from reparam.deploy.benchmarking.environment import describe_environment
 from reparam.deploy.engines import Settings, get_engine
 from reparam.deploy.engines.int8 import sums_saturate
 from reparam.deploy.engines.ov_writer import to_openvino
-from reparam.deploy.engines.program import Dynamic
+from reparam.deploy.engines.program import Conversion
 from reparam.lab.data import ImageData
 from reparam.lab.quantizing import Score, finish_qat, labelled_batches, prepare_qat, read_samples
 from reparam.lab.quantizing.openvino_ir import quiet_nncf
@@ -255,7 +255,7 @@ def with_defaults(
 ) -> Score:
     """Judge what NNCF makes of the net without any argument of ours."""
     held = read_samples(data, options.samples)
-    converted, _ = to_openvino(fused, (held.first(1),), dynamic=Dynamic.NONE)
+    converted, _ = to_openvino(Conversion(fused, (held.first(1),)))
     with quiet_nncf() as nncf, tempfile.TemporaryDirectory() as folder:
         samples = nncf.Dataset([sample.numpy() for sample in held.batches(1)])
         quantized = nncf.quantize(converted, samples, subset_size=options.samples)

@@ -27,7 +27,7 @@ from reparam.deploy.benchmarking.results import Skipped
 from reparam.deploy.engines import Settings, get_engine
 from reparam.deploy.engines.ncnn import write_ncnn
 from reparam.deploy.engines.onnx_writer import write_onnx
-from reparam.deploy.engines.program import Dynamic
+from reparam.deploy.engines.program import Conversion
 from reparam.errors import ExportError
 from reparam.report.benchmarks import model_details
 from reparam.report.published import INPUT_SIZE
@@ -101,8 +101,8 @@ def prepare(name: str) -> None:
     fused, sample = _fused(name)
     for batch in (1, 16) if name in BATCHED else (1,):
         images = sample.expand(batch, -1, -1, -1).contiguous()
-        write_onnx(fused, (images,), _file(name, f"{batch}.onnx"), dynamic=Dynamic.NONE)
-    write_ncnn(fused, (sample,), _file(name, "1.param"), dynamic=Dynamic.NONE)
+        write_onnx(Conversion(fused, (images,)), _file(name, f"{batch}.onnx"))
+    write_ncnn(Conversion(fused, (sample,)), _file(name, "1.param"))
     details = model_details(name, "deploy", **counted(fused, sample))
     write_text(done, json.dumps(details, indent=1) + "\n")
     print(f"{name}: ready after {time.perf_counter() - start:.0f} s", flush=True)

@@ -12,6 +12,7 @@ from torch import nn
 from deploying import fold, network, real_inputs
 from reparam.deploy.engines import Settings, UnsupportedCaseError, engine_names, get_engine
 from reparam.deploy.engines.parity import FACTORS, Reference
+from reparam.deploy.engines.program import Conversion
 from reparam.errors import InputError, MissingExtraError, VerificationError
 from reparam.verifying import verify
 
@@ -29,7 +30,7 @@ def net():
 def test_engine_agrees_with_the_trained_model(engine, form, net, tmp_path):
     x = real_inputs()
     model = net if form == "train" else fold(net)
-    runner = get_engine(engine).prepare(model, (x,), Settings(threads=1), tmp_path)
+    runner = get_engine(engine).prepare(Conversion(model, (x,)), Settings(threads=1), tmp_path)
     parity = Reference(net, (x,)).compare(runner.run((x,)))
     parity.raise_if_different(engine)
     assert parity.top1_agreement == 1
@@ -41,7 +42,7 @@ def test_bf16_agrees_within_the_rounding_of_bf16(engine, net, tmp_path):
     if engine not in ENGINES:
         pytest.skip(f"{engine} is not installed")
     x = real_inputs()
-    runner = get_engine(engine).prepare(fold(net), (x,), Settings(1, "bf16"), tmp_path)
+    runner = get_engine(engine).prepare(Conversion(fold(net), (x,)), Settings(1, "bf16"), tmp_path)
     outputs = runner.run((x,))
     reference = Reference(net, (x,))
     assert reference.compare(outputs, "bf16").ok
@@ -53,7 +54,7 @@ def test_perturbed_weight_is_found(engine, net, tmp_path):
     wrong = copy.deepcopy(net)
     with torch.no_grad():
         wrong[1].conv3.weight[0] *= 1.001
-    runner = get_engine(engine).prepare(wrong, (x,), Settings(threads=1), tmp_path)
+    runner = get_engine(engine).prepare(Conversion(wrong, (x,)), Settings(threads=1), tmp_path)
     parity = Reference(net, (x,)).compare(runner.run((x,)))
     assert not parity.ok
     with pytest.raises(VerificationError, match=r"differs from the reference: .* allowed"):
@@ -105,7 +106,9 @@ def test_reference_keeps_its_dtype_and_device(net):
 def test_precision_an_engine_lacks_says_which_it_has(net, tmp_path):
     pytest.importorskip("onnxruntime")
     with pytest.raises(UnsupportedCaseError, match="does not run in bf16 here; it runs in: fp32"):
-        get_engine("onnxruntime").prepare(net, (real_inputs(),), Settings(1, "bf16"), tmp_path)
+        get_engine("onnxruntime").prepare(
+            Conversion(net, (real_inputs(),)), Settings(1, "bf16"), tmp_path
+        )
 
 
 def test_engine_says_which_files_it_loads(tmp_path):
@@ -123,7 +126,7 @@ def test_unknown_engine_lists_the_known():
 def test_missing_package_names_the_extra(engine, monkeypatch, net, tmp_path):
     monkeypatch.setitem(sys.modules, engine, None)
     with pytest.raises(MissingExtraError, match=rf"{engine}.*pip install 'reparam\[deploy\]'"):
-        get_engine(engine).prepare(net, (real_inputs(),), Settings(), tmp_path)
+        get_engine(engine).prepare(Conversion(net, (real_inputs(),)), Settings(), tmp_path)
 
 
 def test_several_inputs_and_outputs(tmp_path):
@@ -139,5 +142,5 @@ def test_several_inputs_and_outputs(tmp_path):
     net, inputs = Two().eval(), (torch.randn(2, 3, 8, 8), torch.randn(2, 4, 8, 8))
     reference = Reference(net, inputs)
     for name in ENGINES:
-        runner = get_engine(name).prepare(net, inputs, Settings(threads=1), tmp_path)
+        runner = get_engine(name).prepare(Conversion(net, inputs), Settings(threads=1), tmp_path)
         reference.compare(runner.run(inputs)).raise_if_different(name)

@@ -11,6 +11,7 @@ import torch
 from deploying import fold, network, real_inputs
 from reparam.deploy.engines import Settings, UnsupportedCaseError, get_engine
 from reparam.deploy.engines.parity import Reference
+from reparam.deploy.engines.program import Conversion
 from reparam.deploy.exporting import export, read_metadata
 from reparam.errors import ExportError, MissingExtraError
 
@@ -70,7 +71,7 @@ def test_perturbed_weight_is_found_and_nothing_is_written(engine, net, tmp_path)
 @pytest.mark.parametrize("engine", ["compile", "aoti"])
 def test_compiled_model_agrees(engine, net, tmp_path):
     x = real_inputs()
-    runner = get_engine(engine).prepare(fold(net), (x,), Settings(threads=1), tmp_path)
+    runner = get_engine(engine).prepare(Conversion(fold(net), (x,)), Settings(threads=1), tmp_path)
     Reference(net, (x,)).compare(runner.run((x,))).raise_if_different(engine)
 
 
@@ -78,7 +79,9 @@ def test_ncnn_says_that_it_has_no_batch(net, tmp_path):
     need("ncnn")
     with pytest.raises(ExportError, match="no batch dimension"):
         export(net, tmp_path / "net.ncnn.param", real_inputs(), dynamic="batch")
-    runner = get_engine("ncnn").prepare(net, (real_inputs(),), Settings(threads=1), tmp_path)
+    runner = get_engine("ncnn").prepare(
+        Conversion(net, (real_inputs(),)), Settings(threads=1), tmp_path
+    )
     with pytest.raises(UnsupportedCaseError, match=r"one sample at a time"):
         runner.bind((real_inputs(),))
 

@@ -10,6 +10,7 @@ from torch import nn
 
 from reparam._support.processor import instruction_sets, multiplies_bf16
 from reparam.deploy.engines import Settings, get_engine
+from reparam.deploy.engines.program import Conversion
 from reparam.errors import MachineWarning
 from reparam.lab.data import ImageData, open_data
 from reparam.lab.training import Hardware, Recipe, load_recipe, train
@@ -87,5 +88,5 @@ def test_an_engine_says_what_it_does_for_bf16(engine: str, tmp_path: Path) -> No
     x = torch.randn(2, 4)
     net = nn.Linear(4, 3).eval()
     with pytest.warns(MachineWarning, match="no instructions for bf16"):
-        runner = get_engine(engine).prepare(net, (x,), Settings(1, "bf16"), tmp_path)
+        runner = get_engine(engine).prepare(Conversion(net, (x,)), Settings(1, "bf16"), tmp_path)
     torch.testing.assert_close(runner.run((x,))[0].float(), net(x), atol=0.05, rtol=0.05)

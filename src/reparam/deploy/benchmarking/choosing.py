@@ -30,6 +30,7 @@ from reparam.deploy.engines import (
 )
 from reparam.deploy.engines._inputs import as_tuple, check_eval
 from reparam.deploy.engines.parity import Parity, Reference
+from reparam.deploy.engines.program import Conversion
 from reparam.deploy.exporting import ExportResult, export, formats
 from reparam.errors import ExportError, InputError, VerificationError
 
@@ -207,7 +208,7 @@ def _compare(
     with tempfile.TemporaryDirectory(prefix="reparam-", ignore_cleanup_errors=True) as folder:
         try:
             settings = Settings(precision=precision)
-            runner = get_engine(engine).prepare(model, inputs, settings, Path(folder))
+            runner = get_engine(engine).prepare(Conversion(model, inputs), settings, Path(folder))
             return reference.compare(runner.run(inputs), precision), ""
         except (ExportError, UnsupportedCaseError, VerificationError) as error:
             return None, str(error)

@@ -34,6 +34,7 @@ from reparam.deploy.benchmarking.environment import describe_environment, proces
 from reparam.deploy.benchmarking.results import BenchmarkResult, Case, Measurement, Skipped
 from reparam.deploy.engines import Settings, UnsupportedCaseError, get_engine
 from reparam.deploy.engines._inputs import as_tuple, check_eval, with_batch
+from reparam.deploy.engines.program import Conversion
 from reparam.deploy.engines.pytorch import TorchRunner
 from reparam.errors import InputError
 
@@ -273,7 +274,7 @@ def _runner(model: Model, case: Case, inputs: tuple[torch.Tensor, ...]) -> Runne
     engine = get_engine(case.engine)
     if isinstance(model, nn.Module):
         with tempfile.TemporaryDirectory(prefix="reparam-", ignore_cleanup_errors=True) as folder:
-            return engine.prepare(model, inputs, settings, Path(folder))
+            return engine.prepare(Conversion(model, inputs), settings, Path(folder))
     path = Path(model)
     if not is_there(path):
         raise InputError(f"there is no file {path.name!r} to measure as {case.model!r}")

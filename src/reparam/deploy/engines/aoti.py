@@ -5,33 +5,20 @@ from __future__ import annotations
 import io
 import tempfile
 from contextlib import redirect_stderr
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
-
-import torch
+from typing import Any, ClassVar
 
 from reparam.deploy.engines.base import Engine, Runner, Settings, UnsupportedCaseError, register
-from reparam.deploy.engines.program import Dynamic, export_program, quiet
+from reparam.deploy.engines.program import Axes, Conversion, quiet
 from reparam.deploy.engines.pytorch import TorchRunner, in_precision, is_package
 from reparam.errors import ExportError
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-
-    from torch import nn
 
 __all__ = ["AotInductorEngine", "package_metadata", "write_aoti"]
 
 
-def write_aoti(
-    model: nn.Module,
-    inputs: Sequence[torch.Tensor],
-    path: Path,
-    *,
-    dynamic: Dynamic = Dynamic.AUTO,
-    metadata: Mapping[str, str] | None = None,
-) -> tuple[dict[int, str], ...]:
-    """Compile ``model`` for this machine's processor and write the package.
+def write_aoti(conversion: Conversion, path: Path) -> Axes:
+    """Compile a model for this machine's processor and write the package.
 
     Returns:
         The variable dimensions of each input, by position.
@@ -41,11 +28,11 @@ def write_aoti(
     """
     from torch._inductor import aoti_compile_and_package
 
-    program = export_program(model, inputs, dynamic)
+    program = conversion.program()
     with tempfile.TemporaryDirectory(prefix="reparam-", ignore_cleanup_errors=True) as folder:
         # Elsewhere first: where the disk is full, PyTorch's own file writer ends the process.
         package = Path(folder) / "package.pt2"
-        options = {"aot_inductor.metadata": dict(metadata or {})}
+        options = {"aot_inductor.metadata": dict(conversion.metadata)}
         try:
             with quiet(), redirect_stderr(io.StringIO()):
                 aoti_compile_and_package(
@@ -53,7 +40,7 @@ def write_aoti(
                 )
         except Exception as error:
             raise ExportError(
-                f"AOTInductor could not compile {type(model).__name__} (it needs a C++ compiler): "
+                f"AOTInductor could not compile {conversion.name} (it needs a C++ compiler): "
                 f"{error}"
             ) from error
         path.write_bytes(package.read_bytes())
@@ -73,20 +60,16 @@ class AotInductorEngine(Engine):
     suffixes: ClassVar[tuple[str, ...]] = (".pt2",)
     precisions: ClassVar[tuple[str, ...]] = ("fp32", "bf16")
 
-    def prepare(
-        self,
-        model: nn.Module,
-        example_inputs: Sequence[torch.Tensor],
-        settings: Settings,
-        folder: Path,
-    ) -> Runner:
-        """Compile the module for fixed shapes."""
+    def prepare(self, conversion: Conversion, settings: Settings, folder: Path) -> Runner:
+        """Compile the module for fixed shapes, in the precision that it is to run in."""
         self.check(settings)
-        path = folder / "model.pt2"
-        cast = in_precision(model, settings.precision)
-        inputs = TorchRunner(cast, settings).cast(example_inputs)
-        write_aoti(cast, inputs, path, dynamic=Dynamic.NONE)
-        return TorchRunner(_load(path), settings)
+        model = in_precision(conversion.model, settings.precision)
+        inputs = TorchRunner(model, settings).cast(conversion.inputs)
+        return super().prepare(replace(conversion, model=model, inputs=inputs), settings, folder)
+
+    def write(self, conversion: Conversion, path: Path) -> Axes:
+        """Compile the module."""
+        return write_aoti(conversion, path)
 
     def open(self, path: Path, settings: Settings) -> Runner:
         """Load a package; its precision is the one it was compiled in."""

@@ -5,10 +5,11 @@ from __future__ import annotations
 import importlib
 import os
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar, TypeVar
 
 from reparam._support import optional
+from reparam.deploy.engines.program import Dynamic
 from reparam.errors import InputError
 
 if TYPE_CHECKING:
@@ -16,7 +17,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     import torch
-    from torch import nn
+
+    from reparam.deploy.engines.program import Axes, Conversion
 
 __all__ = [
     "MOST_THREADS",
@@ -125,18 +127,11 @@ class Engine(ABC):
                 f"it runs in: {known}"
             )
 
-    def prepare(
-        self,
-        model: nn.Module,
-        example_inputs: Sequence[torch.Tensor],
-        settings: Settings,
-        folder: Path,
-    ) -> Runner:
+    def prepare(self, conversion: Conversion, settings: Settings, folder: Path) -> Runner:
         """Make a module run in the engine: by default, from a file with fixed shapes.
 
         Args:
-            model: A module in eval mode; it is not changed.
-            example_inputs: Its positional inputs, in float32.
+            conversion: The module and its inputs.
             settings: Threads and precision.
             folder: An existing folder for files that the engine needs; it may be removed after the
                 call.
@@ -149,7 +144,7 @@ class Engine(ABC):
         self.require()
         self.check(settings)
         path = folder / f"model{self.suffixes[0]}"
-        self.write(model, example_inputs, path)
+        self.write(replace(conversion, dynamic=Dynamic.NONE), path)
         return self.open(path, settings)
 
     def load(self, path: Path, settings: Settings) -> Runner:
@@ -168,8 +163,11 @@ class Engine(ABC):
         self.check(settings)
         return self.open(path, settings)
 
-    def write(self, model: nn.Module, inputs: Sequence[torch.Tensor], path: Path) -> None:
-        """Write a file for fixed shapes; an engine that needs none has no such method."""
+    def write(self, conversion: Conversion, path: Path) -> Axes:
+        """Write a file of the first of its suffixes, and return what varies in it.
+
+        An engine that needs no file has no such method.
+        """
         raise NotImplementedError
 
     def open(self, path: Path, settings: Settings) -> Runner:

@@ -17,14 +17,14 @@ from reparam._support.spelling import advice
 from reparam.deploy.engines._quiet import silent
 from reparam.deploy.engines.base import Engine, Runner, Settings, UnsupportedCaseError, register
 from reparam.deploy.engines.coreml_program import run_program
-from reparam.deploy.engines.program import Dynamic, export_program, quiet
+from reparam.deploy.engines.program import quiet
 from reparam.errors import ExportError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Sequence
     from pathlib import Path
 
-    from torch import nn
+    from reparam.deploy.engines.program import Axes, Conversion
 
 __all__ = ["CoreMLEngine", "package_notes", "write_coreml"]
 
@@ -32,27 +32,16 @@ _EXTRA = "coreml"
 _RUNS_HERE = sys.platform == "darwin"
 
 
-def write_coreml(
-    model: nn.Module,
-    inputs: Sequence[torch.Tensor],
-    path: Path,
-    *,
-    dynamic: Dynamic = Dynamic.AUTO,
-    metadata: Mapping[str, str] | None = None,
-    half: bool = False,
-) -> tuple[dict[int, str], ...]:
-    """Convert ``model`` with coremltools and write an ML program (``.mlpackage``, a folder).
+def write_coreml(conversion: Conversion, path: Path, *, half: bool = False) -> Axes:
+    """Convert a model with coremltools and write an ML program (``.mlpackage``, a folder).
 
     A file for one sample, with every shape fixed, is what the Neural Engine takes and what
     :attr:`Dynamic.AUTO` writes; :attr:`Dynamic.BATCH` and :attr:`Dynamic.SIZE` keep dimensions
     variable. Inputs and outputs are float32 arrays, channels first.
 
     Args:
-        model: A module in eval mode.
-        inputs: Its positional inputs.
+        conversion: The model.
         path: The package.
-        dynamic: What may vary.
-        metadata: What it says about itself.
         half: Store the weights in float16 and let Core ML compute in it, which its GPU and Neural
             Engine need.
 
@@ -64,9 +53,7 @@ def write_coreml(
         ExportError: The model cannot be converted, or not with what may vary.
     """
     tools = _tools("exporting to Core ML")
-    one = dynamic is Dynamic.AUTO
-    sample = tuple(x[:1] if one and x.dim() else x for x in inputs)
-    program = export_program(model, sample, Dynamic.NONE if one else dynamic, bounded=True)
+    program = conversion.of_one_sample().program(bounded=True)
     precision = tools.precision.FLOAT16 if half else tools.precision.FLOAT32
     try:
         with silent(), quiet(), torch.no_grad():
@@ -77,13 +64,13 @@ def write_coreml(
                 minimum_deployment_target=tools.target.iOS15,
                 skip_model_load=True,
             )
-            converted.user_defined_metadata.update(metadata or {})
+            converted.user_defined_metadata.update(conversion.metadata)
             converted.save(str(path))
     except Exception as error:
         first = (str(error).strip() or type(error).__name__).splitlines()[0]
         hint = advice("; {dynamic} writes it for one sample of fixed size", dynamic=True)
         raise ExportError(
-            f"coremltools could not convert {type(model).__name__}: {first}"
+            f"coremltools could not convert {conversion.name}: {first}"
             + (hint if program.shapes else "")
         ) from error
     # Beside the manifest: what a tool of ExecuTorch's would ask for.
@@ -186,9 +173,9 @@ class CoreMLEngine(Engine):
         """Raise unless coremltools is installed; see :meth:`Engine.require`."""
         _tools("the engine 'coreml'")
 
-    def write(self, model: nn.Module, inputs: Sequence[torch.Tensor], path: Path) -> None:
+    def write(self, conversion: Conversion, path: Path) -> Axes:
         """Convert the module."""
-        write_coreml(model, inputs, path, dynamic=Dynamic.NONE)
+        return write_coreml(conversion, path)
 
     def open(self, path: Path, settings: Settings) -> Runner:
         """Open a package, in Core ML where that is, else for its values alone."""

@@ -9,29 +9,22 @@ import torch
 from reparam._support import optional
 from reparam._support.spelling import advice
 from reparam.deploy.engines.base import Engine, Runner, Settings, UnsupportedCaseError, register
-from reparam.deploy.engines.program import Dynamic, export_program, quiet
+from reparam.deploy.engines.program import quiet
 from reparam.errors import ExportError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Sequence
     from pathlib import Path
 
-    from torch import nn
+    from reparam.deploy.engines.program import Axes, Conversion
 
 __all__ = ["ExecuTorchEngine", "write_executorch"]
 
 _EXTRA = "mobile"
 
 
-def write_executorch(
-    model: nn.Module,
-    inputs: Sequence[torch.Tensor],
-    path: Path,
-    *,
-    dynamic: Dynamic = Dynamic.AUTO,
-    metadata: Mapping[str, str] | None = None,
-) -> tuple[dict[int, str], ...]:
-    """Lower ``model`` to XNNPACK and write a ``.pte`` file.
+def write_executorch(conversion: Conversion, path: Path) -> Axes:
+    """Lower a model to XNNPACK and write a ``.pte`` file.
 
     ExecuTorch plans its memory ahead, so what varies has an upper bound: a batch of at least 16 and
     twice the example's, sizes twice the example's.
@@ -43,13 +36,12 @@ def write_executorch(
         MissingExtraError: executorch is not installed.
         ExportError: The model cannot be lowered.
     """
-    del metadata  # the format holds none
     purpose = "exporting to ExecuTorch"
     partitioner = optional.require(
         "executorch.backends.xnnpack.partition.xnnpack_partitioner", extra=_EXTRA, purpose=purpose
     )
     exir = optional.require("executorch.exir", extra=_EXTRA, purpose=purpose)
-    program = export_program(model, inputs, dynamic, bounded=True)
+    program = conversion.program(bounded=True)
     try:
         with quiet():
             lowered = exir.to_edge_transform_and_lower(
@@ -58,7 +50,7 @@ def write_executorch(
             content = lowered.to_executorch().buffer
     except Exception as error:
         raise ExportError(
-            f"ExecuTorch could not lower {type(model).__name__}: {str(error).strip()}"
+            f"ExecuTorch could not lower {conversion.name}: {str(error).strip()}"
         ) from error
     path.write_bytes(content)
     return program.axes
@@ -97,9 +89,9 @@ class ExecuTorchEngine(Engine):
     requirements: ClassVar[tuple[str, ...]] = ("executorch",)
     extra: ClassVar[str] = _EXTRA
 
-    def write(self, model: nn.Module, inputs: Sequence[torch.Tensor], path: Path) -> None:
+    def write(self, conversion: Conversion, path: Path) -> Axes:
         """Lower the module."""
-        write_executorch(model, inputs, path, dynamic=Dynamic.NONE)
+        return write_executorch(conversion, path)
 
     def open(self, path: Path, settings: Settings) -> Runner:
         """Load a ``.pte`` file."""

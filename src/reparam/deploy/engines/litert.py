@@ -13,7 +13,7 @@ from reparam._support import optional
 from reparam._support.spelling import advice
 from reparam.deploy.engines._quiet import silent
 from reparam.deploy.engines.base import Engine, Runner, Settings, UnsupportedCaseError, register
-from reparam.deploy.engines.program import Dynamic, export_program, quiet
+from reparam.deploy.engines.program import quiet
 from reparam.errors import ExportError
 
 if TYPE_CHECKING:
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from torch import nn
+
+    from reparam.deploy.engines.program import Axes, Conversion, Program
 
 __all__ = ["LiteRTEngine", "to_litert", "write_litert"]
 
@@ -48,27 +50,17 @@ _HALF = {
 
 
 def write_litert(
-    model: nn.Module,
-    inputs: Sequence[torch.Tensor],
-    path: Path,
-    *,
-    dynamic: Dynamic = Dynamic.AUTO,
-    metadata: Mapping[str, str] | None = None,
-    half: bool = False,
-    channels_last: bool = False,
-) -> tuple[dict[int, str], ...]:
-    """Convert ``model`` with litert-torch and write a ``.tflite`` file.
+    conversion: Conversion, path: Path, *, half: bool = False, channels_last: bool = False
+) -> Axes:
+    """Convert a model with litert-torch and write a ``.tflite`` file.
 
     A file for one sample, with every shape fixed, is what accelerators of phones take and what
     :attr:`Dynamic.AUTO` writes; :attr:`Dynamic.BATCH` and :attr:`Dynamic.SIZE` keep dimensions
     variable, which the converter allows to some models.
 
     Args:
-        model: A module in eval mode.
-        inputs: Its positional inputs.
+        conversion: The model; its metadata stand in a file beside it.
         path: The file.
-        dynamic: What may vary.
-        metadata: Not written: it stands in a file beside it.
         half: Store the weights in float16.
         channels_last: Take inputs of three and more dimensions as ``(N, ..., C)``, as cameras and
             image libraries of phones give them; outputs stay as the model makes them.
@@ -80,19 +72,12 @@ def write_litert(
         MissingExtraError: litert-torch is not installed.
         ExportError: The model cannot be converted, or not with what may vary.
     """
-    del metadata
-    content, axes = to_litert(model, inputs, dynamic=dynamic, channels_last=channels_last)
+    content, axes = to_litert(conversion, channels_last=channels_last)
     path.write_bytes(_halved(content) if half else content)
     return axes
 
 
-def to_litert(
-    model: nn.Module,
-    inputs: Sequence[torch.Tensor],
-    *,
-    dynamic: Dynamic = Dynamic.AUTO,
-    channels_last: bool = False,
-) -> tuple[bytes, tuple[dict[int, str], ...]]:
+def to_litert(conversion: Conversion, *, channels_last: bool = False) -> tuple[bytes, Axes]:
     """Return the content of a ``.tflite`` file, and what varies; all else as :func:`write_litert`.
 
     Raises:
@@ -102,21 +87,10 @@ def to_litert(
     with silent():
         converter = optional.require("litert_torch", extra=_EXTRA, purpose="exporting to LiteRT")
     converter.config.show_progress = False
-    one = dynamic is Dynamic.AUTO
-    sample = tuple(x[:1] if one and x.dim() else x for x in inputs)
-    program = export_program(model, sample, Dynamic.NONE if one else dynamic)
-    sample = program.inputs
-    shapes: Any = program.shapes
+    program = conversion.of_one_sample().program()
+    model, sample, shapes = conversion.model, program.inputs, program.shapes
     if channels_last:
-        images = [i for i, x in enumerate(sample) if x.dim() > 2]
-        model = converter.to_channel_last_io(model, args=images).eval()
-        sample = tuple(x.movedim(1, -1) if i in images else x for i, x in enumerate(sample))
-        shapes = shapes and tuple(
-            {i - (i > 1 and n in images): dim for i, dim in each.items()}
-            for n, each in enumerate(shapes)
-        )
-        # The wrapper takes its arguments as one, and so does the description of their shapes.
-        shapes = (shapes,) if shapes else None
+        model, sample, shapes = _channels_last(converter, model, program)
     try:
         with silent(), quiet(), torch.no_grad():
             converted = converter.convert(model, sample, dynamic_shapes=shapes)
@@ -125,9 +99,26 @@ def to_litert(
         first = (str(error).strip() or type(error).__name__).splitlines()[0]
         hint = advice("; {dynamic} writes it for one sample of fixed size", dynamic=True)
         raise ExportError(
-            f"litert-torch could not convert {type(model).__name__}: {first}"
+            f"litert-torch could not convert {conversion.name}: {first}"
             + (hint if program.shapes else "")
         ) from error
+
+
+def _channels_last(
+    converter: Any, model: nn.Module, program: Program
+) -> tuple[nn.Module, tuple[torch.Tensor, ...], Any]:
+    """Return a model that takes images channels last, its inputs, and what varies in them."""
+    images = [i for i, x in enumerate(program.inputs) if x.dim() > 2]
+    wrapped = converter.to_channel_last_io(model, args=images).eval()
+    sample = tuple(x.movedim(1, -1) if i in images else x for i, x in enumerate(program.inputs))
+    if not program.shapes:
+        return wrapped, sample, None
+    shapes = tuple(
+        {i - (i > 1 and n in images): dim for i, dim in each.items()}
+        for n, each in enumerate(program.shapes)
+    )
+    # The wrapper takes its arguments as one, and so does the description of their shapes.
+    return wrapped, sample, (shapes,)
 
 
 def _halved(content: bytes) -> bytes:
@@ -224,9 +215,9 @@ class LiteRTEngine(Engine):
         with silent():
             super().require()
 
-    def write(self, model: nn.Module, inputs: Sequence[torch.Tensor], path: Path) -> None:
+    def write(self, conversion: Conversion, path: Path) -> Axes:
         """Convert the module."""
-        write_litert(model, inputs, path, dynamic=Dynamic.NONE)
+        return write_litert(conversion, path)
 
     def open(self, path: Path, settings: Settings) -> Runner:
         """Load a ``.tflite`` file; inputs are given channels first, whichever it takes."""

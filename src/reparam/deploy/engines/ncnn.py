@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -17,9 +18,9 @@ from reparam.deploy.engines.program import Dynamic
 from reparam.errors import ExportError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Sequence
 
-    from torch import nn
+    from reparam.deploy.engines.program import Axes, Conversion
 
 __all__ = ["NcnnEngine", "write_ncnn"]
 
@@ -28,15 +29,8 @@ _REDUCED = ("use_fp16_packed", "use_fp16_storage", "use_fp16_arithmetic", "use_b
 """Options by which ncnn computes in less than single precision; most are on by default."""
 
 
-def write_ncnn(
-    model: nn.Module,
-    inputs: Sequence[torch.Tensor],
-    path: Path,
-    *,
-    dynamic: Dynamic = Dynamic.AUTO,
-    metadata: Mapping[str, str] | None = None,
-) -> tuple[dict[int, str], ...]:
-    """Write ``model`` as ``path`` (``.param``, the graph) and a ``.bin`` beside it (float32).
+def write_ncnn(conversion: Conversion, path: Path) -> Axes:
+    """Write a model as ``path`` (``.param``, the graph) and a ``.bin`` beside it (float32).
 
     ncnn's arrays have no batch dimension: a model is written for one sample, and its height and
     width may vary where the model allows it.
@@ -48,19 +42,18 @@ def write_ncnn(
         MissingExtraError: pnnx is not installed.
         ExportError: A variable batch was asked for, or the model cannot be converted.
     """
-    del metadata  # the format holds none
     pnnx = optional.require("pnnx", extra=_EXTRA, purpose="exporting to ncnn")
-    if dynamic is Dynamic.BATCH:
+    if conversion.dynamic is Dynamic.BATCH:
         raise ExportError(
             "ncnn has no batch dimension, so a variable batch cannot be exported"
             + advice("; {dynamic} keeps the size variable where the model allows it", dynamic=True)
             + advice("; {dynamic} fixes every shape", dynamic=False)
         )
-    one = tuple(x[:1] for x in inputs)
+    one = replace(conversion, inputs=tuple(x[:1] for x in conversion.inputs))
     with tempfile.TemporaryDirectory(prefix="reparam-", ignore_cleanup_errors=True) as name:
         folder = Path(name)
-        axes = write_onnx(model, one, folder / "model.onnx", dynamic=dynamic)
-        _convert(pnnx.EXEC_PATH, folder, one, axes)
+        axes = write_onnx(one, folder / "model.onnx")
+        _convert(pnnx.EXEC_PATH, folder, one.inputs, axes)
         for made, wanted in (("model.param", path), ("model.bin", path.with_suffix(".bin"))):
             wanted.write_bytes((folder / made).read_bytes())
     return tuple({i: name for i, name in each.items() if name != "batch"} for each in axes)
@@ -145,9 +138,9 @@ class NcnnEngine(Engine):
     requirements: ClassVar[tuple[str, ...]] = ("ncnn", "pnnx")
     extra: ClassVar[str] = _EXTRA
 
-    def write(self, model: nn.Module, inputs: Sequence[torch.Tensor], path: Path) -> None:
+    def write(self, conversion: Conversion, path: Path) -> Axes:
         """Convert the module."""
-        write_ncnn(model, inputs, path, dynamic=Dynamic.NONE)
+        return write_ncnn(conversion, path)
 
     def open(self, path: Path, settings: Settings) -> Runner:
         """Load a ``.param`` file and the ``.bin`` file beside it."""

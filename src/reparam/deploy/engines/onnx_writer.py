@@ -5,15 +5,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from reparam._support import optional
-from reparam.deploy.engines.program import Dynamic, export_program, quiet
+from reparam.deploy.engines.program import quiet
 from reparam.errors import ExportError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
-    import torch
-    from torch import nn
+    from reparam.deploy.engines.program import Axes, Conversion
 
 __all__ = ["write_onnx"]
 
@@ -22,22 +20,10 @@ _LIMIT = 2**31
 """A protocol buffer holds at most this many bytes."""
 
 
-def write_onnx(
-    model: nn.Module,
-    inputs: Sequence[torch.Tensor],
-    path: Path,
-    *,
-    dynamic: Dynamic = Dynamic.AUTO,
-    metadata: Mapping[str, str] | None = None,
-) -> tuple[dict[int, str], ...]:
-    """Write ``model`` to one ``.onnx`` file and check it against the ONNX specification.
+def write_onnx(conversion: Conversion, path: Path) -> Axes:
+    """Write a model to one ``.onnx`` file and check it against the ONNX specification.
 
-    Args:
-        model: A module in eval mode.
-        inputs: Its positional inputs.
-        path: The file to write.
-        dynamic: What may vary.
-        metadata: Entries for the file's ``metadata_props``.
+    The metadata become the file's ``metadata_props``.
 
     Returns:
         The variable dimensions of each input, by position.
@@ -48,7 +34,7 @@ def write_onnx(
     """
     onnx = optional.require("onnx", extra="deploy", purpose=_PURPOSE)
     optional.require("onnxscript", extra="deploy", purpose=_PURPOSE)
-    size = sum(p.numel() * p.element_size() for p in model.parameters())
+    size = sum(p.numel() * p.element_size() for p in conversion.model.parameters())
     if size >= _LIMIT:
         raise ExportError(
             f"the model has {size / 1e9:.1f} GB of parameters, and one ONNX file holds 2.1 GB; "
@@ -56,7 +42,7 @@ def write_onnx(
         )
     import torch
 
-    program = export_program(model, inputs, dynamic)
+    program = conversion.program()
     try:
         with quiet(), torch.no_grad():
             written = torch.onnx.export(
@@ -68,12 +54,12 @@ def write_onnx(
             )
     except Exception as error:
         raise ExportError(
-            f"torch.onnx could not convert {type(model).__name__}: {str(error).strip()}"
+            f"torch.onnx could not convert {conversion.name}: {str(error).strip()}"
         ) from error
     if written is None:
         raise ExportError("torch.onnx.export ended without an error and without a model")
     proto = written.model_proto
-    onnx.helper.set_model_props(proto, dict(metadata or {}))
+    onnx.helper.set_model_props(proto, dict(conversion.metadata))
     path.write_bytes(proto.SerializeToString())
     try:
         onnx.checker.check_model(str(path), full_check=True)

@@ -10,14 +10,13 @@ from reparam._support import optional
 from reparam.deploy.engines.base import Engine, Runner, Settings, register
 from reparam.deploy.engines.int8 import warn_if_saturating
 from reparam.deploy.engines.onnx_writer import write_onnx
-from reparam.deploy.engines.program import Dynamic
 from reparam.errors import ExportError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from pathlib import Path
 
-    from torch import nn
+    from reparam.deploy.engines.program import Axes, Conversion
 
 __all__ = ["OnnxRuntimeEngine"]
 
@@ -47,9 +46,9 @@ class OnnxRuntimeEngine(Engine):
     suffixes: ClassVar[tuple[str, ...]] = (".onnx",)
     requirements: ClassVar[tuple[str, ...]] = ("onnxruntime", "onnx", "onnxscript")
 
-    def write(self, model: nn.Module, inputs: Sequence[torch.Tensor], path: Path) -> None:
+    def write(self, conversion: Conversion, path: Path) -> Axes:
         """Write ONNX, as for a deployment at this size."""
-        write_onnx(model, inputs, path, dynamic=Dynamic.NONE)
+        return write_onnx(conversion, path)
 
     def open(self, path: Path, settings: Settings) -> Runner:
         """Open a session on an ONNX file."""

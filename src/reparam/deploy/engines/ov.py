@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from pathlib import Path
 
-    from torch import nn
+    from reparam.deploy.engines.program import Conversion
 
 __all__ = ["OpenVinoEngine"]
 
@@ -52,19 +53,13 @@ class OpenVinoEngine(Engine):
     precisions: ClassVar[tuple[str, ...]] = ("fp32", "bf16")
     requirements: ClassVar[tuple[str, ...]] = ("openvino",)
 
-    def prepare(
-        self,
-        model: nn.Module,
-        example_inputs: Sequence[torch.Tensor],
-        settings: Settings,
-        folder: Path,
-    ) -> Runner:
+    def prepare(self, conversion: Conversion, settings: Settings, folder: Path) -> Runner:
         """Convert the module with fixed shapes and compile it."""
         del folder
         self.require()
         self.check(settings)
-        converted, _ = to_openvino(model, example_inputs, dynamic=Dynamic.NONE)
-        return self._compile(converted, settings, type(model).__name__)
+        converted, _ = to_openvino(replace(conversion, dynamic=Dynamic.NONE))
+        return self._compile(converted, settings, conversion.name)
 
     def open(self, path: Path, settings: Settings) -> Runner:
         """Compile an OpenVINO or ONNX file."""

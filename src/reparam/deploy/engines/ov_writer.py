@@ -5,15 +5,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from reparam._support import optional
-from reparam.deploy.engines.program import Dynamic, export_program, quiet
+from reparam.deploy.engines.program import quiet
 from reparam.errors import ExportError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
-    import torch
-    from torch import nn
+    from reparam.deploy.engines.program import Axes, Conversion, Program
 
 __all__ = ["RT_INFO", "to_openvino", "write_openvino"]
 
@@ -22,48 +20,37 @@ RT_INFO = "reparam"
 """Section of the graph's run-time information that holds the metadata."""
 
 
-def to_openvino(
-    model: nn.Module, inputs: Sequence[torch.Tensor], *, dynamic: Dynamic
-) -> tuple[Any, tuple[dict[int, str], ...]]:
-    """Convert ``model`` in memory; return the OpenVINO model and the variable dimensions.
+def to_openvino(conversion: Conversion) -> tuple[Any, Axes]:
+    """Convert a model in memory; return the OpenVINO model and the variable dimensions.
 
     Raises:
         MissingExtraError: openvino is not installed.
         ExportError: The model cannot be converted.
     """
     openvino = optional.require("openvino", extra="deploy", purpose=_PURPOSE)
-    program = export_program(model, inputs, dynamic)
+    program = conversion.program()
     try:
         with quiet():
             converted = openvino.convert_model(program.exported)
-            _fix_shapes(openvino, converted, inputs, program.axes)
+            _fix_shapes(openvino, converted, conversion, program)
     except Exception as error:
         raise ExportError(
-            f"OpenVINO could not convert {type(model).__name__}: {str(error).strip()}"
+            f"OpenVINO could not convert {conversion.name}: {str(error).strip()}"
         ) from error
     return converted, program.axes
 
 
-def _fix_shapes(
-    openvino: Any, model: Any, inputs: Sequence[torch.Tensor], axes: tuple[dict[int, str], ...]
-) -> None:
+def _fix_shapes(openvino: Any, model: Any, conversion: Conversion, program: Program) -> None:
     """Give a model the shapes that it was exported for: the converter lets most sizes vary."""
     shapes = {
         port: openvino.PartialShape([-1 if d in free else size for d, size in enumerate(x.shape)])
-        for port, x, free in zip(model.inputs, inputs, axes, strict=True)
+        for port, x, free in zip(model.inputs, conversion.inputs, program.axes, strict=True)
     }
     model.reshape(shapes)
 
 
-def write_openvino(
-    model: nn.Module,
-    inputs: Sequence[torch.Tensor],
-    path: Path,
-    *,
-    dynamic: Dynamic = Dynamic.AUTO,
-    metadata: Mapping[str, str] | None = None,
-) -> tuple[dict[int, str], ...]:
-    """Write ``model`` as ``path`` (the graph) and a ``.bin`` file beside it (the weights, float32).
+def write_openvino(conversion: Conversion, path: Path) -> Axes:
+    """Write a model as ``path`` (the graph) and a ``.bin`` file beside it (the weights, float32).
 
     Returns:
         The variable dimensions of each input, by position.
@@ -74,8 +61,8 @@ def write_openvino(
         RuntimeError: OpenVINO could not write the file.
     """
     openvino = optional.require("openvino", extra="deploy", purpose=_PURPOSE)
-    converted, axes = to_openvino(model, inputs, dynamic=dynamic)
-    for key, value in (metadata or {}).items():
+    converted, axes = to_openvino(conversion)
+    for key, value in conversion.metadata.items():
         converted.set_rt_info(value, [RT_INFO, key])
     openvino.save_model(converted, str(path), compress_to_fp16=False)
     return axes

@@ -6,8 +6,8 @@ import enum
 import logging
 import warnings
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 from torch.export import Dim
@@ -17,11 +17,14 @@ from reparam.deploy.engines._inputs import with_batch
 from reparam.errors import ExportError, InputError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from torch import nn
 
-__all__ = ["Dynamic", "Program", "export_program", "other_shapes", "quiet"]
+__all__ = ["Axes", "Conversion", "Dynamic", "Program", "other_shapes", "quiet"]
+
+Axes: TypeAlias = tuple[dict[int, str], ...]
+"""For each input, the names of its variable dimensions by position."""
 
 _MORE_PIXELS = 16
 """How much larger the maps are on which a variable size is tried."""
@@ -70,42 +73,64 @@ class Program:
     """
 
     exported: torch.export.ExportedProgram
-    axes: tuple[dict[int, str], ...]
+    axes: Axes
     inputs: tuple[torch.Tensor, ...]
     shapes: tuple[dict[int, Any], ...] | None = None
 
 
-def export_program(
-    model: nn.Module,
-    inputs: Sequence[torch.Tensor],
-    dynamic: Dynamic = Dynamic.AUTO,
-    *,
-    bounded: bool = False,
-) -> Program:
-    """Trace a module with :func:`torch.export.export`.
+@dataclass(frozen=True, eq=False)
+class Conversion:
+    """What the file of an engine is written from.
 
-    Args:
-        model: A module in eval mode.
-        inputs: Its positional inputs; dimension 0 is the batch, dimensions after 1 are sizes.
-        dynamic: What may vary.
-        bounded: Whether what varies has an upper bound, for engines that plan memory ahead: a batch
-            of at least 16 and twice the example's, sizes twice the example's.
-
-    Raises:
-        ExportError: The model cannot be traced, or not with what may vary.
+    Attributes:
+        model: A module in eval mode; it is not changed.
+        inputs: Its positional inputs, in float32; dimension 0 is the batch, those after 1 are
+            sizes.
+        dynamic: What may vary in the file.
+        metadata: What the file is to say about itself, where its format can.
     """
-    failure: Exception | None = None
-    for attempt in _ATTEMPTS[dynamic]:
-        try:
-            return _trace(model, tuple(inputs), attempt, bounded=bounded)
-        except Exception as error:  # noqa: BLE001 - torch.export raises errors of many kinds
-            failure = error
-    wanted = "" if dynamic is Dynamic.NONE else f" with a variable {_ATTEMPTS[dynamic][-1].what}"
-    hint = advice("; {dynamic} exports it for one fixed shape", dynamic=False)
-    hint = "" if dynamic is Dynamic.NONE else hint
-    raise ExportError(
-        f"torch.export could not trace {type(model).__name__}{wanted}: {_first_line(failure)}{hint}"
-    ) from failure
+
+    model: nn.Module
+    inputs: tuple[torch.Tensor, ...]
+    dynamic: Dynamic = Dynamic.NONE
+    metadata: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        """What the model is called in messages."""
+        return type(self.model).__name__
+
+    def of_one_sample(self) -> Conversion:
+        """What phones take unless more is asked for: one sample, with every shape fixed."""
+        if self.dynamic is not Dynamic.AUTO:
+            return self
+        inputs = tuple(x[:1] if x.dim() else x for x in self.inputs)
+        return replace(self, inputs=inputs, dynamic=Dynamic.NONE)
+
+    def program(self, *, bounded: bool = False) -> Program:
+        """Trace the model with :func:`torch.export.export`.
+
+        Args:
+            bounded: Whether what varies has an upper bound, for engines that plan memory ahead: a
+                batch of at least 16 and twice the example's, sizes twice the example's.
+
+        Raises:
+            ExportError: The model cannot be traced, or not with what may vary.
+        """
+        failure: Exception | None = None
+        attempts = _ATTEMPTS[self.dynamic]
+        for attempt in attempts:
+            try:
+                return _trace(self.model, self.inputs, attempt, bounded=bounded)
+            except Exception as error:  # noqa: BLE001 - torch.export raises errors of many kinds
+                failure = error
+        wanted = hint = ""
+        if self.dynamic is not Dynamic.NONE:
+            wanted = f" with a variable {attempts[-1].what}"
+            hint = advice("; {dynamic} exports it for one fixed shape", dynamic=False)
+        raise ExportError(
+            f"torch.export could not trace {self.name}{wanted}: {_first_line(failure)}{hint}"
+        ) from failure
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
     from torch import nn
 
+    from reparam.deploy.engines.program import Conversion
+
 __all__ = ["CompileEngine", "EagerEngine", "TorchRunner", "in_precision", "is_package"]
 
 
@@ -89,17 +91,11 @@ class EagerEngine(Engine):
     suffixes: ClassVar[tuple[str, ...]] = (".pt2",)
     precisions: ClassVar[tuple[str, ...]] = ("fp32", "bf16")
 
-    def prepare(
-        self,
-        model: nn.Module,
-        example_inputs: Sequence[torch.Tensor],
-        settings: Settings,
-        folder: Path,
-    ) -> Runner:
+    def prepare(self, conversion: Conversion, settings: Settings, folder: Path) -> Runner:
         """Run the module as it is."""
-        del example_inputs, folder
+        del folder
         self.check(settings)
-        return TorchRunner(in_precision(model, settings.precision), settings)
+        return TorchRunner(in_precision(conversion.model, settings.precision), settings)
 
     def open(self, path: Path, settings: Settings) -> Runner:
         """Load an exported program (``.pt2``)."""
@@ -117,20 +113,16 @@ class CompileEngine(Engine):
     name: ClassVar[str] = "compile"
     precisions: ClassVar[tuple[str, ...]] = ("fp32", "bf16")
 
-    def prepare(
-        self,
-        model: nn.Module,
-        example_inputs: Sequence[torch.Tensor],
-        settings: Settings,
-        folder: Path,
-    ) -> Runner:
+    def prepare(self, conversion: Conversion, settings: Settings, folder: Path) -> Runner:
         """Compile the module and run it once, so that no later call compiles."""
         del folder
         self.check(settings)
-        compiled: Any = torch.compile(in_precision(model, settings.precision), dynamic=False)
+        compiled: Any = torch.compile(
+            in_precision(conversion.model, settings.precision), dynamic=False
+        )
         runner = TorchRunner(compiled, settings)
         try:
-            runner.run(example_inputs)
+            runner.run(conversion.inputs)
         except Exception as error:
             raise ExportError(f"torch.compile could not compile the model: {error}") from error
         return runner

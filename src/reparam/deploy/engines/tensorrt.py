@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -16,23 +17,16 @@ from reparam.deploy.engines.program import Dynamic
 from reparam.errors import ExportError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Sequence
 
-    from torch import nn
+    from reparam.deploy.engines.program import Axes, Conversion
 
 __all__ = ["TensorRtEngine", "write_tensorrt"]
 
 _EXTRA = "tensorrt"
 
 
-def write_tensorrt(
-    model: nn.Module,
-    inputs: Sequence[torch.Tensor],
-    path: Path,
-    *,
-    dynamic: Dynamic = Dynamic.AUTO,
-    metadata: Mapping[str, str] | None = None,
-) -> tuple[dict[int, str], ...]:
+def write_tensorrt(conversion: Conversion, path: Path) -> Axes:
     """Build a TensorRT engine for this machine's GPU and write it.
 
     An engine is tuned for a range of shapes: a variable batch reaches from 1 to at least 16 and
@@ -46,19 +40,18 @@ def write_tensorrt(
         UnsupportedCaseError: There is no NVIDIA GPU.
         ExportError: A variable size was asked for, or TensorRT cannot build the model.
     """
-    del metadata  # the format holds none
     library = _require()
-    if dynamic is Dynamic.SIZE:
+    if conversion.dynamic is Dynamic.SIZE:
         raise ExportError(
             "TensorRT engines are written here with a variable batch and a fixed size"
             + advice("; {dynamic} asks for these", dynamic="batch")
             + advice("; {dynamic} fixes every shape", dynamic=False)
         )
-    varies = Dynamic.NONE if dynamic is Dynamic.NONE else Dynamic.BATCH
+    varies = Dynamic.NONE if conversion.dynamic is Dynamic.NONE else Dynamic.BATCH
     with tempfile.TemporaryDirectory(prefix="reparam-", ignore_cleanup_errors=True) as folder:
         onnx_file = Path(folder) / "model.onnx"
-        axes = write_onnx(model, inputs, onnx_file, dynamic=varies)
-        content = _build(library, onnx_file.read_bytes(), inputs, axes)
+        axes = write_onnx(replace(conversion, dynamic=varies), onnx_file)
+        content = _build(library, onnx_file.read_bytes(), conversion.inputs, axes)
     path.write_bytes(content)
     return axes
 
@@ -170,9 +163,9 @@ class TensorRtEngine(Engine):
         """
         _require()
 
-    def write(self, model: nn.Module, inputs: Sequence[torch.Tensor], path: Path) -> None:
+    def write(self, conversion: Conversion, path: Path) -> Axes:
         """Build an engine."""
-        write_tensorrt(model, inputs, path, dynamic=Dynamic.NONE)
+        return write_tensorrt(conversion, path)
 
     def open(self, path: Path, settings: Settings) -> Runner:
         """Load a built engine."""

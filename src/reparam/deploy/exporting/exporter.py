@@ -17,8 +17,8 @@ from reparam._support.untouched import leaves_untouched
 from reparam.deploy.engines import UnsupportedCaseError, get_engine
 from reparam.deploy.engines._inputs import as_tuple, check_eval
 from reparam.deploy.engines.parity import Parity, Reference
-from reparam.deploy.engines.program import Dynamic, other_shapes
-from reparam.deploy.exporting.formats import Axes, Format, find_format
+from reparam.deploy.engines.program import Axes, Conversion, Dynamic, other_shapes
+from reparam.deploy.exporting.formats import Format, find_format
 from reparam.deploy.exporting.metadata import FORMS, describe_model, write_sidecar
 from reparam.errors import ExportError, InputError, ReparamError
 from reparam.verifying import NothingShownWarning, other_inputs
@@ -151,7 +151,7 @@ def export(  # noqa: PLR0913 - each is one decision of the user
     start = time.perf_counter()
     try:
         with atomic_path(target) as temporary:
-            axes = entry.write(model, inputs, temporary, dynamic=shapes, metadata=metadata)
+            axes = entry.write(Conversion(model, inputs, shapes, metadata), temporary)
             if entry.sidecar:
                 write_sidecar(temporary, metadata)
             runner = _load_back(entry, temporary, model)

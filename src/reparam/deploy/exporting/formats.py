@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import product
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -27,16 +27,12 @@ from reparam.deploy.engines.tensorrt import write_tensorrt
 from reparam.errors import InputError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-
     from torch import nn
 
     from reparam.deploy.engines import Runner
-    from reparam.deploy.engines.program import Dynamic
+    from reparam.deploy.engines.program import Axes, Conversion
 
 __all__ = ["Format", "find_format", "formats"]
-
-Axes: TypeAlias = tuple[dict[int, str], ...]
 
 
 @dataclass(frozen=True)
@@ -47,8 +43,7 @@ class Format:
         name: Its name in messages and records.
         suffix: The suffix of its main file, which picks it.
         engine: Name of the engine that reads it back for the check.
-        write: Writes a model: ``(model, inputs, path, dynamic=..., metadata=...)``, and returns the
-            variable dimensions of each input.
+        write: Writes a model, and returns the variable dimensions of each input.
         backend: The ``backend`` argument that picks it among formats of the same suffix.
         companion: Suffix of a second file it writes beside the main one, if any.
         sidecar: Whether its metadata stands in a JSON file beside it, for it holds none itself.
@@ -59,7 +54,7 @@ class Format:
     name: str
     suffix: str
     engine: str
-    write: Callable[..., Axes]
+    write: Callable[[Conversion, Path], Axes]
     backend: str | None = None
     companion: str | None = None
     sidecar: bool = False
@@ -83,23 +78,17 @@ class Format:
         return get_engine(self.engine).load(path, Settings())
 
 
-def _write_weights(
-    model: nn.Module,
-    inputs: Sequence[torch.Tensor],
-    path: Path,
-    *,
-    dynamic: Dynamic,
-    metadata: Mapping[str, str],
-) -> Axes:
+def _write_weights(conversion: Conversion, path: Path) -> Axes:
     """Write the state dict; shapes do not matter to it, so everything may vary."""
-    del dynamic
     safetensors = optional.require(
         "safetensors.torch", extra="deploy", purpose="writing .safetensors"
     )
     # Tied weights are written under each of their names: the format has no sharing.
-    tensors = {k: v.detach().cpu().clone().contiguous() for k, v in model.state_dict().items()}
-    path.write_bytes(safetensors.save(tensors, metadata={"format": "pt", **metadata}))
-    return tuple({} for _ in inputs)
+    tensors = {
+        k: v.detach().cpu().clone().contiguous() for k, v in conversion.model.state_dict().items()
+    }
+    path.write_bytes(safetensors.save(tensors, metadata={"format": "pt", **conversion.metadata}))
+    return tuple({} for _ in conversion.inputs)
 
 
 def _load_weights(path: Path, model: nn.Module) -> Runner:

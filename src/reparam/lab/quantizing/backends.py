@@ -6,20 +6,15 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeAlias
 
-from reparam.deploy.engines.program import Dynamic
-
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
-    from torch import nn
-
+    from reparam.deploy.engines.program import Axes, Conversion
     from reparam.lab.quantizing.layers import Layer
     from reparam.lab.quantizing.samples import Samples
 
-__all__ = ["Axes", "Job", "Quantizer", "Written", "batch_of"]
-
-Axes: TypeAlias = tuple[dict[int, str], ...]
+__all__ = ["Job", "Quantizer", "Written", "batch_of"]
 
 _BATCH = 32
 
@@ -29,21 +24,17 @@ class Job:
     """What is to be written.
 
     Attributes:
-        model: The net with all remedies applied, in eval mode.
+        conversion: The net with all remedies applied, one sample, and what is asked of the file.
         layers: Its layers by path, in running order.
         samples: What the engine's quantizer reads the ranges off.
         keep_float: Paths of layers that stay in float.
-        dynamic: Which dimensions of the input may vary.
-        metadata: What the file says about itself.
         weight_bits: 8, or 7 for processors whose sums of two products saturate in 16 bits.
     """
 
-    model: nn.Module
+    conversion: Conversion
     layers: Mapping[str, Layer]
     samples: Samples
     keep_float: tuple[str, ...]
-    dynamic: Dynamic
-    metadata: Mapping[str, str]
     weight_bits: int
 
 

@@ -33,7 +33,7 @@ def write_litert_int8(job: Job, path: Path) -> Written:
         MissingExtraError: litert-torch or what comes with it is not installed.
         ExportError: The net cannot be converted, or the quantization fails.
     """
-    content, axes = to_litert(job.model, (job.samples.first(1),), dynamic=job.dynamic)
+    content, axes = to_litert(job.conversion)
     operations = list(_layers(content))
     weights = ((scope, weight) for scope, weight in operations if weight is not None)
     names = operations_of(job.layers, weights, job.keep_float)
@@ -72,7 +72,7 @@ def _quantize(content: bytes, job: Job, ignored: list[str]) -> bytes:
             return bytes(found.quantized_model)
         except Exception as error:
             raise ExportError(
-                f"ai-edge-quantizer could not quantize {type(job.model).__name__}: {error}; "
+                f"ai-edge-quantizer could not quantize {job.conversion.name}: {error}; "
                 "nothing was written"
             ) from error
 

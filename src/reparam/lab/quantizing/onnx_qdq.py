@@ -41,7 +41,7 @@ def write_onnx_int8(job: Job, path: Path) -> Written:
     onnx = optional.require("onnx", extra="quantize", purpose=_PURPOSE)
     exact, prepared = path.with_name("float.onnx"), path.with_name("prepared.onnx")
     try:
-        axes = write_onnx(job.model, (job.samples.first(1),), exact, dynamic=job.dynamic)
+        axes = write_onnx(job.conversion, exact)
         with _quiet():
             _prepare(exact, prepared)
             graph = onnx.load(str(prepared)).graph
@@ -51,7 +51,7 @@ def write_onnx_int8(job: Job, path: Path) -> Written:
             _quantize(job, prepared, path, ignored, batch_of(axes), apart)
         written = onnx.load(str(path))
         _unround_inputs(written.graph, set(ignored))
-        onnx.helper.set_model_props(written, dict(job.metadata))
+        onnx.helper.set_model_props(written, dict(job.conversion.metadata))
         onnx.checker.check_model(written, full_check=True)
         path.write_bytes(written.SerializeToString())
     finally:
@@ -139,8 +139,7 @@ def _quantize(
         )
     except Exception as error:
         raise ExportError(
-            f"ONNX Runtime could not quantize {type(job.model).__name__}: {error}; "
-            "nothing was written"
+            f"ONNX Runtime could not quantize {job.conversion.name}: {error}; nothing was written"
         ) from error
 
 

@@ -42,10 +42,10 @@ def write_openvino_int8(job: Job, path: Path) -> Written:
         ExportError: The net cannot be converted, or NNCF fails.
     """
     openvino = optional.require("openvino", extra="quantize", purpose=_PURPOSE)
-    converted, axes = to_openvino(job.model, (job.samples.first(1),), dynamic=job.dynamic)
+    converted, axes = to_openvino(job.conversion)
     names = operations_of(job.layers, _weights(converted), job.keep_float)
     quantized = _quantize(converted, job, [names[name] for name in job.keep_float])
-    for key, value in job.metadata.items():
+    for key, value in job.conversion.metadata.items():
         quantized.set_rt_info(value, [RT_INFO, key])
     openvino.save_model(quantized, str(path), compress_to_fp16=False)
     in_integers = {operation for operation, kind in _types(quantized) if kind in _INTEGERS}
@@ -72,7 +72,7 @@ def _quantize(converted: Any, job: Job, ignored: list[str]) -> Any:
             )
         except Exception as error:
             raise ExportError(
-                f"NNCF could not quantize {type(job.model).__name__}: {error}; nothing was written"
+                f"NNCF could not quantize {job.conversion.name}: {error}; nothing was written"
             ) from error
 
 

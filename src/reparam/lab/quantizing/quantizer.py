@@ -31,7 +31,7 @@ from reparam._support.untouched import leaves_untouched
 from reparam.deploy.engines import get_engine
 from reparam.deploy.engines._inputs import check_eval
 from reparam.deploy.engines.int8 import AUTO, Target, find_target, right_on, sums_saturate
-from reparam.deploy.engines.program import Dynamic
+from reparam.deploy.engines.program import Conversion, Dynamic
 from reparam.deploy.exporting.formats import Format, find_format
 from reparam.deploy.exporting.metadata import describe_model, write_sidecar
 from reparam.errors import ExportError, InputError, MachineWarning, ReparamError, VerificationError
@@ -191,7 +191,8 @@ def quantize(  # noqa: PLR0913 - each is one decision of the user
         "reparam.right_on": right_on(bits, entry.engine),
     }
     layers = layers_of(to_write, held.first(1))
-    job = Job(to_write, layers, held, prepared.keep_float, shapes, metadata, bits)
+    conversion = Conversion(to_write, (held.first(1),), shapes, metadata)
+    job = Job(conversion, layers, held, prepared.keep_float, bits)
     judged_on = read_evaluation(evaluation, calibration, held)
     with atomic_path(file) as temporary:
         tell(f"quantizing for {entry.engine}")

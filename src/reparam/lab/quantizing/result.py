@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from reparam.deploy.engines.int8 import right_on
-from reparam.lab.quantizing.backends import Axes
+from reparam.deploy.engines.program import Axes
 from reparam.lab.quantizing.diagnosing import Diagnosis
 from reparam.lab.quantizing.equalizing import Equalisation
 from reparam.lab.quantizing.scoring import Score
