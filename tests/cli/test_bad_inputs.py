@@ -132,7 +132,7 @@ RESULTS = {
     "deep_object": '{"a":' * 20_000 + "1" + "}" * 20_000,
     "big": '{"schema": ' + "9" * 5000 + "}",
     "bytes": "\ufeff\x00",
-    "fields": json.dumps({"schema": "reparam-results/1", "title": 3}),
+    "fields": json.dumps({"schema": "reparam.results/2", "title": 3}),
 }
 
 

@@ -8,14 +8,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 import reparam
-from reparam.report.compressed import (
-    ChannelGroupRecord,
-    KeptRecord,
-    PruningRecord,
-    QuantizationRecord,
-    RatioRecord,
-    WidthRecord,
-)
+from reparam.lab.pruning.result import ChannelGroup, Kept, LatencyChange, LayerWidths
+from reparam.report.compressed import PruningRecord, QuantizationRecord
 from reparam.report.results import Results
 
 if TYPE_CHECKING:
@@ -78,13 +72,13 @@ PRUNING = PruningRecord(
     parameters_before=200_000,
     parameters_after=100_000,
     layers=(
-        WidthRecord("a", "3x3 conv", 3, 32, 3, 16),
-        WidthRecord("b", "3x3 conv", 32, 32, 16, 16),
-        WidthRecord("head", "linear", 32, 10, 16, 10),
+        LayerWidths("a", "3x3 conv", (3, 32), (3, 16)),
+        LayerWidths("b", "3x3 conv", (32, 32), (16, 16)),
+        LayerWidths("head", "linear", (32, 10), (16, 10)),
     ),
-    groups=(ChannelGroupRecord(("a", "b"), 32, 16),),
-    kept=(KeptRecord("head", "it <writes> the outputs of the net"),),
-    latency=RatioRecord("ONNX Runtime", 1, 2.0, 1.2, 0.6, 0.55, 0.65, 1),
+    groups=(ChannelGroup(("a", "b"), 32, 16),),
+    kept=(Kept("head", "it <writes> the outputs of the net"),),
+    latency=LatencyChange("onnxruntime", 1, 1, 2e-3, 1.2e-3, 0.6, (0.55, 0.65)),
     latency_share=0.5,
     samples=500,
     correct_before=400,

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 import browser
+from reparam.lab.quantizing.diagnosing import LayerDiagnosis
 from reparam.report import from_benchmark, merge, render
-from reparam.report.compressed import RoundedLayerRecord
 
 from . import compressed_cases
 
@@ -234,9 +234,9 @@ def test_figure_keeps_contrast_and_text_alternatives(chromium: Any, figure_file:
 def compressed_file(tmp_path: Path) -> Path:
     """Many layers of an invented net in eight bits, and an invented pruned net."""
     layers = tuple(
-        RoundedLayerRecord(
+        LayerDiagnosis(
             f"stages.{index // 8}.{index % 8}.a_rather_long_name_of_a_layer", "3x3 conv 64->64",
-            -1.0, 1.0, 1.0 + index, 0.0, 8.0, 1.5, 35.0, 40.0, 60.0 - index, 0.01, index == 29,
+            -1.0, 1.0, 1.0 + index, 0.0, 8.0, 1.5, 35.0, 40.0, 60.0 - index, 0.01,
         )
         for index in range(30)
     )  # fmt: skip

@@ -14,6 +14,7 @@ from urllib.parse import unquote
 import pytest
 
 from reparam.errors import InputError
+from reparam.lab.pruning.result import Trial
 from reparam.report import (
     from_benchmark,
     from_prune,
@@ -70,10 +71,8 @@ def test_quantize_results_are_put_on_record(quantized: QuantizeResult) -> None:
     assert record.correct / 96 == pytest.approx(score.accuracy, abs=1e-12)
     assert record.correct_float / 96 == pytest.approx(score.float_accuracy, abs=1e-12)
     assert record.agree / 96 == pytest.approx(score.agreement, abs=1e-12)
-    assert [layer.output_db for layer in record.layers] == [
-        layer.output_db for layer in quantized.diagnosis.layers
-    ]
-    assert [layer.name for layer in record.layers if layer.kept] == list(quantized.kept_float)
+    assert record.layers == quantized.diagnosis.layers
+    assert record.kept_float == quantized.kept_float
     assert len(record.equalised) == len(quantized.equalised) > 0
     assert record.model == "A net"
     assert from_quantize(quantized).quantizations[0].model.endswith("RepVGG")
@@ -84,9 +83,7 @@ def test_prune_results_are_put_on_record(pruned: PruneResult) -> None:
     (record,) = results.prunings
     assert record.macs_share == 0.5
     assert (record.multiply_adds_before, record.multiply_adds_after) == pruned.multiply_adds
-    assert {layer.name: (layer.inputs_after, layer.outputs_after) for layer in record.layers} == (
-        pruned.widths
-    )
+    assert record.layers == pruned.layers
     assert (record.correct_before, record.correct_after, record.samples) == (60, 40, 96)
     assert record.groups == ()
     assert target_verdict(record)[1] is True
@@ -150,12 +147,12 @@ def test_files_from_before_eight_bits_still_load(results: Results) -> None:
 @pytest.mark.parametrize(
     ("section", "change", "message"),
     [
-        ("quantizations", {"samples": "many"}, r"quantizations\[0\].samples: .*needed a whole"),
-        ("quantizations", {"layers": 3}, r"quantizations\[0\].layers: .*needed a list"),
+        ("quantizations", {"samples": "many"}, r"quantizations\[0\].samples is .*of type int"),
+        ("quantizations", {"layers": 3}, r"quantizations\[0\].layers is 3; .*a list"),
         ("quantizations", {"samples": 0}, "judged on 0 samples"),
         ("quantizations", {"correct": 501}, "501 of 500 samples"),
         ("quantizations", {"size_bytes": 0}, "0 bytes"),
-        ("prunings", {"macs_share": "half"}, r"prunings\[0\].macs_share: .*needed a number"),
+        ("prunings", {"macs_share": "half"}, r"prunings\[0\].macs_share is .*of type float"),
         ("prunings", {"layers": []}, "no layers"),
         ("prunings", {"multiply_adds_before": 0}, "0 multiply-adds"),
         ("prunings", {"samples": None}, "of no samples"),
@@ -280,7 +277,7 @@ def test_headline_of_pruning(changes: dict[str, object], told: str) -> None:
 def test_latency_that_did_not_follow_is_said() -> None:
     less = words(page_html(cases.pruning_page()))
     assert "fell less than the multiply-adds: 0.60 against 0.40 of before" in less
-    unclear = dataclasses.replace(cases.PRUNING.latency, ratio=0.99, low=0.9, high=1.1)
+    unclear = dataclasses.replace(cases.PRUNING.latency, ratio=0.99, quartiles=(0.9, 1.1))
     results = cases.pruning_page(latency=unclear)
     assert "the latency in ONNX Runtime about as it was" in sentence(results)
     assert "neither net is clearly faster" in words(page_html(results))
@@ -381,3 +378,29 @@ def test_no_error_at_all_is_drawn_at_the_end() -> None:
     exact = Ranked("exact", "conv", 200.0, "no error")
     chart = ranked_chart([exact], [], names=("x", ""), summary="Ranks", most=24)
     assert "left:100.00%" in chart
+
+
+def test_files_of_the_first_schema_still_load() -> None:
+    today = cases.pruning_page(trials=(Trial(0, 500_000, cases.PRUNING.latency),))
+    earlier = json.loads(to_json(today)) | {"schema": "reparam.results/1"}
+    (net,) = earlier["prunings"]
+    net["layers"] = [
+        {"name": layer["name"], "what": layer["what"]}
+        | {
+            f"{side}_{when}": layer[when][i]
+            for i, side in enumerate(("inputs", "outputs"))
+            for when in ("before", "after")
+        }
+        for layer in net["layers"]
+    ]
+    for timed in (net, net["trials"][0]):
+        now = timed["latency"]
+        timed["latency"] = {
+            "engine": "ONNX Runtime", "batch": 1, "threads": 1, "ratio": now["ratio"],
+            "before_ms": 2.0, "after_ms": 1.2, "low": 0.55, "high": 0.65,
+        }  # fmt: skip
+    net["trials"][0].pop("rung")
+    assert page_html(load_results(earlier)) == page_html(today)
+    net["layers"] = [3]
+    with pytest.raises(InputError, match="written by another tool"):
+        load_results(earlier)

@@ -207,12 +207,18 @@ def test_results_survive_json(results: Results, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"schema": "other/9"}, "found the schema 'other/9', needed 'reparam.results/1'"),
-        ({"models": 3}, r"results.models: found 3 \(int\), needed a list"),
-        ({"models": [{"key": "a"}]}, r"results.models\[0\]: found the keys key; needed 'label'"),
-        ({"accuracy": [{"model": "train", "correct": 1.5, "total": 2}]}, "needed a whole number"),
+        ({"schema": "other/9"}, "found the schema 'other/9', needed 'reparam.results/2'"),
+        ({"models": 3}, "results: models is 3; it must be a list"),
+        ({"models": [{"key": "a"}]}, r"results: models\[0\]: found the keys key; needed 'label'"),
+        (
+            {"accuracy": [{"model": "train", "correct": 1.5, "total": 2}]},
+            r"accuracy\[0\].correct is 1.5; it must be of type int",
+        ),
         ({"accuracy": [{"model": "none", "correct": 1, "total": 2}]}, "speak of a model 'none'"),
-        ({"training": [{"model": "train", "epochs": 1, "seconds": "x"}]}, "needed a number"),
+        (
+            {"training": [{"model": "train", "epochs": 1, "seconds": "x"}]},
+            r"training\[0\].seconds is 'x'; it must be of type float",
+        ),
     ],
     ids=["schema", "list", "missing", "whole", "reference", "number"],
 )

@@ -240,7 +240,7 @@ def test_blocks_survive_a_merge(benchmark: BenchmarkResult) -> None:
 def test_a_misfit_in_a_count_of_blocks_is_named(benchmark: BenchmarkResult) -> None:
     spoilt = with_blocks(benchmark, 1)
     del spoilt.settings["memory"][0]["traces"][0]["label"]
-    with pytest.raises(InputError, match=r"memory\.traces\[0\].*needed 'label' too"):
+    with pytest.raises(InputError, match=r"memory: traces\[0\].*needed 'label' too"):
         from_benchmark(spoilt)
 
 
@@ -273,7 +273,10 @@ def test_the_same_file_twice_keeps_the_runs_apart(benchmark: BenchmarkResult) ->
     ("change", "message"),
     [
         ({"measurements": 3}, "results: this is not a stored benchmark"),
-        ({"settings": {"models": {"repvgg_a0, deploy form": {"label": 3}}}}, "needed a text"),
+        (
+            {"settings": {"models": {"repvgg_a0, deploy form": {"label": 3}}}},
+            "label is 3; it must be of type str",
+        ),
     ],
     ids=["measurements", "label"],
 )

@@ -6,6 +6,7 @@ import csv
 import io
 from typing import TYPE_CHECKING
 
+from reparam.report.benchmarks import engine_label
 from reparam.report.numbers import quartiles
 
 if TYPE_CHECKING:
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
 __all__ = ["to_csv"]
 
 _Row = tuple[str, str, str, str, object, str]
-_SIDES = ("inputs", "outputs")
+_SIDES = ("channels in", "channels out")
 _HEADER = ("section", "group", "subject", "quantity", "value", "unit")
 
 
@@ -133,7 +134,7 @@ def _quantizations(results: Results) -> Iterator[_Row]:
                 yield "int8", layer.name, label, quantity, getattr(layer, quantity), "times"
             for quantity in ("weight_db", "input_db", "output_db"):
                 yield "int8", layer.name, label, quantity, getattr(layer, quantity), "dB"
-            yield "int8", layer.name, label, "kept in float", layer.kept, ""
+            yield "int8", layer.name, label, "kept in float", layer.name in net.kept_float, ""
 
 
 def _prunings(results: Results) -> Iterator[_Row]:
@@ -145,19 +146,18 @@ def _prunings(results: Results) -> Iterator[_Row]:
             if (correct := getattr(net, f"correct_{when}")) is not None:
                 yield "pruning", when, net.model, "correct", correct, "samples"
             if net.latency is not None:
-                time = getattr(net.latency, f"{when}_ms")
-                yield "pruning", when, net.model, f"latency, {net.latency.engine}", time, "ms"
-            for layer in net.layers:
-                inputs, outputs = (getattr(layer, f"{side}_{when}") for side in _SIDES)
-                yield "pruning", when, f"{net.model}, {layer.name}", "channels in", inputs, "count"
+                time = 1e3 * getattr(net.latency, when)
                 yield (
                     "pruning",
                     when,
-                    f"{net.model}, {layer.name}",
-                    "channels out",
-                    outputs,
-                    "count",
+                    net.model,
+                    f"latency, {engine_label(net.latency.engine)}",
+                    time,
+                    "ms",
                 )
+            for layer in net.layers:
+                for side, channels in zip(_SIDES, getattr(layer, when), strict=True):
+                    yield "pruning", when, f"{net.model}, {layer.name}", side, channels, "count"
         if net.samples is not None:
             yield "pruning", "", net.model, "judged on", net.samples, "samples"
         for kept in net.kept:

@@ -128,7 +128,7 @@ def from_benchmark(result: BenchmarkResult) -> Results:
     Raises:
         InputError: a detail is of another kind than its record declares.
     """
-    from reparam.report._decode import decode
+    from reparam._support.records import decode
 
     settings = result.settings
     described = settings.get("models", {})
@@ -146,7 +146,7 @@ def from_benchmark(result: BenchmarkResult) -> Results:
 
 
 def _model(name: str, details: Mapping[str, Any]) -> ModelRecord:
-    from reparam.report._decode import decode
+    from reparam._support.records import decode
 
     family, form = details.get("family", ""), details.get("form", "")
     if family and family not in REPARAMETERIZED_FAMILIES:

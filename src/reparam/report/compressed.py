@@ -1,58 +1,19 @@
 """What a page tells of a net in eight bits, and of one with fewer channels, as it is stored.
 
 These records stand by themselves: they name their net in words and refer to none of the models that
-other records list.
+other records list. What :func:`reparam.quantize` and :func:`reparam.prune` return stands in them as
+it is.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-__all__ = [
-    "ChannelGroupRecord",
-    "EqualisedRecord",
-    "KeptRecord",
-    "PruningRecord",
-    "QuantizationRecord",
-    "RatioRecord",
-    "RoundedLayerRecord",
-    "TrialRecord",
-    "WidthRecord",
-]
+from reparam.lab.pruning.result import ChannelGroup, Kept, LatencyChange, LayerWidths, Trial
+from reparam.lab.quantizing.diagnosing import LayerDiagnosis
+from reparam.lab.quantizing.equalizing import Equalisation
 
-
-@dataclass(frozen=True)
-class RoundedLayerRecord:
-    """One layer rounded to eight bits, all other layers in float.
-
-    The fields are those of :class:`reparam.lab.quantizing.LayerDiagnosis`: ranges, spreads (the
-    widest channel over the median one), signal-to-noise ratios in decibels, and the share of
-    samples whose class changes. `kept` says that the file holds this layer in float.
-    """
-
-    name: str
-    what: str
-    weight_low: float
-    weight_high: float
-    weight_spread: float
-    input_low: float
-    input_high: float
-    input_spread: float
-    weight_db: float
-    input_db: float
-    output_db: float
-    flips: float | None = None
-    kept: bool = False
-
-
-@dataclass(frozen=True)
-class EqualisedRecord:
-    """Where channels were equalised: the spread of the activations between, before and after."""
-
-    source: str
-    readers: tuple[str, ...]
-    spread_before: float
-    spread_after: float
+__all__ = ["PruningRecord", "QuantizationRecord"]
 
 
 @dataclass(frozen=True)
@@ -78,68 +39,12 @@ class QuantizationRecord:
     correct: int | None = None
     agree: int | None = None
     kept_float: tuple[str, ...] = ()
-    equalised: tuple[EqualisedRecord, ...] = ()
+    equalised: tuple[Equalisation, ...] = ()
     bias_corrected: bool = False
     calibration: str = ""
-    layers: tuple[RoundedLayerRecord, ...] = ()
+    layers: tuple[LayerDiagnosis, ...] = ()
     simulated_db: float | None = None
     simulated_on: int | None = None
-
-
-@dataclass(frozen=True)
-class WidthRecord:
-    """A layer and its channels in and out, before and after."""
-
-    name: str
-    what: str
-    inputs_before: int
-    outputs_before: int
-    inputs_after: int
-    outputs_after: int
-
-
-@dataclass(frozen=True)
-class ChannelGroupRecord:
-    """Layers that write the same channels, of which each loses what all of them lose."""
-
-    layers: tuple[str, ...]
-    before: int
-    after: int
-
-
-@dataclass(frozen=True)
-class KeptRecord:
-    """A layer whose outputs stay, and why."""
-
-    where: str
-    why: str
-
-
-@dataclass(frozen=True)
-class RatioRecord:
-    """Latency of a net and of the smaller one, measured in interleaved rounds.
-
-    `before_ms` and `after_ms` are medians in milliseconds a call, `ratio` is the median over the
-    rounds of after / before, `low` and `high` are its quartiles. `threads` is None for the engine's
-    own default.
-    """
-
-    engine: str
-    batch: int
-    before_ms: float
-    after_ms: float
-    ratio: float
-    low: float
-    high: float
-    threads: int | None = None
-
-
-@dataclass(frozen=True)
-class TrialRecord:
-    """A net that the search tried."""
-
-    multiply_adds: int
-    latency: RatioRecord | None = None
 
 
 @dataclass(frozen=True)
@@ -158,12 +63,12 @@ class PruningRecord:
     multiply_adds_after: int
     parameters_before: int
     parameters_after: int
-    layers: tuple[WidthRecord, ...]
-    groups: tuple[ChannelGroupRecord, ...] = ()
-    kept: tuple[KeptRecord, ...] = ()
+    layers: tuple[LayerWidths, ...]
+    groups: tuple[ChannelGroup, ...] = ()
+    kept: tuple[Kept, ...] = ()
     solved: tuple[str, ...] = ()
-    latency: RatioRecord | None = None
-    trials: tuple[TrialRecord, ...] = ()
+    latency: LatencyChange | None = None
+    trials: tuple[Trial, ...] = ()
     macs_share: float | None = None
     latency_share: float | None = None
     latency_ms: float | None = None

@@ -6,21 +6,13 @@ from typing import TYPE_CHECKING
 
 from reparam.errors import InputError
 from reparam.lab.pruning.targets import MacsTarget
-from reparam.report.benchmarks import engine_label
-from reparam.report.compressed import (
-    ChannelGroupRecord,
-    KeptRecord,
-    PruningRecord,
-    RatioRecord,
-    TrialRecord,
-    WidthRecord,
-)
+from reparam.report.compressed import PruningRecord
 from reparam.report.results import Results
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from reparam.lab.pruning import LatencyChange, LayerWidths, PruneResult
+    from reparam.lab.pruning import PruneResult
     from reparam.lab.pruning.targets import Target
 
 __all__ = ["from_prune", "pruning_record"]
@@ -98,38 +90,18 @@ def pruning_record(
         multiply_adds_after=result.multiply_adds[1],
         parameters_before=result.parameters[0],
         parameters_after=result.parameters[1],
-        layers=tuple(_width(layer) for layer in result.layers),
-        groups=tuple(ChannelGroupRecord(g.layers, g.before, g.after) for g in result.groups),
-        kept=tuple(KeptRecord(kept.where, kept.why) for kept in result.kept),
+        layers=result.layers,
+        groups=result.groups,
+        kept=result.kept,
         solved=result.solved,
-        latency=_ratio(result.latency),
-        trials=tuple(TrialRecord(t.multiply_adds, _ratio(t.latency)) for t in result.trials),
+        latency=result.latency,
+        trials=result.trials,
         judged_on=judged_on,
         samples=samples,
         correct_before=before,
         correct_after=after,
         file=file,
         **_asked_for(result.target),
-    )
-
-
-def _width(layer: LayerWidths) -> WidthRecord:
-    return WidthRecord(layer.name, layer.what, *layer.before, *layer.after)
-
-
-def _ratio(change: LatencyChange | None) -> RatioRecord | None:
-    if change is None:
-        return None
-    low, high = change.quartiles
-    return RatioRecord(
-        engine=engine_label(change.engine),
-        batch=change.batch,
-        before_ms=1e3 * change.before,
-        after_ms=1e3 * change.after,
-        ratio=change.ratio,
-        low=low,
-        high=high,
-        threads=change.threads,
     )
 
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from reparam.report.benchmarks import engine_label
-from reparam.report.compressed import EqualisedRecord, QuantizationRecord, RoundedLayerRecord
+from reparam.report.compressed import QuantizationRecord
 from reparam.report.results import Results
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from reparam.lab.quantizing import LayerDiagnosis, QuantizeResult
+    from reparam.lab.quantizing import QuantizeResult
 
 __all__ = ["from_quantize", "quantization_record"]
 
@@ -65,13 +65,10 @@ def quantization_record(result: QuantizeResult, model: str = "") -> Quantization
         size_bytes=result.size_bytes,
         quantized=result.quantized,
         kept_float=result.kept_float,
-        equalised=tuple(
-            EqualisedRecord(e.source, e.readers, e.spread_before, e.spread_after)
-            for e in result.equalised
-        ),
+        equalised=result.equalised,
         bias_corrected=result.bias_corrected,
         calibration=result.calibration,
-        layers=tuple(_layer(layer, result) for layer in diagnosis.layers) if diagnosis else (),
+        layers=diagnosis.layers if diagnosis else (),
         simulated_db=diagnosis.output_db if diagnosis else None,
         simulated_on=diagnosis.samples if diagnosis else None,
     )
@@ -79,7 +76,3 @@ def quantization_record(result: QuantizeResult, model: str = "") -> Quantization
 
 def _counted(share: float | None, samples: int) -> int | None:
     return None if share is None else round(share * samples)
-
-
-def _layer(layer: LayerDiagnosis, result: QuantizeResult) -> RoundedLayerRecord:
-    return RoundedLayerRecord(**layer.as_dict(), kept=layer.name in result.kept_float)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from reparam._support.records import decode
 from reparam.errors import InputError
-from reparam.report._decode import decode
 from reparam.report.results import AccuracyRecord, ModelRecord, Results, TrainingRecord
 
 if TYPE_CHECKING:

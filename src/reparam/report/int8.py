@@ -20,7 +20,8 @@ from reparam.report.phrases import points
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from reparam.report.compressed import QuantizationRecord, RoundedLayerRecord
+    from reparam.lab.quantizing.diagnosing import LayerDiagnosis
+    from reparam.report.compressed import QuantizationRecord
 
 __all__ = ["int8_section"]
 
@@ -154,34 +155,35 @@ def _diagnosis(record: QuantizationRecord) -> dict[str, Any]:
         label = f"all layers at once, simulated{how}"
         simulated = Reference(record.simulated_db, label, dashed=True)
         references.append(simulated)
-    kept = {layer.name for layer in ordered if layer.kept}
     return {
         "chart": ranked_chart(
-            [_ranked(layer) for layer in ordered],
+            [_ranked(layer, record) for layer in ordered],
             references,
-            names=("in eight bits", "left in float") if kept else ("in eight bits", ""),
+            names=("in eight bits", "left in float")
+            if record.kept_float
+            else ("in eight bits", ""),
             summary="Signal to noise at the output if one layer alone is rounded, worst first",
             most=_MOST_ROWS,
         ),
         "samples": record.simulated_on,
         "worst": _worst(ordered, record),
-        "rows": [_layer_row(layer) for layer in ordered],
+        "rows": [_layer_row(layer, record) for layer in ordered],
         "long": len(ordered) > _MOST_ROWS,
         "flips": any(layer.flips is not None for layer in ordered),
     }
 
 
-def _ranked(layer: RoundedLayerRecord) -> Ranked:
+def _ranked(layer: LayerDiagnosis, record: QuantizationRecord) -> Ranked:
     return Ranked(
         label=layer.name,
         detail=typeset(layer.what),
         value=layer.output_db,
         shown=decibels(layer.output_db),
-        marked=layer.kept,
+        marked=layer.name in record.kept_float,
     )
 
 
-def _worst(ordered: Sequence[RoundedLayerRecord], record: QuantizationRecord) -> str:
+def _worst(ordered: Sequence[LayerDiagnosis], record: QuantizationRecord) -> str:
     """Which layer hurts most, what of it, and what became of it."""
     worst = ordered[0]
     sides = ("weights", worst.weight_db), ("input", worst.input_db)
@@ -190,14 +192,14 @@ def _worst(ordered: Sequence[RoundedLayerRecord], record: QuantizationRecord) ->
         f"{worst.name} hurts most: rounded alone it leaves {decibels(worst.output_db)} at the "
         f"output. Its {worse} ({decibels(least)}) lost more than its {better} ({decibels(most)})."
     )
-    if worst.kept:
+    if worst.name in record.kept_float:
         return f"{told} It was left in float."
     if record.simulated_db is None:
         return told
     return f"{told} All layers at once: {decibels(record.simulated_db)} by simulation."
 
 
-def _layer_row(layer: RoundedLayerRecord) -> dict[str, Any]:
+def _layer_row(layer: LayerDiagnosis, record: QuantizationRecord) -> dict[str, Any]:
     cells = [
         _range(layer.weight_low, layer.weight_high),
         _range(layer.input_low, layer.input_high),
@@ -211,7 +213,7 @@ def _layer_row(layer: RoundedLayerRecord) -> dict[str, Any]:
     return {
         "name": layer.name,
         "what": typeset(layer.what),
-        "kept": layer.kept,
+        "kept": layer.name in record.kept_float,
         "cells": cells,
         "flips": {"shown": "–" if flips is None else percent(flips), "sort": repr(flips or 0.0)},
     }

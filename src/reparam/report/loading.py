@@ -9,9 +9,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from reparam._support.records import decode
 from reparam.errors import InputError
 from reparam.report import benchmarks, from_training
-from reparam.report._decode import decode
+from reparam.report.older import FIRST, from_first
 from reparam.report.results import SCHEMA, Results
 
 if TYPE_CHECKING:
@@ -56,6 +57,8 @@ def load_results(source: Source) -> Results:
 
 def _from_object(value: object, where: str) -> Results:
     schema = value.get("schema") if isinstance(value, dict) else None
+    if isinstance(value, dict) and schema == FIRST:
+        value, schema = _upgraded(value, where), SCHEMA
     if schema == SCHEMA:
         results = decode(Results, value, where)
     elif isinstance(value, dict) and schema == benchmarks.SCHEMA:
@@ -76,6 +79,16 @@ def _from_object(value: object, where: str) -> Results:
     for pruned in results.prunings:
         _check_pruning(pruned, where)
     return results
+
+
+def _upgraded(value: dict[str, Any], where: str) -> dict[str, Any]:
+    try:
+        return from_first(value, SCHEMA)
+    except (AttributeError, KeyError, TypeError) as error:
+        raise InputError(
+            f"{where}: a pruned net in it lacks what such files hold ({error}); was this file "
+            "written by another tool?"
+        ) from error
 
 
 def _check_references(results: Results) -> None:

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 __all__ = ["Figure", "Phrase", "points", "sentence", "several_points", "span"]
 
@@ -65,7 +69,7 @@ def _marked(told: str) -> str:
     return f"*{number} points* {rest}" if unit else told
 
 
-def span(values: list[float]) -> str:
+def span(values: Sequence[float]) -> str:
     """The least and the largest of some numbers, once where they read the same.
 
     >>> span([0.1, 0.25, 0.2]), span([0.5])

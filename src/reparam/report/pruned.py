@@ -5,13 +5,15 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from reparam.report._markup import typeset
+from reparam.report.benchmarks import engine_label
 from reparam.report.charts import Bar, WidthRow, bar_chart, width_chart
 from reparam.report.numbers import count, milliseconds, percent, wilson_interval
-from reparam.report.phrases import points
+from reparam.report.phrases import points, span
 from reparam.report.pruned_story import lost, macs_left, parameters_left, target_verdict
 
 if TYPE_CHECKING:
-    from reparam.report.compressed import PruningRecord, RatioRecord
+    from reparam.lab.pruning.result import LatencyChange
+    from reparam.report.compressed import PruningRecord
 
 __all__ = ["pruned_section"]
 
@@ -37,8 +39,8 @@ def pruned_section(record: PruningRecord) -> dict[str, Any]:
                 WidthRow(
                     layer.name,
                     typeset(layer.what),
-                    layer.outputs_before,
-                    layer.outputs_after,
+                    layer.before[1],
+                    layer.after[1],
                     tags.get(layer.name, ""),
                 )
                 for layer in record.layers
@@ -50,8 +52,8 @@ def pruned_section(record: PruningRecord) -> dict[str, Any]:
             {
                 "name": layer.name,
                 "what": typeset(layer.what),
-                "inputs": _change(layer.inputs_before, layer.inputs_after),
-                "outputs": _change(layer.outputs_before, layer.outputs_after),
+                "inputs": _change(layer.before[0], layer.after[0]),
+                "outputs": _change(layer.before[1], layer.after[1]),
                 "tag": tags.get(layer.name, ""),
             }
             for layer in record.layers
@@ -80,7 +82,7 @@ def _conditions(record: PruningRecord) -> str:
             if timed.threads is None
             else (f"{timed.threads} thread{'' if timed.threads == 1 else 's'}")
         )
-        told.append(f"Latency: {timed.engine}, batch {timed.batch}, {threads}.")
+        told.append(f"Latency: {engine_label(timed.engine)}, batch {timed.batch}, {threads}.")
     if record.samples:
         told.append(f"Judged on {record.samples:,} {record.judged_on or 'samples'}.")
     return " ".join([*told, f"File: {record.file}."] if record.file else told)
@@ -108,7 +110,7 @@ def _remarks(record: PruningRecord) -> list[str]:
     told = []
     if verdict := target_verdict(record):
         told.append(verdict[0])
-    narrower = sum(layer.outputs_before != layer.outputs_after for layer in record.layers)
+    narrower = sum(layer.before[1] != layer.after[1] for layer in record.layers)
     told.append(f"{narrower} of {len(record.layers)} layers have fewer output channels.")
     told += _latency_remarks(record)
     told.append(_accuracy_remark(record))
@@ -124,11 +126,12 @@ def _latency_remarks(record: PruningRecord) -> list[str]:
     timed = record.latency
     if timed is None:
         return ["Latency was not measured; fewer multiply-adds need not be as much less time."]
-    if timed.low <= 1 <= timed.high:
-        return [f"In {timed.engine} neither net is clearly faster in this run."]
+    if not timed.clear:
+        return [f"In {engine_label(timed.engine)} neither net is clearly faster in this run."]
     if timed.ratio > macs_left(record) + _NEAR:
         shares = f"{timed.ratio:.2f} against {macs_left(record):.2f} of before"
-        return [f"The latency in {timed.engine} fell less than the multiply-adds: {shares}."]
+        engine = engine_label(timed.engine)
+        return [f"The latency in {engine} fell less than the multiply-adds: {shares}."]
     return []
 
 
@@ -167,13 +170,13 @@ def _share_bar(label: str, detail: str, value: float, goal: float | None = None)
     return Bar(label, detail, _AFTER, value, value, value, f"{value:.2f}", goal=goal)
 
 
-def _latency_bar(record: PruningRecord, timed: RatioRecord) -> Bar:
+def _latency_bar(record: PruningRecord, timed: LatencyChange) -> Bar:
     goal = record.latency_share
     if record.latency_ms is not None:
-        goal = record.latency_ms / timed.before_ms
-    times = f"{milliseconds(timed.before_ms)} → {milliseconds(timed.after_ms)}"
+        goal = record.latency_ms / (1e3 * timed.before)
+    times = f"{milliseconds(1e3 * timed.before)} → {milliseconds(1e3 * timed.after)}"
     shown = f"{timed.ratio:.2f}"
-    return Bar("Latency", times, _AFTER, timed.ratio, timed.low, timed.high, shown, goal=goal)
+    return Bar("Latency", times, _AFTER, timed.ratio, *timed.quartiles, shown, goal=goal)
 
 
 def _accuracy_chart(record: PruningRecord) -> str:
@@ -214,8 +217,8 @@ def _trial(record: PruningRecord, index: int) -> dict[str, Any]:
     return {
         "number": index + 1,
         "macs": f"{trial.multiply_adds / record.multiply_adds_before:.3f}",
-        "time": milliseconds(timed.after_ms) if timed else "–",
-        "ratio": f"{timed.ratio:.2f} ({timed.low:.2f} to {timed.high:.2f})" if timed else "–",
+        "time": milliseconds(1e3 * timed.after) if timed else "–",
+        "ratio": f"{timed.ratio:.2f} ({span(timed.quartiles)})" if timed else "–",
     }
 
 

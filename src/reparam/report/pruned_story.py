@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from reparam.report.benchmarks import engine_label
 from reparam.report.numbers import count, milliseconds, percent
 from reparam.report.phrases import Figure, points, several_points, span
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from reparam.report.compressed import PruningRecord, RatioRecord
+    from reparam.lab.pruning.result import LatencyChange
+    from reparam.report.compressed import PruningRecord
 
 __all__ = [
     "lost",
@@ -80,10 +82,10 @@ def _several(records: Sequence[PruningRecord]) -> str:
     return f"{told}; accuracy: {several_points(drops)}, before any training on{missed}."
 
 
-def _latency_clause(timed: RatioRecord) -> str:
-    if timed.low <= 1 <= timed.high:
-        return f"the latency in {timed.engine} about as it was"
-    return f"*{timed.ratio:.2f}* of the latency in {timed.engine}"
+def _latency_clause(timed: LatencyChange) -> str:
+    if not timed.clear:
+        return f"the latency in {engine_label(timed.engine)} about as it was"
+    return f"*{timed.ratio:.2f}* of the latency in {engine_label(timed.engine)}"
 
 
 def pruned_figures(records: Sequence[PruningRecord], *, brief: bool = False) -> list[Figure]:
@@ -115,9 +117,9 @@ def _short_figure(record: PruningRecord) -> Figure:
     return Figure(f"{macs_left(record):.2f}", label, detail)
 
 
-def _latency_figure(timed: RatioRecord) -> Figure:
-    times = f"{milliseconds(timed.before_ms)} → {milliseconds(timed.after_ms)}"
-    return Figure(f"{timed.ratio:.2f}", f"of the latency in {timed.engine}", times)
+def _latency_figure(timed: LatencyChange) -> Figure:
+    times = f"{milliseconds(1e3 * timed.before)} → {milliseconds(1e3 * timed.after)}"
+    return Figure(f"{timed.ratio:.2f}", f"of the latency in {engine_label(timed.engine)}", times)
 
 
 def _accuracy_figures(record: PruningRecord) -> list[Figure]:
@@ -139,7 +141,7 @@ def target_verdict(record: PruningRecord) -> tuple[str, bool] | None:
     elif record.latency_share is not None:
         met, found = record.latency.ratio <= record.latency_share, _measured(record.latency)
     elif record.latency_ms is not None:
-        met, found = record.latency.after_ms <= record.latency_ms, _measured(record.latency)
+        met, found = 1e3 * record.latency.after <= record.latency_ms, _measured(record.latency)
     else:
         return None
     found = f"{found[:1].upper()}{found[1:]}"
@@ -147,8 +149,8 @@ def target_verdict(record: PruningRecord) -> tuple[str, bool] | None:
     return f"Asked for: {record.target}. {found}: the target is {outcome}.", met
 
 
-def _measured(timed: RatioRecord) -> str:
+def _measured(timed: LatencyChange) -> str:
     return (
-        f"measured {milliseconds(timed.after_ms)}, {timed.ratio:.2f} of before "
-        f"(quartiles {timed.low:.2f} to {timed.high:.2f})"
+        f"measured {milliseconds(1e3 * timed.after)}, {timed.ratio:.2f} of before "
+        f"(quartiles {span(timed.quartiles)})"
     )

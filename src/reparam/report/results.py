@@ -37,7 +37,7 @@ __all__ = [
     "to_json",
 ]
 
-SCHEMA = "reparam.results/1"
+SCHEMA = "reparam.results/2"
 
 
 @dataclass(frozen=True)

@@ -80,6 +80,12 @@ class LatencyChange:
     ratio: float
     quartiles: tuple[float, float]
 
+    @property
+    def clear(self) -> bool:
+        """Whether one of the two is faster in most rounds."""
+        low, high = self.quartiles
+        return not low <= 1 <= high
+
     def __str__(self) -> str:
         low, high = self.quartiles
         return (

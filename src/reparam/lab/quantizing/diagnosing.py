@@ -58,7 +58,7 @@ class LayerDiagnosis:
     weight_db: float
     input_db: float
     output_db: float
-    flips: float | None
+    flips: float | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """Return the numbers as a dictionary that JSON can hold."""

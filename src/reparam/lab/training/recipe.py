@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from reparam._support.optional import require
+from reparam._support.records import decode
 from reparam.errors import InputError
 from reparam.lab.data import Augment
-from reparam.lab.training._fields import build
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -191,8 +191,7 @@ class Recipe:
             InputError: A key is unknown (the nearest known one is named), or a value is of the
                 wrong kind or size.
         """
-        recipe: Recipe = build(cls, values, where)
-        return recipe
+        return decode(cls, values, where, strict=True)
 
     def override(self, **values: Any) -> Recipe:
         """Return the recipe with some values replaced; dots become double underscores.
