@@ -12,6 +12,7 @@ from reparam._support.arguments import running_on
 from reparam.algebra import AffineConv
 from reparam.frontends.kinds import AnyConv, AnyNorm
 from reparam.frontends.torch.builtin import is_builtin
+from reparam.frontends.torch.decisions import Place, goes_another_way
 from reparam.frontends.torch.faithful import (
     Outcome,
     Report,
@@ -35,7 +36,7 @@ from reparam.fusing.chosen import EVERYTHING, Chosen
 from reparam.fusing.fold import doubt_of
 from reparam.fusing.found import Found, complete, describe
 from reparam.fusing.objections import Objections, owners_of
-from reparam.fusing.place import Parts, place_all
+from reparam.fusing.place import Parts, blocks_of, place_all
 from reparam.fusing.probe import identify
 from reparam.planner import Candidate, Selection, select
 from reparam.program import Node
@@ -110,6 +111,19 @@ def as_call(example_inputs: Any) -> Arguments:
     if isinstance(example_inputs, tuple):
         return example_inputs, {}
     return (example_inputs,), {}
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Selected:
+    """What was chosen in one way through the code, and everything that may fold there."""
+
+    objections: Objections
+    selection: Selection
+    found: list[Found]
+    may_fold: set[frozenset[Key]]
+
+
+_Possible = list[set[frozenset[Key]]]
 
 
 class _Finder:
@@ -279,44 +293,68 @@ class _Finder:
             elif not is_builtin(child):
                 self.visit(inner, child)
 
-    def _select(
-        self, lifted: Lifted, others: Iterable[Lifted]
-    ) -> tuple[Objections, Selection, list[Found]]:
-        """Choose what folds in one way through the code, of what the other ways leave whole."""
-        objections = Objections(lifted, self._hooked, self._owners, self._chosen)
-        present = [set(other.trace.keys.values()) for other in others]
+    def _select(self, way: Lifted, present: list[set[Key]], possible: _Possible) -> _Selected:
+        """Choose what folds in one way through the code, of what may fold in every one.
+
+        Args:
+            way: The way.
+            present: The operations of every way.
+            possible: What may fold in every way, where that is known.
+
+        """
+        objections = Objections(way, self._hooked, self._owners, self._chosen)
+        deciding = way.trace.deciding()
+        may_fold: set[frozenset[Key]] = set()
 
         def veto(region: Candidate) -> Reason | None:
-            keys = {Found.key_of(node) for node in region.nodes}
-            if any(keys & there and not keys <= there for there in present):
+            keys = frozenset(Found.key_of(node) for node in region.nodes)
+            folds_there = [keys in folds for folds in possible] or [keys <= o for o in present]
+            if any(keys & there and not f for there, f in zip(present, folds_there, strict=True)):
                 return Why.NOT_IN_EVERY_WAY()
-            return objections(region)
+            reason = objections(region) or _undecided(describe(way, region), deciding)
+            if reason is None:
+                may_fold.add(keys)
+            return reason
 
-        selection = select(lifted.program, veto)
-        return objections, selection, [describe(lifted, region) for region in selection.regions]
+        selection = select(way.program, veto)
+        found = [describe(way, region) for region in selection.regions]
+        return _Selected(objections, selection, found, may_fold)
+
+    def _select_alike(self, ways: list[Lifted]) -> _Selected:
+        """Choose the same in every way through the code; return it as the first has it."""
+        present = [set(way.trace.keys.values()) for way in ways]
+        possible: _Possible = []
+        while True:
+            selected = [self._select(way, present, possible) for way in ways]
+            folds = [{one.keys for one in each.found} for each in selected]
+            uneven = {
+                keys
+                for keys in set[frozenset[Key]]().union(*folds)
+                if any(
+                    keys & there and keys not in fold
+                    for there, fold in zip(present, folds, strict=True)
+                )
+            }
+            if not uneven:
+                return selected[0]
+            if not possible:
+                possible = [each.may_fold for each in selected]
+            else:
+                largest = {keys for keys in uneven if not any(keys < other for other in uneven)}
+                possible = [each - largest for each in possible]
 
     def _plan(self, lifted: Lifted, report: Report, ways: list[Lifted]) -> None:
-        objections, selection, found = self._select(lifted, ways)
-        others = [
-            (
-                {one.keys for one in self._select(way, [lifted, *ways])[2]},
-                set(way.trace.keys.values()),
-            )
-            for way in ways
-        ]
+        selected = self._select_alike([lifted, *ways])
         seen: dict[frozenset[Key], int] = {}
-        for one in found:
+        for one in selected.found:
             seen[one.keys] = seen.get(one.keys, 0) + 1
         kept: dict[frozenset[Key], Found] = {}
-        every = {one.keys: one for one in found}.values()
+        every = {one.keys: one for one in selected.found}.values()
         for one in every:
-            calls = objections.calls_of(one.block)
+            calls = selected.objections.calls_of(one.block)
             if seen[one.keys] < calls:
                 why = Why.FOLDS_IN_SOME_CALLS(calls=calls, folds=seen[one.keys])
                 self._account.leave_region(one.region, why)
-                continue
-            if not all(one.keys in fold or not one.keys & present for fold, present in others):
-                self._account.leave_region(one.region, Why.NOT_IN_EVERY_WAY())
                 continue
             doubt = self._is_believable(one, report) or doubt_of(one)
             if doubt is not None:
@@ -324,7 +362,7 @@ class _Finder:
                 continue
             kept[one.keys] = one
         self._keep(kept.values(), every)
-        self._account.explain(selection)
+        self._account.explain(selected.selection)
         self._seen |= {node.where for node in lifted.program.nodes}
 
     def _keep(self, regions: Iterable[Found], every: Iterable[Found]) -> None:
@@ -343,6 +381,14 @@ class _Finder:
 
     def _leave(self, path: str, module: nn.Module, reason: Reason) -> None:
         self._account.leave(path or "the model", type(module).__name__, reason, path)
+
+
+def _undecided(found: Found, deciding: dict[str, Place]) -> Reason | None:
+    """Refuse to rewrite a forward that goes another way in another call; less may fold without."""
+    for path, block in blocks_of([found]).items() if deciding else ():
+        for place in (deciding[p] for p in (path, *block.inlined) if p in deciding):
+            return Why.NOT_REWRITTEN(block=path or "the model", found=goes_another_way(place))
+    return None
 
 
 def _name_of(node: Node) -> Hashable:

@@ -13,7 +13,15 @@ from types import CodeType, FrameType
 
 import torch
 
-__all__ = ["Decision", "Level", "Place", "caller", "raised_by_the_model", "way_that_raises"]
+__all__ = [
+    "Decision",
+    "Level",
+    "Place",
+    "caller",
+    "goes_another_way",
+    "raised_by_the_model",
+    "way_that_raises",
+]
 
 _OURS = f"{Path(__file__).parent}{os.sep}"
 _TORCHS = f"{Path(torch.__file__).parent}{os.sep}"
@@ -70,6 +78,11 @@ class Decision:
     def is_open(self) -> bool:
         """Whether the model may well go another way in another call."""
         return self.level > Level.KIND and not self.other_raises
+
+
+def goes_another_way(place: Place) -> str:
+    """Say that a forward cannot be written down, since it has more than one way to go."""
+    return f"its code goes another way for other inputs ({place})"
 
 
 def caller() -> Place:

@@ -14,6 +14,7 @@ from typing import Any
 from torch import Tensor, fx, nn
 
 from reparam.frontends.torch.cut import Everything
+from reparam.frontends.torch.decisions import goes_another_way
 from reparam.frontends.torch.frames import Frame, Key
 from reparam.frontends.torch.guards import given, planned_for
 from reparam.frontends.torch.structures import Step, Unwritable, leaves, reach, rebuilt_for
@@ -129,8 +130,7 @@ class _Part:
             return
         decision = self._whole.decisions.get(node)
         if decision is not None and decision.is_open and not self._cut.goes_one_way:
-            msg = f"its code goes another way for other inputs ({decision.place})"
-            raise Unwritable(msg)
+            raise Unwritable(goes_another_way(decision.place))
         args = rebuilt_for(self._graph, tuple(node.args), self._node_of)
         if decision is not None and isinstance(decision.taken, bool):
             args = (self._graph.call_function(operator.truth, args[:1]), decision.taken, args[2])

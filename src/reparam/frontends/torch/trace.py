@@ -71,6 +71,14 @@ class Trace:
             self._called[node.target] = self.root.get_submodule(str(node.target))
         return self._called[node.target]
 
+    def deciding(self) -> dict[str, Place]:
+        """The modules whose own code may go another way in another call, and where it decides."""
+        return {
+            self.stacks[check][-1].path: decision.place
+            for check, decision in self.decisions.items()
+            if decision.is_open
+        }
+
     def calls_of(self, path: str) -> list[Frame]:
         """All calls of a module."""
         if not self._frames and self.frame is not None:
@@ -149,9 +157,8 @@ def straight_trace(root: nn.Module, path: str = "", opaque: Iterable[str] = ()) 
     while True:
         traced = trace(root, path, opaque=left)
         deciding = {
-            traced.stacks[check][-1].path: f"it decides on a value of its inputs ({found.place})"
-            for check, found in traced.decisions.items()
-            if found.is_open
+            where: f"it decides on a value of its inputs ({place})"
+            for where, place in traced.deciding().items()
         }
         if path in deciding:
             raise TraceFailure(deciding[path])

@@ -1,0 +1,83 @@
+"""Code that goes one way or another: what folds in every way is folded, and no more."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import reparam
+from reparam import Why
+from zoo import randomise
+
+
+class PadsBySize(nn.Module):
+    """Pads by plain numbers that it makes of the size of its input, as TensorFlow does."""
+
+    def __init__(self, channels: int, kernel: int, stride: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, kernel, stride, bias=False)
+        self.norm = nn.BatchNorm2d(channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        height, stride = int(x.shape[-2]), self.conv.stride[0]
+        over = height % stride or stride
+        pad = max(self.conv.kernel_size[0] - over, 0)
+        x = F.pad(x, (pad // 2, pad - pad // 2, pad // 2, pad - pad // 2))
+        return self.norm(self.conv(x))
+
+
+@pytest.mark.parametrize(("kernel", "stride"), [(3, 2), (3, 1), (1, 1), (5, 3)])
+def test_a_norm_folds_where_the_padding_depends_on_the_size(kernel: int, stride: int) -> None:
+    net = randomise(PadsBySize(4, kernel, stride).double()).eval()
+    fused = reparam.fuse(net, torch.randn(2, 4, 12, 12).double())
+    assert not any(isinstance(m, nn.BatchNorm2d) for m in fused.modules())
+    for size in (9, 11, 12, 14):
+        x = torch.randn(1, 4, size, size).double()
+        torch.testing.assert_close(fused(x), net(x), rtol=1e-12, atol=1e-12)
+
+
+class ReturnsMore(nn.Module):
+    """Two layers that follow each other; what lies between is a result, too, if asked for."""
+
+    def __init__(self, between: nn.Module) -> None:
+        super().__init__()
+        self.first = nn.Sequential(nn.Conv2d(4, 4, 1, bias=False), nn.BatchNorm2d(4))
+        self.between = between
+        self.second = nn.Sequential(nn.Conv2d(4, 8, 1, bias=False), nn.BatchNorm2d(8))
+
+    def forward(self, x: Tensor, more: bool = False) -> Tensor | tuple[Tensor, Tensor]:  # noqa: FBT001, FBT002
+        middle = self.first(x)
+        y = self.second(self.between(middle))
+        return (y, middle) if more else y
+
+
+@pytest.mark.parametrize("more", [False, True])
+@pytest.mark.parametrize("between", [nn.Identity(), nn.ReLU()], ids=["nothing", "an activation"])
+def test_less_folds_where_more_would_hide_another_result(between: nn.Module, more: bool) -> None:  # noqa: FBT001
+    net = randomise(ReturnsMore(between).double()).eval()
+    x = torch.randn(2, 4, 6, 6).double()
+    fused = reparam.fuse(net, {"x": x, "more": more})
+    # Alone, each pair folds; both in one would lose what the other call returns.
+    assert not any(isinstance(m, nn.BatchNorm2d) for m in fused.modules())
+    assert sum(isinstance(m, nn.Conv2d) for m in fused.modules()) == 2
+    for asked in (False, True):
+        torch.testing.assert_close(fused(x, more=asked), net(x, more=asked), rtol=1e-12, atol=1e-12)
+
+
+def test_a_norm_that_one_way_needs_by_itself_is_left() -> None:
+    class Needs(ReturnsMore):
+        def forward(self, x: Tensor, more: bool = False) -> Tensor:  # noqa: FBT001, FBT002
+            y = self.first[0](x)
+            return self.first[1](y.relu() if more else y)
+
+    net = randomise(Needs(nn.Identity()).double()).eval()
+    x = torch.randn(2, 4, 6, 6).double()
+    plan = reparam.plan(net, x)
+    assert not plan.regions
+    kinds = {refusal.where: refusal.reason.kind for refusal in plan.refusals}
+    assert kinds["first.1"] is Why.NOT_IN_EVERY_WAY
+    fused = plan.apply()
+    for asked in (False, True):
+        torch.testing.assert_close(fused(x, more=asked), net(x, more=asked), rtol=0, atol=0)
