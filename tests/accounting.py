@@ -16,15 +16,14 @@ if TYPE_CHECKING:
 
     from reparam.frontends.onnx.lift import OnnxLifted
     from reparam.frontends.torch.lift import Lifted
-    from reparam.fusing.onnx_plan import OnnxPlan
-    from reparam.fusing.plans import ModulePlan
+    from reparam.fusing import Plan
 
 __all__ = ["unaccounted", "unaccounted_norms"]
 
 NORMS = (nn.modules.batchnorm._NormBase,)
 
 
-def unaccounted_norms(model: nn.Module, plan: ModulePlan) -> list[str]:
+def unaccounted_norms(model: nn.Module, plan: Plan) -> list[str]:
     """Norm modules that the plan names twice, or not at all."""
     folded = {part for region in plan.regions for part in region.parts}
     refused = Counter(refusal.where for refusal in plan.refusals)
@@ -37,7 +36,7 @@ def unaccounted_norms(model: nn.Module, plan: ModulePlan) -> list[str]:
     return wrong
 
 
-def unaccounted(plan: ModulePlan | OnnxPlan, lifted: Lifted | OnnxLifted) -> list[str]:
+def unaccounted(plan: Plan, lifted: Lifted | OnnxLifted) -> list[str]:
     """Norms, scales and branches of a program, not moved yet, that are in both or in neither."""
     folded = {name(n) for found in plan._discovery.regions for n in found.region.nodes}
     # Calls of one module may be read in different ways, and be called differently by that.

@@ -13,7 +13,7 @@ import torch
 
 import reparam
 from reparam import __version__
-from reparam.fusing.plans import ModulePlan
+from reparam.fusing import Plan
 from reparam.models import resolve
 from reparam.report import Results, to_json
 
@@ -187,15 +187,15 @@ def test_different_models_fail_with_both_numbers(reparam_command, tiny: str, fol
 def test_a_wrong_fold_is_not_written(
     reparam_command, tiny: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    right = ModulePlan.apply
+    right = Plan.apply
 
-    def wrong(plan: ModulePlan) -> torch.nn.Module:
+    def wrong(plan: Plan) -> torch.nn.Module:
         fused = right(plan)
         with torch.no_grad():
             next(fused.parameters()).add_(1e-3)
         return fused
 
-    monkeypatch.setattr(ModulePlan, "apply", wrong)
+    monkeypatch.setattr(Plan, "apply", wrong)
     ran = reparam_command("fuse", f"{tiny}:net", "-o", "net.safetensors", "--input-size", "8")
     assert ran.code == 1
     assert "differ" in ran.err

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from reparam.fusing.plans import ModulePlan
+from reparam.fusing import Plan
 from reparam.report import load_results
 
 for _package in ("typer", "rich", "sklearn", "lightning", "torchvision", "onnxruntime", "jinja2"):
@@ -94,15 +94,15 @@ def test_a_disagreement_is_exit_code_1_and_on_the_page(
 ) -> None:
     import torch
 
-    right = ModulePlan.apply
+    right = Plan.apply
 
-    def wrong(plan: ModulePlan) -> torch.nn.Module:
+    def wrong(plan: Plan) -> torch.nn.Module:
         fused = right(plan)
         with torch.no_grad():
             fused.get_submodule("head").bias.add_(1.0)
         return fused
 
-    monkeypatch.setattr(ModulePlan, "apply", wrong)
+    monkeypatch.setattr(Plan, "apply", wrong)
     monkeypatch.setattr("reparam.export", lambda *_, **__: pytest.fail("exported a wrong model"))
     ran = reparam_command("demo", "--quick", "--out", "bad")
     assert ran.code == 1

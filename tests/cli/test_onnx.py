@@ -86,18 +86,18 @@ def test_fuse_as_json(reparam_command, wide_file: str) -> None:
 def test_a_wrong_fold_is_not_written(
     reparam_command, wide_file: str, monkeypatch: pytest.MonkeyPatch, error: float
 ) -> None:
-    from reparam.fusing.onnx_plan import OnnxPlan
+    from reparam.fusing import Plan
 
-    right = OnnxPlan.apply
+    right = Plan.apply
 
-    def wrong(plan: OnnxPlan) -> Any:
+    def wrong(plan: Plan) -> Any:
         fused = right(plan)
         tensor = next(t for t in fused.graph.initializer if len(t.dims) == 4)
         value = onnx.numpy_helper.to_array(tensor) * (1 + error)
         tensor.CopyFrom(onnx.numpy_helper.from_array(value.astype("float32"), tensor.name))
         return fused
 
-    monkeypatch.setattr(OnnxPlan, "apply", wrong)
+    monkeypatch.setattr(Plan, "apply", wrong)
     ran = reparam_command("fuse", wide_file, "-o", "straight.onnx", "--size", "8")
     assert ran.code == 1
     assert "nothing is written" in ran.err

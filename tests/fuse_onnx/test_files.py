@@ -71,9 +71,9 @@ def test_weights_beside_the_file_are_read_and_written_beside_the_new_one(tmp_pat
 
 
 def test_a_file_that_would_compute_something_else_is_not_written(source, tmp_path, monkeypatch):
-    from reparam.fusing import onnx_plan
+    from reparam.fusing import onnx_graphs
 
-    right = onnx_plan.write_model
+    right = onnx_graphs.write_model
 
     def wrong(lifted, folded):
         model = right(lifted, folded)
@@ -83,7 +83,7 @@ def test_a_file_that_would_compute_something_else_is_not_written(source, tmp_pat
             )
         return model
 
-    monkeypatch.setattr(onnx_plan, "write_model", wrong)
+    monkeypatch.setattr(onnx_graphs, "write_model", wrong)
 
     with pytest.raises(VerificationError, match="nothing is written"):
         fuse_onnx_file(source, tmp_path / "fused.onnx")

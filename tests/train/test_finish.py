@@ -105,17 +105,17 @@ def test_a_refused_run_leaves_no_folder(digits: ImageData, tmp_path: Path) -> No
 def test_a_fusion_that_changes_classes_is_caught(
     result: TrainResult, digits: ImageData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from reparam.fusing.plans import ModulePlan
+    from reparam.fusing import Plan
 
-    apply = ModulePlan.apply
+    apply = Plan.apply
 
-    def wrong(plan: ModulePlan) -> nn.Module:
+    def wrong(plan: Plan) -> nn.Module:
         model = apply(plan)
         with torch.no_grad():
             next(model.parameters()).mul_(1.2)
         return model
 
-    monkeypatch.setattr(ModulePlan, "apply", wrong)
+    monkeypatch.setattr(Plan, "apply", wrong)
     with pytest.raises(VerificationError):
         finish(result, digits, out=tmp_path)
     assert not list(tmp_path.iterdir())

@@ -268,7 +268,7 @@ def _tell_counts(
     terminal.table(f"Fused {origin}", ("", "before", "after"), rows)
 
 
-def _tell_refusals(terminal: Terminal, found: reparam.Plan) -> None:
+def _tell_refusals(terminal: Terminal, found: reparam.Plan[Any]) -> None:
     left = len(found.refusals)
     if left:
         places = "place was" if left == 1 else "places were"

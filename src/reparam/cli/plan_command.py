@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -62,7 +62,7 @@ def plan(  # noqa: PLR0913 - one argument for each option
     if is_onnx(model):
         refuse_for_files(target)
         with terminal.progress(f"Reading {model}"):
-            found: reparam.Plan = reparam.plan(read(model), **asked)
+            found: reparam.Plan[Any] = reparam.plan(read(model), **asked)
         out = f"{Path(model).stem}-fused.onnx"
     elif is_program(model):
         refuse_for_files(target)
@@ -87,7 +87,7 @@ def plan(  # noqa: PLR0913 - one argument for each option
         terminal.hint("Next:", command("fuse", model, "--freeze-inputs", "-o", out))
 
 
-def plan_as_dict(found: reparam.Plan) -> dict[str, object]:
+def plan_as_dict(found: reparam.Plan[Any]) -> dict[str, object]:
     """The regions and refusals of a plan as JSON can hold them."""
     return {
         "regions": [asdict(region) for region in found.regions],

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -17,7 +17,6 @@ from reparam.errors import VerificationError
 from reparam.frontends.torch.faithful import with_numbers
 from reparam.frontends.torch.running import Arguments
 from reparam.frontends.torch.skeleton import runnable_copy
-from reparam.fusing.discover import Discovery
 from reparam.verifying import (
     NothingShownWarning,
     constant_outputs,
@@ -38,18 +37,18 @@ The folds themselves are compared in float64; this run is to notice a wrongly co
 
 
 @torch.no_grad()
-def compare_runs(discovery: Discovery, fused: nn.Module) -> None:
+def compare_runs(model: nn.Module, fused: nn.Module, calls: Mapping[str, Arguments]) -> None:
     """Compare every module that was traced with its successor, on the inputs of its trace.
 
     Raises:
         VerificationError: One of them returns something else, or nothing that can be compared.
 
     """
-    for path, call in discovery.calls.items():
+    for path, call in calls.items():
         successor = _find(fused, path)
-        if successor is None or _covered(path, discovery.calls):
+        if successor is None or _covered(path, calls):
             continue
-        old = discovery.model.get_submodule(path)
+        old = model.get_submodule(path)
         compare_models(path or type(old).__name__, old, successor, call)
 
 
@@ -135,7 +134,7 @@ def _widened(value: Any) -> Any:
     return value.to(torch.float64) if is_float else value
 
 
-def _covered(path: str, calls: dict[str, Arguments]) -> bool:
+def _covered(path: str, calls: Mapping[str, Arguments]) -> bool:
     """Whether a module that holds this one is compared as well."""
     return any(path != p and (p == "" or path.startswith(f"{p}.")) for p in calls)
 

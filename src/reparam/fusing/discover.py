@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable, Iterator
-from dataclasses import dataclass, field
+from collections import Counter
+from collections.abc import Hashable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from reparam._support.arguments import running_on
 from reparam.algebra import AffineConv
@@ -27,62 +28,20 @@ from reparam.frontends.torch.running import Arguments
 from reparam.frontends.torch.skeleton import (
     hooked_modules,
     runnable_copy,
-    shared_copy,
     with_plain_weights,
 )
-from reparam.frontends.torch.trace import Key, Trace, TraceFailure, join, other_ways, trace
-from reparam.fusing.account import Account
+from reparam.frontends.torch.trace import Trace, TraceFailure, join, other_ways, trace
 from reparam.fusing.chosen import EVERYTHING, Chosen
-from reparam.fusing.fold import doubt_of
-from reparam.fusing.found import Found, complete, describe
+from reparam.fusing.found import ModuleFound, described
+from reparam.fusing.module_fold import doubt_of
+from reparam.fusing.modules import ModuleDiscovery, Probed
 from reparam.fusing.objections import Objections, owners_of
-from reparam.fusing.place import Parts, blocks_of, place_all
+from reparam.fusing.place import blocks_of, place_all
 from reparam.fusing.probe import identify
-from reparam.planner import Candidate, Selection, select
-from reparam.program import Node
-from reparam.reasons import Reason, Refusal, Why
+from reparam.planner import Candidate, Selection
+from reparam.reasons import Reason, Why
 
-__all__ = ["Discovery", "Found", "discover"]
-
-
-@dataclass(eq=False)
-class Discovery:
-    """Everything found in a model.
-
-    Attributes:
-        model: The user's model.
-        skeleton: The copy that was read.
-        regions: What folds.
-        account: What does not, and why.
-        probed: Modules that were identified from their responses.
-        calls: By path of a traced module, arguments that it ran with: to run the result with.
-        parts: Parts of the trace to rewrite, by path and inlined children, for one use each.
-
-    """
-
-    model: nn.Module
-    skeleton: nn.Module
-    regions: list[Found] = field(default_factory=list)
-    account: Account = field(default_factory=lambda: Account(_name_of))
-    probed: list[Probed] = field(default_factory=list)
-    calls: dict[str, Arguments] = field(default_factory=dict)
-    parts: Parts = field(default_factory=dict)
-
-    @property
-    def refusals(self) -> tuple[Refusal, ...]:
-        """What is left as it is."""
-        folded = {_name_of(node) for one in self.regions for node in one.region.nodes}
-        return self.account.settle(folded)
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Probed:
-    """An untraceable module that was identified from its responses."""
-
-    path: str
-    what: str
-    op: AffineConv
-    like: Tensor
+__all__ = ["discover"]
 
 
 def discover(
@@ -91,7 +50,7 @@ def discover(
     *,
     probe: bool = False,
     chosen: Chosen = EVERYTHING,
-) -> Discovery:
+) -> ModuleDiscovery:
     """Find the regions of an unwrapped model that lie in the chosen part of it."""
     model = with_plain_weights(model, chosen.__contains__)
     example = None if example_inputs is None else as_call(example_inputs)
@@ -119,11 +78,11 @@ class _Selected:
 
     objections: Objections
     selection: Selection
-    found: list[Found]
-    may_fold: set[frozenset[Key]]
+    found: list[ModuleFound]
+    may_fold: set[frozenset[Hashable]]
 
 
-_Possible = list[set[frozenset[Key]]]
+_Possible = list[set[frozenset[Hashable]]]
 
 
 class _Finder:
@@ -135,10 +94,10 @@ class _Finder:
         chosen: Chosen,
     ) -> None:
         self._probe, self._chosen = probe, chosen
-        self.skeleton = shared_copy(model)
+        self.result = ModuleDiscovery(model)
+        self.skeleton = self.result.skeleton
         self._example = example
         self._captured: dict[str, Arguments] | None = None
-        self.result = Discovery(model, self.skeleton)
         self._hooked = hooked_modules(model)
         self._owners = owners_of(self.skeleton)
         self._visited: set[nn.Module] = set()
@@ -228,7 +187,7 @@ class _Finder:
             self._captured = capture_calls(self.skeleton, self._example)
         return self._captured.get(path)
 
-    def _is_believable(self, one: Found, report: Report) -> Reason | None:
+    def _is_believable(self, one: ModuleFound, report: Report) -> Reason | None:
         """Where the whole trace could not be compared, compare the block of a region."""
         if report.outcome is Outcome.EQUAL:
             return None
@@ -264,7 +223,8 @@ class _Finder:
 
     def drop_folded_probes(self) -> None:
         """Keep of the probed modules those that no larger region replaces."""
-        folded = {key.target for one in self.result.regions for key in one.keys if key.is_module}
+        nodes = (node for one in self.result.regions for node in one.region.nodes)
+        folded = {key.target for key in map(ModuleFound.key_of, nodes) if key.is_module}
         self.result.probed = [p for p in self.result.probed if p.path not in folded]
 
     def leave_unseen_norms(self) -> None:
@@ -293,7 +253,7 @@ class _Finder:
             elif not is_builtin(child):
                 self.visit(inner, child)
 
-    def _select(self, way: Lifted, present: list[set[Key]], possible: _Possible) -> _Selected:
+    def _select(self, way: Lifted, present: list[set[Hashable]], possible: _Possible) -> _Selected:
         """Choose what folds in one way through the code, of what may fold in every one.
 
         Args:
@@ -304,32 +264,31 @@ class _Finder:
         """
         objections = Objections(way, self._hooked, self._owners, self._chosen)
         deciding = way.trace.deciding()
-        may_fold: set[frozenset[Key]] = set()
+        may_fold: set[frozenset[Hashable]] = set()
 
         def veto(region: Candidate) -> Reason | None:
-            keys = frozenset(Found.key_of(node) for node in region.nodes)
+            keys = frozenset(node.key for node in region.nodes)
             folds_there = [keys in folds for folds in possible] or [keys <= o for o in present]
             if any(keys & there and not f for there, f in zip(present, folds_there, strict=True)):
                 return Why.NOT_IN_EVERY_WAY()
-            reason = objections(region) or _undecided(describe(way, region), deciding)
+            reason = objections(region) or _undecided(described(way, region), deciding)
             if reason is None:
                 may_fold.add(keys)
             return reason
 
-        selection = select(way.program, veto)
-        found = [describe(way, region) for region in selection.regions]
+        selection, found = self.result.found_in(way, veto)
         return _Selected(objections, selection, found, may_fold)
 
     def _select_alike(self, ways: list[Lifted]) -> _Selected:
         """Choose the same in every way through the code; return it as the first has it."""
-        present = [set(way.trace.keys.values()) for way in ways]
+        present: list[set[Hashable]] = [set(way.trace.keys.values()) for way in ways]
         possible: _Possible = []
         while True:
             selected = [self._select(way, present, possible) for way in ways]
             folds = [{one.keys for one in each.found} for each in selected]
             uneven = {
                 keys
-                for keys in set[frozenset[Key]]().union(*folds)
+                for keys in set[frozenset[Hashable]]().union(*folds)
                 if any(
                     keys & there and keys not in fold
                     for there, fold in zip(present, folds, strict=True)
@@ -345,31 +304,16 @@ class _Finder:
 
     def _plan(self, lifted: Lifted, report: Report, ways: list[Lifted]) -> None:
         selected = self._select_alike([lifted, *ways])
-        seen: dict[frozenset[Key], int] = {}
-        for one in selected.found:
-            seen[one.keys] = seen.get(one.keys, 0) + 1
-        kept: dict[frozenset[Key], Found] = {}
-        every = {one.keys: one for one in selected.found}.values()
-        for one in every:
+        seen = Counter(one.keys for one in selected.found)
+
+        def doubt(one: ModuleFound) -> Reason | None:
             calls = selected.objections.calls_of(one.block)
             if seen[one.keys] < calls:
-                why = Why.FOLDS_IN_SOME_CALLS(calls=calls, folds=seen[one.keys])
-                self._account.leave_region(one.region, why)
-                continue
-            doubt = self._is_believable(one, report) or doubt_of(one)
-            if doubt is not None:
-                self._account.leave_region(one.region, doubt)
-                continue
-            kept[one.keys] = one
-        self._keep(kept.values(), every)
-        self._account.explain(selected.selection)
-        self._seen |= {node.where for node in lifted.program.nodes}
+                return Why.FOLDS_IN_SOME_CALLS(calls=calls, folds=seen[one.keys])
+            return self._is_believable(one, report) or doubt_of(one)
 
-    def _keep(self, regions: Iterable[Found], every: Iterable[Found]) -> None:
-        together = complete(regions, every)
-        self.result.regions += together
-        for one in set(regions) - set(together):
-            self._account.leave_region(one.region, Why.NOT_TOGETHER())
+        self.result.keep(selected.selection, selected.found, doubt)
+        self._seen |= {node.where for node in lifted.program.nodes}
 
     def place(self) -> None:
         """Keep the regions whose blocks can be rewritten."""
@@ -383,18 +327,12 @@ class _Finder:
         self._account.leave(path or "the model", type(module).__name__, reason, path)
 
 
-def _undecided(found: Found, deciding: dict[str, Place]) -> Reason | None:
+def _undecided(found: ModuleFound, deciding: dict[str, Place]) -> Reason | None:
     """Refuse to rewrite a forward that goes another way in another call; less may fold without."""
     for path, block in blocks_of([found]).items() if deciding else ():
         for place in (deciding[p] for p in (path, *block.inlined) if p in deciding):
             return Why.NOT_REWRITTEN(block=path or "the model", found=goes_another_way(place))
     return None
-
-
-def _name_of(node: Node) -> Hashable:
-    """What tells operations of a model apart: a module is one however often it is called."""
-    key = Found.key_of(node)
-    return key.target if key.is_module else key
 
 
 def _upwards(path: str) -> Iterator[str]:

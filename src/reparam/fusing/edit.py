@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -14,10 +15,9 @@ from reparam.frontends.torch.part import part_of
 from reparam.frontends.torch.rewrite import Shell, build
 from reparam.frontends.torch.running import is_parameter_only
 from reparam.frontends.torch.trace import Key, Trace
-from reparam.fusing.discover import Discovery
-from reparam.fusing.fold import FoldedLayer, lowered
-from reparam.fusing.found import Found
-from reparam.fusing.place import Block, blocks_of, locate, missing
+from reparam.fusing.fold import FoldedLayer
+from reparam.fusing.found import ModuleFound
+from reparam.fusing.place import Block, Parts, blocks_of, locate, missing
 from reparam.program import largest
 
 __all__ = ["CannotPlaceError", "apply_regions", "make_layer"]
@@ -32,26 +32,34 @@ class CannotPlaceError(Exception):
         self.block = block
 
 
-def apply_regions(discovery: Discovery, folded: list[tuple[Found, FoldedLayer]]) -> nn.Module:
+def apply_regions(
+    model: nn.Module, parts: Parts, folded: Iterable[tuple[ModuleFound, FoldedLayer]],
+    replaced: Mapping[str, FoldedLayer],
+) -> nn.Module:  # fmt: skip
     """Make the new model; the old one is only read.
+
+    Args:
+        model: The old one.
+        parts: Parts of the trace to rewrite; those that are, are taken out.
+        folded: The regions and their layers.
+        replaced: Modules that are replaced whole, by path.
 
     Raises:
         CannotPlaceError: The forward of a block cannot be rewritten.
 
     """
-    edits = _Edits(discovery)
+    edits = _Edits(model, parts)
     for found, layer in folded:
         edits.add(found, layer)
-    for probed in discovery.probed:
-        edits.replace(probed.path, make_layer(lowered(probed.op, probed.like)))
+    for path, layer in replaced.items():
+        edits.replace(path, make_layer(layer))
     layers, shells = edits.finish()
-    return build(discovery.model, layers, shells)
+    return build(model, layers, shells)
 
 
-def _layer_for(found: Found, folded: FoldedLayer) -> nn.Module:
+def _layer_for(found: ModuleFound, folded: FoldedLayer) -> nn.Module:
     """Make the layer of a region: frozen where all that it is made of is."""
-    read = {t for node in found.region.nodes for t in found.lifted.reads(node)}
-    return make_layer(folded).requires_grad_(any(t.requires_grad for t in read))
+    return make_layer(folded).requires_grad_(not found.is_frozen)
 
 
 def make_layer(folded: FoldedLayer) -> nn.Module:
@@ -87,19 +95,18 @@ def _empty_layer(arguments: LayerArguments, like: torch.Tensor, mode: Any) -> nn
 
 
 class _Edits:
-    def __init__(self, discovery: Discovery) -> None:
-        self._model = discovery.model
-        self._parts = discovery.parts
+    def __init__(self, model: nn.Module, parts: Parts) -> None:
+        self._model, self._parts = model, parts
         self._layers: dict[str, nn.Module] = {}
-        self._merged: dict[Found, FoldedLayer] = {}
+        self._merged: dict[ModuleFound, FoldedLayer] = {}
 
-    def add(self, found: Found, layer: FoldedLayer) -> None:
+    def add(self, found: ModuleFound, layer: FoldedLayer) -> None:
         """Note the edits of one region."""
         self._merged[found] = layer
         if found.host is not None:
             self._layers[found.host.target] = _layer_for(found, layer)
         for node in found.absorbed:
-            key = Found.key_of(node)
+            key = ModuleFound.key_of(node)
             if key.is_module:
                 self._layers[key.target] = nn.Identity().eval()
 
@@ -149,7 +156,7 @@ class _GraphEditor:
         self.layers: dict[str, nn.Module] = {}
         self.dropped: set[str] = set()
 
-    def merge(self, found: Found, layer: nn.Module) -> None:
+    def merge(self, found: ModuleFound, layer: nn.Module) -> None:
         """Put one layer in the place of the core operations of a region."""
         name = self._name(found)
         source = self._source(found)
@@ -199,27 +206,15 @@ class _GraphEditor:
             if not source.users and is_parameter_only(source):
                 self._remove(source)
 
-    def _source(self, found: Found) -> fx.Node:
+    def _source(self, found: ModuleFound) -> fx.Node:
         """Find, in this trace, the value that the region reads."""
-        source = found.region.source
-        # A padded value exists in the planner's view only; the new layer pads its input itself.
-        real = source.inputs[0] if source.is_virtual else source
-        # A moved operation on the source still stands between it and the core; it is erased later.
-        entries = {source, real, *(found.region.nodes - set(found.core))}
-        for node in found.core:
-            origin = found.lifted.node_of(node)
-            for entry in entries & set(node.inputs):
-                wanted = found.lifted.value_of(real if entry is source else entry)
-                if wanted in origin.all_input_nodes:
-                    slot = origin.all_input_nodes.index(wanted)
-                    return self._by_key[Found.key_of(node)].all_input_nodes[slot]
-        msg = "a region does not read its own source"
-        raise LookupError(msg)
+        node, position = found.entry()
+        return self._by_key[found.key_of(node)].all_input_nodes[position]
 
-    def _name(self, found: Found) -> str:
+    def _name(self, found: ModuleFound) -> str:
         """Name the new layer after the largest layer it replaces."""
-        keys = {Found.key_of(n) for n in found.core}
-        key = Found.key_of(largest(found.core))
+        keys = {ModuleFound.key_of(n) for n in found.core}
+        key = ModuleFound.key_of(largest(found.core))
         if not key.is_module:
             owner = _relative(self._trace.path, key.owner)
             return self._free(f"{owner}.conv" if owner else "conv")

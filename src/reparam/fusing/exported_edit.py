@@ -21,7 +21,7 @@ from reparam.algebra import LayerArguments, flat_pads
 from reparam.frontends.hosted import rebuilt
 from reparam.frontends.torch.exported import Reading
 from reparam.fusing.fold import FoldedLayer
-from reparam.fusing.found import Found
+from reparam.fusing.found import ModuleFound
 from reparam.program import Node, largest
 
 __all__ = ["write_program"]
@@ -29,7 +29,9 @@ __all__ = ["write_program"]
 aten = torch.ops.aten
 
 
-def write_program(reading: Reading, folded: Iterable[tuple[Found, FoldedLayer]]) -> ExportedProgram:
+def write_program(
+    reading: Reading, folded: Iterable[tuple[ModuleFound, FoldedLayer]]
+) -> ExportedProgram:
     """Make the new program; the old one is only read."""
     writer = _Writer(reading)
     every = list(folded)
@@ -62,15 +64,14 @@ class _Writer:
 
     # ------------------------------------------------------------------------ one region
 
-    def merge(self, found: Found, layer: FoldedLayer) -> None:
+    def merge(self, found: ModuleFound, layer: FoldedLayer) -> None:
         """Put one layer in the place of the core operations of a region."""
         core = sorted(found.core, key=lambda n: n.order)
         source = self._now(self._source(found))
         host = self._reading.reader[found.lifted.node_of(largest(found.core))]
         last = self._value(core[-1])
         first = self._of[self._reading.reader[found.lifted.node_of(core[0])]]
-        frozen = not any(t.requires_grad for n in found.region.nodes for t in found.lifted.reads(n))
-        weight, bias = self._numbers(host, layer, frozen=frozen)
+        weight, bias = self._numbers(host, layer, frozen=found.is_frozen)
         with self._graph.inserting_before(first):
             new = self._call(host, layer, source, weight, bias)
         new.meta = {**self._of[host].meta, **new.meta, "val": last.meta.get("val")}
@@ -82,7 +83,7 @@ class _Writer:
         for node in reversed(core):
             self._drop(node)
 
-    def erase(self, found: Found) -> None:
+    def erase(self, found: ModuleFound) -> None:
         """Let the other operations of a region return their inputs."""
         for node in found.absorbed:
             value = self._value(node)
@@ -96,20 +97,11 @@ class _Writer:
             self._gone[value] = kept
             self._drop(node)
 
-    def _source(self, found: Found) -> fx.Node:
+    def _source(self, found: ModuleFound) -> fx.Node:
         """The value that the new layer reads, in the new graph."""
-        source = found.region.source
-        real = source.inputs[0] if source.is_virtual else source
-        # A moved operation on the source still stands between it and the core; it goes later.
-        entries = {source, real, *(found.region.nodes - set(found.core))}
-        for node in found.core:
-            read = found.lifted.node_of(node).all_input_nodes
-            for entry in entries & set(node.inputs):
-                wanted = found.lifted.value_of(real if entry is source else entry)
-                if wanted in read:
-                    return self._of[self._reading.value[wanted]]
-        msg = "a region does not read its own source"
-        raise LookupError(msg)
+        node, position = found.entry()
+        read = found.lifted.node_of(node).all_input_nodes[position]
+        return self._of[self._reading.value[read]]
 
     def _value(self, node: Node) -> fx.Node:
         """The new graph's node whose value a planner node is."""

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from functools import partial
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -23,21 +21,16 @@ from reparam.algebra import (
     prepared,
 )
 from reparam.algebra.direct import Positions, telling_positions
-from reparam.frontends.hosted import rebuilt
-from reparam.frontends.torch.builtin import is_builtin
-from reparam.frontends.torch.lift import Lifted
-from reparam.fusing.execute import SLICE, pad_as, run_region
-from reparam.fusing.found import Found
+from reparam.fusing.execute import SLICE, pad_as
 from reparam.planner import Candidate
-from reparam.program import HostedInput, Node, Padded
+from reparam.program import Padded
 from reparam.reasons import Reason, Why
 
 __all__ = [
     "FoldedLayer",
     "Reference",
-    "doubt_of",
-    "fold",
-    "fold_all",
+    "dtype_name",
+    "fold_hosted",
     "fold_onto",
     "in_parallel",
     "lowered",
@@ -89,21 +82,13 @@ class FoldedLayer:
             return Why.FOLD_DIFFERS(error=self.error)
         numbers = (self.weight, self.bias)
         if not all(t is None or bool(t.isfinite().all()) for t in numbers):
-            return Why.OVERFLOWS(dtype=_name_of(self.weight.dtype))
+            return Why.OVERFLOWS(dtype=dtype_name(self.weight.dtype))
         return None
 
 
-def _name_of(dtype: torch.dtype) -> str:
+def dtype_name(dtype: torch.dtype) -> str:
+    """Name a type as a person would."""
     return str(dtype).removeprefix("torch.")
-
-
-def fold_all(regions: Sequence[Found]) -> Iterator[tuple[Found, FoldedLayer]]:
-    """Fold regions side by side; they come back in order."""
-    return in_parallel(
-        lambda found: fold(found.lifted, found.region, found.like),
-        regions,
-        size=lambda found: found.region.geometry.weights,
-    )
 
 
 def in_parallel(
@@ -128,62 +113,6 @@ def in_parallel(
 
 def _single_threaded() -> None:
     torch.set_num_threads(1)
-
-
-def doubt_of(found: Found) -> Reason | None:
-    """Why the layer of a region could not be used, as far as little work tells."""
-    return _overflow(found) or _own_forward(found)
-
-
-def _own_forward(found: Found) -> Reason | None:
-    """Fold into a layer that has a forward of its own: what that returns is not read, but run."""
-    region, lifted = found.region, found.lifted
-    if not isinstance(region.source, HostedInput) or is_builtin(
-        lifted.host_of(_hosted_layer(region))
-    ):
-        return None
-    try:
-        return fold(lifted, region, found.like).doubt
-    except Exception as error:  # noqa: BLE001 (the user's code may raise anything)
-        return Why.FORWARD_FAILED(error=f"{type(error).__name__}: {error}")
-
-
-@torch.no_grad()
-def _overflow(found: Found) -> Reason | None:
-    """Say so if the numbers of a region's layer are too large for the type of the model."""
-    like, expression = found.like, found.region.expression
-    numbers = [t for n in found.region.nodes for t in found.lifted.reads(n)]
-    wide = like.dtype != torch.float16 and all(_is_moderate(t) for t in numbers)
-    if expression is None or wide:
-        return None
-    op = evaluate(expression)
-    parts = [t for t in (op.kernel, op.bias) if t is not None]
-    largest = max(float(t.abs().max()) for t in parts)
-    fits = largest <= torch.finfo(like.dtype).max
-    return None if fits else Why.OVERFLOWS(dtype=_name_of(like.dtype))
-
-
-def _is_moderate(tensor: Tensor) -> bool:
-    """Whether products of a few such numbers stay far from the limit of float32."""
-    return not tensor.numel() or float(tensor.abs().max()) < _MODERATE
-
-
-_MODERATE = 1e9
-
-
-@torch.no_grad()
-def fold(lifted: Lifted, region: Candidate, like: Tensor) -> FoldedLayer:
-    """Compute the layer of a region of a traced module and compare it with the region.
-
-    Args:
-        lifted: The program that the region is a part of.
-        region: The region.
-        like: A weight whose type, device and memory format the layer gets.
-
-    """
-    if isinstance(region.source, HostedInput):
-        return _fold_hosted(lifted, region, like)
-    return fold_onto(region, like, partial(run_region, lifted, region))
 
 
 @torch.no_grad()
@@ -230,39 +159,31 @@ def lowered(op: AffineConv, like: Tensor) -> FoldedLayer:
     return FoldedLayer(arguments, _formatted(kernel.to(like.device, like.dtype), like), bias, 0.0)
 
 
-def _fold_hosted(lifted: Lifted, region: Candidate, like: Tensor) -> FoldedLayer:
-    """Fold scales into a layer that only it itself can run, and compare by running it."""
+@torch.no_grad()
+def fold_hosted(
+    region: Candidate, dtype: torch.dtype,
+    layer: Callable[[Tensor | None, Tensor | None], Tensor],
+    rest: Callable[[Tensor], tuple[Tensor, float]], host: nn.Module | None = None,
+) -> FoldedLayer:  # fmt: skip
+    """Fold scales into a layer that only it itself can run, and compare by running it.
+
+    Args:
+        region: The region.
+        dtype: What the layer's numbers are stored as.
+        layer: Runs the layer on a float64 sample, with other rows of weights and a bias if given.
+        rest: Runs the other operations of the region on what the layer returns.
+        host: The layer, where it is to be copied.
+
+    """
     assert region.expression is not None  # noqa: S101 (regions are never the identity)
-    layer = _hosted_layer(region)
-    module: Any = lifted.host_of(layer)
     op = evaluate(region.expression)
     arguments, _ = layer_arguments(op.geometry)
-    twin = copy.deepcopy(module).to(torch.float64)
-    sample = _sample_for(module, like.device)
-    values = twin(sample)
-    reference, scale = run_region(lifted, region, values, done=layer)
-    mine = rebuilt(twin, op.kernel, op.bias)(sample)
-    error = float((mine - reference).abs().max())
+    reference, scale = rest(layer(None, None))
+    error = float((layer(op.kernel, op.bias) - reference).abs().max())
     return FoldedLayer(
-        arguments, op.kernel.to(like.dtype), None if op.bias is None else op.bias.to(like.dtype),
-        error / scale if scale else error, module,
+        arguments, op.kernel.to(dtype), None if op.bias is None else op.bias.to(dtype),
+        error / scale if scale else error, host,
     )  # fmt: skip
-
-
-def _hosted_layer(region: Candidate) -> Node:
-    return next(n for n in region.nodes if region.source in n.inputs)
-
-
-def _sample_for(module: Any, device: torch.device) -> Tensor:
-    generator = torch.Generator().manual_seed(0)
-    spatial = [
-        step * (size - 1) + 4 + stride
-        for size, step, stride in zip(
-            module.kernel_size, module.dilation, module.stride, strict=True
-        )
-    ]
-    shape = (2, module.in_channels, *spatial)
-    return torch.randn(shape, dtype=torch.float64, generator=generator).to(device)
 
 
 def probe_input(region: Candidate, device: torch.device) -> Tensor:

@@ -1,56 +1,39 @@
-"""One region of a model, and how the model is edited for it."""
+"""One region of a traced module, and how the module is edited for it."""
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Hashable
 from dataclasses import dataclass
 
 from torch import Tensor
 
 from reparam.frontends.torch.lift import Lifted
 from reparam.frontends.torch.trace import Key
+from reparam.fusing.driver import Found
 from reparam.fusing.objections import common_call
 from reparam.planner import Candidate
 from reparam.program import Alias, Node, Sum
 
-__all__ = ["Found", "complete", "describe"]
+__all__ = ["ModuleFound", "described", "name_of"]
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Found:
-    """One region of a model and how the model is edited for it.
+@dataclass(frozen=True, eq=False)
+class ModuleFound(Found):
+    """One region of a traced module or program.
 
     Attributes:
-        lifted: The program it was found in.
-        region: The planner's candidate.
         block: Path of the smallest module that holds the operations to merge; its forward is
             rewritten, unless ``host`` is given.
         reach: Path of the smallest module that holds all of the operations.
         host: For a region with a single layer that has numbers: the key of that layer, which is
             replaced where it stands, so that no forward has to change.
-        core: The operations that one new layer replaces.
-        absorbed: Operations before or behind them that become the identity where they stand.
 
     """
 
     lifted: Lifted
-    region: Candidate
-    block: str
-    reach: str
-    host: Key | None
-    core: tuple[Node, ...]
-    absorbed: tuple[Node, ...]
-
-    @property
-    def keys(self) -> frozenset[Key]:
-        """The static names of all operations."""
-        return frozenset(self.key_of(node) for node in self.region.nodes)
-
-    @property
-    def moved(self) -> frozenset[Key]:
-        """The names of operations that the planner moved here, and perhaps elsewhere as well."""
-        return frozenset(self.key_of(node) for node in self.region.nodes if node.is_copy)
+    block: str = ""
+    reach: str = ""
+    host: Key | None = None
 
     @staticmethod
     def key_of(node: Node) -> Key:
@@ -64,8 +47,41 @@ class Found:
         tensors = [t for n in self.core if n.is_mixing for t in self.lifted.reads(n)]
         return max((t for t in tensors if t.is_floating_point()), key=lambda t: t.numel())
 
+    @property
+    def is_frozen(self) -> bool:
+        """Whether nothing that the layer is made of is to be trained."""
+        read = (t for node in self.region.nodes for t in self.lifted.reads(node))
+        return not any(t.requires_grad for t in read)
 
-def describe(lifted: Lifted, region: Candidate) -> Found:
+    def entry(self) -> tuple[Node, int]:
+        """Where the region reads its source: an operation, and which of the values that it reads.
+
+        Raises:
+            LookupError: It does not read it itself.
+
+        """
+        source = self.region.source
+        # A padded value exists in the planner's view only; the new layer pads its input itself.
+        real = source.inputs[0] if source.is_virtual else source
+        # A moved operation on the source still stands between it and the core; it is erased later.
+        entries = {source, real, *(self.region.nodes - set(self.core))}
+        for node in self.core:
+            read = self.lifted.node_of(node).all_input_nodes
+            for entry in entries & set(node.inputs):
+                wanted = self.lifted.value_of(real if entry is source else entry)
+                if wanted in read:
+                    return node, read.index(wanted)
+        msg = "a region does not read its own source"
+        raise LookupError(msg)
+
+
+def name_of(node: Node) -> Hashable:
+    """What tells operations of a model apart: a module is one however often it is called."""
+    key = ModuleFound.key_of(node)
+    return key.target if key.is_module else key
+
+
+def described(lifted: Lifted, region: Candidate) -> ModuleFound:
     """Decide how the model is edited for a region."""
     mixing = [n for n in region.nodes if n.is_mixing]
     sums = [n for n in region.nodes if isinstance(n, Sum)]
@@ -76,27 +92,12 @@ def describe(lifted: Lifted, region: Candidate) -> Found:
         origin = lifted.node_of(layer)
         if origin.op == "call_module" and lifted.reads(layer):
             rest = tuple(n for n in nodes if n is not layer and not isinstance(n, Alias))
-            return Found(lifted, region, whole, whole, Found.key_of(layer), (layer,), rest)
+            host = ModuleFound.key_of(layer)
+            return ModuleFound(lifted, region, (layer,), rest, whole, whole, host)
     outer = {n for n in nodes if n.is_copy} | _behind(region) | region.leading
     core = tuple(n for n in nodes if n not in outer)
     absorbed = tuple(n for n in nodes if n in outer and not isinstance(n, Alias))
-    return Found(lifted, region, _block(lifted, list(core)), whole, None, core, absorbed)
-
-
-def complete(kept: Iterable[Found], every: Iterable[Found]) -> list[Found]:
-    """Those regions of which all moved operations fold wherever they were moved to.
-
-    An operation that several regions take over becomes the identity where it stands, so these
-    regions fold together or not at all.
-    """
-    whole = Counter(key for found in every for key in found.moved)
-    left = list(kept)
-    while True:
-        now = Counter(key for found in left for key in found.moved)
-        broken = {key for key, times in now.items() if times < whole[key]}
-        if not broken:
-            return left
-        left = [found for found in left if not found.moved & broken]
+    return ModuleFound(lifted, region, core, absorbed, _block(lifted, list(core)), whole)
 
 
 def _behind(region: Candidate) -> set[Node]:

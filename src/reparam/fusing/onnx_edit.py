@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
@@ -12,9 +12,9 @@ from reparam.frontends.onnx.inputs import FIRST_SEPARATE_INITIALIZERS, open_size
 from reparam.frontends.onnx.lift import OnnxLifted
 from reparam.frontends.onnx.nodes import in_order, inner_graphs, outer_reads
 from reparam.frontends.onnx.tensors import from_torch, onnx_module
+from reparam.fusing.driver import Found
 from reparam.fusing.fold import FoldedLayer
-from reparam.fusing.onnx_discover import OnnxFound
-from reparam.program import HostedInput
+from reparam.program import HostedInput, largest
 
 if TYPE_CHECKING:
     from onnx import GraphProto, ModelProto, NodeProto
@@ -25,7 +25,7 @@ _BARE_GEMM = 11
 """Opset from which Gemm needs no addend."""
 
 
-def write_model(lifted: OnnxLifted, folded: Sequence[tuple[OnnxFound, FoldedLayer]]) -> ModelProto:
+def write_model(lifted: OnnxLifted, folded: Sequence[tuple[Found, FoldedLayer]]) -> ModelProto:
     """Make the new model; the old one is only read.
 
     Names of inputs, outputs and untouched operations, metadata, opsets and symbolic sizes stay.
@@ -33,13 +33,10 @@ def write_model(lifted: OnnxLifted, folded: Sequence[tuple[OnnxFound, FoldedLaye
     edits = _Edits(lifted)
     for found, layer in folded:
         edits.merge(found, layer)
-    for index in sorted({index for found, _ in folded for index in _moved(lifted, found)}):
+    moved = (node for found, _ in folded for node in found.absorbed)
+    for index in sorted({index for node in moved for index in lifted.indices_of(node)}):
         edits.pass_through(index)
     return edits.finish()
-
-
-def _moved(lifted: OnnxLifted, found: OnnxFound) -> Iterable[int]:
-    return (index for node in found.moved for index in lifted.indices_of(node))
 
 
 class _Edits:
@@ -54,10 +51,10 @@ class _Edits:
         self._wished: dict[str, str] = {}
         self._taken = _names(self._old)
 
-    def merge(self, found: OnnxFound, layer: FoldedLayer) -> None:
+    def merge(self, found: Found, layer: FoldedLayer) -> None:
         """Put one layer in the place of the operations of a region that stand together."""
         indices = sorted({i for node in found.core for i in self._lifted.indices_of(node)})
-        output = self._lifted.name_of(found.last)
+        output = self._lifted.name_of(found.region.output)
         self._inserted[indices[0]] = self._layer(found, layer, output)
         for index in indices:
             self._removed.add(index)
@@ -110,8 +107,8 @@ class _Edits:
 
     # ---------------------------------------------------------------- layers
 
-    def _layer(self, found: OnnxFound, layer: FoldedLayer, output: str) -> list[NodeProto]:
-        anchor = self._lifted.layer_of(found.anchor)
+    def _layer(self, found: Found, layer: FoldedLayer, output: str) -> list[NodeProto]:
+        anchor = self._lifted.layer_of(largest(found.core))
         if isinstance(found.region.source, HostedInput):
             return [self._hosted(found, layer, anchor, output)]
         source = self._lifted.name_of(found.region.source)
@@ -130,9 +127,9 @@ class _Edits:
         ]  # fmt: skip
 
     def _linear(
-        self, found: OnnxFound, layer: FoldedLayer, source: str, output: str
+        self, found: Found, layer: FoldedLayer, source: str, output: str
     ) -> list[NodeProto]:
-        anchor, make = self._lifted.layer_of(found.anchor), self._helper.make_node
+        anchor, make = self._lifted.layer_of(largest(found.core)), self._helper.make_node
         flat = self._lifted.shapes.rank(self._lifted.name_of(found.region.source)) == 2
         complete = layer.bias is not None or self._lifted.opset >= _BARE_GEMM
         if complete and (flat or anchor.op_type == "Gemm"):
@@ -148,7 +145,7 @@ class _Edits:
         ]
 
     def _hosted(
-        self, found: OnnxFound, layer: FoldedLayer, anchor: NodeProto, output: str
+        self, found: Found, layer: FoldedLayer, anchor: NodeProto, output: str
     ) -> NodeProto:
         twin: Any = type(anchor)()
         twin.CopyFrom(anchor)
@@ -157,9 +154,9 @@ class _Edits:
         twin.output.append(output)
         return twin  # type: ignore[no-any-return]
 
-    def _store(self, found: OnnxFound, weight: Tensor, bias: Tensor | None) -> list[str]:
+    def _store(self, found: Found, weight: Tensor, bias: Tensor | None) -> list[str]:
         """Name the numbers of a layer: as those that they replace, if nothing else reads these."""
-        old = self._lifted.reads(found.anchor)
+        old = self._lifted.reads(largest(found.core))
         name = self._in_place_of(old[0])
         self._tensors[name] = weight
         if bias is None:

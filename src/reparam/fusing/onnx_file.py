@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from reparam._support.files import atomic_path
 from reparam.errors import InputError, VerificationError
@@ -19,7 +19,7 @@ from reparam.frontends.onnx.tensors import MOST_BYTES, bytes_of, onnx_module
 from reparam.frontends.onnx.valid import check_readable
 from reparam.fusing.onnx_compare import compare_onnx_files, no_comparison
 from reparam.fusing.onnx_cutting import asked_onnx
-from reparam.fusing.onnx_plan import OnnxPlan, plan_onnx
+from reparam.fusing.plans import plan as plan_model
 from reparam.verifying import Verdict
 
 if TYPE_CHECKING:
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
     from reparam.fusing.asked import Fixed, Outputs
     from reparam.fusing.chosen import Where
+    from reparam.fusing.driver import Plan
 
 __all__ = ["FusedFile", "fuse_onnx_file", "read_onnx_file"]
 
@@ -50,7 +51,7 @@ class FusedFile:
     """
 
     path: Path
-    plan: OnnxPlan
+    plan: Plan[ModelProto]
     verdict: Verdict | None
     before: dict[str, int]
     after: dict[str, int]
@@ -99,7 +100,8 @@ def fuse_onnx_file(  # noqa: PLR0913 (each is one decision of the user)
     model = read_onnx_file(source)
     _check_apart(source, target)
     external = _external_files(source)
-    plan = plan_onnx(frozen(model) if freeze_inputs else model, where, outputs, fixed)
+    given: Any = frozen(model) if freeze_inputs else model
+    plan = plan_model(given, where=where, outputs=outputs, fixed=fixed)
     fused = plan.apply()
     before, after = _counts(model), _counts(fused)
     outside = bool(external) or bytes_of(fused) > MOST_BYTES

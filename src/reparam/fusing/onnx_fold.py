@@ -2,35 +2,43 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
-from reparam.algebra import evaluate, layer_arguments
 from reparam.algebra.direct import Positions, at_positions
 from reparam.frontends.hosted import transposed_of_rows
 from reparam.frontends.onnx.lift import OnnxLifted
 from reparam.frontends.onnx.nodes import attributes
 from reparam.frontends.onnx.run import run_nodes
+from reparam.frontends.onnx.tensors import FLOATS
 from reparam.fusing.execute import run_moved
 from reparam.fusing.execute import run_nodes as run_region_nodes
-from reparam.fusing.fold import FoldedLayer, fold_onto
-from reparam.fusing.onnx_discover import OnnxFound
-from reparam.program import Affine, HostedInput, Node
+from reparam.fusing.fold import FoldedLayer, fold_hosted, fold_onto
+from reparam.planner import Candidate
+from reparam.program import Affine, HostedInput, Node, largest
 
-__all__ = ["fold_onnx"]
+__all__ = ["dtype_of", "fold_onnx"]
 
 
-def fold_onnx(lifted: OnnxLifted, found: OnnxFound) -> FoldedLayer:
+def dtype_of(lifted: OnnxLifted, region: Candidate) -> torch.dtype | None:
+    """The type of the numbers of a region's layer; None where the file does not tell."""
+    code = lifted.constants.type(lifted.reads(largest(region.nodes))[0])
+    return None if code is None else FLOATS.get(code)
+
+
+def fold_onnx(lifted: OnnxLifted, region: Candidate) -> FoldedLayer:
     """Compute the layer of a region and compare it with the operations as onnx runs them."""
-    dtype = found.dtype(lifted)
+    dtype = dtype_of(lifted, region)
     assert dtype is not None  # noqa: S101 (regions without a type are objected to)
-    if isinstance(found.region.source, HostedInput):
-        return _fold_hosted(lifted, found, dtype)
+    if isinstance(region.source, HostedInput):
+        return _fold_hosted(lifted, region, dtype)
     run = _Runner(lifted)
     return fold_onto(
-        found.region,
+        region,
         torch.empty(0, dtype=dtype),
-        lambda sample, at: run_region_nodes(found.region, sample, run, at),
+        lambda sample, at: run_region_nodes(region, sample, run, at),
     )
 
 
@@ -63,35 +71,33 @@ class _Runner:
         return run_nodes(protos, feeds | (replaced or {}), protos[-1].output[0], self._lifted.opset)
 
 
-@torch.no_grad()
-def _fold_hosted(lifted: OnnxLifted, found: OnnxFound, dtype: torch.dtype) -> FoldedLayer:
-    """Fold scales into a layer that is no ordinary convolution, and compare by running it."""
-    region, layer = found.region, found.anchor
-    assert region.expression is not None  # noqa: S101 (regions are never the identity)
-    op = evaluate(region.expression)
-    proto, name = lifted.layer_of(layer), lifted.reads(layer)[0]
-    weight = lifted.constants.value(name)
+def _fold_hosted(lifted: OnnxLifted, region: Candidate, dtype: torch.dtype) -> FoldedLayer:
+    layer = largest(region.nodes)
+    proto, names = lifted.layer_of(layer), lifted.reads(layer)
+    weight = lifted.constants.value(names[0])
     groups = attributes(proto).get("group", 1)
-    if proto.op_type == "ConvTranspose":
-        folded = transposed_of_rows(op.kernel.flatten(1), groups, weight.shape[2:])
-        channels = weight.shape[0]
-    else:
-        folded = op.kernel.reshape(weight.shape)
-        channels = weight.shape[1] * groups
+    turned = proto.op_type == "ConvTranspose"
+    channels = weight.shape[0] if turned else weight.shape[1] * groups
     generator = torch.Generator().manual_seed(0)
     spatial = [2 * size + 5 for size in weight.shape[2:]]
     sample = torch.randn(2, channels, *spatial, dtype=torch.float64, generator=generator)
     run = _Runner(lifted)
-    reference, scale = run_region_nodes(region, run.run(layer, [sample]), run, done=layer)
-    mine = run.run(layer, [sample], {name: folded})
-    if op.bias is not None:
+
+    def shaped(rows: Tensor) -> Tensor:
+        if turned:
+            return transposed_of_rows(rows.flatten(1), groups, weight.shape[2:])
+        return rows.reshape(weight.shape)
+
+    def result(rows: Tensor | None, bias: Tensor | None) -> Tensor:
+        mine = run.run(layer, [sample], None if rows is None else {names[0]: shaped(rows)})
+        if bias is None:
+            return mine
         # The layer may have no bias of its own yet, so the new one is added behind it.
-        own = lifted.reads(layer)[1:]
-        shift = op.bias - lifted.constants.value(own[0]) if own else op.bias
-        mine = mine + shift.reshape(-1, *(1,) * len(spatial))
-    error = float((mine - reference).abs().max())
-    arguments, _ = layer_arguments(op.geometry)
-    return FoldedLayer(
-        arguments, folded.to(dtype).contiguous(),
-        None if op.bias is None else op.bias.to(dtype), error / scale if scale else error,
-    )  # fmt: skip
+        shift = bias - lifted.constants.value(names[1]) if names[1:] else bias
+        return mine + shift.reshape(-1, *(1,) * len(spatial))
+
+    def rest(values: Tensor) -> tuple[Tensor, float]:
+        return run_region_nodes(region, values, run, done=layer)
+
+    folded = fold_hosted(region, dtype, result, rest)
+    return replace(folded, weight=shaped(folded.weight).contiguous())

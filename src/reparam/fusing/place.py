@@ -10,7 +10,8 @@ from torch import fx
 
 from reparam.frontends.torch.part import part_of
 from reparam.frontends.torch.trace import Key, Trace
-from reparam.fusing.found import Found, complete
+from reparam.fusing.driver import complete
+from reparam.fusing.found import ModuleFound
 from reparam.program import Node
 from reparam.reasons import Reason, Why
 
@@ -31,8 +32,8 @@ class Block:
 
     """
 
-    merges: list[Found] = field(default_factory=list)
-    erased: dict[Key, Found] = field(default_factory=dict)
+    merges: list[ModuleFound] = field(default_factory=list)
+    erased: dict[Key, ModuleFound] = field(default_factory=dict)
     inlined: set[str] = field(default_factory=set)
 
     @property
@@ -45,12 +46,12 @@ class Block:
         """The trace that the block is a part of."""
         return next(iter(self.regions())).lifted.trace
 
-    def regions(self) -> Iterable[Found]:
+    def regions(self) -> Iterable[ModuleFound]:
         """All regions with an operation in the block."""
         return dict.fromkeys((*self.merges, *self.erased.values()))
 
 
-def blocks_of(regions: Iterable[Found]) -> dict[str, Block]:
+def blocks_of(regions: Iterable[ModuleFound]) -> dict[str, Block]:
     """The forwards that have to be rewritten, by path.
 
     The edits of a module whose forward becomes part of another's are that other's.
@@ -61,7 +62,7 @@ def blocks_of(regions: Iterable[Found]) -> dict[str, Block]:
             blocks[found.block].merges.append(found)
             blocks[found.block].inlined |= _inlined_for(found)
         for node in found.absorbed:
-            key = Found.key_of(node)
+            key = ModuleFound.key_of(node)
             if not key.is_module:
                 blocks[key.owner].erased[key] = found
     return _without_nested(dict(blocks))
@@ -82,7 +83,7 @@ def _without_nested(blocks: dict[str, Block]) -> dict[str, Block]:
     return blocks
 
 
-def locate(found: Found, traced: Trace) -> dict[Node, fx.Node]:
+def locate(found: ModuleFound, traced: Trace) -> dict[Node, fx.Node]:
     """Find the core operations of a region, in order, and check how they are connected.
 
     Raises:
@@ -93,7 +94,7 @@ def locate(found: Found, traced: Trace) -> dict[Node, fx.Node]:
     ordered = sorted(found.core, key=lambda n: n.order)
     here = {}
     for node in ordered:
-        key = Found.key_of(node)
+        key = ModuleFound.key_of(node)
         if key not in by_key:
             raise LookupError(missing(key))
         here[node] = by_key[key]
@@ -124,12 +125,12 @@ class Placement:
 
     """
 
-    kept: list[Found]
-    refused: list[tuple[Found, Reason]]
+    kept: list[ModuleFound]
+    refused: list[tuple[ModuleFound, Reason]]
     parts: Parts
 
 
-def place_all(regions: Iterable[Found]) -> Placement:
+def place_all(regions: Iterable[ModuleFound]) -> Placement:
     """Take the blocks that are to be rewritten out of the trace, and find the regions in them.
 
     A block is rewritten for every call of it, so what its calls do differently keeps its regions
@@ -159,7 +160,7 @@ def place_all(regions: Iterable[Found]) -> Placement:
                 placement.kept[:] = together
 
 
-def _misfits(path: str, block: Block, parts: Parts) -> list[tuple[Found, Reason]]:
+def _misfits(path: str, block: Block, parts: Parts) -> list[tuple[ModuleFound, Reason]]:
     """Regions that cannot be placed in a block."""
     name = path or "the model"
     try:
@@ -182,9 +183,13 @@ def _misfits(path: str, block: Block, parts: Parts) -> list[tuple[Found, Reason]
     return misfits
 
 
-def _inlined_for(found: Found) -> set[str]:
+def _inlined_for(found: ModuleFound) -> set[str]:
     """Paths of the children whose forward must become part of the block's."""
-    return {path for node in found.core for path in _between(found.block, Found.key_of(node).owner)}
+    return {
+        path
+        for node in found.core
+        for path in _between(found.block, ModuleFound.key_of(node).owner)
+    }
 
 
 def _between(outer: str, inner: str) -> list[str]:

@@ -2,208 +2,38 @@
 
 from __future__ import annotations
 
-import warnings
-from collections import Counter
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, overload
+from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 from torch import nn
 from torch.export import ExportedProgram
 
 from reparam._support.arguments import FLAG, NONE, SHAPES, check_module, takes
-from reparam.errors import TrainingModeError
+from reparam.errors import InputError, TrainingModeError
 from reparam.frontends.kinds import AnyBatchNorm
+from reparam.frontends.onnx.valid import check_readable
 from reparam.frontends.torch.skeleton import Copier, unwrap
 from reparam.fusing.asked import FIXED, OUTPUTS, without_fixed
 from reparam.fusing.chosen import EVERYTHING, WHERE, Chosen
 from reparam.fusing.collector import paused_collector
-from reparam.fusing.compare import compare_runs
-from reparam.fusing.cutting import CutOut, cut_out
-from reparam.fusing.discover import Discovery, Probed, discover
-from reparam.fusing.edit import CannotPlaceError, apply_regions
-from reparam.fusing.fold import FoldedLayer, fold_all
-from reparam.fusing.found import Found, complete
-from reparam.fusing.table import Line, page
-from reparam.planner import Candidate
-from reparam.program import Affine, HostedInput, Node, Padded, Sum
-from reparam.reasons import Refusal
+from reparam.fusing.cutting import cut_out
+from reparam.fusing.discover import discover
+from reparam.fusing.driver import Discovery, Plan
+from reparam.fusing.exported import ExportedDiscovery
+from reparam.fusing.onnx_cutting import asked_onnx, cut_onnx
+from reparam.fusing.onnx_graphs import OnnxDiscovery
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
+    from collections.abc import Collection, Iterable
 
     from onnx import ModelProto
 
     from reparam.fusing.asked import Fixed, Outputs
     from reparam.fusing.chosen import Where
-    from reparam.fusing.exported_plan import ExportedPlan
-    from reparam.fusing.onnx_plan import OnnxPlan
+    from reparam.reasons import Refusal
 
-__all__ = [
-    "FoldWarning",
-    "ModulePlan",
-    "Plan",
-    "Region",
-    "describe",
-    "fuse",
-    "plan",
-    "plan_but",
-    "region_record",
-]
+__all__ = ["fuse", "plan", "plan_but"]
 
-
-class FoldWarning(UserWarning):
-    """A region was left as it is because its folded layer did not agree with it."""
-
-
-@dataclass(frozen=True, slots=True)
-class Region:
-    """Operations that one layer replaces.
-
-    Attributes:
-        where: Path of the module that holds them.
-        what: What they are, in the field's terms.
-        into: The layer that replaces them.
-        layers_before: Operations executed now; one afterwards.
-        macs_before: Multiply-adds per position of the region's input, now.
-        macs_after: The same after folding; never more.
-        stored_before: Numbers stored now: weights, biases, running statistics.
-        stored_after: The same after folding; never more.
-        parts: Places of the operations.
-        probed: Whether the operator was read off the module's responses to impulses instead of its
-            code: evidence, not proof.
-        positions: Positions of the region's input in the example, batch included, where known: the
-            multiply-adds are so many times those of one.
-        bytes_each: Bytes of one stored number.
-
-    """
-
-    where: str
-    what: str
-    into: str
-    layers_before: int
-    macs_before: float
-    macs_after: float
-    stored_before: int
-    stored_after: int
-    parts: tuple[str, ...] = ()
-    probed: bool = False
-    positions: int | None = None
-    bytes_each: int = 4
-
-
-@dataclass(frozen=True, eq=False)
-class Plan:
-    """What folds in a model and what does not; ``print(plan)`` is a page for a person.
-
-    Attributes:
-        regions: What folds.
-        refusals: What does not, and why.
-        notes: What else there is to know of the model, a sentence each.
-
-    """
-
-    regions: tuple[Region, ...]
-    refusals: tuple[Refusal, ...]
-    notes: tuple[str, ...]
-
-    def apply(self) -> Any:
-        """Write the fused model; what was planned on is only read."""
-        raise NotImplementedError
-
-    def __str__(self) -> str:
-        """A page of 80 columns: what is saved, what folds and what stays, alike places as one."""
-        return self.text()
-
-    def text(self, width: int = 80, *, every: bool = False) -> str:
-        """Write the plan for a person.
-
-        Args:
-            width: Columns to fill.
-            every: Tell each region and each refusal by itself, with its sizes.
-
-        """
-        return "\n".join(line.text for line in self.page(width, every=every))
-
-    def page(self, width: int = 80, *, every: bool = False) -> list[Line]:
-        """The lines of :meth:`text`, each with what it is; the notes come last."""
-        notes = (Line(f"Note: {note}.") for note in self.notes)
-        return [*page(self, width, every=every), *notes]
-
-
-@dataclass(frozen=True, eq=False)
-class ModulePlan(Plan):
-    """The plan of a torch module."""
-
-    _discovery: Discovery = field(repr=False)
-    _training: frozenset[str] = field(default=frozenset(), repr=False)
-    """Modules outside of the chosen part that are in training mode."""
-
-    @paused_collector()
-    def apply(self) -> nn.Module:
-        """Write the fused model: new, in eval mode, sharing no storage with the original.
-
-        What lies outside of the part chosen by ``where`` keeps its mode.
-
-        Each folded layer is compared with the operations it replaces in float64, at the interior
-        and the borders. One that does not agree is not used.
-
-        Raises:
-            VerificationError: The new model computes something else than the old one; nothing is
-                returned. (This would be a defect of this package.)
-
-        Warns:
-            FoldWarning: A folded layer did not agree; its region was left as it is.
-
-        """
-        discovery = self._discovery
-        folded: list[tuple[Found, FoldedLayer]] = []
-        for found, layer in fold_all(discovery.regions):
-            doubt = layer.doubt
-            if doubt is None:
-                folded.append((found, layer))
-                continue
-            warnings.warn(
-                f"{found.block or 'the model'} is left as it is: {doubt}",
-                FoldWarning,
-                stacklevel=2,
-            )
-        together = set(complete((found for found, _ in folded), discovery.regions))
-        fused = _place(discovery, [pair for pair in folded if pair[0] in together])
-        if folded or discovery.probed:
-            compare_runs(discovery, fused)
-        for name, module in fused.named_modules():
-            module.training = module.training or name in self._training
-        return fused
-
-
-def _place(discovery: Discovery, folded: list[tuple[Found, FoldedLayer]]) -> nn.Module:
-    """Make the new model, without the blocks whose forward cannot be rewritten."""
-    while True:
-        try:
-            return apply_regions(discovery, folded)
-        except CannotPlaceError as error:
-            others = [found for found, _ in folded if not _touches(found, error.block)]
-            together = set(complete(others, discovery.regions))
-            kept = [pair for pair in folded if pair[0] in together]
-            if len(kept) == len(folded):
-                raise
-            folded = kept
-            warnings.warn(
-                f"{error.block or 'the model'} is left as it is: its forward cannot be rewritten "
-                f"({error})",
-                FoldWarning,
-                stacklevel=3,
-            )
-
-
-def _touches(found: Found, block: str) -> bool:
-    """Whether a region has operations in a module."""
-    owners = {found.block, *(key.owner for key in found.keys)}
-    return any(_is_within(owner, block) for owner in owners)
-
-
-def _is_within(path: str, block: str) -> bool:
-    return block in {"", path} or path.startswith(f"{block}.")
+Model = TypeVar("Model")
 
 
 @overload
@@ -215,7 +45,7 @@ def plan(
     where: Where | None = None,
     outputs: Outputs | None = None,
     fixed: Fixed | None = None,
-) -> ModulePlan: ...
+) -> Plan[nn.Module]: ...
 @overload
 def plan(
     model: ModelProto,
@@ -223,9 +53,9 @@ def plan(
     where: Where | None = None,
     outputs: Outputs | None = None,
     fixed: Fixed | None = None,
-) -> OnnxPlan: ...
+) -> Plan[ModelProto]: ...
 @overload
-def plan(model: ExportedProgram, *, where: Where | None = None) -> ExportedPlan: ...
+def plan(model: ExportedProgram, *, where: Where | None = None) -> Plan[ExportedProgram]: ...
 @takes(
     example_inputs=SHAPES | NONE,
     probe=FLAG,
@@ -242,7 +72,7 @@ def plan(
     where: Where | None = None,
     outputs: Outputs | None = None,
     fixed: Fixed | None = None,
-) -> Plan:
+) -> Plan[Any]:
     """Read a model and say what folds in it; nothing is changed.
 
     Args:
@@ -282,13 +112,10 @@ def plan(
 
     """
     if _is_onnx(model):
-        from reparam.fusing.onnx_plan import plan_onnx
-
-        return plan_onnx(model, where, outputs, fixed)
+        return _plan_onnx(model, where, outputs, fixed)
     if isinstance(model, ExportedProgram):
-        from reparam.fusing.exported_plan import plan_exported
-
-        return plan_exported(model, where, outputs, fixed)
+        _check_whole(outputs, fixed)
+        return _planned(ExportedDiscovery(model, where))
     inner = check_module("model", unwrap(model, "model"))
     chosen = (
         EVERYTHING
@@ -305,27 +132,46 @@ def plan(
         example_inputs = without_fixed(inner, example_inputs, fixed)
     cut = cut_out(inner, example_inputs, outputs, fixed) if cuts else None
     inner = inner if cut is None else cut.model
-    return _planned(discover(inner, example_inputs, probe=probe, chosen=chosen), left, cut)
+    found = discover(inner, example_inputs, probe=probe, chosen=chosen)
+    found.training = left
+    return _planned(found, cut.refusals if cut else (), cut.notes if cut else ())
 
 
-def plan_but(kept: Collection[str], model: nn.Module, example_inputs: Any = None) -> ModulePlan:
+def plan_but(
+    kept: Collection[str], model: nn.Module, example_inputs: Any = None
+) -> Plan[nn.Module]:
     """Plan a model of any mode as it is in eval mode, and leave the modules of these names."""
     inner = Copier(lambda tensor: tensor, keep_hooks=True).copy(model).eval()
-    return _planned(discover(inner, example_inputs, chosen=Chosen.but(kept)), frozenset())
+    return _planned(discover(inner, example_inputs, chosen=Chosen.but(kept)))
+
+
+def _plan_onnx(
+    model: Any, where: Where | None, outputs: Outputs | None, fixed: Fixed | None
+) -> Plan[ModelProto]:
+    notes: list[str] = []
+    if outputs is not None or fixed is not None:
+        check_readable(model)
+        model, notes = cut_onnx(asked_onnx(model, outputs, fixed), fixed or ())
+    return _planned(OnnxDiscovery(model, where), notes=notes)
+
+
+def _check_whole(outputs: Outputs | None, fixed: Fixed | None) -> None:
+    if outputs is not None or fixed is not None:
+        asked = "outputs" if fixed is None else "fixed"
+        raise InputError(
+            f"{asked}= is for modules and ONNX files, and this is an exported program; fold and "
+            f"cut the module, and export what comes out"
+        )
 
 
 def _planned(
-    discovery: Discovery, training: frozenset[str], cut: CutOut | None = None
-) -> ModulePlan:
-    return ModulePlan(
-        (
-            *(_region(found) for found in discovery.regions),
-            *(_probed_region(probed) for probed in discovery.probed),
-        ),
-        (*(cut.refusals if cut else ()), *discovery.refusals),
-        cut.notes if cut else (),
+    discovery: Discovery[Model, Any], refusals: Iterable[Refusal] = (), notes: Iterable[str] = ()
+) -> Plan[Model]:
+    return Plan(
+        tuple(discovery.records()),
+        (*refusals, *discovery.refusals),
+        (*notes, *discovery.notes),
         discovery,
-        training,
     )
 
 
@@ -382,83 +228,3 @@ def _check_eval(model: nn.Module, chosen: Chosen) -> None:
                 f"uses the statistics of the batch; needed eval mode: call model.eval() first"
             )
             raise TrainingModeError(msg)
-
-
-def _region(found: Found) -> Region:
-    region = found.region
-    return region_record(
-        region,
-        found.block or "the model",
-        positions=found.lifted.positions(region.source, region.geometry.in_channels),
-        bytes_each=found.like.element_size(),
-    )
-
-
-def region_record(
-    region: Candidate, where: str, *, positions: int | None, bytes_each: int
-) -> Region:
-    """Describe a region of a program of any kind for a person."""
-    before, after = region.cost, region.cost_after
-    return Region(
-        where=where,
-        what=describe(region.nodes),
-        into=_into(region),
-        layers_before=before.layers,
-        macs_before=float(before.macs),
-        macs_after=float(after.macs),
-        stored_before=before.stored,
-        stored_after=after.stored,
-        parts=tuple(dict.fromkeys(n.where for n in sorted(region.nodes, key=lambda n: n.order))),
-        positions=positions,
-        bytes_each=bytes_each,
-    )
-
-
-def _probed_region(probed: Probed) -> Region:
-    geometry = probed.op.geometry
-    return Region(
-        where=probed.path or "the model",
-        what=f"{probed.what} (probed, not traced)",
-        into=str(geometry),
-        layers_before=1,
-        macs_before=0.0,
-        macs_after=0.0,
-        stored_before=geometry.parameters,
-        stored_after=geometry.parameters,
-        parts=(probed.path or "the model",),
-        probed=True,
-        bytes_each=probed.like.element_size(),
-    )
-
-
-def _into(region: Candidate) -> str:
-    """Name the layer that takes the place of a region."""
-    source = region.source
-    if isinstance(source, Padded):
-        return f"{region.geometry}, {source.mode} padding {source.pads[0][0]}"
-    if isinstance(source, HostedInput):
-        return next(n.what for n in region.nodes if source in n.inputs)
-    return str(region.geometry)
-
-
-def describe(nodes: frozenset[Node]) -> str:
-    """Name the operations of a region, equal ones counted, layers first."""
-    ordered = sorted(nodes, key=lambda n: (not n.is_mixing, n.order))
-    names = Counter(_short(n) for n in ordered if isinstance(n, Affine | Sum))
-    return " + ".join(
-        name if times == 1 else f"{times} {name}{'s' if name in _COUNTED else ''}"
-        for name, times in names.items()
-    )
-
-
-_COUNTED = {"batch norm", "add", "scale", "shift"}
-"""Operations whose name takes an s; a layer's, such as 3x3 conv, reads well without."""
-
-
-def _short(node: Node) -> str:
-    if isinstance(node, Affine) and node.is_layer:
-        if isinstance(node.inputs[0], HostedInput):
-            return node.what
-        size = "x".join(str(len(taps)) for taps in node.leaf.geometry.offsets)
-        return f"{size} conv" if size else "linear"
-    return node.what

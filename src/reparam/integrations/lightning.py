@@ -95,7 +95,7 @@ class FuseAtEnd(pl.Callback):
         self._out = [Path(file) for file in files]
         self._net, self._example, self._weights = net, example_inputs, weights
         self.fused: nn.Module | None = None
-        self.plan: Plan | None = None
+        self.plan: Plan[Any] | None = None
         self.verdict: Verdict | None = None
         self.exports: tuple[ExportResult, ...] = ()
 

@@ -3,6 +3,6 @@
 from __future__ import annotations
 
 from reparam.planner.candidates import Candidate, Cost
-from reparam.planner.select import Selection, select
+from reparam.planner.select import Selection, Veto, select
 
-__all__ = ["Candidate", "Cost", "Selection", "select"]
+__all__ = ["Candidate", "Cost", "Selection", "Veto", "select"]

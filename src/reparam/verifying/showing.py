@@ -14,7 +14,15 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from reparam.verifying.outputs import is_inexact, numbers, tensors
 
-__all__ = ["NothingShownWarning", "constant_outputs", "other_inputs", "unsaturated"]
+__all__ = [
+    "NothingShownWarning",
+    "changed",
+    "constant_outputs",
+    "moved",
+    "other_inputs",
+    "unsaturated",
+    "unvaried",
+]
 
 _SHARE = 0.25
 """Largest share of an output's changes that may count as rounding."""
@@ -31,7 +39,7 @@ def constant_outputs(
     """Positions of the outputs that hardly change with the inputs.
 
     The samples of a batch are compared with one another; only where there is one, or they do not
-    differ, does the model run once more: on the same numbers in other places.
+    differ, does the model run once more: on the numbers in other places, and half as large.
 
     Args:
         run: Runs the model on inputs.
@@ -40,18 +48,31 @@ def constant_outputs(
         rounding: For each output, what counts as rounding; four times that is no change.
 
     """
+    constant = unvaried(inputs, outputs, rounding)
+    if constant:
+        try:
+            constant -= changed(outputs, list(tensors(run(moved(inputs)))), rounding)
+        except Exception:  # noqa: BLE001 (any error of the user's model, which takes no such inputs)
+            return constant
+    return constant
+
+
+def unvaried(inputs: Any, outputs: Sequence[Tensor], rounding: Sequence[float]) -> set[int]:
+    """Positions of the outputs that hardly differ between the samples of a batch, if it is one."""
     constant = {k for k, y in enumerate(outputs) if y.numel()}
     sizes = {len(leaf) for leaf in tree_leaves(inputs) if isinstance(leaf, Tensor) and leaf.dim()}
     if len(sizes) == 1 and min(sizes) > 1:
         turned = [y.roll(1, 0) if y.dim() and len(y) in sizes else y for y in outputs]
-        constant -= _changed(outputs, turned, rounding)
-    if constant:
-        moved = tree_map(lambda leaf: _moved(leaf) if isinstance(leaf, Tensor) else leaf, inputs)
-        try:
-            constant -= _changed(outputs, list(tensors(run(moved))), rounding)
-        except Exception:  # noqa: BLE001 (any error of the user's model, which takes no such inputs)
-            return constant
+        constant -= changed(outputs, turned, rounding)
     return constant
+
+
+def moved(inputs: Any) -> Any:
+    """Inputs with the numbers in other places, and half as large.
+
+    Noise remains noise when it is moved, of which a net that averages makes the same.
+    """
+    return tree_map(lambda leaf: _moved(leaf) if isinstance(leaf, Tensor) else leaf, inputs)
 
 
 def other_inputs(inputs: Any) -> Iterator[Any]:
@@ -90,9 +111,10 @@ _BOUNDED = {
 }  # fmt: skip
 
 
-def _changed(
+def changed(
     outputs: Sequence[Tensor], others: Sequence[Tensor], rounding: Sequence[float]
 ) -> set[int]:
+    """Positions of the outputs that differ from others by more than rounding explains."""
     if [y.shape for y in outputs] != [y.shape for y in others]:
         return set(range(len(outputs)))
     return {
@@ -110,4 +132,5 @@ def _change(left: Tensor, right: Tensor) -> float:
 
 def _moved(value: Tensor) -> Tensor:
     """The numbers of each sample in the opposite order; samples change places."""
-    return value.flip(tuple(range(value.dim())))
+    turned = value.flip(tuple(range(value.dim())))
+    return turned / 2 if value.is_floating_point() else turned

@@ -5,9 +5,8 @@ from __future__ import annotations
 import dataclasses
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import torch
@@ -38,9 +37,11 @@ from reparam.verifying.outputs import (
 from reparam.verifying.rounding import rounding_of
 from reparam.verifying.showing import (
     NothingShownWarning,
-    constant_outputs,
+    changed,
+    moved,
     other_inputs,
     unsaturated,
+    unvaried,
 )
 from reparam.verifying.weights import unsound_weight
 
@@ -164,17 +165,20 @@ def verify(
     """
     for name, model in (("reference", reference), ("candidate", candidate)):
         _check_eval(name, model)
-    verdict, expected = _compare(reference, candidate, example_inputs, tolerance)
+    first = _compare(reference, candidate, example_inputs, tolerance)
+    verdict, expected = first.verdict, first.outputs
     culprit = unsound_weight(reference) or unsound_weight(candidate)
     if culprit is not None:
         problem = culprit if verdict.problem is None else f"{culprit}, and {verdict.problem}"
         return dataclasses.replace(verdict, problem=problem)
     if not verdict.ok:
         return verdict
-    constant = _constant(reference, example_inputs, expected, verdict)
+    constant = unvaried(example_inputs, expected, first.rounding)
     other = None
     if constant:
-        other, constant = _elsewhere(reference, candidate, example_inputs, tolerance, constant)
+        other, constant = _elsewhere(
+            reference, candidate, example_inputs, tolerance, first, constant
+        )
     if len(constant) == sum(1 for y in expected if y.numel()):
         warnings.warn(
             "the two models agree, and no output of the reference changes with the inputs by more "
@@ -211,10 +215,35 @@ def judge(
     )
 
 
+@dataclass(frozen=True, slots=True)
+class _Run:
+    """Both models' results for one input: the verdict, and what the reference returned."""
+
+    verdict: Verdict
+    control: Difference
+    outputs: list[Tensor]
+
+    @property
+    def rounding(self) -> list[float]:
+        """For each output, what counts as rounding."""
+        return [_FACTOR * self.control.max_abs] * len(self.outputs)
+
+    def explains(self, expected: list[Tensor], found: list[Tensor]) -> bool:
+        """Whether the rounding measured here is that of other results, and explains them."""
+        other = differences(expected, found)
+        alike = _scale(expected) <= _ALIKE * _scale(self.outputs)
+        return alike and not other.unequal and other.max_abs <= _FACTOR * self.control.max_abs
+
+
+_ALIKE = 4.0
+"""How many times larger results may be whose rounding is taken for the same."""
+
+
 def _compare(
-    reference: nn.Module, candidate: Runnable, inputs: Any, tolerance: float | None
-) -> tuple[Verdict, list[Tensor]]:
-    """Run both on some inputs; the outputs are the reference's."""
+    reference: nn.Module, candidate: Runnable, inputs: Any, tolerance: float | None,
+    known: _Run | None = None,
+) -> _Run:  # fmt: skip
+    """Run both on some inputs; measure the rounding, unless one known already explains all."""
     with running_on("reference", inputs):
         result = call(reference, inputs)
     with running_on("candidate", inputs):
@@ -222,46 +251,40 @@ def _compare(
     expected, found = list(tensors(result)), list(tensors(other))
     _check_same(result, other, candidate)
     control = Difference()
-    if tolerance is None and nothing_to_see(expected, found) is None:
+    if known is not None and known.explains(expected, found):
+        control = known.control
+    elif tolerance is None and nothing_to_see(expected, found) is None:
         control = rounding_of(reference, inputs, expected)
-    return judge(expected, found, control, tolerance=tolerance), expected
+    return _Run(judge(expected, found, control, tolerance=tolerance), control, expected)
 
 
 def _elsewhere(
-    reference: nn.Module, candidate: Runnable, given: Any, tolerance: float | None,
+    reference: nn.Module, candidate: Runnable, given: Any, tolerance: float | None, first: _Run,
     constant: set[int],
 ) -> tuple[Verdict | None, set[int]]:  # fmt: skip
     """Compare where the constant outputs vary; a verdict if both differ, and what still hides."""
-    for inputs, view in _attempts(reference, candidate, given):
+    for inputs, bounded in _attempts(given):
+        eager = all(_is_eager(model) for model in (reference, candidate))
         try:
-            with view:
-                verdict, outputs = _compare(reference, candidate, inputs, tolerance)
-                still = constant & _constant(reference, inputs, outputs, verdict)
+            with nullcontext() if bounded or not eager else unsaturated():
+                there = _compare(reference, candidate, inputs, tolerance, first)
+                before = first.outputs if bounded else list(tensors(call(reference, given)))
         except InputError:
             continue  # the models take no such inputs
-        if not verdict.ok and verdict.problem is None:
-            return verdict, set()
-        constant = still
+        if not there.verdict.ok and there.verdict.problem is None:
+            return there.verdict, set()
+        constant = constant - changed(before, there.outputs, there.rounding)
         if not constant:
             break
     return None, constant
 
 
-def _constant(
-    reference: nn.Module, inputs: Any, outputs: Sequence[Tensor], verdict: Verdict
-) -> set[int]:
-    rounding = [_FACTOR * verdict.control] * len(outputs)
-    return constant_outputs(partial(call, reference), inputs, outputs, rounding)
-
-
-def _attempts(
-    reference: nn.Module, candidate: Runnable, inputs: Any
-) -> Iterator[tuple[Any, AbstractContextManager[object]]]:
-    """Other inputs, and the given ones with the bounds of activations taken off."""
-    for others in other_inputs(inputs):
-        yield others, nullcontext()
-    if all(_is_eager(model) for model in (reference, candidate)):
-        yield inputs, unsaturated()
+def _attempts(inputs: Any) -> Iterator[tuple[Any, bool]]:
+    """Other inputs, the last ones for models with the bounds of activations taken off."""
+    yield moved(inputs), True
+    others = list(other_inputs(inputs)) or [inputs]
+    yield from ((other, True) for other in others[:-1])
+    yield others[-1], False
 
 
 def _is_eager(model: object) -> bool:

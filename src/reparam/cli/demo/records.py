@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
@@ -61,7 +61,7 @@ def model_record(
     return ModelRecord(key=key, label=label, role=role, note=note, **counted(model, image))
 
 
-def plan_record(model: str, plan: reparam.Plan) -> PlanRecord:
+def plan_record(model: str, plan: reparam.Plan[Any]) -> PlanRecord:
     """The regions and refusals of a plan."""
     return PlanRecord(
         model=model,
@@ -79,7 +79,7 @@ def plan_record(model: str, plan: reparam.Plan) -> PlanRecord:
     )
 
 
-def block_record(model: nn.Module, plan: reparam.Plan) -> BlockRecord | None:
+def block_record(model: nn.Module, plan: reparam.Plan[Any]) -> BlockRecord | None:
     """The folded block with the most branches, to draw it; None if nothing parallel folds."""
     sums = {
         region.where: module

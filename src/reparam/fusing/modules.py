@@ -1,0 +1,141 @@
+"""What folds in a torch module: how regions are folded, written and compared there."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from torch import Tensor, nn
+
+from reparam.algebra import AffineConv
+from reparam.frontends.torch.running import Arguments
+from reparam.frontends.torch.skeleton import shared_copy
+from reparam.fusing.compare import compare_runs
+from reparam.fusing.driver import Discovery, FoldWarning, complete
+from reparam.fusing.edit import CannotPlaceError, apply_regions
+from reparam.fusing.fold import FoldedLayer, lowered
+from reparam.fusing.found import ModuleFound, described, name_of
+from reparam.fusing.module_fold import fold
+from reparam.fusing.place import Parts
+from reparam.fusing.regions import Region
+
+if TYPE_CHECKING:
+    from reparam.frontends.torch.lift import Lifted
+    from reparam.planner import Candidate
+
+__all__ = ["ModuleDiscovery", "Probed"]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Probed:
+    """An untraceable module that was identified from its responses."""
+
+    path: str
+    what: str
+    op: AffineConv
+    like: Tensor
+
+
+class ModuleDiscovery(Discovery[nn.Module, ModuleFound]):
+    """Everything found in a module.
+
+    Attributes:
+        model: The user's model.
+        skeleton: The copy that was read.
+        probed: Modules that were identified from their responses.
+        calls: By path of a traced module, arguments that it ran with: to run the result with.
+        parts: Parts of the trace to rewrite, by path and inlined children, for one use each.
+        training: Modules outside of the chosen part that are in training mode.
+
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        """Begin with nothing found."""
+        super().__init__(name_of)
+        self.model = model
+        self.skeleton = shared_copy(model)
+        self.probed: list[Probed] = []
+        self.calls: dict[str, Arguments] = {}
+        self.parts: Parts = {}
+        self.training: frozenset[str] = frozenset()
+
+    def described(self, lifted: Lifted, region: Candidate) -> ModuleFound:
+        """Decide how the model is edited for a region."""
+        return described(lifted, region)
+
+    def place(self, found: ModuleFound) -> str:
+        """Name the module whose forward changes."""
+        return found.block or self.whole
+
+    def bytes_each(self, found: ModuleFound) -> int:
+        """Bytes of one number of a region's layer."""
+        return found.like.element_size()
+
+    def fold(self, found: ModuleFound) -> FoldedLayer:
+        """Compute the layer of a region and compare it with the region as torch runs it."""
+        return fold(found.lifted, found.region, found.like)
+
+    def records(self) -> Iterator[Region]:
+        """The regions, and the modules that were probed."""
+        yield from super().records()
+        yield from map(_probed_region, self.probed)
+
+    def write(self, folded: Sequence[tuple[ModuleFound, FoldedLayer]]) -> nn.Module:
+        """Make the new model, without the blocks whose forward cannot be rewritten."""
+        probed = {one.path: lowered(one.op, one.like) for one in self.probed}
+        while True:
+            try:
+                fused = apply_regions(self.model, self.parts, folded, probed)
+                break
+            except CannotPlaceError as error:
+                others = [found for found, _ in folded if not _touches(found, error.block)]
+                together = set(complete(others, self.regions))
+                kept = [pair for pair in folded if pair[0] in together]
+                if len(kept) == len(folded):
+                    raise
+                folded = kept
+                warnings.warn(
+                    f"{error.block or self.whole} is left as it is: its forward cannot be "
+                    f"rewritten ({error})",
+                    FoldWarning,
+                    stacklevel=4,
+                )
+        return fused
+
+    def checked(self, fused: nn.Module, *, edited: bool) -> nn.Module:
+        """Run every module that was traced and its successor side by side, in eval mode."""
+        if edited or self.probed:
+            compare_runs(self.model, fused, self.calls)
+        for name, module in fused.named_modules():
+            module.training = module.training or name in self.training
+        return fused
+
+
+def _touches(found: ModuleFound, block: str) -> bool:
+    """Whether a region has operations in a module."""
+    owners = {found.block, *(found.key_of(node).owner for node in found.region.nodes)}
+    return any(_is_within(owner, block) for owner in owners)
+
+
+def _is_within(path: str, block: str) -> bool:
+    return block in {"", path} or path.startswith(f"{block}.")
+
+
+def _probed_region(probed: Probed) -> Region:
+    geometry = probed.op.geometry
+    where = probed.path or "the model"
+    return Region(
+        where=where,
+        what=f"{probed.what} (probed, not traced)",
+        into=str(geometry),
+        layers_before=1,
+        macs_before=0.0,
+        macs_after=0.0,
+        stored_before=geometry.parameters,
+        stored_after=geometry.parameters,
+        parts=(where,),
+        probed=True,
+        bytes_each=probed.like.element_size(),
+    )
