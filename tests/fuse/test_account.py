@@ -14,7 +14,7 @@ from torch import nn
 import reparam
 from accounting import unaccounted, unaccounted_norms
 from reparam import Why
-from reparam.frontends.torch.lift import lift
+from reparam.frontends.torch.rules import lift
 from reparam.frontends.torch.skeleton import shared_copy
 from reparam.frontends.torch.trace import TraceFailure, trace
 from small_nets import Lambda, conv, image, norm

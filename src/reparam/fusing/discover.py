@@ -23,7 +23,8 @@ from reparam.frontends.torch.faithful import (
     guess_for_module,
     with_numbers,
 )
-from reparam.frontends.torch.lift import Lifted, lift
+from reparam.frontends.torch.lift import Lifted
+from reparam.frontends.torch.rules import lift
 from reparam.frontends.torch.running import Arguments
 from reparam.frontends.torch.skeleton import (
     hooked_modules,

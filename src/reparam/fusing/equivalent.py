@@ -7,7 +7,7 @@ from torch import nn
 from reparam._support.arguments import MODULE, takes
 from reparam.algebra import AffineConv, evaluate
 from reparam.errors import InexactError
-from reparam.frontends.torch.lift import lift
+from reparam.frontends.torch.rules import lift
 from reparam.frontends.torch.skeleton import shared_copy, unwrap
 from reparam.frontends.torch.trace import TraceFailure, trace
 from reparam.planner.candidates import Candidates

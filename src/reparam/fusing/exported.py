@@ -11,7 +11,8 @@ from torch.export import ExportedProgram
 from torch.utils._pytree import tree_unflatten
 
 from reparam.frontends.torch.exported import path_of, read_program
-from reparam.frontends.torch.lift import Lifted, lift
+from reparam.frontends.torch.lift import Lifted
+from reparam.frontends.torch.rules import lift
 from reparam.fusing.chosen import EVERYTHING, Chosen
 from reparam.fusing.compare import compare_models
 from reparam.fusing.driver import Discovery

@@ -6,6 +6,7 @@ from collections import defaultdict
 
 from torch import Tensor, fx, nn
 
+from reparam.frontends.torch.effects import base_of
 from reparam.frontends.torch.lift import Lifted
 from reparam.frontends.torch.trace import Call, Key
 from reparam.fusing.chosen import Chosen
@@ -251,6 +252,4 @@ def _inside(path: str, holder: str) -> bool:
 
 
 def _base(lifted: Lifted, node: Node) -> fx.Node:
-    from reparam.frontends.torch.effects import base_of
-
     return base_of(lifted.node_of(node))

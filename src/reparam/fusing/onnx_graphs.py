@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 from reparam.errors import UnsupportedModelError, VerificationError
 from reparam.frontends.onnx.constants import Constants
-from reparam.frontends.onnx.lift import OnnxLifted, lift_onnx
+from reparam.frontends.onnx.lift import OnnxLifted
 from reparam.frontends.onnx.nodes import inner_graphs, sorted_model
+from reparam.frontends.onnx.rules import lift_onnx
 from reparam.frontends.onnx.shapes import Shapes
 from reparam.frontends.onnx.valid import check_readable, complaint
 from reparam.fusing.chosen import EVERYTHING, Chosen, Where

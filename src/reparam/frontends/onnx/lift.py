@@ -21,7 +21,7 @@ from reparam.reasons import Reason, Why
 if TYPE_CHECKING:
     from onnx import ModelProto, NodeProto
 
-__all__ = ["OnnxLifted", "OnnxLifter", "Rule", "lift_onnx"]
+__all__ = ["OnnxLifted", "OnnxLifter", "Rule"]
 
 _CHANNELS_SECOND = {
     "Conv", "ConvTranspose", "BatchNormalization", "InstanceNormalization", "AveragePool",
@@ -350,13 +350,6 @@ class OnnxLifter(Builder["NodeProto", str]):
 
 
 Rule = Callable[[OnnxLifter, "NodeProto"], Node | None]
-
-
-def lift_onnx(model: ModelProto, opset: int) -> OnnxLifted:
-    """Lift the main graph of a model whose default domain has the given version."""
-    from reparam.frontends.onnx.rules import rule_for
-
-    return OnnxLifter(model, opset).run(rule_for)
 
 
 def _first_output(proto: NodeProto) -> str:

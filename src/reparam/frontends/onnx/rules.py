@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from reparam.frontends.onnx.lift import Rule
+from reparam.frontends.onnx.lift import OnnxLifted, OnnxLifter, Rule
 from reparam.frontends.onnx.rules_layers import (
     batch_norm,
     conv,
@@ -34,9 +34,14 @@ from reparam.frontends.onnx.rules_parts import depth_to_space, gather, space_to_
 from reparam.frontends.onnx.rules_scales import add, add_all, divide, multiply, negate, subtract
 
 if TYPE_CHECKING:
-    from onnx import NodeProto
+    from onnx import ModelProto, NodeProto
 
-__all__ = ["rule_for"]
+__all__ = ["lift_onnx", "rule_for"]
+
+
+def lift_onnx(model: ModelProto, opset: int) -> OnnxLifted:
+    """Lift the main graph of a model whose default domain has the given version."""
+    return OnnxLifter(model, opset).run(rule_for)
 
 
 def rule_for(proto: NodeProto) -> Rule | None:

@@ -17,7 +17,7 @@ from reparam.frontends.torch.trace import Trace
 from reparam.program import Affine, Alias, Node, Opaque, Program, ShapeOf
 from reparam.reasons import Reason
 
-__all__ = ["Facts", "Lifted", "Lifter", "lift"]
+__all__ = ["Facts", "Lifted", "Lifter", "Rule", "scalar"]
 
 
 @dataclass(eq=False)
@@ -90,7 +90,7 @@ class Lifter(Builder[fx.Node, fx.Node]):
         vectors: bool,
         probed: dict[str, AffineConv],
     ) -> None:
-        """Prepare to lift; see :func:`lift` for the arguments."""
+        """Prepare to lift; see :func:`reparam.frontends.torch.rules.lift` for the arguments."""
         super().__init__()
         self.trace = trace
         self.constants = Constants(trace)
@@ -248,27 +248,6 @@ def _changed_bases(trace: Trace) -> set[fx.Node]:
 
 
 Rule = Callable[[Lifter, fx.Node], Node | None]
-
-
-def lift(
-    trace: Trace,
-    *,
-    training: bool = False,
-    vectors: bool = False,
-    probed: dict[str, AffineConv] | None = None,
-) -> Lifted:
-    """Lift a trace.
-
-    Args:
-        trace: What was traced.
-        training: Read the running statistics of BN layers in training mode too.
-        probed: Operators of modules that could not be traced, by path.
-        vectors: Take the outputs of linear layers for ``(N, C)`` where nothing says otherwise.
-
-    """
-    from reparam.frontends.torch.rules import rule_for
-
-    return Lifter(trace, training=training, vectors=vectors, probed=probed or {}).run(rule_for)
 
 
 def scalar(value: Any) -> float | None:

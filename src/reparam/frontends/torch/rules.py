@@ -9,11 +9,12 @@ import torch
 from torch import fx, nn
 from torch.nn import functional as F
 
+from reparam.algebra import AffineConv
 from reparam.frontends.hosted import is_hosted
 from reparam.frontends.kinds import AnyBatchNorm
 from reparam.frontends.torch.arguments import CONVOLUTIONS, TRANSPOSED
 from reparam.frontends.torch.builtin import is_builtin
-from reparam.frontends.torch.lift import Lifter, Rule
+from reparam.frontends.torch.lift import Lifted, Lifter, Rule
 from reparam.frontends.torch.rules_layers import (
     batch_norm_function,
     batch_norm_module,
@@ -75,8 +76,28 @@ from reparam.frontends.torch.rules_scales import (
     subtract,
 )
 from reparam.frontends.torch.rules_stacks import stack, total
+from reparam.frontends.torch.trace import Trace
 
-__all__ = ["rule_for"]
+__all__ = ["lift", "rule_for"]
+
+
+def lift(
+    trace: Trace,
+    *,
+    training: bool = False,
+    vectors: bool = False,
+    probed: dict[str, AffineConv] | None = None,
+) -> Lifted:
+    """Lift a trace by the rules for its operations.
+
+    Args:
+        trace: What was traced.
+        training: Read the running statistics of BN layers in training mode too.
+        probed: Operators of modules that could not be traced, by path.
+        vectors: Take the outputs of linear layers for ``(N, C)`` where nothing says otherwise.
+
+    """
+    return Lifter(trace, training=training, vectors=vectors, probed=probed or {}).run(rule_for)
 
 
 def rule_for(lifter: Lifter, node: fx.Node) -> Rule | None:
