@@ -7,6 +7,7 @@ finite ones, which change with the inputs by more than what counts as rounding.
 from __future__ import annotations
 
 from reparam.verifying.calling import call
+from reparam.verifying.inside import Inside, agree_inside
 from reparam.verifying.outputs import (
     Difference,
     differences,
@@ -21,8 +22,10 @@ from reparam.verifying.weights import unsound_weight
 
 __all__ = [
     "Difference",
+    "Inside",
     "NothingShownWarning",
     "Verdict",
+    "agree_inside",
     "call",
     "constant_outputs",
     "differences",
