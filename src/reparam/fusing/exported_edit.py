@@ -273,6 +273,7 @@ class _Writer:
         for entry in calls:
             if entry.signature is not None:
                 signature = entry.signature
+                signature.inputs = [_renamed_argument(arg, named) for arg in signature.inputs]
                 signature.outputs = [_renamed_argument(arg, named) for arg in signature.outputs]
         return ExportedProgram(
             module, module.graph, ExportGraphSignature(self._specs, results), self._state,

@@ -76,7 +76,8 @@ def mutated_argument(
         return first if in_place else None
     if node.op == "call_module" and module_of is not None:
         module = module_of(node)
-        changes = any(getattr(m, "inplace", False) is True for m in module.modules())
+        parts = module.modules() if module._modules else (module,)
+        changes = any(getattr(m, "inplace", False) is True for m in parts)
         return first if changes else None
     return None
 

@@ -106,8 +106,9 @@ def taken_for_tensors() -> Iterator[None]:
     def checked(value: Any, kind: Any) -> bool:
         if plain(value, kind):
             return True
-        traced = issubclass(type(value), TracedValue) and value.tracer.is_tensor(value.node)
-        return traced and issubclass(Tensor, kind)
+        if type(value) not in _TRACED:  # asked of every value that there is: quickly
+            return False
+        return value.tracer.is_tensor(value.node) and issubclass(Tensor, kind)
 
     builtins.isinstance = checked
     try:
@@ -115,6 +116,8 @@ def taken_for_tensors() -> Iterator[None]:
     finally:
         builtins.isinstance = plain
 
+
+_TRACED = frozenset({TracedValue, _Attribute})
 
 _PROPERTIES = frozenset({"shape", "ndim", "dtype", "device", "is_cuda", "is_mps", "layout"})
 """Attributes of a tensor that are never methods."""

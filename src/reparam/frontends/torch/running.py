@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_map
 
+from reparam.frontends.torch.effects import FACTORIES
+
 __all__ = ["Arguments", "is_parameter_only", "run_until"]
 
 Arguments = tuple[tuple[Any, ...], dict[str, Any]]
@@ -16,15 +18,14 @@ Arguments = tuple[tuple[Any, ...], dict[str, Any]]
 
 
 def is_parameter_only(node: fx.Node) -> bool:
-    """Whether a value is computed from parameters and buffers alone."""
+    """Whether a value is computed from parameters, buffers and plain numbers alone."""
     if node.op == "get_attr":
         return True
     inputs = node.all_input_nodes
-    return (
-        node.op in {"call_function", "call_method"}
-        and bool(inputs)
-        and all(is_parameter_only(n) for n in inputs)
-    )
+    if not inputs:
+        return node.op == "call_function" and node.target in FACTORIES
+    called = node.op in {"call_function", "call_method"}
+    return called and all(is_parameter_only(n) for n in inputs)
 
 
 def run_until(node: fx.Node, twin: nn.Module, inputs: dict[str, Any]) -> Any:

@@ -277,11 +277,13 @@ class Copier:
         # Not by the class's own __new__: that of a GraphModule makes another class.
         twin: nn.Module = self._remember(module, object.__new__(type(module)))
         state = vars(twin)
+        state.update(vars(module))
         for name, value in vars(module).items():
-            if type(value) in _ATOMS:
-                state[name] = value
-            elif name in _OWN and (not value or (name in _HOOKS and not self._keep_hooks)):
-                state[name] = type(value)()
+            kind = type(value)
+            if kind in _ATOMS:
+                continue
+            if name in _OWN and (not value or (name in _HOOKS and not self._keep_hooks)):
+                state[name] = kind()
             else:
                 state[name] = self.value(value)
         return twin
