@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import warnings
 from typing import Any
 
 import pytest
@@ -187,3 +188,46 @@ def test_batch_statistics_are_refused() -> None:
     plan = reparam.plan(program)  # branches without norms are the same function in training
     assert reparam.Why.NORM_IN_TRAINING in {refusal.reason.kind for refusal in plan.refusals}
     assert not any("BN" in region.what for region in plan.regions)
+
+
+class Inner(nn.Module):
+    """A module whose own call is to be kept."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.n, self.c, self.m = nn.BatchNorm2d(4), nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4)
+
+    def forward(self, x: torch.Tensor, y: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return self.m(self.c(self.n(x).relu())), y + 1
+
+
+class Outer(nn.Module):
+    """Layers that fold into what a kept call reads and returns."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.an = nn.Conv2d(4, 4, 3, padding=1), nn.BatchNorm2d(4)
+        self.inner = Inner()
+        self.b, self.bn = nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        first, second = self.inner(self.a(x), self.an(self.a(x)))
+        return self.bn(self.b(first)) * second
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_calls_that_were_kept_are_kept(form: str) -> None:
+    torch.manual_seed(0)
+    model, x = randomise(Outer().double()), image()
+    program = exported(model, (x,), form, preserve_module_call_signature=("inner",))
+    fused = reparam.fuse(program)
+    assert len(fused.graph.nodes) < len(program.graph.nodes)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of torch's own, for the program as exported, too
+        parts = torch.export.unflatten(fused)
+    calls: list[Any] = []
+    parts.inner.register_forward_hook(lambda _module, given, result: calls.append((given, result)))
+    torch.testing.assert_close(parts(x), model(x), rtol=1e-11, atol=1e-11)
+    ((given, result),) = calls
+    assert len(given) == 2
+    assert len(result) == 2

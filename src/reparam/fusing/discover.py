@@ -7,12 +7,14 @@ from collections.abc import Hashable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import nn
 
 from reparam._support.arguments import running_on
 from reparam.algebra import AffineConv
 from reparam.frontends.kinds import AnyConv, AnyNorm
 from reparam.frontends.torch.builtin import is_builtin
+from reparam.frontends.torch.chains import chains, runs_as_chain, trace_of
 from reparam.frontends.torch.decisions import Place, goes_another_way
 from reparam.frontends.torch.faithful import (
     Outcome,
@@ -126,16 +128,14 @@ class _Finder:
                 return
             if _has_layers(module) or not path:
                 self._leave(path, module, Why.NOT_TRACED(failure=str(failure)))
-            self._untraced.add(path)
-            self._visit_children(path, module)
+            self._visit_parts(path, module)
             return
         traced, ways, report = self._believed(module, traced, ways)
         if report.call is not None:
             self.result.calls[path] = report.call
         if report.outcome is Outcome.DIFFERENT:
             self._leave(path, module, Why.TRACE_DIFFERS(found=report.why))
-            self._untraced.add(path)
-            self._visit_children(path, module)
+            self._visit_parts(path, module)
             return
         known = {p: self.skeleton.get_submodule(p) for p in traced.opaque}
         probed = {p: op for p, child in known.items() if (op := self._identify(p, child))}
@@ -146,8 +146,7 @@ class _Finder:
             child = self.skeleton.get_submodule(inner)
             if _has_layers(child):
                 self._leave(inner, child, Why.NOT_TRACED(failure=traced.opaque[inner]))
-            self._untraced.add(inner)
-            self._visit_children(inner, child)
+            self._visit_parts(inner, child)
 
     def _trace(self, path: str, module: nn.Module) -> tuple[Trace, list[Trace]]:
         """Trace a module, and the other ways through it that other inputs may take."""
@@ -245,6 +244,30 @@ class _Finder:
             else:
                 reason = Why.PARENT_NOT_TRACED(parent=untraced or "the model")
             self._leave(path, module, reason)
+
+    def _visit_parts(self, path: str, module: nn.Module) -> None:
+        """Go on with what can be read of a module that cannot be traced as a whole."""
+        self._untraced.add(path)
+        self._plan_chains(path, module)
+        self._visit_children(path, module)
+
+    def _plan_chains(self, path: str, module: nn.Module) -> None:
+        """Plan what runs one behind the other whatever the rest of a forward does."""
+        found = chains(module)
+        call = (self._known_call(path) or guess_for_module(module)) if found else None
+        if call is None:
+            return
+        twin, (positional, named) = runnable_copy(module), with_numbers(call)
+        for chain in found:
+            try:
+                with torch.no_grad():
+                    seen = runs_as_chain(twin, chain, lambda: twin(*positional, **named))
+            except Exception:  # noqa: BLE001 (any error of the user's model: nothing was seen)
+                return
+            if seen:
+                self.result.calls.setdefault(path, call)
+                report = Report(Outcome.EQUAL, call=call)
+                self._plan(lift(trace_of(module, path, chain)), report, [])
 
     def _visit_children(self, path: str, module: nn.Module) -> None:
         for name, child in module.named_children():
