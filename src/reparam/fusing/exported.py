@@ -70,6 +70,7 @@ class ExportedDiscovery(Discovery[ExportedProgram, ModuleFound]):
     def positions(self, found: ModuleFound) -> int | None:
         """Not known, as sizes may vary; to ask a symbolic one would bind the program to it."""
         del found
+        return None
 
     def fold(self, found: ModuleFound) -> FoldedLayer:
         """Compute the layer of a region and compare it with the region as torch runs it."""

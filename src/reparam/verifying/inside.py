@@ -89,8 +89,8 @@ def _sample(name: str, value: Tensor) -> _Sample:
     elif value.dim() > 3:
         there = there.flip(-1)
     step = max(1, here.numel() // _MOST) | 1  # odd, so that it does not hit one column alone
-    parts = [part.flatten()[::step].to(torch.float64, copy=True) for part in (here, there)]
-    return _Sample(name, *parts, torch.finfo(value.dtype).eps)
+    here, there = (p.flatten()[::step].to(torch.float64, copy=True) for p in (here, there))
+    return _Sample(name, here, there, torch.finfo(value.dtype).eps)
 
 
 _ACTIVATIONS = frozenset({
