@@ -13,8 +13,9 @@ from torch import nn
 
 from reparam import algebra
 from reparam.branching.online import norms, toeplitz
+from reparam.branching.online import rows as rows_
 from reparam.branching.online.costs import choices
-from reparam.branching.online.moments import way_of
+from reparam.branching.online.ways import way_of
 from stepping import merged, merged_by_force, randomised, train_both
 from zoo.mobile import MobileOneBlock
 
@@ -44,6 +45,11 @@ PATCHES = [
     (_patch((4, 1, 2, 4), padding=1, groups=4), (2, 4, 4, 5)),
     (_patch((4, 1, 3), padding=1, groups=4), (2, 4, 7)),
     (_patch((4, 1, 3, 3), padding=1, stride=2, groups=4), (2, 4, 6, 5)),
+    (_patch((4, 1, 3, 3), padding=1, stride=2, groups=4), (2, 4, 5, 8)),
+    (_patch((8, 1, 5, 5), padding=2, stride=(2, 1), groups=4), (2, 4, 8, 5)),
+    (_patch((4, 1, 7, 3), padding=(3, 0), stride=3, groups=4), (2, 4, 9, 10)),
+    (_patch((4, 1, 4), padding=1, stride=2, groups=4), (2, 4, 8)),
+    (_patch((4, 1, 3, 3), padding=2, stride=2, groups=4), (2, 4, 1, 2)),
     (_patch((4, 1, 3, 3), padding=2, dilation=2, groups=4), (2, 4, 6, 5)),
     (_patch((6, 2, 3, 3), padding=1, stride=2, groups=2), (2, 4, 5, 6)),
     (_patch((6, 2, 1, 1), groups=2), (2, 4, 3, 4)),
@@ -57,7 +63,7 @@ PATCHES = [
 @pytest.mark.parametrize(("patch", "shape"), PATCHES, ids=lambda v: str(v).replace(" ", ""))
 def test_moments_and_the_way_back(patch: algebra.Geometry, shape: tuple[int, ...]) -> None:
     x = torch.randn(shape, dtype=torch.float64) + 2
-    mean, covariance = way_of(patch).moments(x, patch, torch.float64)
+    mean, covariance = way_of(x, patch).moments(torch.float64)
     rows = _written_out(x, patch)
     centred = rows - rows.mean(2, keepdim=True)
     torch.testing.assert_close(mean, rows.mean(2), rtol=1e-12, atol=1e-13)
@@ -66,7 +72,7 @@ def test_moments_and_the_way_back(patch: algebra.Geometry, shape: tuple[int, ...
 
     half = torch.randn_like(covariance)
     matrix, shift, before = half + half.mT, torch.randn_like(mean), torch.randn_like(x)
-    found = way_of(patch).gradient(x, patch, matrix, shift, before)
+    found = way_of(x, patch).gradient((matrix, shift), before, [])
 
     def total(x: torch.Tensor) -> torch.Tensor:
         rows = _written_out(x, patch)
@@ -89,7 +95,9 @@ def test_gradients_of_scales_and_shifts(patch: algebra.Geometry, shape: tuple[in
             norm = nn.BatchNorm2d(outputs, track_running_stats=False).double()
             norm._parameters.update(weight=weight, bias=bias)
             branches.append(norms.Branch(norm, kernel, (slice(None),) * patch.dims))
-        same, found = norms.normalised(x, norms.Normalisation(patch, tuple(branches), count))
+        same, found = norms.normalised(
+            x, norms.Normalisation(patch, tuple(branches), count), way_of(x, patch)
+        )
         return same, *(tensor for pair in found for tensor in pair)
 
     inputs = (
@@ -108,9 +116,26 @@ def test_a_large_mean_costs_little_precision(
     x = (torch.randn(shape, dtype=torch.float64) + 1000).float()
     rows = _written_out(x.double(), patch)
     inner = (rows - rows.mean(2, keepdim=True)).square().mean(2)
-    _, covariance = way_of(patch).moments(x, patch, torch.float32)
+    _, covariance = way_of(x, patch).moments(torch.float32)
     found = covariance.diagonal(dim1=1, dim2=2)
     torch.testing.assert_close(found.double(), inner, rtol=1e-3, atol=0)
+
+
+@pytest.mark.parametrize(("patch", "shape"), PATCHES, ids=lambda v: str(v).replace(" ", ""))
+def test_moments_far_from_zero(patch, shape, monkeypatch) -> None:
+    """There images are centred before they are squared, here in any case."""
+    monkeypatch.setattr(toeplitz, "is_precise", lambda *_: False)
+    monkeypatch.setattr(rows_, "is_precise", lambda *_: False)
+    x = torch.randn(shape, dtype=torch.float64) + 30
+    rows = _written_out(x, patch)
+    centred = rows - rows.mean(2, keepdim=True)
+    expected = centred @ centred.mT / rows.shape[2]
+    _, covariance = way_of(x, patch).moments(torch.float64)
+    torch.testing.assert_close(covariance, expected, rtol=1e-11, atol=1e-11)
+    if isinstance(way_of(x, patch), toeplitz.Toeplitz) and (rows == 0).any():
+        monkeypatch.setattr(toeplitz, "maps_of", _mean_beyond_the_border)
+        with pytest.raises(AssertionError):
+            torch.testing.assert_close(way_of(x, patch).moments(torch.float64)[1], expected)
 
 
 @settings(max_examples=15, suppress_health_check=[HealthCheck.too_slow])
@@ -135,7 +160,7 @@ def test_random_blocks_train_alike(data: st.DataObject) -> None:
     train_both(wide, online, [torch.randn(3, 4, *size, dtype=torch.float64)])
 
 
-_FOLLOW, _MAPS = norms._follow, toeplitz._maps
+_FOLLOW, _MAPS = norms._follow, toeplitz.maps_of
 
 
 def _biased(branches, means, variances, count):
@@ -148,40 +173,46 @@ def _uncentred(mean, covariance, count, group):
     return mean, covariance + mean.unsqueeze(2) * mean.unsqueeze(1), count
 
 
-def _without(name: str, part: tuple[slice, ...]):
-    """Toeplitz maps with a part that is zero."""
-
-    def maps(*args):
-        found = _MAPS(*args)
-        wrong = getattr(found, name).clone()
-        wrong[part] = 0
-        return dataclasses.replace(found, **{name: wrong})
-
-    return maps
+def _no_frame(*args):
+    return dataclasses.replace(_MAPS(*args), strips=[])
 
 
-LAGS, KERNEL, ROWS = 5 * 3, 5 * 5, 2 * 3
-"""Of a 3x3 patch: sums for the image itself, numbers of its kernel, sums for pairs of rows."""
+def _mean_beyond_the_border(*args):
+    """As if patches held the mean there, not zeros."""
+    found = _MAPS(*args)
+    return dataclasses.replace(found, present=torch.ones_like(found.present))
 
 
+def _one_way(*args):
+    """No convolution that gives the image its gradient."""
+    found = _MAPS(*args)
+    back = [dataclasses.replace(b, kernel=torch.zeros_like(b.kernel)) for b in found.back]
+    return dataclasses.replace(found, back=back)
+
+
+def _one_lag_off(*args):
+    found = _MAPS(*args)
+    return dataclasses.replace(found, products=found.products.roll(1))
+
+
+@pytest.mark.parametrize("stride", [1, 2])
 @pytest.mark.parametrize(
     ("module", "name", "wrong"),
     [
         (norms, "_follow", _biased),
         (norms, "_joined", _uncentred),
-        (toeplitz, "_maps", _without("products", (slice(LAGS, LAGS + ROWS),))),
-        (toeplitz, "_maps", _without("products", (slice(LAGS + 2 * ROWS, None),))),
-        (toeplitz, "_maps", _without("returned", (slice(None), slice(KERNEL, None)))),
-        (toeplitz, "_maps", _without("present", (slice(None),))),
+        (toeplitz, "maps_of", _no_frame),
+        (toeplitz, "maps_of", _one_way),
+        (toeplitz, "maps_of", _one_lag_off),
     ],
-    ids=["biased variance", "uncentred", "no rows", "no corners", "nothing back", "zeros as mean"],
+    ids=["biased variance", "uncentred", "no border", "nothing back", "one lag off"],
 )
-def test_a_seeded_error_is_found(module, name, wrong, monkeypatch) -> None:
-    block = MobileOneBlock(4, 4, groups=4, branches=2)
+def test_a_seeded_error_is_found(module, name, wrong, stride, monkeypatch) -> None:
+    block = MobileOneBlock(4, 4, groups=4, branches=2, stride=stride)
     # A layer before it, for the gradient of the block's input to reach.
     wide = randomised(nn.Sequential(nn.Conv2d(4, 4, 1), nn.ReLU(), block))
     online = merged_by_force(wide)
-    batches = [torch.randn(3, 4, 6, 7, dtype=torch.float64) + 0.5]
+    batches = [torch.randn(3, 4, 6, 8, dtype=torch.float64) + 0.5]
     monkeypatch.setattr(module, name, wrong)
     with pytest.raises(AssertionError):
         train_both(wide, online, batches)

@@ -14,8 +14,8 @@ from dataclasses import dataclass, field, replace
 
 from reparam.algebra import Geometry, parallel
 from reparam.branching.online.moments import is_single_tap, is_toeplitz
+from reparam.branching.online.shifts import lag_windows
 from reparam.branching.online.steps import Kind, Step
-from reparam.branching.online.toeplitz import lag_windows
 
 __all__ = ["Costs", "cheapest", "choices", "common_patch", "positions", "work_of"]
 
@@ -27,6 +27,8 @@ _PASS = 10.0
 """Reading a tensor and writing another, for each number."""
 _DEPTHWISE_TAP = 5.0
 """A tap of a depthwise convolution: bound by memory, not by arithmetic."""
+_STRIDED = 95.0
+"""What a depthwise convolution with a stride takes besides, for each number that it reads."""
 _GATHER = 55.0
 """Writing one tap of a patch out, or adding it back."""
 _SMALL = 1e8
@@ -118,9 +120,17 @@ def _upstream(steps: tuple[Step, ...], index: int) -> set[int]:
 def _layer(geometry: Geometry, shape: tuple[int, ...]) -> float:
     if geometry.is_diagonal:
         return 3 * _PASS * geometry.out_channels * positions(geometry, shape)
-    rate = _DEPTHWISE_TAP if geometry.groups == geometry.in_channels > 1 else 1.0
-    outside = 2 * _PASS * geometry.out_channels
-    return positions(geometry, shape) * (3 * rate * geometry.weights + outside)
+    outside = 2 * _PASS * geometry.out_channels * positions(geometry, shape)
+    return _products(geometry, shape) + outside
+
+
+def _products(geometry: Geometry, shape: tuple[int, ...]) -> float:
+    count = 3 * geometry.weights * positions(geometry, shape)
+    if not geometry.groups == geometry.in_channels > 1:
+        return count
+    return count * _DEPTHWISE_TAP + _STRIDED * math.prod(shape) * any(
+        s > 1 for s in geometry.stride
+    )
 
 
 def _moments(patch: Geometry, shape: tuple[int, ...], threads: int) -> float:
@@ -130,14 +140,26 @@ def _moments(patch: Geometry, shape: tuple[int, ...], threads: int) -> float:
     if is_single_tap(patch):
         return size * (2 * width + 5 * _PASS) + _SMALL * threads
     if is_toeplitz(patch):
-        high, wide = ([1, *map(len, patch.offsets)])[-2:]
-        lags = (2 * high - 1) * 3 * lag_windows(wide)
-        back = (2 * high - 1) * (2 * wide - 1)
-        border = 2 * (high + wide) / min(shape[2:])
-        rate = lags * _DEPTHWISE_TAP + back * _DEPTHWISE_TAP / 2 + 6 * _PASS + border * 3 * _PASS
-        return size * rate + _SMALL_DEPTHWISE * threads
+        return size * _shifted(patch, shape) + _SMALL_DEPTHWISE * threads
     gathered = positions(patch, shape) * channels * patch.taps
     return gathered * (2 * width + 3 * _GATHER) + _SMALL * threads
+
+
+def _shifted(patch: Geometry, shape: tuple[int, ...]) -> float:
+    """For each number of the input: correlations of its phases, the way back, and the frame."""
+    high, wide = ([1, *map(len, patch.offsets)])[-2:]
+    down, right = ([1, *patch.stride])[-2:]
+    phases = min(high, down) * min(wide, right)
+    shifts = [1] + [
+        taps[-1] // step - taps[0] // step + 1
+        for taps, step in zip(patch.offsets, patch.stride, strict=True)
+    ]
+    calls = lag_windows(shifts[-1], both=phases > 1) * phases * (phases + 1) / 2
+    lags = calls * (2 * shifts[-2] - 1) * 3 / (down * right)
+    back = (2 * high - 1) * (2 * wide - 1) * phases / (down * right)
+    border = 2 * (high + wide) / min(shape[2:])
+    passes = 24 + 45 * border if phases == 1 else 14 + 25 * border
+    return _DEPTHWISE_TAP * (lags + back / 2) + _PASS * passes
 
 
 @dataclass
@@ -197,9 +219,12 @@ class _Count:
 
     def _layer_on(self, step: Step) -> float:
         count = positions(step.geometry, self.shape)
-        assert step.layer is not None  # noqa: S101 (as above)
-        diagonal = step.layer.groups == step.layer.in_channels > 1
-        return count * step.layer.weights * 3 * (_DEPTHWISE_TAP if diagonal else 1.0)
+        layer = step.layer
+        assert layer is not None  # noqa: S101 (as above)
+        if not layer.groups == layer.in_channels > 1:
+            return count * layer.weights * 3
+        strided = _STRIDED * any(s > 1 for s in layer.stride) * math.prod(layer.stride)
+        return count * (layer.weights * 3 * _DEPTHWISE_TAP + strided * layer.in_channels)
 
     def _norm(self, index: int, step: Step, inner: _Sim) -> _Sim:
         if index in self.merged and inner.affine is not None and not inner.tensors:

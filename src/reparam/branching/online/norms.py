@@ -10,7 +10,7 @@ are computed together, in one function with a derivative by hand: it keeps the i
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -21,7 +21,8 @@ from torch.autograd.function import once_differentiable
 
 from reparam.algebra import Geometry
 from reparam.branching.online.kernels import Places
-from reparam.branching.online.moments import way_of
+from reparam.branching.online.moments import Way
+from reparam.branching.online.ways import Handed, take, way_of
 
 __all__ = ["Branch", "Normalisation", "frozen_scale", "normalised", "sync_group", "uses_batch"]
 
@@ -55,6 +56,7 @@ class Normalisation:
         branches: The branches.
         count: Positions of the batch.
         group: The processes whose batches are joined, or None.
+        handed: What convolutions of the same patches leave to the backward pass of the moments.
 
     """
 
@@ -62,6 +64,7 @@ class Normalisation:
     branches: tuple[Branch, ...]
     count: int
     group: Any = None
+    handed: Handed = field(default_factory=dict)
 
     @property
     def kernels(self) -> list[Tensor]:
@@ -99,12 +102,15 @@ class Normalisation:
         return split.transpose(0, 1).reshape(groups, count * split.shape[2], 1)
 
 
-def normalised(x: Tensor, what: Normalisation) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
+def normalised(
+    x: Tensor, what: Normalisation, way: Way
+) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
     """Normalise by batch statistics, and let the running ones follow.
 
     Args:
         x: The input of the block.
         what: Branches, those with kernels first.
+        way: The patches of the input.
 
     Returns:
         ``x`` itself, for what reads it next, so that its gradient and that of the statistics meet
@@ -113,7 +119,7 @@ def normalised(x: Tensor, what: Normalisation) -> tuple[Tensor, list[tuple[Tenso
     """
     norms = [branch.norm for branch in what.branches]
     tensors = [*what.kernels, *(n.weight for n in norms), *(n.bias for n in norms)]
-    same, scales, shifts = _Normalise.apply(x, what, *tensors)
+    same, scales, shifts = _Normalise.apply(x, what, way, *tensors)
     found = []
     for branch, scale, shift in zip(what.branches, scales.unbind(), shifts.unbind(), strict=True):
         # The mean holds the bias, which the norm therefore takes away again.
@@ -126,13 +132,13 @@ class _Normalise(Function):
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, what: Normalisation, *tensors: Tensor | None
+        ctx: Any, x: Tensor, what: Normalisation, way: Way, *tensors: Tensor | None
     ) -> tuple[Tensor, Tensor, Tensor]:
         branches = len(what.branches)
         kernels = tensors[: -2 * branches]
         with _plain(x):
             dtype = torch.promote_types(x.dtype, torch.float32)
-            mean, covariance = way_of(what.patch).moments(x, what.patch, dtype)
+            mean, covariance = way.moments(dtype)
             mean, covariance, count = _joined(mean, covariance, what.count, what.group)
             rows = what.rows(kernels, mean)  # type: ignore[arg-type]
             spread = rows @ covariance
@@ -148,18 +154,19 @@ class _Normalise(Function):
             shifts = (
                 -means * scales if shift is None else torch.addcmul(shift, means, scales, value=-1)
             )
-        ctx.save_for_backward(x, mean, spread, means, factor, scales, *kernels)
-        ctx.what, ctx.count = what, count
+        ctx.save_for_backward(way.kept, mean, spread, means, factor, scales, *kernels)
+        ctx.what, ctx.count, ctx.turned = what, count, way.turned
         ctx.set_materialize_grads(False)
         return x.view_as(x), scales, shifts
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
-        x, mean, spread, means, factor, scales, *kernels = ctx.saved_tensors
+        kept, mean, spread, means, factor, scales, *kernels = ctx.saved_tensors
         what: Normalisation = ctx.what
+        way, laters = take(what.handed)
         to_scale, to_shift = (torch.zeros_like(means) if g is None else g for g in grads[1:])
-        with _plain(x):
+        with _plain(kept):
             to_scale = torch.addcmul(to_scale, means, to_shift, value=-1)
             to_mean = -scales * to_shift
             to_variance = (to_scale * scales).mul_(factor.square()).mul_(-0.5)
@@ -174,13 +181,15 @@ class _Normalise(Function):
             if ctx.needs_input_grad[0]:
                 matrix = to_covariance.mul_(2 / ctx.count)
                 shift = to_means / ctx.count - (matrix @ mean.unsqueeze(2)).squeeze(2)
-                to_x = way_of(what.patch).gradient(x, what.patch, matrix, shift, to_x)
+                if way is None:
+                    way = way_of(kept, what.patch, turned=ctx.turned)
+                to_x = way.gradient((matrix, shift), to_x, laters)
             to_rows = torch.addcmul(of_mean * mean.unsqueeze(1), of_variance, spread, value=2)
             to_kernels = _split(what, to_rows, kernels)
             to_weight = to_scale * factor
         weights = [to_weight[i] if b.norm.weight is not None else None for i, b in _numbered(what)]
         biases = [to_shift[i] if b.norm.bias is not None else None for i, b in _numbered(what)]
-        return to_x, None, *to_kernels, *weights, *biases
+        return to_x, None, None, *to_kernels, *weights, *biases
 
 
 def _numbered(what: Normalisation) -> enumerate[Branch]:

@@ -15,6 +15,7 @@ from torch._compile import _disable_dynamo
 from reparam.algebra import Geometry, layer_arguments, parallel
 from reparam.branching.online.costs import cheapest, common_patch, positions
 from reparam.branching.online.kernels import Affine, composed, fitted
+from reparam.branching.online.moments import Way, is_single_tap
 from reparam.branching.online.norms import (
     Branch,
     Normalisation,
@@ -24,6 +25,7 @@ from reparam.branching.online.norms import (
     uses_batch,
 )
 from reparam.branching.online.steps import Kind, Step
+from reparam.branching.online.ways import Handed, convolved, way_of
 
 __all__ = ["Mode", "Region"]
 
@@ -80,6 +82,8 @@ class _Run:
     x: Any
     mode: Mode
     merged: frozenset[int]
+    last: tuple[Geometry, Way, Handed] | None = None
+    """The patches whose moments were taken last."""
 
     def output(self) -> Any:
         values: dict[int, _Value] = {}
@@ -213,7 +217,9 @@ class _Run:
         with _plain(self.x):
             branches = tuple(self._branch(index, affine, patch) for index, affine in members)
         count = positions(patch, tuple(self.x.shape))
-        self.x, pairs = normalised(self.x, Normalisation(patch, branches, count, processes))
+        what, way = Normalisation(patch, branches, count, processes), way_of(self.x.detach(), patch)
+        self.last = patch, way, what.handed
+        self.x, pairs = normalised(self.x, what, way)
         with _plain(self.x):
             return {
                 index: _Value(affine.scaled(scale).shifted(shift))
@@ -248,9 +254,17 @@ class _Run:
             return arguments(self.x, weight, affine.bias)
         with _plain(self.x):
             kernel, bias = affine.kernel(full, self.x.new_empty(0)), affine.bias
-        if not torch.is_autocast_enabled(self.x.device.type):
-            kernel = kernel.to(self.x.dtype)
-            bias = None if bias is None else bias.to(self.x.dtype)
+        kind = self.x.device.type
+        dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else self.x.dtype
+        kernel = kernel.to(dtype)
+        bias = None if bias is None else bias.to(dtype)
+        if dtype == self.x.dtype and kind == "cpu":
+            if self.last is not None:
+                patch, way, handed = self.last
+                if way.reads(full):
+                    return convolved(self.x, kernel, bias, patch, way, handed)
+            if is_single_tap(full):
+                return convolved(self.x, kernel, bias, full, way_of(self.x.detach(), full))
         return arguments(self.x, kernel, bias)
 
 
