@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any
 
+from reparam.deploy.engines import engine_names, get_engine
 from reparam.errors import InputError
 from reparam.report.published import REPARAMETERIZED_FAMILIES, published
 from reparam.report.results import (
@@ -36,18 +37,6 @@ SCHEMA = "reparam-benchmark/1"
 BUSY = 0.5
 """A load average above this share of the cores disturbs timings."""
 
-_LABELS = {
-    "eager": "eager",
-    "compile": "torch.compile",
-    "aoti": "AOTInductor",
-    "onnxruntime": "ONNX Runtime",
-    "openvino": "OpenVINO",
-    "executorch": "ExecuTorch",
-    "ncnn": "ncnn",
-    "litert": "LiteRT",
-    "coreml": "Core ML",
-    "tensorrt": "TensorRT",
-}
 _DTYPES = {"fp32": "float32", "bf16": "bfloat16"}
 _FORMS = ("train", "deploy")
 
@@ -58,7 +47,7 @@ def engine_label(engine: str, precision: str = "fp32") -> str:
     >>> engine_label("onnxruntime"), engine_label("openvino", "bf16")
     ('ONNX Runtime', 'OpenVINO bf16')
     """
-    label = _LABELS.get(engine, engine)
+    label = get_engine(engine).label if engine in engine_names() else engine
     return label if precision == "fp32" else f"{label} {precision}"
 
 

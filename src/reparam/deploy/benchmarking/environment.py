@@ -12,13 +12,9 @@ from typing import Any
 import torch
 
 from reparam._support.processor import instruction_sets
+from reparam.deploy.engines import engine_names, get_engine
 
 __all__ = ["cpu_count", "describe_environment"]
-
-_PACKAGES = (
-    "reparam", "torch", "onnxruntime", "openvino", "executorch", "ncnn", "ai-edge-litert",
-    "litert-torch", "coremltools", "tensorrt",
-)  # fmt: skip
 
 
 def describe_environment() -> dict[str, Any]:
@@ -29,7 +25,7 @@ def describe_environment() -> dict[str, Any]:
     """
     from reparam import __version__
 
-    versions = {name: _version(name) for name in _PACKAGES}
+    versions = {name: _version(name) for name in _packages()}
     versions |= {"reparam": __version__, "python": platform.python_version()}
     return {
         "cpu": _cpu_model(),
@@ -41,6 +37,12 @@ def describe_environment() -> dict[str, Any]:
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "versions": {name: version for name, version in sorted(versions.items()) if version},
     }
+
+
+def _packages() -> set[str]:
+    engines = map(get_engine, engine_names())
+    needed = (module for engine in engines for module in engine.requirements)
+    return {"torch", *(module.replace("_", "-") for module in needed)}
 
 
 def cpu_count() -> int:

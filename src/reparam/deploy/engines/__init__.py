@@ -1,8 +1,9 @@
 """Inference engines: one small adapter each, used both to measure and to check what was exported.
 
 An engine turns a module, or a file in a format it reads, into a :class:`Runner`. Engines are looked
-up by name with :func:`get_engine`; a new one is a subclass of :class:`Engine` passed to
-:func:`register`.
+up by name with :func:`get_engine`. A new one is a module here with a subclass of :class:`Engine`
+that is passed to :func:`register`: that is all, with the formats of its files (:class:`Format`) and
+the name on a page in its class.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 from reparam.deploy.engines.base import (
     PRECISIONS,
     Engine,
+    Format,
     Runner,
     Settings,
     UnsupportedCaseError,
@@ -21,6 +23,7 @@ from reparam.deploy.engines.base import (
 __all__ = [
     "PRECISIONS",
     "Engine",
+    "Format",
     "Runner",
     "Settings",
     "UnsupportedCaseError",

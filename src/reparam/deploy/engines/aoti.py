@@ -9,12 +9,19 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
-from reparam.deploy.engines.base import Engine, Runner, Settings, UnsupportedCaseError, register
+from reparam.deploy.engines.base import (
+    Engine,
+    Format,
+    Runner,
+    Settings,
+    UnsupportedCaseError,
+    register,
+)
 from reparam.deploy.engines.program import Axes, Conversion, quiet
 from reparam.deploy.engines.pytorch import TorchRunner, in_precision, is_package
 from reparam.errors import ExportError
 
-__all__ = ["AotInductorEngine", "package_metadata", "write_aoti"]
+__all__ = ["AotInductorEngine", "write_aoti"]
 
 
 def write_aoti(conversion: Conversion, path: Path) -> Axes:
@@ -47,9 +54,9 @@ def write_aoti(conversion: Conversion, path: Path) -> Axes:
     return program.axes
 
 
-def package_metadata(path: Path) -> dict[str, str]:
-    """Return the metadata that a package holds."""
-    return dict(_load(path).get_metadata())
+def _package_metadata(path: Path) -> dict[str, str]:
+    """Return the metadata that a package holds, and none for a program."""
+    return dict(_load(path).get_metadata()) if is_package(path) else {}
 
 
 @register
@@ -57,7 +64,11 @@ class AotInductorEngine(Engine):
     """The module compiled ahead of time by AOTInductor; the first compilation takes a while."""
 
     name: ClassVar[str] = "aoti"
+    label: ClassVar[str] = "AOTInductor"
     suffixes: ClassVar[tuple[str, ...]] = (".pt2",)
+    formats: ClassVar[tuple[Format, ...]] = (
+        Format("AOTInductor", ".pt2", name, write_aoti, _package_metadata, backend="aoti"),
+    )
     precisions: ClassVar[tuple[str, ...]] = ("fp32", "bf16")
 
     def prepare(self, conversion: Conversion, settings: Settings, folder: Path) -> Runner:
@@ -66,10 +77,6 @@ class AotInductorEngine(Engine):
         model = in_precision(conversion.model, settings.precision)
         inputs = TorchRunner(model, settings).cast(conversion.inputs)
         return super().prepare(replace(conversion, model=model, inputs=inputs), settings, folder)
-
-    def write(self, conversion: Conversion, path: Path) -> Axes:
-        """Compile the module."""
-        return write_aoti(conversion, path)
 
     def open(self, path: Path, settings: Settings) -> Runner:
         """Load a package; its precision is the one it was compiled in."""

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import os
+import pkgutil
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar, TypeVar
@@ -17,6 +19,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     import torch
+    from torch import nn
 
     from reparam.deploy.engines.program import Axes, Conversion
 
@@ -24,6 +27,7 @@ __all__ = [
     "MOST_THREADS",
     "PRECISIONS",
     "Engine",
+    "Format",
     "Runner",
     "Settings",
     "UnsupportedCaseError",
@@ -84,19 +88,71 @@ class Runner(ABC):
         """Set what the engine keeps per process (a thread count) before a series of calls."""
 
 
+@dataclass(frozen=True)
+class Format:
+    """A deployment format: what an engine's files are, and how they are written.
+
+    Attributes:
+        name: Its name in messages and records.
+        suffix: The suffix of its main file, which picks it.
+        engine: Name of the engine that reads it back for the check.
+        write: Writes a model, and returns the variable dimensions of each input.
+        read_metadata: Reads the metadata that a file holds; None for a format that holds none, and
+            has a JSON file beside it.
+        packages: The packages that write it, whose versions are noted in it.
+        backend: The ``backend`` argument that picks it among formats of the same suffix.
+        companion: Suffix of a second file it writes beside the main one, if any.
+        precision: What it is judged in: ``"fp16"`` where its weights are rounded to that.
+        layout: How images lie in its inputs, where the format knows two ways.
+        read: Makes a written file run, where more than the engine is needed for it: a file of
+            weights alone takes its structure from the model that it was written from.
+    """
+
+    name: str
+    suffix: str
+    engine: str
+    write: Callable[[Conversion, Path], Axes]
+    read_metadata: Callable[[Path], dict[str, str]] | None = None
+    packages: tuple[str, ...] = ()
+    backend: str | None = None
+    companion: str | None = None
+    precision: str = "fp32"
+    layout: str | None = None
+    read: Callable[[Path, nn.Module], Runner] | None = None
+
+    def load(self, path: Path, model: nn.Module) -> Runner:
+        """Read a written file back, as its user will.
+
+        Args:
+            path: The main file.
+            model: The model it was written from.
+
+        Raises:
+            MissingExtraError: The engine is not installed.
+            ExportError: The file cannot be read.
+        """
+        if self.read is not None:
+            return self.read(path, model)
+        return get_engine(self.engine).load(path, Settings())
+
+
 class Engine(ABC):
     """An inference engine: how to make a module, or a file, run in it.
 
     Attributes:
         name: The name it is asked for by.
+        label: What it is called on a page.
         suffixes: Suffixes of the files it loads.
+        formats: What :func:`reparam.export` writes for it; the first is what it runs a module from.
         precisions: Precisions it can run in.
         requirements: Importable modules it needs.
         extra: The extra of this package that installs them.
     """
 
     name: ClassVar[str]
+    label: ClassVar[str]
     suffixes: ClassVar[tuple[str, ...]] = ()
+    formats: ClassVar[tuple[Format, ...]] = ()
     precisions: ClassVar[tuple[str, ...]] = ("fp32",)
     requirements: ClassVar[tuple[str, ...]] = ()
     extra: ClassVar[str] = "deploy"
@@ -143,7 +199,7 @@ class Engine(ABC):
         """
         self.require()
         self.check(settings)
-        path = folder / f"model{self.suffixes[0]}"
+        path = folder / f"model{self.formats[0].suffix}"
         self.write(replace(conversion, dynamic=Dynamic.NONE), path)
         return self.open(path, settings)
 
@@ -164,29 +220,22 @@ class Engine(ABC):
         return self.open(path, settings)
 
     def write(self, conversion: Conversion, path: Path) -> Axes:
-        """Write a file of the first of its suffixes, and return what varies in it.
-
-        An engine that needs no file has no such method.
-        """
-        raise NotImplementedError
+        """Write a file in the first of its formats, and return what varies in it."""
+        return self.formats[0].write(conversion, path)
 
     def open(self, path: Path, settings: Settings) -> Runner:
         """Open a file of one of its suffixes; an engine that reads none has no such method."""
         raise NotImplementedError
 
+    def input_sizes(self, path: Path) -> list[list[int | None]] | None:
+        """Return the sizes of each input of a file, None for one that varies.
 
-_BUILT_IN = {
-    "eager": "reparam.deploy.engines.pytorch",
-    "compile": "reparam.deploy.engines.pytorch",
-    "aoti": "reparam.deploy.engines.aoti",
-    "onnxruntime": "reparam.deploy.engines.ort",
-    "openvino": "reparam.deploy.engines.ov",
-    "executorch": "reparam.deploy.engines.executorch",
-    "ncnn": "reparam.deploy.engines.ncnn",
-    "litert": "reparam.deploy.engines.litert",
-    "coreml": "reparam.deploy.engines.coreml",
-    "tensorrt": "reparam.deploy.engines.tensorrt",
-}
+        None for a file that does not say them.
+        """
+        del path
+        return None
+
+
 _ENGINES: dict[str, Engine] = {}
 _EngineType = TypeVar("_EngineType", bound=type[Engine])
 
@@ -197,9 +246,19 @@ def register(engine: _EngineType) -> _EngineType:
     return engine
 
 
+@functools.cache
+def _built_in() -> None:
+    """Import the modules beside this one, which register their engines."""
+    package, replaced = importlib.import_module(__name__.rpartition(".")[0]), dict(_ENGINES)
+    for module in pkgutil.iter_modules(package.__path__, f"{package.__name__}."):
+        importlib.import_module(module.name)
+    _ENGINES.update(replaced)
+
+
 def engine_names() -> tuple[str, ...]:
-    """Return the names of the known engines, installed or not."""
-    return tuple(dict.fromkeys((*_BUILT_IN, *_ENGINES)))
+    """Return the names of the known engines, installed or not; PyTorch's own come first."""
+    _built_in()
+    return tuple(sorted(_ENGINES, key=lambda name: (bool(_ENGINES[name].requirements), name)))
 
 
 def get_engine(name: str) -> Engine:
@@ -208,10 +267,7 @@ def get_engine(name: str) -> Engine:
     Raises:
         InputError: No engine has that name.
     """
-    if name not in _ENGINES and name in _BUILT_IN:
-        importlib.import_module(_BUILT_IN[name])
-    try:
-        return _ENGINES[name]
-    except KeyError:
+    if name not in engine_names():
         known = ", ".join(engine_names())
-        raise InputError(f"no engine is called {name!r}; known engines: {known}") from None
+        raise InputError(f"no engine is called {name!r}; known engines: {known}")
+    return _ENGINES[name]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import sys
+from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -15,7 +16,14 @@ import torch
 from reparam._support import optional
 from reparam._support.spelling import advice
 from reparam.deploy.engines._quiet import silent
-from reparam.deploy.engines.base import Engine, Runner, Settings, UnsupportedCaseError, register
+from reparam.deploy.engines.base import (
+    Engine,
+    Format,
+    Runner,
+    Settings,
+    UnsupportedCaseError,
+    register,
+)
 from reparam.deploy.engines.coreml_program import run_program
 from reparam.deploy.engines.program import quiet
 from reparam.errors import ExportError
@@ -26,7 +34,7 @@ if TYPE_CHECKING:
 
     from reparam.deploy.engines.program import Axes, Conversion
 
-__all__ = ["CoreMLEngine", "package_notes", "write_coreml"]
+__all__ = ["CoreMLEngine", "write_coreml"]
 
 _EXTRA = "coreml"
 _RUNS_HERE = sys.platform == "darwin"
@@ -78,8 +86,8 @@ def write_coreml(conversion: Conversion, path: Path, *, half: bool = False) -> A
     return program.axes
 
 
-def package_notes(path: Path) -> dict[str, str]:
-    """Return what a package says about itself."""
+def _metadata(path: Path) -> dict[str, str]:
+    """Return the metadata that a package holds."""
     tools = _tools("reading Core ML")
     with silent():
         return dict(tools.models.MLModel(str(path), skip_model_load=True).user_defined_metadata)
@@ -156,12 +164,27 @@ class _ModelRunner(Runner):
         return [torch.as_tensor(found[name]) for name in self._outputs]
 
 
+def _format(*, half: bool = False) -> Format:
+    return Format(
+        "Core ML",
+        ".mlpackage",
+        "coreml",
+        partial(write_coreml, half=half),
+        _metadata,
+        ("coremltools",),
+        backend="fp16" if half else None,
+        precision="fp16" if half else "fp32",
+    )
+
+
 @register
 class CoreMLEngine(Engine):
     """Core ML on Apple's systems; elsewhere its files are read back, and not measured."""
 
     name: ClassVar[str] = "coreml"
+    label: ClassVar[str] = "Core ML"
     suffixes: ClassVar[tuple[str, ...]] = (".mlpackage",)
+    formats: ClassVar[tuple[Format, ...]] = (_format(), _format(half=True))
     requirements: ClassVar[tuple[str, ...]] = ("coremltools",)
     extra: ClassVar[str] = _EXTRA
 
@@ -172,10 +195,6 @@ class CoreMLEngine(Engine):
     def require(self) -> None:
         """Raise unless coremltools is installed; see :meth:`Engine.require`."""
         _tools("the engine 'coreml'")
-
-    def write(self, conversion: Conversion, path: Path) -> Axes:
-        """Convert the module."""
-        return write_coreml(conversion, path)
 
     def open(self, path: Path, settings: Settings) -> Runner:
         """Open a package, in Core ML where that is, else for its values alone."""

@@ -8,7 +8,14 @@ import torch
 
 from reparam._support import optional
 from reparam._support.spelling import advice
-from reparam.deploy.engines.base import Engine, Runner, Settings, UnsupportedCaseError, register
+from reparam.deploy.engines.base import (
+    Engine,
+    Format,
+    Runner,
+    Settings,
+    UnsupportedCaseError,
+    register,
+)
 from reparam.deploy.engines.program import quiet
 from reparam.errors import ExportError
 
@@ -85,13 +92,13 @@ class ExecuTorchEngine(Engine):
     """ExecuTorch's runtime with XNNPACK's kernels."""
 
     name: ClassVar[str] = "executorch"
+    label: ClassVar[str] = "ExecuTorch"
     suffixes: ClassVar[tuple[str, ...]] = (".pte",)
+    formats: ClassVar[tuple[Format, ...]] = (
+        Format("ExecuTorch", ".pte", name, write_executorch, packages=("executorch",)),
+    )
     requirements: ClassVar[tuple[str, ...]] = ("executorch",)
     extra: ClassVar[str] = _EXTRA
-
-    def write(self, conversion: Conversion, path: Path) -> Axes:
-        """Lower the module."""
-        return write_executorch(conversion, path)
 
     def open(self, path: Path, settings: Settings) -> Runner:
         """Load a ``.pte`` file."""

@@ -5,6 +5,7 @@ litert-torch converts, ai-edge-quantizer rounds, and ai-edge-litert runs the fil
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -12,7 +13,14 @@ import torch
 from reparam._support import optional
 from reparam._support.spelling import advice
 from reparam.deploy.engines._quiet import silent
-from reparam.deploy.engines.base import Engine, Runner, Settings, UnsupportedCaseError, register
+from reparam.deploy.engines.base import (
+    Engine,
+    Format,
+    Runner,
+    Settings,
+    UnsupportedCaseError,
+    register,
+)
 from reparam.deploy.engines.program import quiet
 from reparam.errors import ExportError
 
@@ -134,27 +142,18 @@ def _halved(content: bytes) -> bytes:
 class _InterpreterRunner(Runner):
     def __init__(self, interpreter: Any) -> None:
         self._interpreter = interpreter
-        self._inputs = interpreter.get_input_details()
+        self.inputs = interpreter.get_input_details()
         self._outputs = interpreter.get_output_details()
-        self._shapes = [tuple(map(int, detail["shape"])) for detail in self._inputs]
-
-    def declared(self) -> list[tuple[int, ...]]:
-        """Return the shapes of the inputs, the channels of images first; -1 is any size."""
-        shapes = [tuple(map(int, detail["shape_signature"])) for detail in self._inputs]
-        return [
-            (s[0], s[-1], *s[1:-1]) if len(s) > 2 and s[-1] in _COLOURS and s[1] not in _COLOURS
-            else s
-            for s in shapes
-        ]  # fmt: skip
+        self._shapes = [tuple(map(int, detail["shape"])) for detail in self.inputs]
 
     def bind(self, inputs: Sequence[torch.Tensor]) -> Callable[[], object]:
-        arrays = [_array(x, detail) for x, detail in zip(inputs, self._inputs, strict=True)]
+        arrays = [_array(x, detail) for x, detail in zip(inputs, self.inputs, strict=True)]
         return lambda: self._invoke(arrays)
 
     def run(self, inputs: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-        fixed = int(self._inputs[0]["shape_signature"][0]) if inputs[0].dim() else 0
+        fixed = int(self.inputs[0]["shape_signature"][0]) if inputs[0].dim() else 0
         if fixed != 1 or inputs[0].shape[0] == 1:
-            found = self._invoke([_array(x, d) for x, d in zip(inputs, self._inputs, strict=True)])
+            found = self._invoke([_array(x, d) for x, d in zip(inputs, self.inputs, strict=True)])
             return [_tensor(y, d) for y, d in zip(found, self._outputs, strict=True)]
         samples = [self.run([x[i : i + 1] for x in inputs]) for i in range(inputs[0].shape[0])]
         return [torch.cat(values) for values in zip(*samples, strict=True)]
@@ -162,13 +161,13 @@ class _InterpreterRunner(Runner):
     def _invoke(self, arrays: Sequence[Any]) -> list[Any]:
         if [array.shape for array in arrays] != self._shapes:
             self._resize(arrays)
-        for detail, array in zip(self._inputs, arrays, strict=True):
+        for detail, array in zip(self.inputs, arrays, strict=True):
             self._interpreter.set_tensor(detail["index"], array)
         self._interpreter.invoke()
         return [self._interpreter.get_tensor(detail["index"]) for detail in self._outputs]
 
     def _resize(self, arrays: Sequence[Any]) -> None:
-        for detail, array in zip(self._inputs, arrays, strict=True):
+        for detail, array in zip(self.inputs, arrays, strict=True):
             self._interpreter.resize_tensor_input(detail["index"], array.shape, strict=True)
         self._interpreter.allocate_tensors()
         self._shapes = [array.shape for array in arrays]
@@ -201,12 +200,34 @@ def _tensor(array: Any, detail: Mapping[str, Any]) -> torch.Tensor:
     return (found.float() - zero) * step if step else found
 
 
+def _format(*, half: bool = False, channels_last: bool = False) -> Format:
+    """In float32 or with weights in float16, for images either way around."""
+    parts = ("nhwc" if channels_last else "", "fp16" if half else "")
+    return Format(
+        "LiteRT",
+        ".tflite",
+        "litert",
+        partial(write_litert, half=half, channels_last=channels_last),
+        packages=("litert-torch", "ai-edge-litert"),
+        backend="-".join(filter(None, parts)) or None,
+        precision="fp16" if half else "fp32",
+        layout="NHWC" if channels_last else "NCHW",
+    )
+
+
 @register
 class LiteRTEngine(Engine):
     """LiteRT's interpreter with XNNPACK's kernels, on the CPU."""
 
     name: ClassVar[str] = "litert"
+    label: ClassVar[str] = "LiteRT"
     suffixes: ClassVar[tuple[str, ...]] = (".tflite",)
+    formats: ClassVar[tuple[Format, ...]] = (
+        _format(),
+        _format(half=True),
+        _format(channels_last=True),
+        _format(half=True, channels_last=True),
+    )
     requirements: ClassVar[tuple[str, ...]] = ("ai_edge_litert", "litert_torch")
     extra: ClassVar[str] = _EXTRA
 
@@ -215,11 +236,18 @@ class LiteRTEngine(Engine):
         with silent():
             super().require()
 
-    def write(self, conversion: Conversion, path: Path) -> Axes:
-        """Convert the module."""
-        return write_litert(conversion, path)
+    def input_sizes(self, path: Path) -> list[list[int | None]]:
+        """Return the sizes of the inputs, the channels of images first."""
+        inputs = self.open(path, Settings()).inputs
+        shapes = [tuple(map(int, detail["shape_signature"])) for detail in inputs]
+        ordered = [
+            (s[0], s[-1], *s[1:-1]) if len(s) > 2 and s[-1] in _COLOURS and s[1] not in _COLOURS
+            else s
+            for s in shapes
+        ]  # fmt: skip
+        return [[size if size > 0 else None for size in shape] for shape in ordered]
 
-    def open(self, path: Path, settings: Settings) -> Runner:
+    def open(self, path: Path, settings: Settings) -> _InterpreterRunner:
         """Load a ``.tflite`` file; inputs are given channels first, whichever it takes."""
         runtime = optional.require(
             "ai_edge_litert.interpreter", extra=self.extra, purpose="the engine 'litert'"

@@ -12,7 +12,14 @@ import torch
 
 from reparam._support import optional
 from reparam._support.spelling import advice
-from reparam.deploy.engines.base import Engine, Runner, Settings, UnsupportedCaseError, register
+from reparam.deploy.engines.base import (
+    Engine,
+    Format,
+    Runner,
+    Settings,
+    UnsupportedCaseError,
+    register,
+)
 from reparam.deploy.engines.onnx_writer import write_onnx
 from reparam.deploy.engines.program import Dynamic
 from reparam.errors import ExportError
@@ -133,14 +140,14 @@ class NcnnEngine(Engine):
     """ncnn on the CPU, one sample at a time."""
 
     name: ClassVar[str] = "ncnn"
+    label: ClassVar[str] = "ncnn"
     suffixes: ClassVar[tuple[str, ...]] = (".param",)
+    formats: ClassVar[tuple[Format, ...]] = (
+        Format("ncnn", ".param", name, write_ncnn, packages=("ncnn", "pnnx"), companion=".bin"),
+    )
     precisions: ClassVar[tuple[str, ...]] = ("fp32", "bf16")
     requirements: ClassVar[tuple[str, ...]] = ("ncnn", "pnnx")
     extra: ClassVar[str] = _EXTRA
-
-    def write(self, conversion: Conversion, path: Path) -> Axes:
-        """Convert the module."""
-        return write_ncnn(conversion, path)
 
     def open(self, path: Path, settings: Settings) -> Runner:
         """Load a ``.param`` file and the ``.bin`` file beside it."""

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     from reparam.deploy.engines.program import Axes, Conversion
 
-__all__ = ["write_onnx"]
+__all__ = ["onnx_metadata", "write_onnx"]
 
 _PURPOSE = "exporting to ONNX"
 _LIMIT = 2**31
@@ -66,6 +66,13 @@ def write_onnx(conversion: Conversion, path: Path) -> Axes:
     except Exception as error:
         raise ExportError(f"the ONNX file does not pass onnx.checker: {error}") from error
     return program.axes
+
+
+def onnx_metadata(path: Path) -> dict[str, str]:
+    """Return the metadata that a file holds."""
+    onnx = optional.require("onnx", extra="deploy", purpose="reading ONNX")
+    model = onnx.load(str(path), load_external_data=False)
+    return {entry.key: entry.value for entry in model.metadata_props}
 
 
 def _names(stem: str, count: int) -> list[str]:

@@ -7,16 +7,15 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 
 from reparam._support import optional
-from reparam.deploy.engines.base import Engine, Runner, Settings, register
+from reparam.deploy.engines.base import Engine, Format, Runner, Settings, register
 from reparam.deploy.engines.int8 import warn_if_saturating
-from reparam.deploy.engines.onnx_writer import write_onnx
+from reparam.deploy.engines.onnx_writer import onnx_metadata, write_onnx
 from reparam.errors import ExportError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from pathlib import Path
 
-    from reparam.deploy.engines.program import Axes, Conversion
 
 __all__ = ["OnnxRuntimeEngine"]
 
@@ -43,12 +42,12 @@ class OnnxRuntimeEngine(Engine):
     """ONNX Runtime with its default graph optimisations and the CPU provider."""
 
     name: ClassVar[str] = "onnxruntime"
+    label: ClassVar[str] = "ONNX Runtime"
     suffixes: ClassVar[tuple[str, ...]] = (".onnx",)
+    formats: ClassVar[tuple[Format, ...]] = (
+        Format("ONNX", ".onnx", name, write_onnx, onnx_metadata, ("onnx", "onnxscript")),
+    )
     requirements: ClassVar[tuple[str, ...]] = ("onnxruntime", "onnx", "onnxscript")
-
-    def write(self, conversion: Conversion, path: Path) -> Axes:
-        """Write ONNX, as for a deployment at this size."""
-        return write_onnx(conversion, path)
 
     def open(self, path: Path, settings: Settings) -> Runner:
         """Open a session on an ONNX file."""

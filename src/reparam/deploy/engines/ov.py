@@ -10,9 +10,9 @@ import torch
 
 from reparam._support import optional
 from reparam._support.processor import multiplies_bf16
-from reparam.deploy.engines.base import Engine, Runner, Settings, register
+from reparam.deploy.engines.base import Engine, Format, Runner, Settings, register
 from reparam.deploy.engines.int8 import warn_if_saturating
-from reparam.deploy.engines.ov_writer import RT_INFO, to_openvino
+from reparam.deploy.engines.ov_writer import RT_INFO, openvino_metadata, to_openvino, write_openvino
 from reparam.deploy.engines.program import Dynamic
 from reparam.errors import ExportError, MachineWarning
 
@@ -49,7 +49,19 @@ class OpenVinoEngine(Engine):
     """OpenVINO's CPU plugin, tuned for the latency of one request."""
 
     name: ClassVar[str] = "openvino"
+    label: ClassVar[str] = "OpenVINO"
     suffixes: ClassVar[tuple[str, ...]] = (".xml", ".onnx")
+    formats: ClassVar[tuple[Format, ...]] = (
+        Format(
+            "OpenVINO IR",
+            ".xml",
+            name,
+            write_openvino,
+            openvino_metadata,
+            ("openvino",),
+            companion=".bin",
+        ),
+    )  # fmt: skip
     precisions: ClassVar[tuple[str, ...]] = ("fp32", "bf16")
     requirements: ClassVar[tuple[str, ...]] = ("openvino",)
 
@@ -70,6 +82,18 @@ class OpenVinoEngine(Engine):
             raise ExportError(f"OpenVINO could not read {path.name}: {error}") from error
         warn_if_saturating(path.name, _metadata(model), self.name)
         return self._compile(model, settings, path.name)
+
+    def input_sizes(self, path: Path) -> list[list[int | None]] | None:
+        """Return the sizes of the inputs of an OpenVINO file."""
+        if path.suffix.lower() != ".xml":
+            return None
+        openvino = optional.require("openvino", extra=self.extra, purpose=f"reading {path.name}")
+        try:
+            model = openvino.Core().read_model(str(path))
+        except RuntimeError as error:
+            raise ExportError(f"OpenVINO could not read {path.name}: {error}") from error
+        shapes = [value.partial_shape for value in model.inputs]
+        return [[n.get_length() if n.is_static else None for n in shape] for shape in shapes]
 
     def _compile(self, source: Any, settings: Settings, what: str) -> Runner:
         openvino = optional.require("openvino", extra=self.extra, purpose="the engine 'openvino'")

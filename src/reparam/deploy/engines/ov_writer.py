@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     from reparam.deploy.engines.program import Axes, Conversion, Program
 
-__all__ = ["RT_INFO", "to_openvino", "write_openvino"]
+__all__ = ["RT_INFO", "openvino_metadata", "to_openvino", "write_openvino"]
 
 _PURPOSE = "exporting to OpenVINO"
 RT_INFO = "reparam"
@@ -66,3 +66,12 @@ def write_openvino(conversion: Conversion, path: Path) -> Axes:
         converted.set_rt_info(value, [RT_INFO, key])
     openvino.save_model(converted, str(path), compress_to_fp16=False)
     return axes
+
+
+def openvino_metadata(path: Path) -> dict[str, str]:
+    """Return the metadata that a file holds."""
+    openvino = optional.require("openvino", extra="deploy", purpose="reading OpenVINO IR")
+    model = openvino.Core().read_model(str(path))
+    if not model.has_rt_info([RT_INFO]):
+        return {}
+    return {key: str(value) for key, value in model.get_rt_info([RT_INFO]).value.items()}

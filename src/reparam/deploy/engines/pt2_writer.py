@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import zipfile
 from typing import TYPE_CHECKING
 
 import torch
@@ -19,9 +20,9 @@ if TYPE_CHECKING:
 
     from reparam.deploy.engines.program import Axes, Conversion
 
-__all__ = ["METADATA_FILE", "save_program", "write_pt2"]
+__all__ = ["pt2_metadata", "save_program", "write_pt2"]
 
-METADATA_FILE = "reparam.json"
+_METADATA_FILE = "reparam.json"
 """Name of the metadata inside the archive."""
 
 
@@ -39,6 +40,16 @@ def write_pt2(conversion: Conversion, path: Path) -> Axes:
     return program.axes
 
 
+def pt2_metadata(path: Path) -> dict[str, str]:
+    """Return the metadata that a program holds."""
+    with zipfile.ZipFile(path) as archive:
+        for name in archive.namelist():
+            if name.endswith(_METADATA_FILE):
+                content: dict[str, str] = json.loads(archive.read(name))
+                return content
+    return {}
+
+
 def save_program(program: ExportedProgram, path: Path) -> int:
     """Write a program whole, or not at all; return its number of bytes."""
     content = _saved(program, {})
@@ -50,5 +61,7 @@ def _saved(program: ExportedProgram, metadata: Mapping[str, str]) -> bytes:
     """The content of a file; where the disk is full, PyTorch's own writer ends the process."""
     content = io.BytesIO()
     with quiet():
-        torch.export.save(program, content, extra_files={METADATA_FILE: json.dumps(dict(metadata))})
+        torch.export.save(
+            program, content, extra_files={_METADATA_FILE: json.dumps(dict(metadata))}
+        )
     return content.getvalue()

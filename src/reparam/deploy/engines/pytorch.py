@@ -12,7 +12,15 @@ import torch
 
 from reparam._support.processor import multiplies_bf16
 from reparam.deploy.engines._inputs import flat_outputs
-from reparam.deploy.engines.base import Engine, Runner, Settings, UnsupportedCaseError, register
+from reparam.deploy.engines.base import (
+    Engine,
+    Format,
+    Runner,
+    Settings,
+    UnsupportedCaseError,
+    register,
+)
+from reparam.deploy.engines.pt2_writer import pt2_metadata, write_pt2
 from reparam.errors import ExportError, MachineWarning
 
 if TYPE_CHECKING:
@@ -88,7 +96,11 @@ class EagerEngine(Engine):
     """PyTorch as it is: one operator at a time."""
 
     name: ClassVar[str] = "eager"
+    label: ClassVar[str] = "eager"
     suffixes: ClassVar[tuple[str, ...]] = (".pt2",)
+    formats: ClassVar[tuple[Format, ...]] = (
+        Format("torch.export", ".pt2", name, write_pt2, pt2_metadata),
+    )
     precisions: ClassVar[tuple[str, ...]] = ("fp32", "bf16")
 
     def prepare(self, conversion: Conversion, settings: Settings, folder: Path) -> Runner:
@@ -105,12 +117,26 @@ class EagerEngine(Engine):
             )
         return TorchRunner(in_precision(load_program(path).module(), settings.precision), settings)
 
+    def input_sizes(self, path: Path) -> list[list[int | None]] | None:
+        """Return the sizes of a program's inputs; None for a package of machine code."""
+        if is_package(path):
+            return None
+        program = load_program(path)
+        wanted = program.graph_signature.user_inputs
+        shapes = [
+            node.meta["val"].shape
+            for node in program.graph.nodes
+            if node.op == "placeholder" and node.name in wanted
+        ]
+        return [[size if type(size) is int else None for size in shape] for shape in shapes]
+
 
 @register
 class CompileEngine(Engine):
     """``torch.compile`` with its default backend, compiled once for the shapes given."""
 
     name: ClassVar[str] = "compile"
+    label: ClassVar[str] = "torch.compile"
     precisions: ClassVar[tuple[str, ...]] = ("fp32", "bf16")
 
     def prepare(self, conversion: Conversion, settings: Settings, folder: Path) -> Runner:

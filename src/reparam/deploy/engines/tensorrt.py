@@ -11,7 +11,14 @@ import torch
 
 from reparam._support import optional
 from reparam._support.spelling import advice
-from reparam.deploy.engines.base import Engine, Runner, Settings, UnsupportedCaseError, register
+from reparam.deploy.engines.base import (
+    Engine,
+    Format,
+    Runner,
+    Settings,
+    UnsupportedCaseError,
+    register,
+)
 from reparam.deploy.engines.onnx_writer import write_onnx
 from reparam.deploy.engines.program import Dynamic
 from reparam.errors import ExportError
@@ -146,7 +153,11 @@ class TensorRtEngine(Engine):
     """TensorRT in single precision on the first NVIDIA GPU; inputs and outputs stay on it."""
 
     name: ClassVar[str] = "tensorrt"
+    label: ClassVar[str] = "TensorRT"
     suffixes: ClassVar[tuple[str, ...]] = (".engine",)
+    formats: ClassVar[tuple[Format, ...]] = (
+        Format("TensorRT", ".engine", name, write_tensorrt, packages=("tensorrt",)),
+    )
     requirements: ClassVar[tuple[str, ...]] = ("tensorrt",)
     extra: ClassVar[str] = _EXTRA
 
@@ -162,10 +173,6 @@ class TensorRtEngine(Engine):
             UnsupportedCaseError: There is no NVIDIA GPU.
         """
         _require()
-
-    def write(self, conversion: Conversion, path: Path) -> Axes:
-        """Build an engine."""
-        return write_tensorrt(conversion, path)
 
     def open(self, path: Path, settings: Settings) -> Runner:
         """Load a built engine."""

@@ -152,7 +152,7 @@ def export(  # noqa: PLR0913 - each is one decision of the user
     try:
         with atomic_path(target) as temporary:
             axes = entry.write(Conversion(model, inputs, shapes, metadata), temporary)
-            if entry.sidecar:
+            if entry.read_metadata is None:
                 write_sidecar(temporary, metadata)
             runner = _load_back(entry, temporary, model)
             parity = _check(expected, runner, inputs, axes, entry)

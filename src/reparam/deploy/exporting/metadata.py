@@ -4,18 +4,12 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
-import zipfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from reparam._support import optional
 from reparam._support.arguments import PATH, takes
 from reparam._support.files import is_there
-from reparam.deploy.engines.aoti import package_metadata
-from reparam.deploy.engines.coreml import package_notes
-from reparam.deploy.engines.ov_writer import RT_INFO
-from reparam.deploy.engines.pt2_writer import METADATA_FILE
-from reparam.deploy.engines.pytorch import is_package
+from reparam.deploy.exporting.formats import formats
 from reparam.errors import InputError
 
 if TYPE_CHECKING:
@@ -25,23 +19,12 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
-    from reparam.deploy.exporting.formats import Format
+    from reparam.deploy.engines import Format
 
 __all__ = ["FORMS", "describe_model", "read_metadata", "write_sidecar"]
 
 FORMS = ("train", "fused")
 _PREFIX = "reparam."
-_PACKAGES = {
-    ".onnx": ("onnx", "onnxscript"),
-    ".xml": ("openvino",),
-    ".safetensors": ("safetensors",),
-    ".pte": ("executorch",),
-    ".param": ("ncnn", "pnnx"),
-    ".tflite": ("litert-torch", "ai-edge-litert"),
-    ".mlpackage": ("coremltools",),
-    ".engine": ("tensorrt",),
-}
-"""The packages that write and read the files of each suffix."""
 
 
 def describe_model(
@@ -56,7 +39,7 @@ def describe_model(
     """Return the metadata of a file: keys with a common prefix, values that are text."""
     from reparam import __version__
 
-    packages = ("torch", *_PACKAGES.get(entry.suffix, ()))
+    packages = ("torch", *entry.packages)
     versions = {name: importlib.metadata.version(name) for name in packages}
     content = {
         **(notes or {}),
@@ -93,20 +76,14 @@ def read_metadata(path: str | os.PathLike[str]) -> dict[str, Any]:
     file = Path(path)
     if not is_there(file):
         raise InputError(f"there is no file {file.name!r} in {file.parent}")
-    readers = {
-        ".onnx": _read_onnx,
-        ".pt2": _read_pt2,
-        ".safetensors": _read_safetensors,
-        ".xml": _read_openvino,
-        ".mlpackage": package_notes,
-        **dict.fromkeys((".engine", ".param", ".pte", ".tflite"), _read_sidecar),
-    }
-    if file.suffix.lower() not in readers:
-        known = ", ".join(readers)
+    entries = [entry for entry in formats() if entry.suffix == file.suffix.lower()]
+    if not entries:
+        known = ", ".join(dict.fromkeys(entry.suffix for entry in formats()))
         raise InputError(
             f"{file.name!r} holds no metadata that can be read; formats that do: {known}"
         )
-    found = readers[file.suffix.lower()](file)
+    readers = dict.fromkeys(entry.read_metadata or _read_sidecar for entry in entries)
+    found = {key: value for read in readers for key, value in read(file).items()}
     content: dict[str, Any] = {
         key.removeprefix(_PREFIX): value for key, value in found.items() if key.startswith(_PREFIX)
     }
@@ -133,34 +110,3 @@ def _read_sidecar(file: Path) -> dict[str, str]:
         return {}
     content: dict[str, str] = json.loads(beside.read_text(encoding="utf-8"))
     return content
-
-
-def _read_onnx(file: Path) -> dict[str, str]:
-    onnx = optional.require("onnx", extra="deploy", purpose="reading ONNX")
-    model = onnx.load(str(file), load_external_data=False)
-    return {entry.key: entry.value for entry in model.metadata_props}
-
-
-def _read_safetensors(file: Path) -> dict[str, str]:
-    safetensors = optional.require("safetensors", extra="deploy", purpose="reading .safetensors")
-    with safetensors.safe_open(str(file), framework="pt") as handle:
-        return dict(handle.metadata() or {})
-
-
-def _read_pt2(file: Path) -> dict[str, str]:
-    if is_package(file):
-        return package_metadata(file)
-    with zipfile.ZipFile(file) as archive:
-        for name in archive.namelist():
-            if name.endswith(METADATA_FILE):
-                content: dict[str, str] = json.loads(archive.read(name))
-                return content
-    return {}
-
-
-def _read_openvino(file: Path) -> dict[str, str]:
-    openvino = optional.require("openvino", extra="deploy", purpose="reading OpenVINO IR")
-    model = openvino.Core().read_model(str(file))
-    if not model.has_rt_info([RT_INFO]):
-        return {}
-    return {key: str(value) for key, value in model.get_rt_info([RT_INFO]).value.items()}

@@ -197,7 +197,7 @@ def quantize(  # noqa: PLR0913 - each is one decision of the user
     with atomic_path(file) as temporary:
         tell(f"quantizing for {entry.engine}")
         written = _write(entry, job, temporary)
-        if entry.sidecar:
+        if entry.read_metadata is None:
             write_sidecar(temporary, metadata)
         size = sum(file.stat().st_size for file in temporary.parent.iterdir())
         tell(f"running it in {entry.engine}")
