@@ -189,7 +189,7 @@ def branch(
 
     Args:
         model: A model with convolutions; it is not changed, and no storage is shared with it.
-        kind: ``"repvgg"``, ``"acnet"``, ``"dbb"``, ``"mobileone"``, a registered name, or a
+        kind: A name of :func:`~reparam.branching.kinds`, as ``"repvgg"``, or a
             :class:`~reparam.branching.BranchKind`.
         where: Which convolutions: None for all that the kind fits, a name or glob pattern or
             several (a container's name means what is inside), or ``predicate(name, module)``.

@@ -55,12 +55,12 @@ ImageSizeOption = Annotated[
 RecipeOption = Annotated[
     str | None,
     typer.Option(
-        "--recipe", "-r", metavar="NAME", help="digits, cifar10-fast, imagenet-repvgg or a TOML."
+        "--recipe", "-r", metavar="NAME", help="A recipe by its name, as digits, or a TOML file."
     ),
 ]
 BranchOption = Annotated[
     str | None,
-    typer.Option("--branch", metavar="KIND", help="Widen MODEL: repvgg, acnet, dbb, mobileone."),
+    typer.Option("--branch", metavar="KIND", help="Widen MODEL by a kind of branching, as repvgg."),
 ]
 OutOption = Annotated[
     Path, typer.Option("--out", "-o", metavar="FOLDER", help="Folder of the run.")
