@@ -17,6 +17,7 @@ from reparam.lab.training import Ema, Optimizer, Recipe, Schedule, load_recipe, 
 from reparam.lab.training.ema import WeightAverage
 from reparam.lab.training.kernel_decay import KernelDecay
 from reparam.lab.training.mixing import Mixing
+from reparam.lab.training.module import loss_of
 from reparam.lab.training.optimizers import build_optimizer, parameter_groups
 
 
@@ -102,6 +103,20 @@ def test_schedule_warms_up_and_falls_like_a_cosine() -> None:
     straight = Schedule("linear")
     assert straight.factor(6, 9, 4) == pytest.approx(0.5)
     assert straight.factor(8, 9, 4) == 0
+
+
+def test_the_binary_loss_asks_of_each_class_by_itself() -> None:
+    recipe = Recipe(loss="binary", label_smoothing=0.2)
+    logits, labels = torch.randn(5, 4, dtype=torch.float64), torch.tensor([0, 3, 1, 1, 2])
+    target = 0.8 * torch.eye(4, dtype=torch.float64)[labels] + 0.05
+    yes, no = logits.sigmoid().log(), (-logits).sigmoid().log()
+    expected = -(target * yes + (1 - target) * no).mean()
+    torch.testing.assert_close(loss_of(recipe, logits, labels), expected, rtol=1e-12, atol=0)
+    shares = torch.eye(4, dtype=torch.float64)[labels]
+    torch.testing.assert_close(loss_of(recipe, logits, shares), expected, rtol=1e-12, atol=0)
+    assert abs(float(loss_of(recipe, logits, labels.flip(0)) - expected)) > 1e-2
+    with pytest.raises(InputError, match=r"loss is 'focal'; .*'binary'"):
+        Recipe.from_dict({"loss": "focal"})
 
 
 def decaying(model: nn.Module, optimizer: Optimizer) -> set[str]:

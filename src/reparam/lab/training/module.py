@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from reparam.lab.training.recipe import Recipe
     from reparam.lab.training.result import OnProgress, WrapOptimizer
 
-__all__ = ["EVAL_BATCH", "Training"]
+__all__ = ["EVAL_BATCH", "Training", "loss_of"]
 
 EVAL_BATCH = 500
 """Images of one batch in evaluation."""
@@ -162,9 +162,7 @@ class Training(pl.LightningModule):
         images, targets = self._mixing(*batch)
         if self.recipe.small_first.now(*self._place(self.current_epoch, batch_idx)):
             images = _shrunk(images, self.recipe.small_first.size)
-        loss = functional.cross_entropy(
-            self.model(images), targets, label_smoothing=self.recipe.label_smoothing
-        )
+        loss = loss_of(self.recipe, self.model(images), targets)
         value = float(loss.detach())
         if not torch.isfinite(torch.tensor(value)):
             raise InputError(
@@ -297,6 +295,17 @@ class Training(pl.LightningModule):
         if self._on_progress is not None and self.global_rank == 0:
             epoch, epochs = self.current_epoch + 1, self.recipe.epochs
             self._on_progress(Progress(epoch, epochs, step, len(self.loader), loss, record))
+
+
+def loss_of(recipe: Recipe, logits: Tensor, targets: Tensor) -> Tensor:
+    """Return the loss of logits (B, classes) for targets: (B,) labels, or (B, classes) shares."""
+    smoothing = recipe.label_smoothing
+    if recipe.loss == "cross_entropy":
+        return functional.cross_entropy(logits, targets, label_smoothing=smoothing)
+    classes = logits.shape[1]
+    shares = functional.one_hot(targets, classes) if targets.dim() == 1 else targets
+    smooth = (1 - smoothing) * shares.to(logits.dtype) + smoothing / classes
+    return functional.binary_cross_entropy_with_logits(logits, smooth)
 
 
 def _shrunk(images: Tensor, size: int) -> Tensor:

@@ -130,6 +130,8 @@ class Recipe:
         epochs: Times that every training image is seen.
         batch_size: Images of one optimizer step, over all processes and accumulated parts.
         accumulate: Parts that each process splits its share of a step into, to save memory.
+        loss: ``"cross_entropy"``, or ``"binary"``: a yes or no for each class by itself, averaged
+            over the classes (Wightman et al., arXiv 2110.00476, section 2).
         label_smoothing: Share of the target spread evenly over all classes.
         precision: Arithmetic of the forward and backward pass (autocast); weights stay float32.
             ``"auto"``: bf16 where the device has instructions for it, else fp32; a resumed run
@@ -149,6 +151,7 @@ class Recipe:
     epochs: int = 10
     batch_size: int = 128
     accumulate: int = 1
+    loss: Literal["cross_entropy", "binary"] = "cross_entropy"
     label_smoothing: float = 0.0
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "fp32"
     gradient_clip: float = 0.0
