@@ -13,6 +13,7 @@ from reparam._support.optional import require
 from reparam.report import story
 from reparam.report._csv import to_csv
 from reparam.report._markup import typeset
+from reparam.report.blocks import sections
 from reparam.report.charts import Bar, bar_chart
 from reparam.report.diagram import block_diagram
 from reparam.report.engines import on_one_scale
@@ -20,7 +21,6 @@ from reparam.report.int8 import int8_section
 from reparam.report.loading import Source, load_results
 from reparam.report.numbers import (
     count,
-    error,
     kibibytes,
     milliseconds,
     percent,
@@ -30,11 +30,9 @@ from reparam.report.numbers import (
 from reparam.report.pruned import pruned_section
 from reparam.report.results import (
     AccuracyRecord,
-    CheckRecord,
     CostRecord,
     LatencyRecord,
     MemoryRecord,
-    ModelRecord,
     PlanRecord,
     Results,
     TraceRecord,
@@ -112,8 +110,7 @@ def _context(results: Results) -> dict[str, Any]:
         "pruning": [pruned_section(record) for record in results.prunings],
         "memory": [_memory(results, memory) for memory in results.memory if memory.traces],
         "plan": _plan(results.plan) if results.plan else None,
-        "checks": [_check(check) for check in results.checks],
-        "models": [_model(model) for model in results.models],
+        "sections": sections(results),
         "csv": quote(to_csv(results)),
         "csv_name": "reparam-results.csv",
     }
@@ -298,30 +295,6 @@ def _costs(before: CostRecord, after: CostRecord) -> _Cells:
 
 def _change(before: int, after: int) -> dict[str, str]:
     return {"shown": f"{count(before)} → {count(after)}", "sort": str(before)}
-
-
-def _check(check: CheckRecord) -> dict[str, Any]:
-    return {
-        "what": check.what,
-        "pair": f"{check.candidate} against {check.reference}",
-        "max_abs": error(check.max_abs),
-        "max_abs_sort": repr(check.max_abs),
-        "max_rel": error(check.max_rel),
-        "max_rel_sort": repr(check.max_rel),
-        "tolerance": check.tolerance,
-        "equal": "" if check.agree is None else f"{check.agree:,} of {check.total:,}",
-        "ok": check.ok,
-    }
-
-
-def _model(model: ModelRecord) -> dict[str, Any]:
-    counts = (model.convolutions, model.norms, model.parameters, model.multiply_adds)
-    return {
-        "label": model.label,
-        "role": model.role,
-        "note": model.note,
-        "cells": [count(number) for number in counts],
-    }
 
 
 def _shape(shape: tuple[int, ...]) -> str:
