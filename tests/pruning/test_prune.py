@@ -74,8 +74,8 @@ def test_widths_are_multiples_and_macs_are_met_by_the_largest_net(make) -> None:
         assert module.weight.shape[:2].numel() <= layer.after[0] * layer.after[1]
     over = [t for t in result.trials if t.multiply_adds > 0.5 * full]
     under = [t for t in result.trials if t.multiply_adds <= 0.5 * full]
-    tried = min(t.rung for t in under)
-    assert tried == max((t.rung for t in over), default=0) + 1
+    tried = min(t.steps for t in under)
+    assert tried == max((t.steps for t in over), default=0) + 1
 
 
 def test_nothing_of_the_given_net_changes_and_nothing_is_shared() -> None:

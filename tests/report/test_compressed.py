@@ -399,7 +399,7 @@ def test_files_of_the_first_schema_still_load() -> None:
             "engine": "ONNX Runtime", "batch": 1, "threads": 1, "ratio": now["ratio"],
             "before_ms": 2.0, "after_ms": 1.2, "low": 0.55, "high": 0.65,
         }  # fmt: skip
-    net["trials"][0].pop("rung")
+    net["trials"][0].pop("steps")
     assert page_html(load_results(earlier)) == page_html(today)
     net["layers"] = [3]
     with pytest.raises(InputError, match="written by another tool"):

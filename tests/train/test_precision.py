@@ -14,7 +14,7 @@ from reparam.deploy.engines.program import Conversion
 from reparam.errors import MachineWarning
 from reparam.lab.data import ImageData, open_data
 from reparam.lab.training import Hardware, Recipe, load_recipe, train
-from reparam.lab.training.precision import settle_precision
+from reparam.lab.training.precision import resolve_precision
 
 CPU = Hardware(accelerator="cpu")
 
@@ -45,7 +45,7 @@ def test_auto_is_what_the_processor_multiplies(digits: ImageData, tmp_path: Path
 def test_a_limit_of_onednn_counts(limit: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", limit)
     assert not multiplies_bf16()
-    assert settle_precision(Recipe(precision="auto"), CPU, None).precision == "fp32"
+    assert resolve_precision(Recipe(precision="auto"), CPU, None).precision == "fp32"
 
 
 def test_a_limit_that_leaves_bf16_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -60,14 +60,14 @@ def test_a_limit_that_leaves_bf16_changes_nothing(monkeypatch: pytest.MonkeyPatc
 @pytest.mark.usefixtures("no_bf16")
 def test_what_is_emulated_is_warned_of_and_done() -> None:
     with pytest.warns(MachineWarning, match="'auto' or 'fp32'"):
-        assert settle_precision(Recipe(precision="bf16"), CPU, None).precision == "bf16"
+        assert resolve_precision(Recipe(precision="bf16"), CPU, None).precision == "bf16"
 
 
 @pytest.mark.usefixtures("no_bf16")
 def test_the_recipe_for_small_images_is_for_any_processor(
     recwarn: pytest.WarningsRecorder,
 ) -> None:
-    assert settle_precision(load_recipe("cifar10-fast"), CPU, None).precision == "fp32"
+    assert resolve_precision(load_recipe("cifar10-fast"), CPU, None).precision == "fp32"
     assert not recwarn.list
 
 

@@ -12,10 +12,10 @@ from torch.nn.modules.conv import _ConvNd
 
 from reparam._support.arguments import running_on, shown
 from reparam.branching.block import BranchSum
+from reparam.branching.init import Batch, Site, calibrate, init_exact, init_fresh
 from reparam.branching.kinds import BranchKind
 from reparam.branching.layout import ConvLayout
 from reparam.branching.operators import conv_operator, norm_operator, norms
-from reparam.branching.settle import Batch, Site, calibrate, settle, start_fresh
 from reparam.errors import InputError, UnsupportedModelError
 
 __all__ = ["apply_branches", "branches_of"]
@@ -104,9 +104,9 @@ def _site(
             new.eps, new.momentum = own.eps, own.momentum
     site = Site(where, block, given)
     if fresh:
-        start_fresh(site, conv, own)
+        init_fresh(site, conv, own)
     else:
-        settle(site)
+        init_exact(site)
     _take_over(block, conv)
     return site
 

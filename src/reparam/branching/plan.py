@@ -14,11 +14,11 @@ from reparam._support.arguments import FUNCTION, MODULE, NONE, TEXT, a, several,
 from reparam._support.untouched import leaves_untouched
 from reparam.branching.apply import apply_branches, branches_of
 from reparam.branching.following import following_norms
+from reparam.branching.init import Batch
 from reparam.branching.kinds import BranchKind, resolve_kind
 from reparam.branching.layout import ConvLayout
 from reparam.branching.operators import conv_operator_geometry
 from reparam.branching.select import Where, refusal, select, tied_weights
-from reparam.branching.settle import Batch
 from reparam.errors import InputError
 from reparam.frontends.torch.skeleton import unwrap
 

@@ -22,7 +22,7 @@ from reparam.report.benchmarks import environment_record
 if TYPE_CHECKING:
     from reparam.cli.terminal import Terminal
 
-__all__ = ["PageOption", "check_page", "circumstances", "leave_page"]
+__all__ = ["PageOption", "check_page", "leave_page", "provenance"]
 
 PageOption = Annotated[
     Path | None,
@@ -100,7 +100,7 @@ def leave_page(
         terminal.hint("Page:", str(page.resolve()))
 
 
-def circumstances(context: typer.Context, package: str) -> dict[str, Any]:
+def provenance(context: typer.Context, package: str) -> dict[str, Any]:
     """When, by which command, on what, and with which version of `package` a result was made."""
     environment = describe_environment()
     with contextlib.suppress(importlib.metadata.PackageNotFoundError):

@@ -26,8 +26,8 @@ from reparam.cli.options import (
     inputs_from,
     target_from,
 )
-from reparam.cli.pages import PageOption, check_page, circumstances, leave_page
-from reparam.cli.pruning import as_dict, gather, score, tell
+from reparam.cli.pages import PageOption, check_page, leave_page, provenance
+from reparam.cli.pruning import as_dict, load_material, score, tell
 from reparam.cli.targets import Checkpoint, Target, command, sized
 from reparam.cli.terminal import Terminal
 from reparam.errors import InputError
@@ -147,7 +147,7 @@ def prune(  # noqa: PLR0913 - one argument for each option
         )
     criterion = importance or ("magnitude" if data is None else "first_order")
     with terminal.progress(f"Pruning {model}") as update, warnings_noted(terminal):
-        material = gather(
+        material = load_material(
             target,
             data=data,
             validation=validation,
@@ -196,7 +196,7 @@ def prune(  # noqa: PLR0913 - one argument for each option
             judged=judged,
             judged_on="" if material.data is None else f"validation images of {material.data.name}",
             file=out.name,
-            **circumstances(context, "torch-pruning"),
+            **provenance(context, "torch-pruning"),
         )
         leave_page(None if as_json else terminal, told, report, net=(out, "the pruned net"))
 

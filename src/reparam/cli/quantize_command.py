@@ -21,7 +21,7 @@ from reparam.cli.options import (
     check_out,
     target_from,
 )
-from reparam.cli.pages import PageOption, check_page, circumstances, leave_page
+from reparam.cli.pages import PageOption, check_page, leave_page, provenance
 from reparam.cli.quantizing import tell
 from reparam.cli.targets import Inputs
 from reparam.cli.terminal import Terminal
@@ -160,7 +160,7 @@ def quantize(  # noqa: PLR0913 - one argument for each option
         )
     _show(terminal, model, weights, result, as_json=as_json)
     if report is not None:
-        told = from_quantize(result, model=model, **circumstances(context, "nncf"))
+        told = from_quantize(result, model=model, **provenance(context, "nncf"))
         leave_page(None if as_json else terminal, told, report, net=(out, "the net in eight bits"))
 
 

@@ -21,7 +21,7 @@ def from_first(value: dict[str, Any], schema: str) -> dict[str, Any]:
 
 def _pruning(value: dict[str, Any]) -> dict[str, Any]:
     changed = {"layers": [_layer(layer) for layer in value.get("layers", ())]}
-    changed["trials"] = [_timed({"rung": 0} | trial) for trial in value.get("trials", ())]
+    changed["trials"] = [_timed({"steps": 0} | trial) for trial in value.get("trials", ())]
     return _timed(value | changed)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from reparam.cli.pruning.inputs import Material, gather, score
+from reparam.cli.pruning.inputs import Material, load_material, score
 from reparam.cli.pruning.summary import as_dict, tell
 
-__all__ = ["Material", "as_dict", "gather", "score", "tell"]
+__all__ = ["Material", "as_dict", "load_material", "score", "tell"]

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from reparam.lab.data import Split
 
-__all__ = ["Material", "gather", "score"]
+__all__ = ["Material", "load_material", "score"]
 
 _BATCH = 128
 
@@ -45,7 +45,7 @@ class Material:
     batches: tuple[tuple[Tensor, Tensor], ...]
 
 
-def gather(
+def load_material(
     target: Target,
     *,
     data: str | None,

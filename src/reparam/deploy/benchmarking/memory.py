@@ -21,7 +21,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from reparam.deploy.benchmarking.tracing import Bytes, Trace, trace
+from reparam.deploy.benchmarking.execution import Bytes, Execution, execute
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -139,17 +139,17 @@ def peak_activation_memory(
         >>> memory.planned_peak_held, memory.planned_peak, memory.peak
         (1024, 2048, 3072)
     """
-    traced = trace(model, example_inputs)
-    planned = _plan(traced)
+    executed = execute(model, example_inputs)
+    planned = _plan(executed)
     steps = tuple(
         MemoryStep(op.name, op.module, op.shapes, op.held, op.working, held, working)
-        for op, (held, working) in zip(traced.ops, planned, strict=True)
+        for op, (held, working) in zip(executed.ops, planned, strict=True)
     )
     tensors = {t.untyped_storage()._cdata: t for t in (*model.parameters(), *model.buffers())}  # noqa: SLF001
     return MemoryTrace(
         steps=steps,
-        input_bytes=sum(traced.sizes[n] for n in traced.inputs),
-        output_bytes=sum(traced.sizes[n] for n in traced.outputs),
+        input_bytes=sum(executed.sizes[n] for n in executed.inputs),
+        output_bytes=sum(executed.sizes[n] for n in executed.outputs),
         parameter_bytes=sum(t.untyped_storage().nbytes() for t in tensors.values()),
     )
 
@@ -169,24 +169,24 @@ def predicted_held_maps(branches: int) -> int:
     return max(1, branches)
 
 
-def _plan(traced: Trace) -> list[tuple[Bytes, Bytes]]:
+def _plan(executed: Execution) -> list[tuple[Bytes, Bytes]]:
     """Return held and working bytes of each operator if tensors go after their last use."""
-    last = dict.fromkeys(traced.inputs, -1)
-    born = dict.fromkeys(traced.inputs, -1)
-    for i, op in enumerate(traced.ops):
+    last = dict.fromkeys(executed.inputs, -1)
+    born = dict.fromkeys(executed.inputs, -1)
+    for i, op in enumerate(executed.ops):
         for number in op.makes:
             born[number] = last[number] = i
         for number in op.reads:
             last[number] = i
-    for number in traced.outputs:
-        last[number] = len(traced.ops)
+    for number in executed.outputs:
+        last[number] = len(executed.ops)
 
     def total(numbers: list[int]) -> Bytes:
-        inputs = sum(traced.sizes[n] for n in numbers if n in traced.inputs)
-        return Bytes(inputs, sum(traced.sizes[n] for n in numbers) - inputs)
+        inputs = sum(executed.sizes[n] for n in numbers if n in executed.inputs)
+        return Bytes(inputs, sum(executed.sizes[n] for n in numbers) - inputs)
 
-    planned, alive = [], set(traced.inputs)
-    for i, op in enumerate(traced.ops):
+    planned, alive = [], set(executed.inputs)
+    for i, op in enumerate(executed.ops):
         # An operator may return a storage made before it (in place), which is among its reads.
         alive = {n for n in alive if last[n] >= i}
         held = total(sorted(alive))

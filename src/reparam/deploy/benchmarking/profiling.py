@@ -6,7 +6,7 @@ from collections import Counter
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from reparam.deploy.benchmarking.tracing import trace
+from reparam.deploy.benchmarking.execution import execute
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -54,7 +54,7 @@ def profile(model: nn.Module, example_inputs: torch.Tensor | Sequence[torch.Tens
         >>> profile(conv, torch.zeros(1, 3, 10, 10)).multiply_adds
         21600
     """
-    ops = trace(model, example_inputs).ops
+    ops = execute(model, example_inputs).ops
     return Profile(
         multiply_adds=sum(op.multiply_adds for op in ops),
         parameters=sum(p.numel() for p in model.parameters()),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -85,8 +85,3 @@ def find_format(path: Path, backend: str | None = None) -> Format:
             return entry
     backends = ", ".join(repr(entry.backend) for entry in of_suffix)
     raise InputError(f"{path.suffix} has no backend {backend!r}; its backends: {backends}")
-
-
-def describe(axes: Axes) -> list[dict[str, Any]]:
-    """Return the variable dimensions as JSON can hold them: positions become strings."""
-    return [{str(position): name for position, name in each.items()} for each in axes]

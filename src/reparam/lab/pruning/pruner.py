@@ -28,10 +28,10 @@ from reparam.errors import InputError, VerificationError
 from reparam.fusing import plan
 from reparam.lab.pruning import importance as criteria
 from reparam.lab.pruning.graph import check_keep, find_groups
-from reparam.lab.pruning.ladder import Ladder, ladder
 from reparam.lab.pruning.proof import compare, sound_groups
 from reparam.lab.pruning.reconstruction import reconstruct as solve
 from reparam.lab.pruning.result import Kept, PruneResult
+from reparam.lab.pruning.schedule import PruningSchedule, pruning_schedule
 from reparam.lab.pruning.search import Clock, Search
 from reparam.lab.pruning.targets import LatencyTarget, target_of
 from reparam.lab.pruning.widths import layer_widths, parameters, tied_groups
@@ -157,14 +157,14 @@ def prune(  # noqa: PLR0913 - each is one decision of the user
     groups, kept = find_groups(model, inputs, keep)
     batches = list(criteria.batches(data)) if data is not None else []
     scores = _scores(importance, model, groups, inputs, batches, loss, trained)
-    steps = ladder(groups, scores, multiple=multiple)
-    steps, unfit = _only_sound(model, inputs, groups, steps, multiple)
+    schedule = pruning_schedule(groups, scores, multiple=multiple)
+    schedule, unfit = _only_sound(model, inputs, groups, schedule, multiple)
     kept += unfit
-    if not steps.rungs:
+    if not schedule.steps:
         raise InputError(_nothing_to_remove(model, kept, multiple))
-    search = Search(model, inputs, steps, progress)
+    search = Search(model, inputs, schedule, progress)
     found = search.reach(target, clock)
-    removed = steps.removed(found.rung)
+    removed = schedule.removed(found.steps)
     verdict = compare(model, found.model, groups, removed, inputs)
     if not verdict.ok:
         raise VerificationError(f"the pruned net is not what it should be: {verdict}")
@@ -194,11 +194,11 @@ def _only_sound(
     model: nn.Module,
     inputs: tuple[Tensor, ...],
     groups: Sequence[Group],
-    steps: Ladder,
+    schedule: PruningSchedule,
     multiple: int,
-) -> tuple[Ladder, list[Kept]]:
-    """Leave out the rungs of groups that cannot shrink, and say why they stay."""
-    lowest = steps.removed(len(steps))
+) -> tuple[PruningSchedule, list[Kept]]:
+    """Leave out the steps of groups that cannot shrink, and say why they stay."""
+    lowest = schedule.removed(len(schedule))
     wide = [group for group in groups if group.root in lowest]
     sound, kept = sound_groups(model, wide, inputs, lowest)
     kept += [
@@ -207,7 +207,8 @@ def _only_sound(
         if group.root not in lowest
     ]
     roots = {group.root for group in sound}
-    return replace(steps, rungs=tuple(rung for rung in steps.rungs if rung[0] in roots)), kept
+    steps = tuple(step for step in schedule.steps if step[0] in roots)
+    return replace(schedule, steps=steps), kept
 
 
 def _nothing_to_remove(model: nn.Module, kept: Sequence[Kept], multiple: int) -> str:

@@ -99,13 +99,13 @@ class Trial:
     """One net that the search tried.
 
     Attributes:
-        rung: How far down the ladder of channels it is.
+        steps: Steps of the schedule of channels that it has taken.
         multiply_adds: Of one call.
         latency: How it compared with the net that was given, or None where only multiply-adds were
             asked for.
     """
 
-    rung: int
+    steps: int
     multiply_adds: int
     latency: LatencyChange | None = None
 

@@ -1,4 +1,4 @@
-"""How far down the ladder: to a number of multiply-adds, or to a latency that is measured."""
+"""How many steps of the schedule: to some multiply-adds, or to a latency that is measured."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from reparam.lab.pruning.targets import MacsTarget
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from reparam.lab.pruning.ladder import Ladder
+    from reparam.lab.pruning.schedule import PruningSchedule
     from reparam.lab.pruning.targets import LatencyTarget, Target
 
 __all__ = ["Clock", "Outcome", "Progress", "Search"]
@@ -77,23 +77,23 @@ class Clock:
 class Outcome:
     """The net that a search ended with."""
 
-    rung: int
+    steps: int
     model: nn.Module
     multiply_adds: int
     latency: LatencyChange | None
 
 
 class Search:
-    """Tries nets on the rungs of a ladder."""
+    """Tries nets after some steps of a schedule."""
 
     def __init__(
         self,
         model: nn.Module,
         inputs: tuple[Tensor, ...],
-        ladder: Ladder,
+        schedule: PruningSchedule,
         tell: Progress | None = None,
     ) -> None:
-        self._model, self._inputs, self._ladder = model, inputs, ladder
+        self._model, self._inputs, self._schedule = model, inputs, schedule
         self._tell = tell
         self._full = profile(model, inputs).multiply_adds
         self._counted: dict[int, int] = {0: self._full}
@@ -104,10 +104,10 @@ class Search:
         """Multiply-adds of the net that was given."""
         return self._full
 
-    def net(self, rung: int) -> nn.Module:
-        """Build the net on a rung."""
-        smaller = cut(self._model, self._inputs, self._ladder.removed(rung))
-        self._counted[rung] = profile(smaller, self._inputs).multiply_adds
+    def net(self, steps: int) -> nn.Module:
+        """Build the net after so many steps."""
+        smaller = cut(self._model, self._inputs, self._schedule.removed(steps))
+        self._counted[steps] = profile(smaller, self._inputs).multiply_adds
         return smaller
 
     def reach(self, target: Target, clock: Clock | None) -> Outcome:
@@ -127,7 +127,7 @@ class Search:
         Raises:
             InputError: The smallest net has more.
         """
-        last = len(self._ladder)
+        last = len(self._schedule)
         if self._try(last).multiply_adds > share * self._full:
             left = self._counted[last] / self._full
             raise InputError(
@@ -146,14 +146,14 @@ class Search:
     def to_latency(self, target: LatencyTarget, clock: Clock) -> Outcome:
         """Return a net that meets a latency, as large as bisection with measurements finds it.
 
-        The net of the last rung that met it is measured once more, with more rounds; if it misses
+        The net of the most steps that met it is measured once more, with more rounds; if it misses
         then, the next smaller ones are tried, so that what is reported was not chosen for having
         been lucky.
 
         Raises:
             InputError: The smallest net does not meet it.
         """
-        last = len(self._ladder)
+        last = len(self._schedule)
         smallest = self._try(last, clock)
         if not _met(target, smallest):
             raise _unreachable(target, smallest)
@@ -166,32 +166,32 @@ class Search:
                 low = middle
         return self._confirmed(high, target, clock)
 
-    def _confirmed(self, rung: int, target: LatencyTarget, clock: Clock) -> Outcome:
-        step, trial = 1, None
+    def _confirmed(self, steps: int, target: LatencyTarget, clock: Clock) -> Outcome:
+        more, trial = 1, None
         for _ in range(_CONFIRMATIONS):
-            trial = self._try(rung, clock, times=2)
+            trial = self._try(steps, clock, times=2)
             if _met(target, trial):
-                return Outcome(rung, self.net(rung), trial.multiply_adds, trial.latency)
-            if rung == len(self._ladder):
+                return Outcome(steps, self.net(steps), trial.multiply_adds, trial.latency)
+            if steps == len(self._schedule):
                 break
-            rung, step = min(len(self._ladder), rung + step), 2 * step
+            steps, more = min(len(self._schedule), steps + more), 2 * more
         assert trial is not None  # noqa: S101 - the loop ran
         raise _unreachable(target, trial)
 
-    def _macs(self, rung: int) -> int:
-        if rung not in self._counted:
-            self.net(rung)
-        return self._counted[rung]
+    def _macs(self, steps: int) -> int:
+        if steps not in self._counted:
+            self.net(steps)
+        return self._counted[steps]
 
-    def _try(self, rung: int, clock: Clock | None = None, times: int = 1) -> Trial:
+    def _try(self, steps: int, clock: Clock | None = None, times: int = 1) -> Trial:
         if self._tell is not None:
             done = len(self.trials)
-            total = max(done + 1, len(self._ladder).bit_length() + (2 if clock else 1))
+            total = max(done + 1, len(self._schedule).bit_length() + (2 if clock else 1))
             what = "building" if clock is None else f"measuring in {clock.engine}"
-            self._tell(done, total, f"{what}, rung {rung} of {len(self._ladder)}")
-        net = self.net(rung)
+            self._tell(done, total, f"{what}, step {steps} of {len(self._schedule)}")
+        net = self.net(steps)
         latency = clock.compare(self._model, net, self._inputs, times) if clock else None
-        self.trials.append(Trial(rung, self._counted[rung], latency))
+        self.trials.append(Trial(steps, self._counted[steps], latency))
         return self.trials[-1]
 
 

@@ -18,10 +18,10 @@ if TYPE_CHECKING:
     from reparam.lab.training.recipe import Recipe
     from reparam.lab.training.result import Hardware
 
-__all__ = ["settle_precision"]
+__all__ = ["resolve_precision"]
 
 
-def settle_precision(recipe: Recipe, hardware: Hardware, checkpoint: Path | None) -> Recipe:
+def resolve_precision(recipe: Recipe, hardware: Hardware, checkpoint: Path | None) -> Recipe:
     """Return the recipe with a precision in place of ``"auto"``.
 
     That of the checkpoint, where a run is resumed; else bfloat16 where the device multiplies it,

@@ -26,7 +26,7 @@ from reparam.lab.data import ImageData, eval_loader
 from reparam.lab.training.checkpoints import RunFiles, SaveRun, save_weights
 from reparam.lab.training.logs import WriteLogs
 from reparam.lab.training.module import EVAL_BATCH, Training
-from reparam.lab.training.precision import settle_precision
+from reparam.lab.training.precision import resolve_precision
 from reparam.lab.training.preflight import check_disk, check_hardware, check_model
 from reparam.lab.training.recipe import Recipe, load_recipe
 from reparam.lab.training.result import Hardware, OnProgress, TrainResult, WrapOptimizer
@@ -138,7 +138,7 @@ def train(  # noqa: PLR0913 - one keyword for each independent choice
     machine = hardware or Hardware()
     files = RunFiles(Path(out))
     checkpoint = files.resume if resume and files.resume.exists() else None
-    chosen = settle_precision(load_recipe(recipe), machine, checkpoint)
+    chosen = resolve_precision(load_recipe(recipe), machine, checkpoint)
     check_model(model, data)
     check_hardware(chosen, machine)
     with _folder_of(files), _quiet():

@@ -1,4 +1,4 @@
-"""In which order channels go: a ladder whose every rung takes a few channels from one group."""
+"""In which order channels go: each step takes a few channels from one group."""
 
 from __future__ import annotations
 
@@ -16,44 +16,46 @@ if TYPE_CHECKING:
 
     from reparam.lab.pruning.graph import Group
 
-__all__ = ["Ladder", "ladder"]
+__all__ = ["PruningSchedule", "pruning_schedule"]
 
 _LEAST = 0.1
 """Share of its channels that every group keeps, for a layer with next to none ends the net."""
 
 
 @dataclass(frozen=True, eq=False)
-class Ladder:
-    """What goes on each rung.
+class PruningSchedule:
+    """What goes in each step.
 
     Attributes:
-        rungs: For each rung, the group (by its root) and the channels of the root that it loses
-            there, int64. The first rung takes what counts least.
+        steps: For each step, the group (by its root) and the channels of the root that it loses
+            there, int64. The first step takes what counts least.
     """
 
-    rungs: tuple[tuple[str, Tensor], ...]
+    steps: tuple[tuple[str, Tensor], ...]
 
     def __len__(self) -> int:
-        """Return the number of rungs."""
-        return len(self.rungs)
+        """Return the number of steps."""
+        return len(self.steps)
 
-    def removed(self, height: int) -> dict[str, Tensor]:
-        """Return all channels that are gone on that rung, by the root of their group."""
+    def removed(self, steps: int) -> dict[str, Tensor]:
+        """Return all channels that are gone after so many steps, by the root of their group."""
         gone: dict[str, list[Tensor]] = {}
-        for root, channels in self.rungs[:height]:
+        for root, channels in self.steps[:steps]:
             gone.setdefault(root, []).append(channels)
         return {root: torch.cat(parts).sort().values for root, parts in gone.items()}
 
 
-def ladder(groups: Sequence[Group], importance: Sequence[Tensor], *, multiple: int) -> Ladder:
+def pruning_schedule(
+    groups: Sequence[Group], importance: Sequence[Tensor], *, multiple: int
+) -> PruningSchedule:
     r"""Order the channels of all groups by what they count in their group.
 
-    Every rung brings the width of its group down to the next multiple. Within a group the channels
-    go in the order of their importance. Between groups the rungs go in the order of
+    Every step brings the width of its group down to the next multiple. Within a group the channels
+    go in the order of their importance. Between groups the steps go in the order of
 
     .. math:: \frac{C}{n} \log \frac{I}{I'}
 
-    for a rung that takes n of C channels and leaves I' of the importance I that the group still
+    for a step that takes n of C channels and leaves I' of the importance I that the group still
     had. It has no unit, so that layers can be compared; and it grows as a group becomes narrow,
     where the importance of a channel, which is measured with all the others there, says too little.
 
@@ -69,18 +71,18 @@ def ladder(groups: Sequence[Group], importance: Sequence[Tensor], *, multiple: i
     for index, own in enumerate(steps):
         if own:
             heapq.heappush(queue, (own[0][0], index, 0))
-    rungs = []
+    ordered = []
     while queue:
         _, index, position = heapq.heappop(queue)
         own = steps[index]
-        rungs.append((groups[index].root, own[position][1]))
+        ordered.append((groups[index].root, own[position][1]))
         if position + 1 < len(own):
             heapq.heappush(queue, (own[position + 1][0], index, position + 1))
-    return Ladder(tuple(rungs))
+    return PruningSchedule(tuple(ordered))
 
 
 def _steps(group: Group, importance: Tensor, multiple: int) -> list[tuple[float, Tensor]]:
-    """Return the rungs of one group: the score of each, and its channels."""
+    """Return the steps of one group: the score of each, and its channels."""
     # One unit is one channel, or one in each group of a grouped convolution.
     units = importance.view(group.folds, -1).sum(0)
     order = units.argsort(stable=True)

@@ -35,7 +35,7 @@ from reparam.branching.block import BranchSum
 from reparam.branching.operators import branch_operator, norms, operator_before
 from reparam.errors import InputError
 
-__all__ = ["Site", "calibrate", "settle", "start_fresh"]
+__all__ = ["Site", "calibrate", "init_exact", "init_fresh"]
 
 Batch = Tensor | Sequence[Any] | Mapping[str, Any]
 
@@ -85,7 +85,7 @@ class Site:
 
 
 @torch.no_grad()
-def settle(site: Site) -> None:
+def init_exact(site: Site) -> None:
     """Give a block the statistics of white input, and make it equal to the given convolution."""
     for branch in site.extras:
         for norm in norms(branch):
@@ -99,7 +99,7 @@ def settle(site: Site) -> None:
 
 
 @torch.no_grad()
-def start_fresh(site: Site, conv: _ConvNd, norm: _BatchNorm | None) -> None:
+def init_fresh(site: Site, conv: _ConvNd, norm: _BatchNorm | None) -> None:
     """Leave a block as it is when training from scratch begins.
 
     The main branch has the given kernel, which the model's own initialisation drew. Every norm is

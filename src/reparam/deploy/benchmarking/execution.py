@@ -23,7 +23,7 @@ from reparam.deploy.engines._inputs import as_tuple, check_eval
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-__all__ = ["Bytes", "Op", "Trace", "trace"]
+__all__ = ["Bytes", "Execution", "Op", "execute"]
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ class Op:
 
 
 @dataclass
-class Trace:
+class Execution:
     """Everything one inference executed.
 
     Attributes:
@@ -83,7 +83,7 @@ class Trace:
     outputs: frozenset[int] = frozenset()
 
 
-def trace(model: nn.Module, example_inputs: torch.Tensor | Sequence[torch.Tensor]) -> Trace:
+def execute(model: nn.Module, example_inputs: torch.Tensor | Sequence[torch.Tensor]) -> Execution:
     """Run a model once without gradients and record what it executes.
 
     Raises:
@@ -108,7 +108,7 @@ class _Tracer(TorchDispatchMode):
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.result = Trace()
+        self.result = Execution()
         self._names = {module: name for name, module in model.named_modules()}
         self._stack: list[str] = []
         # A storage's address may be given to a new one after its release, so addresses are
