@@ -185,7 +185,7 @@ def test_a_model_that_takes_all_the_time_is_called_no_more_than_it_must_be():
         ({"models": {}}, "no model to measure"),
         (
             {"engines": ("onnxrt",)},
-            r"is called 'onnxrt'; known engines: .*eager.*onnxrun",
+            r"is called 'onnxrt'; known engines: eager.*onnxrun",
         ),
         ({"precisions": ("fp8",)}, "precision is 'fp8'; known precisions: fp32, bf16"),
         ({"threads": (0,)}, "threads is 0"),

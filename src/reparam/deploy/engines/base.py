@@ -256,9 +256,9 @@ def _built_in() -> None:
 
 
 def engine_names() -> tuple[str, ...]:
-    """Return the names of the known engines, installed or not; PyTorch's own come first."""
+    """Return the names of the known engines, installed or not; PyTorch's eager comes first."""
     _built_in()
-    return tuple(sorted(_ENGINES, key=lambda name: (bool(_ENGINES[name].requirements), name)))
+    return tuple(sorted(_ENGINES, key=lambda name: (name != "eager", name)))
 
 
 def get_engine(name: str) -> Engine:
