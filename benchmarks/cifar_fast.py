@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from dataclasses import replace
 from functools import partial
 from io import BytesIO
 from typing import Any
@@ -178,12 +179,18 @@ def text(records: Records) -> str:
 
 def is_of_recipe(entry: dict[str, Any]) -> bool:
     """Whether a run was trained by the recipe as it is now, in the precision of its machine."""
-    recipe = json.loads(json.dumps(load_recipe("cifar10-fast").to_dict()))
-    return all(
-        entry["recipe"][name] == value
-        for name, value in recipe.items()
-        if name not in ("summary", "precision")
-    )
+    return alike(recipe_of(entry), load_recipe("cifar10-fast"))
+
+
+def recipe_of(entry: dict[str, Any]) -> Recipe:
+    """The recipe of a run; what there was no option for at its time is as it was then."""
+    return Recipe.from_dict(entry["recipe"])
+
+
+def alike(one: Recipe, other: Recipe) -> bool:
+    """Whether two recipes train in the same way, but for the precision that a machine chose."""
+    aside = {"summary": "", "precision": "fp32"}
+    return replace(one, **aside) == replace(other, **aside)
 
 
 def augmentation(entry: dict[str, Any]) -> str:
@@ -217,11 +224,10 @@ def tuning_runs() -> list[dict[str, Any]]:
 def quality_text() -> str:
     """Say what it costs to encode the images once more, by two runs that differ in nothing else."""
     again = next(entry for entry in tuning_runs() if entry.get("quality"))
-    alike = {key: value for key, value in again["recipe"].items() if key != "summary"}
     as_they_are = next(
         entry
         for entry in tuning_runs()
-        if not entry.get("quality") and alike.items() <= entry["recipe"].items()
+        if not entry.get("quality") and alike(recipe_of(entry), recipe_of(again))
     )
     lost = 100 * (as_they_are["accuracy"] - again["accuracy"])
     return (
