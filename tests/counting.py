@@ -15,7 +15,7 @@ import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-__all__ = ["Tally", "count", "stored_numbers", "tensors_of"]
+__all__ = ["Tally", "arithmetic", "count", "stored_numbers", "tensors_of"]
 
 _NORMS = frozenset(
     {
@@ -175,3 +175,9 @@ def stored_numbers(model: nn.Module) -> int:
     """Count the numbers a model keeps: parameters and floating buffers, shared ones once."""
     tensors = [*model.parameters(), *(b for b in model.buffers() if b.is_floating_point())]
     return sum(t.numel() for t in {id(t): t for t in tensors}.values())
+
+
+def arithmetic(model: nn.Module, x: torch.Tensor) -> tuple[int, int, int]:
+    """The convolutions, matrix products and norms that a forward executes."""
+    tally = count(model, x)[1]
+    return tally.convs, tally.linears, tally.norms

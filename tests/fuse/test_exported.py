@@ -1,4 +1,4 @@
-"""Programs of torch.export: the same regions as of the module, written as programs again."""
+"""Programs of torch.export, written as programs again."""
 
 from __future__ import annotations
 
@@ -13,48 +13,16 @@ from torch.export import Dim, ExportedProgram
 from torch.nn import functional as F
 
 import reparam
-from counting import count
+from counting import arithmetic
 from reparam.errors import InputError
-from zoo import CASES
 from zoo._common import randomise
 
 FORMS = ("as exported", "core ATen")
-# Core ATen flattens tokens before a linear layer; padding that is no zeros is a step of its own
-# there, which the branches without it do not share.
-NOT_IN_CORE, APART = {"token-linear-bn"}, {"reflect-branches", "circular-branches"}
-SAME = [
-    case for case in CASES
-    if case.name not in APART and not case.pending
-    and not case.name.endswith(("-stride2", "-grouped", "-5x5", "no-bias", "no-identity"))
-]  # fmt: skip
 
 
 def exported(model: nn.Module, inputs: Any, form: str = FORMS[0], **how: Any) -> ExportedProgram:
     program = torch.export.export(model, inputs, **how)
     return program if form == FORMS[0] else program.run_decompositions()
-
-
-def arithmetic(model: nn.Module, x: torch.Tensor) -> tuple[int, int, int]:
-    tally = count(model, x)[1]
-    return tally.convs, tally.linears, tally.norms
-
-
-PAIRS = [
-    pytest.param(case, form, id=f"{case.name} {form}")
-    for case in SAME
-    for form in FORMS
-    if form == FORMS[0] or case.name not in NOT_IN_CORE
-]
-
-
-@pytest.mark.parametrize(("case", "form"), PAIRS)
-def test_every_front_end_folds_the_same(case: Any, form: str) -> None:
-    model, x = case.module(), case.inputs()
-    expected = arithmetic(reparam.fuse(model, x), x)
-    program = exported(model, (x,), form)
-    fused = reparam.fuse(program)
-    assert arithmetic(fused.module(), x) == expected
-    torch.testing.assert_close(fused.module()(x), model(x), rtol=1e-10, atol=1e-11)
 
 
 class Net(nn.Module):

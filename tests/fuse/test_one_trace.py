@@ -302,6 +302,10 @@ def _buffer_through_a_layer(m: Any, x: torch.Tensor) -> torch.Tensor:
     return m.both(x).relu() + F.linear(m.n.running_mean, torch.diag(x.mean((0, 2, 3)))).sum()
 
 
+def _plain_tensors(m: Any, x: torch.Tensor) -> torch.Tensor:
+    return torch.tensor(0.5) * m.both(x) + torch.as_tensor(1.0)
+
+
 LOOKS = [
     _asserts, _raises, _raises_for_numbers, _by_rank, _by_kind, _unpacks, _cache, _as_tensor,
     _made_here, _tries,
@@ -323,7 +327,7 @@ def test_code_that_looks_at_an_input_folds(how: Forward) -> None:
     check(Lambda(lambda m, x: m.a(x), Looking(how)), convs=1, norms=0)
 
 
-@pytest.mark.parametrize("how", [_own_parameter, _buffer_through_a_layer])
+@pytest.mark.parametrize("how", [_own_parameter, _buffer_through_a_layer, _plain_tensors])
 @pytest.mark.parametrize("example", [True, False])
 def test_operations_on_parameters_are_no_obstacle(how: Forward, *, example: bool) -> None:
     check(Looking(how), example=example)

@@ -21,6 +21,7 @@ from reparam.algebra import (
     prepared,
 )
 from reparam.algebra.direct import Positions, telling_positions
+from reparam.frontends.weights import all_finite
 from reparam.fusing.execute import SLICE, pad_as
 from reparam.planner import Candidate
 from reparam.program import Padded
@@ -80,8 +81,7 @@ class FoldedLayer:
         """Why the layer must not be used, if so."""
         if not self.agrees:
             return Why.FOLD_DIFFERS(error=self.error)
-        numbers = (self.weight, self.bias)
-        if not all(t is None or bool(t.isfinite().all()) for t in numbers):
+        if not all_finite({t for t in (self.weight, self.bias) if t is not None}):
             return Why.OVERFLOWS(dtype=dtype_name(self.weight.dtype))
         return None
 

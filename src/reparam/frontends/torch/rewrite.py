@@ -55,7 +55,8 @@ class Shell:
         self.graph = graph
         self.layers = layers
         self.dropped = dropped
-        self.inlined = inlined
+        # A GraphModule runs what lies in modules that only hold others, without their forwards.
+        self.inlined = inlined | {around for path in layers for around in _around(path)}
         self.buffers = buffers or {}
         only = _only_layer(graph, layers)
         if only is None and self._is_emptied():
@@ -159,6 +160,11 @@ class Shell:
     def _is_read(self, path: str) -> bool:
         targets = {str(n.target) for n in self.graph.nodes if n.op in {"call_module", "get_attr"}}
         return any(t == path or t.startswith(f"{path}.") for t in targets)
+
+
+def _around(path: str) -> list[str]:
+    """Paths of the modules that hold one."""
+    return [path[:k] for k, letter in enumerate(path) if letter == "."]
 
 
 def with_attributes(layer: nn.Module, original: nn.Module) -> nn.Module:
