@@ -8,7 +8,7 @@ import pickle
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 import reparam
 from checking import Snapshot, assert_same_function, worst_error
@@ -408,3 +408,36 @@ def test_functions_that_take_numbers_or_tensors_are_traced(name):
     assert isinstance(fused.b, nn.Identity)
     with torch.no_grad():
         torch.testing.assert_close(fused(image()), net(image()), rtol=1e-10, atol=1e-12)
+
+
+_COLLECTED: list[Tensor] = []
+
+
+class CollectsByHooks(nn.Module):
+    """Installs a hook on a part when it first runs, and returns what that has collected."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.part = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU())
+        self.head = nn.Sequential(nn.Conv2d(4, 2, 1), nn.BatchNorm2d(2))
+        self.installed = False
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        if not self.installed:
+            self.part.register_forward_hook(lambda _m, _a, out: _COLLECTED.append(out))
+            self.installed = True
+        _COLLECTED.clear()
+        y = self.head(self.part(x))
+        return y, _COLLECTED[0]
+
+
+@pytest.mark.parametrize("ran_before", [False, True])
+def test_a_model_that_needs_its_own_hooks_is_read_with_them(ran_before: bool) -> None:  # noqa: FBT001
+    net = randomise(CollectsByHooks().double()).eval()
+    x = torch.randn(2, 3, 8, 8).double()
+    if ran_before:
+        net(x)
+    fused = reparam.fuse(net, x)
+    assert not any(isinstance(m, nn.BatchNorm2d) for m in fused.modules())
+    for got, expected in zip(fused(x), net(x), strict=True):
+        torch.testing.assert_close(got, expected, rtol=1e-12, atol=1e-12)

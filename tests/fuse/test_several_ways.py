@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -81,3 +85,92 @@ def test_a_norm_that_one_way_needs_by_itself_is_left() -> None:
     fused = plan.apply()
     for asked in (False, True):
         torch.testing.assert_close(fused(x, more=asked), net(x, more=asked), rtol=0, atol=0)
+
+
+class SizesPassed(nn.Module):
+    """Hands plain numbers of the sizes of its input to a part that adds branches."""
+
+    class Branches(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.three = nn.Conv2d(4, 4, 3, padding=1, bias=False)
+            self.one = nn.Conv2d(4, 4, 1, bias=False)
+            self.norm = nn.BatchNorm2d(4)
+
+        def forward(self, x: Tensor, size: tuple[int, int]) -> Tensor:
+            x = x.reshape(x.shape[0], 4, *size)
+            return self.norm(self.three(x)) + self.one(x)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.branches = self.Branches()
+
+    def forward(self, x: Tensor) -> Tensor:
+        size = int(x.shape[2]), int(x.shape[3])
+        return self.branches(x.flatten(2), size)
+
+
+def test_a_part_that_is_handed_sizes_as_numbers_still_runs_at_other_sizes() -> None:
+    net = randomise(SizesPassed().double()).eval()
+    fused = reparam.fuse(net, torch.randn(2, 4, 8, 8).double())
+    assert not any(isinstance(m, nn.BatchNorm2d) for m in fused.modules())
+    for size in (6, 8, 11):
+        x = torch.randn(1, 4, size, size + 1).double()
+        torch.testing.assert_close(fused(x), net(x), rtol=1e-12, atol=1e-12)
+
+
+def fills_in(forward: Callable[..., Any]) -> Callable[..., Any]:
+    """Give an option a value of its own where it is not given by name."""
+
+    @functools.wraps(forward)
+    def wrapper(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        kwargs["scale"] = kwargs.get("scale") or 2.0
+        return forward(self, *args, **kwargs)
+
+    return wrapper
+
+
+class Decorated(nn.Module):
+    """Two branches, and an option that a decorator of the forward fills in."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.three = nn.Conv2d(4, 4, 3, padding=1, bias=False)
+        self.one = nn.Conv2d(4, 4, 1, bias=False)
+
+    @fills_in
+    def forward(self, x: Tensor, scale: float | None = None) -> Tensor:
+        return (self.three(x) + self.one(x)).relu() * scale
+
+
+@pytest.mark.parametrize("with_example", [False, True])
+def test_a_decorator_may_take_an_option_by_name_alone(with_example: bool) -> None:  # noqa: FBT001
+    net = randomise(Decorated().double()).eval()
+    x = torch.randn(2, 4, 8, 8).double()
+    fused = reparam.fuse(net, x if with_example else None)
+    assert sum(isinstance(m, nn.Conv2d) for m in fused.modules()) == 1
+    torch.testing.assert_close(fused(x), net(x), rtol=1e-12, atol=1e-12)
+
+
+class Tries(nn.Module):
+    """Hands every layer a length, and calls it without where it takes none."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList([nn.Conv1d(4, 4, 3), nn.BatchNorm1d(4), nn.ReLU()])
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in self.layers:
+            try:
+                x = layer(x, lengths=None)
+            except TypeError:
+                x = layer(x)
+        return x
+
+
+def test_a_caller_catches_what_a_layer_does_not_take() -> None:
+    net = randomise(Tries().double()).eval()
+    x = torch.randn(2, 4, 8).double()
+    fused = reparam.fuse(net, x)
+    assert not any(isinstance(m, nn.BatchNorm1d) for m in fused.modules())
+    torch.testing.assert_close(fused(x), net(x), rtol=1e-12, atol=1e-12)

@@ -164,7 +164,7 @@ def _why_diagonal(node: Node, given_up: list[Reason], selection: Selection) -> R
 def _made_by(node: Node) -> Node:
     """What made the input of an operation, past what passes values on."""
     before = node.inputs[0]
-    while isinstance(before, Alias):
+    while _passes(before):
         before = before.inputs[0]
     return before
 
@@ -174,8 +174,13 @@ def _read_by(node: Node, selection: Selection) -> list[Node]:
     readers: list[Node] = []
     for user in selection.users.get(node, []):
         if not isinstance(user, ShapeOf):
-            readers += _read_by(user, selection) if isinstance(user, Alias) else [user]
+            readers += _read_by(user, selection) if _passes(user) else [user]
     return readers
+
+
+def _passes(node: Node) -> bool:
+    """Whether an operation hands a scale and shift of each channel on as it is."""
+    return isinstance(node, Alias) or (isinstance(node, Layout) and node.reason is None)
 
 
 def _names(nodes: list[Node]) -> str:

@@ -16,7 +16,7 @@ from torch.utils._pytree import tree_map
 from reparam.errors import VerificationError
 from reparam.frontends.torch.faithful import with_numbers
 from reparam.frontends.torch.running import Arguments
-from reparam.frontends.torch.skeleton import runnable_copy
+from reparam.frontends.torch.skeleton import runnable_copy, shared_copy
 from reparam.verifying import (
     Inside,
     NothingShownWarning,
@@ -39,7 +39,9 @@ The folds themselves are compared in float64; this run is to notice a wrongly co
 
 
 @torch.no_grad()
-def compare_runs(model: nn.Module, fused: nn.Module, calls: Mapping[str, Arguments]) -> None:
+def compare_runs(
+    model: nn.Module, fused: nn.Module, calls: Mapping[str, Arguments], *, needs_hooks: bool = False
+) -> None:
     """Compare every module that was traced with its successor, on the inputs of its trace.
 
     Raises:
@@ -51,6 +53,8 @@ def compare_runs(model: nn.Module, fused: nn.Module, calls: Mapping[str, Argumen
         if successor is None or _covered(path, calls):
             continue
         old = model.get_submodule(path)
+        if needs_hooks:
+            old, successor = (shared_copy(m, needs_hooks=True) for m in (old, successor))
         compare_models(path or type(old).__name__, old, successor, call)
 
 

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Hashable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -15,12 +14,12 @@ from reparam.algebra import AffineConv
 from reparam.frontends.kinds import AnyConv, AnyNorm
 from reparam.frontends.torch.builtin import is_builtin
 from reparam.frontends.torch.chains import chains, runs_as_chain, trace_of
-from reparam.frontends.torch.decisions import Place, goes_another_way
 from reparam.frontends.torch.faithful import (
     Outcome,
     Report,
     capture_calls,
     compare,
+    does_run,
     guess_calls,
     guess_for_module,
     with_numbers,
@@ -35,13 +34,13 @@ from reparam.frontends.torch.skeleton import (
 )
 from reparam.frontends.torch.trace import Trace, TraceFailure, join, other_ways, trace
 from reparam.fusing.chosen import EVERYTHING, Chosen
-from reparam.fusing.found import ModuleFound, described
+from reparam.fusing.found import ModuleFound
 from reparam.fusing.module_fold import doubt_of
 from reparam.fusing.modules import ModuleDiscovery, Probed
 from reparam.fusing.objections import Objections, owners_of
-from reparam.fusing.place import blocks_of, place_all
+from reparam.fusing.place import place_all
 from reparam.fusing.probe import identify
-from reparam.planner import Candidate, Selection
+from reparam.fusing.ways import select_alike
 from reparam.reasons import Reason, Why
 
 __all__ = ["discover"]
@@ -75,19 +74,6 @@ def as_call(example_inputs: Any) -> Arguments:
     return (example_inputs,), {}
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class _Selected:
-    """What was chosen in one way through the code, and everything that may fold there."""
-
-    objections: Objections
-    selection: Selection
-    found: list[ModuleFound]
-    may_fold: set[frozenset[Hashable]]
-
-
-_Possible = list[set[frozenset[Hashable]]]
-
-
 class _Finder:
     def __init__(
         self,
@@ -97,11 +83,12 @@ class _Finder:
         chosen: Chosen,
     ) -> None:
         self._probe, self._chosen = probe, chosen
-        self.result = ModuleDiscovery(model)
-        self.skeleton = self.result.skeleton
         self._example = example
         self._captured: dict[str, Arguments] | None = None
         self._hooked = hooked_modules(model)
+        needs_hooks = bool(self._hooked) and example is not None and not does_run(model, example)
+        self.result = ModuleDiscovery(model, needs_hooks=needs_hooks)
+        self.skeleton = self.result.skeleton
         self._owners = owners_of(self.skeleton)
         self._visited: set[nn.Module] = set()
         self._account = self.result.account
@@ -165,7 +152,8 @@ class _Finder:
     ) -> tuple[Trace, list[Trace], Report]:
         """Compare with eager execution, which may take another of the ways than the trace."""
         first = self._compare(module, traced)
-        for way in ways if first.outcome is Outcome.DIFFERENT else ():
+        alike = [way for way in ways if way.plain_arguments() == traced.plain_arguments()]
+        for way in alike if first.outcome is Outcome.DIFFERENT else ():
             report = self._compare(module, way)
             if report.outcome is Outcome.EQUAL:
                 return way, [traced, *(other for other in ways if other is not way)], report
@@ -277,57 +265,11 @@ class _Finder:
             elif not is_builtin(child):
                 self.visit(inner, child)
 
-    def _select(self, way: Lifted, present: list[set[Hashable]], possible: _Possible) -> _Selected:
-        """Choose what folds in one way through the code, of what may fold in every one.
-
-        Args:
-            way: The way.
-            present: The operations of every way.
-            possible: What may fold in every way, where that is known.
-
-        """
-        objections = Objections(way, self._hooked, self._owners, self._chosen)
-        deciding = way.trace.deciding()
-        may_fold: set[frozenset[Hashable]] = set()
-
-        def veto(region: Candidate) -> Reason | None:
-            keys = frozenset(node.key for node in region.nodes)
-            folds_there = [keys in folds for folds in possible] or [keys <= o for o in present]
-            if any(keys & there and not f for there, f in zip(present, folds_there, strict=True)):
-                return Why.NOT_IN_EVERY_WAY()
-            reason = objections(region) or _undecided(described(way, region), deciding)
-            if reason is None:
-                may_fold.add(keys)
-            return reason
-
-        selection, found = self.result.found_in(way, veto)
-        return _Selected(objections, selection, found, may_fold)
-
-    def _select_alike(self, ways: list[Lifted]) -> _Selected:
-        """Choose the same in every way through the code; return it as the first has it."""
-        present: list[set[Hashable]] = [set(way.trace.keys.values()) for way in ways]
-        possible: _Possible = []
-        while True:
-            selected = [self._select(way, present, possible) for way in ways]
-            folds = [{one.keys for one in each.found} for each in selected]
-            uneven = {
-                keys
-                for keys in set[frozenset[Hashable]]().union(*folds)
-                if any(
-                    keys & there and keys not in fold
-                    for there, fold in zip(present, folds, strict=True)
-                )
-            }
-            if not uneven:
-                return selected[0]
-            if not possible:
-                possible = [each.may_fold for each in selected]
-            else:
-                largest = {keys for keys in uneven if not any(keys < other for other in uneven)}
-                possible = [each - largest for each in possible]
-
     def _plan(self, lifted: Lifted, report: Report, ways: list[Lifted]) -> None:
-        selected = self._select_alike([lifted, *ways])
+        selected = select_alike(
+            [lifted, *ways], lambda way: Objections(way, self._hooked, self._owners, self._chosen),
+            self.result.found_in,
+        )  # fmt: skip
         seen = Counter(one.keys for one in selected.found)
 
         def doubt(one: ModuleFound) -> Reason | None:
@@ -349,14 +291,6 @@ class _Finder:
 
     def _leave(self, path: str, module: nn.Module, reason: Reason) -> None:
         self._account.leave(path or "the model", type(module).__name__, reason, path)
-
-
-def _undecided(found: ModuleFound, deciding: dict[str, Place]) -> Reason | None:
-    """Refuse to rewrite a forward that goes another way in another call; less may fold without."""
-    for path, block in blocks_of([found]).items() if deciding else ():
-        for place in (deciding[p] for p in (path, *block.inlined) if p in deciding):
-            return Why.NOT_REWRITTEN(block=path or "the model", found=goes_another_way(place))
-    return None
 
 
 def _upwards(path: str) -> Iterator[str]:

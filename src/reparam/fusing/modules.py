@@ -47,15 +47,17 @@ class ModuleDiscovery(Discovery[nn.Module, ModuleFound]):
         probed: Modules that were identified from their responses.
         calls: By path of a traced module, arguments that it ran with: to run the result with.
         parts: Parts of the trace to rewrite, by path and inlined children, for one use each.
+        needs_hooks: Whether the model does not run without its hooks.
         training: Modules outside of the chosen part that are in training mode.
 
     """
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, *, needs_hooks: bool = False) -> None:
         """Begin with nothing found."""
         super().__init__(name_of)
         self.model = model
-        self.skeleton = shared_copy(model)
+        self.needs_hooks = needs_hooks
+        self.skeleton = shared_copy(model, needs_hooks=needs_hooks)
         self.probed: list[Probed] = []
         self.calls: dict[str, Arguments] = {}
         self.parts: Parts = {}
@@ -107,7 +109,7 @@ class ModuleDiscovery(Discovery[nn.Module, ModuleFound]):
     def checked(self, fused: nn.Module, *, edited: bool) -> nn.Module:
         """Run every module that was traced and its successor side by side, in eval mode."""
         if edited or self.probed:
-            compare_runs(self.model, fused, self.calls)
+            compare_runs(self.model, fused, self.calls, needs_hooks=self.needs_hooks)
         for name, module in fused.named_modules():
             module.training = module.training or name in self.training
         return fused

@@ -9,6 +9,7 @@ random ones and their outputs are compared.
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import enum
 import functools
@@ -38,6 +39,7 @@ __all__ = [
     "Report",
     "capture_calls",
     "compare",
+    "does_run",
     "guess_calls",
     "guess_for_module",
     "inputs_of",
@@ -104,6 +106,15 @@ def capture_calls(model: nn.Module, call: Call) -> dict[str, Call]:
                 handle.remove()
         return seen
     return {}
+
+
+def does_run(model: nn.Module, call: Call) -> bool:
+    """Whether a model runs without its hooks."""
+    for twin, arguments in _twins(model, call):
+        with contextlib.suppress(Exception), torch.no_grad():  # any error of the user's model
+            twin(*arguments[0], **arguments[1])
+            return True
+    return False
 
 
 def guess_calls(traced: Trace) -> list[Call]:

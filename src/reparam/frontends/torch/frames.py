@@ -9,7 +9,9 @@ from typing import Any
 
 from torch import fx, nn
 
-__all__ = ["Call", "Frame", "Key", "by_name", "first_line", "join"]
+from reparam.frontends.torch.structures import leaves
+
+__all__ = ["Call", "Frame", "Key", "as_called", "by_name", "check_call", "first_line", "join"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +68,11 @@ class Frame:
             else:
                 yield item
 
+    def plain_arguments(self) -> dict[Any, Any]:
+        """The numbers and words in the arguments, by the steps that lead to them."""
+        plain = bool | int | float | str | None
+        return {s: leaf for s, leaf in leaves(self.arguments) if isinstance(leaf, plain)}
+
     def all_calls(self) -> Iterator[Frame]:
         """This call and those in it, in order."""
         yield self
@@ -91,3 +98,43 @@ def by_name(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) ->
         return dict(inspect.signature(module.forward).bind(*args, **kwargs).arguments)
     except (TypeError, ValueError):
         return {**{f"*{k}": value for k, value in enumerate(args)}, **kwargs}
+
+
+def check_call(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    """Raise what a call would raise that a forward does not take: its caller may catch that.
+
+    Raises:
+        TypeError: The forward has other parameters.
+
+    """
+    try:
+        signature = inspect.signature(module.forward, follow_wrapped=False)
+    except ValueError:
+        return
+    signature.bind(*args, **kwargs)
+
+
+def as_called(
+    signature: inspect.Signature, arguments: dict[str, Any], positional: int
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Arguments by position and by name, as a caller would write them: without the defaults.
+
+    A decorator of a forward may take some by name alone, and add those that are missing.
+    """
+    args: list[Any] = []
+    kwargs: dict[str, Any] = {}
+    for name, parameter in signature.parameters.items():
+        if name not in arguments:
+            continue
+        value = arguments[name]
+        if parameter.kind is parameter.VAR_POSITIONAL:
+            if value:  # all those before it are given by position then
+                args += [*kwargs.values(), *value]
+                kwargs = {}
+        elif parameter.kind is parameter.VAR_KEYWORD:
+            kwargs |= value
+        elif parameter.kind is parameter.POSITIONAL_ONLY or len(args) < positional:
+            args.append(value)
+        elif value is not parameter.default:
+            kwargs[name] = value
+    return tuple(args), kwargs

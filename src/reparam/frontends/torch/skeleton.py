@@ -82,12 +82,33 @@ def tensors_of(model: nn.Module) -> Iterator[Tensor]:
                 yield tensor
 
 
-def shared_copy(model: nn.Module) -> nn.Module:
+def shared_copy(model: nn.Module, *, needs_hooks: bool = False) -> nn.Module:
     """Copy the module tree, sharing parameters and buffers, without forward hooks.
 
     Tracing may leave traces in a module's attributes; they stay in this copy.
+
+    Args:
+        model: What to copy.
+        needs_hooks: Whether its forward does not run without its hooks: all copies of this copy
+            keep them then.
+
     """
-    return Copier(lambda tensor: tensor).copy(model)
+    twin = Copier(lambda tensor: tensor, keep_hooks=needs_hooks).copy(model)
+    for module in twin.modules() if needs_hooks else ():
+        for name in _HOOKS:
+            table = vars(module)[name]
+            table.update({number: _Needed(hook) for number, hook in table.items()})
+    return twin
+
+
+class _Needed:
+    """A hook that a forward does not run without, as where it fetches what the hook collects."""
+
+    def __init__(self, hook: Callable[..., Any]) -> None:
+        self._hook = hook
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self._hook(*args, **kwargs)
 
 
 def with_plain_weights(model: nn.Module, chosen: Callable[[str], bool]) -> nn.Module:
@@ -282,8 +303,11 @@ class Copier:
             kind = type(value)
             if kind in _ATOMS:
                 continue
-            if name in _OWN and (not value or (name in _HOOKS and not self._keep_hooks)):
+            if name in _OWN and not value:
                 state[name] = kind()
+            elif name in _HOOKS and not self._keep_hooks:
+                kept = {n: hook for n, hook in value.items() if isinstance(hook, _Needed)}
+                state[name] = kind(kept)
             else:
                 state[name] = self.value(value)
         return twin

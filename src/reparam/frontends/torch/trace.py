@@ -71,6 +71,10 @@ class Trace:
             self._called[node.target] = self.root.get_submodule(str(node.target))
         return self._called[node.target]
 
+    def plain_arguments(self) -> dict[Any, Any]:
+        """The numbers and words that the root is called with."""
+        return {} if self.frame is None else self.frame.plain_arguments()
+
     def deciding(self) -> dict[str, Place]:
         """The modules whose own code may go another way in another call, and where it decides."""
         return {
@@ -130,7 +134,10 @@ def trace(
     try:
         bound = bound_arguments(twin, example)
         bound.arguments.update(varied or {})
-        tracer = Tracer(path, root, bound, opaque or {}, forced or {}, _device(root, example))
+        positional = len(example[0]) if example else _needed(bound.signature)
+        tracer = Tracer(
+            path, root, bound, opaque or {}, forced or {}, _device(root, example), positional
+        )
         frame = tracer.record(twin)
     except Exception as error:
         # Any exception of the user's forward on symbolic values only says: not traceable.
@@ -272,6 +279,11 @@ def bound_arguments(module: nn.Module, example: Arguments | None) -> inspect.Bou
     if not named:  # forward(*args): most likely one tensor
         values = {n: (p,) for n, p in signature.parameters.items() if p.kind is p.VAR_POSITIONAL}
     return inspect.BoundArguments(signature, values)
+
+
+def _needed(signature: inspect.Signature) -> int:
+    """How many arguments a forward needs; without any, its first."""
+    return max(1, sum(p.default is p.empty for p in signature.parameters.values()))
 
 
 def _device(root: nn.Module, example: Arguments | None) -> torch.device:

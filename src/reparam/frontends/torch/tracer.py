@@ -28,7 +28,16 @@ from reparam.frontends.torch.decisions import (
     way_that_raises,
 )
 from reparam.frontends.torch.effects import FACTORIES, known_length, metadata_read, name_of
-from reparam.frontends.torch.frames import Call, Frame, Key, by_name, first_line, join
+from reparam.frontends.torch.frames import (
+    Call,
+    Frame,
+    Key,
+    as_called,
+    by_name,
+    check_call,
+    first_line,
+    join,
+)
 from reparam.frontends.torch.guards import planned_for
 from reparam.frontends.torch.proxies import TracedValue, taken_for_tensors
 from reparam.frontends.torch.recording import Factories, Recorder
@@ -59,7 +68,7 @@ class Tracer(fx.Tracer):
 
     def __init__(
         self, path: str, original: nn.Module, bound: inspect.BoundArguments, opaque: dict[str, str],
-        forced: dict[Place, bool], device: torch.device,
+        forced: dict[Place, bool], device: torch.device, positional: int = 0,
     ) -> None:  # fmt: skip
         """Prepare to trace.
 
@@ -71,6 +80,7 @@ class Tracer(fx.Tracer):
             opaque: Modules not to trace.
             forced: Ways to go, by place, whatever the values say.
             device: Where the example lies.
+            positional: How many arguments are given by position.
 
         """
         super().__init__()
@@ -83,7 +93,7 @@ class Tracer(fx.Tracer):
         self.opaque = dict(opaque)
         self.recorder = Recorder(on=False)
         self._path, self._original, self._bound = path, original, bound
-        self._forced, self._device = forced, device
+        self._forced, self._device, self._positional = forced, device, positional
         self._levels: dict[fx.Node, Level] = {}
         self._calls: Counter[str] = Counter()
         self._targets: Counter[tuple[Call, str]] = Counter()
@@ -105,11 +115,11 @@ class Tracer(fx.Tracer):
         del root_fn, is_module, concrete_args  # known from the start
         root: Any = self.root
         inputs = {name: self._inputs(name, v) for name, v in self._bound.arguments.items()}
-        bound = inspect.BoundArguments(self._bound.signature, inputs)
+        args, kwargs = as_called(self._bound.signature, inputs, self._positional)
         frame = self._enter(root, self._path, inputs)
 
         def run() -> Any:
-            frame.result = root.forward(*bound.args, **bound.kwargs)
+            frame.result = root.forward(*args, **kwargs)
             return tuple(leaf for _, leaf in leaves(frame.result) if isinstance(leaf, fx.Node))
 
         return run, []
@@ -121,6 +131,7 @@ class Tracer(fx.Tracer):
         name = None if self._evaluating else (self.submodule_paths or {}).get(m)
         if name is None:
             return forward(*args, **kwargs)  # without numbers, or a module made in a forward
+        check_call(m, args, kwargs)
         path = join(self._path, name)
         if path in self.opaque or is_builtin(m):
             return self.create_proxy("call_module", name, args, kwargs)
