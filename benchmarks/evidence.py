@@ -39,7 +39,7 @@ NEEDS: dict[str, tuple[str, str]] = {
     "int8_elsewhere": ("minutes", "an eight-bit file; int8_cifar calls it"),
     "make_cifar10": ("minutes", "a copy of CIFAR-10, or the network"),
     "memory": ("minutes", "Linux"),
-    "online": ("half an hour", "timm; on a machine that does nothing else"),
+    "online": ("hours", "timm; on two threads a machine that does nothing else"),
     "online_curve": ("minutes", IMAGES),
     "onnx_latency": ("minutes", "timm; --files FOLDER; for YOLO: ultralytics"),
     "parity": ("minutes", IMAGES),

@@ -1,24 +1,27 @@
 """Time and memory of a training step: plain, online, branch by branch, and RepOptimizer.
 
     python benchmarks/online.py                         # every net, batch 16, fp32
-    python benchmarks/online.py mobileone_s0 repvgg_a0 --size 128 --batch 64 --precision bf16
+    python benchmarks/online.py mobileone_s0 repvgg_a0 --size 224 --batch 64 --precision bf16
+    python benchmarks/online.py --batch 16 64 --precision fp32 bf16 --threads 1 2 --missing
 
 The forms of a net take turns, and the median of the rounds counts. On one thread, time is that of
 the processor, which other work on the machine hardly lengthens; on more it is the clock's, and the
 machine has to do nothing else. Memory is what the forward pass keeps for the backward pass,
-parameters aside. Results are added to benchmarks/results/online.json.
+parameters aside. Results are added to benchmarks/results/online.json, setting by setting;
+``--missing`` leaves out those that are there.
 """
 
 from __future__ import annotations
 
 import argparse
 import copy
+import itertools
 import json
 import statistics
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from tables import ROOT, fill, markdown
@@ -34,36 +37,54 @@ RESULTS = Path(__file__).with_name("results") / "online.json"
 
 def main() -> None:
     options = _parser().parse_args()
-    torch.set_num_threads(options.threads)
-    for name in options.nets or NETS:
-        row = measure(name, options)
-        print(json.dumps(row))
-        add(row)
+    grid = itertools.product(
+        options.threads, options.batch, options.precision, options.nets or NETS
+    )
+    for threads, batch, precision, net in grid:
+        setting = Setting(net, batch, options.size, precision, threads)
+        if options.missing and any(setting.is_of(row) for row in _rows()):
+            continue
+        torch.set_num_threads(threads)
+        row = measure(setting, options.rounds)
+        print(json.dumps(row["median"]), setting, flush=True)
+        add(setting, row)
     write_table()
 
 
-def measure(name: str, options: argparse.Namespace) -> dict[str, Any]:
+class Setting(NamedTuple):
+    """What is measured."""
+
+    net: str
+    batch: int
+    size: int
+    precision: str
+    threads: int
+
+    def is_of(self, row: dict[str, Any]) -> bool:
+        return all(row[name] == value for name, value in self._asdict().items())
+
+
+def measure(setting: Setting, rounds: int) -> dict[str, Any]:
     """Measure all forms of one net in turns."""
     torch.manual_seed(0)
-    x = torch.randn(options.batch, 3, options.size, options.size)
+    x = torch.randn(setting.batch, 3, setting.size, setting.size)
     started = time.perf_counter()
-    forms, steps = NETS[name](x), {}
+    forms, steps = NETS[setting.net](x), {}
     planning = time.perf_counter() - started
     for form, (net, wrap) in forms.items():
         optimizer = torch.optim.SGD(net.parameters(), lr=0.01, momentum=0.9)
-        steps[form] = _step(net, wrap(optimizer), x, options.precision)
+        steps[form] = _step(net, wrap(optimizer), x, setting.precision)
     seconds: dict[str, list[float]] = {form: [] for form in forms}
-    clock = time.process_time if options.threads == 1 else time.perf_counter
-    for _ in range(options.rounds + 1):
+    clock = time.process_time if setting.threads == 1 else time.perf_counter
+    for _ in range(rounds + 1):
         for form, step in steps.items():
             before = clock()
             step()
             seconds[form].append(clock() - before)
     return {
-        "net": name, "batch": options.batch, "size": options.size, "precision": options.precision,
-        "threads": options.threads, "seconds": {f: s[1:] for f, s in seconds.items()},
+        **setting._asdict(), "seconds": {f: s[1:] for f, s in seconds.items()},
         "median": {f: statistics.median(s[1:]) for f, s in seconds.items()},
-        "kept_bytes": {f: kept(net, x, options.precision) for f, (net, _) in forms.items()},
+        "kept_bytes": {f: kept(net, x, setting.precision) for f, (net, _) in forms.items()},
         "planning_seconds": planning, "environment": describe_environment(),
     }  # fmt: skip
 
@@ -89,27 +110,48 @@ def kept(net: nn.Module, x: Tensor, precision: str) -> int:
     return size
 
 
-def add(row: dict[str, Any]) -> None:
+def _rows() -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = (
+        json.loads(RESULTS.read_text())["rows"] if RESULTS.exists() else []
+    )
+    return found
+
+
+def add(setting: Setting, row: dict[str, Any]) -> None:
     """Put a row in the place of an earlier one of the same settings."""
-    rows = json.loads(RESULTS.read_text())["rows"] if RESULTS.exists() else []
-    key = ("net", "batch", "size", "precision", "threads")
-    rows = [r for r in rows if any(r[k] != row[k] for k in key)]
-    write_text(RESULTS, json.dumps({"rows": [*rows, row]}, indent=1) + "\n")
+    rows = [*(r for r in _rows() if not setting.is_of(r)), row]
+    write_text(RESULTS, json.dumps({"rows": rows}, indent=1) + "\n")
 
 
 def write_table() -> None:
     """Write docs/training.md's table from the results."""
-    lines = []
-    for row in json.loads(RESULTS.read_text())["rows"]:
-        base = "plain" if "plain" in row["median"] else "branches"
-        what = f"{row['net']}, {row['batch']} images of {row['size']} pixels, {row['precision']}"
-        for form, seconds in row["median"].items():
-            memory = row["kept_bytes"][form]
-            times = seconds / row["median"][base], memory / row["kept_bytes"][base]
-            cells = f"{1000 * seconds:.0f}", *(f"{value:.2f}" for value in times)
-            lines.append([f"{what}: {form.replace('_', ' ')}", *cells])
-    header = ["net and form", "ms a step", "step, of plain", "kept memory, of plain"]
-    fill(ROOT / "docs" / "training.md", "online", markdown(header, lines))
+    order = list(NETS)
+    rows = sorted(
+        _rows(),
+        key=lambda r: (order.index(r["net"]), r["size"], r["batch"], r["precision"], r["threads"]),
+    )
+    header = [
+        "net", "images", "precision", "threads", "plain, ms", "online, of plain",
+        "branches, of plain", "RepOptimizer, of plain", "online, of branches",
+        "memory: online", "memory: branches",
+    ]  # fmt: skip
+    fill(ROOT / "docs" / "training.md", "online", markdown(header, [_line(row) for row in rows]))
+
+
+def _line(row: dict[str, Any]) -> list[str]:
+    """A row of the table; nets without a plain form have only the ratios of the two others."""
+    step, memory = row["median"], row["kept_bytes"]
+
+    def ratio(of: dict[str, float], form: str, base: str = "plain") -> str:
+        return f"{of[form] / of[base]:.2f}" if form in of and base in of else "-"
+
+    return [
+        row["net"], f"{row['batch']} of {row['size']} px", row["precision"], str(row["threads"]),
+        f"{1000 * step['plain']:.0f}" if "plain" in step else "-", ratio(step, "online"),
+        ratio(step, "branches"), ratio(step, "rep_optimizer"), ratio(step, "online", "branches"),
+        ratio(memory, "online", "plain" if "plain" in memory else "branches"),
+        ratio(memory, "branches"),
+    ]  # fmt: skip
 
 
 Form = tuple[nn.Module, Callable[[torch.optim.Optimizer], torch.optim.Optimizer]]
@@ -196,11 +238,12 @@ def _parser() -> argparse.ArgumentParser:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("nets", nargs="*", choices=list(NETS), metavar="NET", help=", ".join(NETS))
-    parser.add_argument("--batch", type=int, default=16)
+    parser.add_argument("--batch", type=int, nargs="+", default=[16])
     parser.add_argument("--size", type=int, default=128)
-    parser.add_argument("--precision", choices=["fp32", "bf16"], default="fp32")
+    parser.add_argument("--precision", choices=["fp32", "bf16"], nargs="+", default=["fp32"])
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--threads", type=int, nargs="+", default=[1])
+    parser.add_argument("--missing", action="store_true", help="leave out what was measured")
     return parser
 
 

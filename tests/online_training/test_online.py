@@ -65,11 +65,12 @@ def test_blocks_of_the_zoo_train_alike(case: ZooCase) -> None:
     "block",
     [
         lambda: MobileOneBlock(6, 6, groups=6, activation=nn.ReLU),
+        lambda: MobileOneBlock(6, 6, groups=6, stride=2, activation=nn.ReLU),
         lambda: MobileOneBlock(6, 6, kernel=1, activation=nn.ReLU),
         lambda: RepVGGBlock(6, 6, activation=nn.ReLU),
         lambda: RepGhostModule(6, 6),
     ],
-    ids=["depthwise", "pointwise", "repvgg", "repghost"],
+    ids=["depthwise", "depthwise-stride2", "pointwise", "repvgg", "repghost"],
 )
 def test_fifty_steps_stay_together(block, optimizer) -> None:
     net = nn.Sequential(block(), nn.Conv2d(6, 3, 1))

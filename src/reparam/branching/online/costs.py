@@ -158,7 +158,7 @@ def _shifted(patch: Geometry, shape: tuple[int, ...]) -> float:
     lags = calls * (2 * shifts[-2] - 1) * 3 / (down * right)
     back = (2 * high - 1) * (2 * wide - 1) * phases / (down * right)
     border = 2 * (high + wide) / min(shape[2:])
-    passes = 24 + 45 * border if phases == 1 else 14 + 25 * border
+    passes = 18 + 35 * border if phases == 1 else 12 + 20 * border
     return _DEPTHWISE_TAP * (lags + back / 2) + _PASS * passes
 
 

@@ -67,7 +67,7 @@ class Toeplitz:
         Squares are about zero where that is precise, about the mean of the image where it is not.
         """
         images = self._four(self.kept).to(dtype)
-        total = images.sum(0)
+        total = _over_images(images)
         if images.device.type == "cpu":
             mean, covariance = self._about_zero(images, total)
             if is_precise(mean, covariance.diagonal(dim1=1, dim2=2)):
@@ -88,7 +88,7 @@ class Toeplitz:
         maps = self._maps(images)
         high, wide = self._rows.taps, self._columns.taps
         # Sums of what t reads while t' reads the image: (C, taps, taps).
-        inside = maps.inside[0] @ (images.sum(0) @ maps.inside[1].mT)
+        inside = maps.inside[0] @ (_over_images(images) @ maps.inside[1].mT)
         inside = inside.view(-1, high, high, wide, wide).transpose(2, 3)
         inside = inside.reshape(-1, high * wide, high * wide).div_(self._count)
         mean = inside.diagonal(dim1=1, dim2=2)
@@ -202,9 +202,8 @@ class Toeplitz:
             several = strip[0].taps * strip[1].taps
             square = square.reshape(channels, several, several)
             const = shift.view(-1, *taps)[(slice(None), *at)].reshape(channels, several, 1)
-            self._take_away(
-                total, torch.baddbmm(const, square, self._written_out(images, strip)), strip
-            )
+            mapped = torch.baddbmm(const, square, self._written_out(images, strip))
+            self._take_away(total, mapped, strip)
 
     # ---------------------------------------------------------------- strips
 
@@ -277,6 +276,13 @@ def _is_better_turned(x: Tensor) -> bool:
         and x.is_contiguous()
         and x.shape[1] > 1
     )
+
+
+def _over_images(images: Tensor) -> Tensor:
+    """Their sum ``(C, H, W)``, taken in the order of memory, which is many times faster."""
+    if _format(images) is torch.contiguous_format:
+        return images.sum(0)
+    return images.movedim(1, -1).flatten(1).sum(0).view(*images.shape[2:], -1).movedim(-1, 0)
 
 
 def _format(images: Tensor) -> torch.memory_format:
