@@ -194,6 +194,12 @@ ROUTED = {
     "chunks swapped": swapped,
 }
 
+REPEATED = {
+    "repeat": lambda x: x.repeat(1, 3, 1, 1),
+    "tile": lambda x: torch.tile(x, (3, 1, 1)),
+    "repeat_interleave": lambda x: x.repeat_interleave(3, dim=1),
+}
+
 
 @pytest.mark.parametrize("step", ROUTED.values(), ids=ROUTED)
 def test_a_norm_passes_what_moves_or_picks_channels_both_ways(step: object) -> None:
@@ -212,6 +218,19 @@ def test_a_norm_behind_a_pixel_shuffle_goes_before_it_and_not_the_other_way_roun
 def test_a_norm_before_a_pixel_unshuffle_goes_behind_it_and_not_the_other_way_round() -> None:
     check(before(nn.PixelUnshuffle(2), 16), *WIDE, norms=0)
     check(behind(lambda x: F.pixel_unshuffle(x, 2), 16), *WIDE, norms=1)
+
+
+@pytest.mark.parametrize("step", REPEATED.values(), ids=REPEATED)
+def test_a_norm_before_repeated_channels_goes_behind_them_and_not_the_other_way_round(
+    step: object,
+) -> None:
+    """Each channel behind is one before: a scale for that is one for all of its copies."""
+    check(before(step, 12), *WIDE, norms=0)
+    check(behind(step, 12), *WIDE, norms=1)
+
+
+def test_a_norm_passes_no_repetition_of_rows() -> None:
+    check(before(lambda x: x.repeat(1, 3, 2, 1), 12), *WIDE, norms=1)
 
 
 def test_a_norm_before_flattened_images_goes_into_the_linear_layer() -> None:

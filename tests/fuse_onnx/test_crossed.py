@@ -149,6 +149,17 @@ def test_a_norm_passes_space_to_depth_forward_alone():
         assert_equal(model, fused)
 
 
+def test_a_norm_passes_tiled_channels_forward_alone():
+    def step(g, x):
+        whole = g.op("Expand", x, g.integers(1, 1, 1, 1))
+        return g.op("Tile", whole, g.integers(1, 3, 1, 1))
+
+    for model, left in ((behind(step, 24), 1), (before(step, 24), 0)):
+        fused = reparam.fuse(model)
+        assert counts(fused).get("BatchNormalization", 0) == left
+        assert_equal(model, fused)
+
+
 def test_norms_before_flattened_images_and_a_concat():
     g = Graph(2, 8, 3, 4)
     flat = g.op("Flatten", g.norm(g.relu(g.x)))

@@ -571,6 +571,15 @@ def _unbind(w: Vocabulary, at: str, x: Form, axis: int = 0) -> list[Value]:
     return [_select(w, at, x, axis, index) for index in range(x.shape[axis])]
 
 
+@_is("repeat", "tile")
+def _repeat(w: Vocabulary, at: str, x: Form, times: Sequence[int]) -> Form:
+    if len(times) > len(x.shape):
+        raise UnsupportedModelError(f"repeating along a new axis at {at} has no normal form")
+    for axis, count in zip(range(-len(times), 0), times, strict=True):
+        x = w.gather(x, axis, torch.arange(x.shape[axis]).repeat(count), at)
+    return x
+
+
 @_is("index_select")
 def _index_select(w: Vocabulary, at: str, x: Form, axis: int, index: Tensor) -> Value:
     return w.gather(x, axis, index, at)

@@ -473,6 +473,14 @@ def _slice(w: Vocabulary, at: str, g: Given, a: Attributes) -> Value:
     return value
 
 
+@_is("Tile")
+def _tile(w: Vocabulary, at: str, g: Given, _: Attributes) -> Form:
+    value: Form = g[0]
+    for axis, count in enumerate(_numbers(g[1])):
+        value = w.gather(value, axis, torch.arange(value.shape[axis]).repeat(count), at)
+    return value
+
+
 @_is("Gather")
 def _gather(w: Vocabulary, at: str, g: Given, a: Attributes) -> Value:
     if isinstance(g[1], Form):

@@ -143,7 +143,7 @@ class Engine(ABC):
         name: The name it is asked for by.
         label: What it is called on a page.
         suffixes: Suffixes of the files it loads.
-        formats: What :func:`reparam.export` writes for it; the first is what it runs a module from.
+        formats: What :func:`reparam.export` writes for it; the first is how it runs a module.
         precisions: Precisions it can run in.
         requirements: Importable modules it needs.
         extra: The extra of this package that installs them.
@@ -199,7 +199,7 @@ class Engine(ABC):
         """
         self.require()
         self.check(settings)
-        path = folder / f"model{self.formats[0].suffix}"
+        path = folder / f"model{self.suffixes[0]}"
         self.write(replace(conversion, dynamic=Dynamic.NONE), path)
         return self.open(path, settings)
 
@@ -220,7 +220,10 @@ class Engine(ABC):
         return self.open(path, settings)
 
     def write(self, conversion: Conversion, path: Path) -> Axes:
-        """Write a file in the first of its formats, and return what varies in it."""
+        """Write a file of the first of its suffixes, and return what varies in it.
+
+        An engine that reads another's files, and so has no format of its own, has its own method.
+        """
         return self.formats[0].write(conversion, path)
 
     def open(self, path: Path, settings: Settings) -> Runner:

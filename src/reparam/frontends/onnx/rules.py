@@ -26,11 +26,12 @@ from reparam.frontends.onnx.rules_moves import (
     concat,
     dropout,
     elementwise,
+    expand,
     pad,
     pass_on,
     slice_,
 )
-from reparam.frontends.onnx.rules_parts import depth_to_space, gather, space_to_depth, split
+from reparam.frontends.onnx.rules_parts import depth_to_space, gather, space_to_depth, split, tile
 from reparam.frontends.onnx.rules_scales import add, add_all, divide, multiply, negate, subtract
 
 if TYPE_CHECKING:
@@ -74,6 +75,8 @@ _RULES: dict[str, Rule] = {
     "Gather": gather,
     "DepthToSpace": depth_to_space,
     "SpaceToDepth": space_to_depth,
+    "Tile": tile,
+    "Expand": expand,
     "Pad": pad,
     "Slice": slice_,
     "Concat": concat,

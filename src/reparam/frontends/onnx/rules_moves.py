@@ -25,6 +25,7 @@ __all__ = [
     "concat",
     "dropout",
     "elementwise",
+    "expand",
     "pad",
     "pass_on",
     "slice_",
@@ -126,6 +127,16 @@ def _some_channels(
 def pass_on(lifter: OnnxLifter, proto: NodeProto) -> Node | None:
     """``Identity``."""
     return lifter.alias(proto, proto.input[0])
+
+
+def expand(lifter: OnnxLifter, proto: NodeProto) -> Node | None:
+    """``Expand`` by ones alone, which exporters write before a ``Tile``: it returns its input."""
+    shape, rank = proto.input[1], lifter.rank(proto.input[0])
+    if rank is None or shape not in lifter.constants:
+        return None
+    sizes = lifter.constants.integers(shape)
+    nothing = len(sizes) <= rank and set(sizes) <= {1}
+    return lifter.alias(proto, proto.input[0]) if nothing else None
 
 
 def cast(lifter: OnnxLifter, proto: NodeProto) -> Node | None:

@@ -12,7 +12,7 @@ from reparam.program import Node
 if TYPE_CHECKING:
     from onnx import NodeProto
 
-__all__ = ["depth_to_space", "gather", "picked", "space_to_depth", "split"]
+__all__ = ["depth_to_space", "gather", "picked", "space_to_depth", "split", "tile"]
 
 
 def split(lifter: OnnxLifter, proto: NodeProto) -> Node | None:
@@ -45,6 +45,17 @@ def gather(lifter: OnnxLifter, proto: NodeProto) -> Node | None:
     if len(lifter.constants.shape(indices)) != 1 or not _is_along_channels(lifter, proto, 0):
         return None
     return picked(lifter, proto, [n % channels for n in lifter.constants.integers(indices)])
+
+
+def tile(lifter: OnnxLifter, proto: NodeProto) -> Node | None:
+    """``Tile`` along the channels: all of them, several times one after another."""
+    source, repeats = proto.input[:2]
+    channels, axis, rank = lifter.channels(source), lifter.axis(source), lifter.rank(source)
+    if channels is None or axis is None or rank is None or repeats not in lifter.constants:
+        return None
+    times = lifter.constants.integers(repeats)
+    count = times.pop(axis + rank)
+    return picked(lifter, proto, [*range(channels)] * count) if set(times) <= {1} else None
 
 
 def picked(lifter: OnnxLifter, proto: NodeProto, channels: Sequence[int]) -> Node | None:

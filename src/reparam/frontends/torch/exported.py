@@ -13,7 +13,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor, fx, nn
 from torch._ops import OpOverload
 from torch.export import ExportedProgram
@@ -21,6 +20,7 @@ from torch.export.graph_signature import InputKind, InputSpec
 from torch.nn import functional as F
 
 from reparam.frontends.torch.frames import Call, Key
+from reparam.frontends.torch.rules import function_called, has_method
 from reparam.frontends.torch.trace import Trace
 
 __all__ = ["Reading", "path_of", "read_program", "stored_in"]
@@ -160,28 +160,12 @@ def _word(node: fx.Node) -> Word:
     word = special(node) if special is not None else None
     if word is not None:
         return word
-    if name in _FUNCTIONS:
-        return _FUNCTIONS[name], args, kwargs
     first = schema.arguments[0] if schema.arguments else None
     shares = first is not None and first.alias_info is not None
-    return (_METHODS.get(name, name) if shares else target), args, kwargs
+    if not shares and (function := function_called(name.removeprefix("_"))) is not None:
+        return function, args, kwargs
+    return (_METHODS.get(name, name) if shares or has_method(name) else target), args, kwargs
 
-
-_FUNCTIONS: dict[str, Callable[..., Any]] = {
-    **{name: getattr(F, name) for name in (
-        "conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d",
-        "conv_transpose3d", "linear", "avg_pool2d", "avg_pool3d",
-        "avg_pool1d", "adaptive_avg_pool1d", "adaptive_avg_pool2d", "adaptive_avg_pool3d", "relu",
-        "gelu", "silu", "hardswish", "leaky_relu", "mish", "elu", "dropout", "pad",
-    )},
-    **{name: getattr(torch, name) for name in (
-        "add", "sub", "mul", "div", "neg", "rsub", "mean", "cat", "stack", "sigmoid", "tanh",
-        "flatten", "permute", "transpose",
-    )},
-    "_adaptive_avg_pool2d": F.adaptive_avg_pool2d,
-    "_adaptive_avg_pool3d": F.adaptive_avg_pool3d,
-}  # fmt: skip
-"""Operators whose arguments are those of the function, in its order."""
 
 _METHODS = {"alias": "contiguous", "sym_size": "size"}
 """Methods that do what an operator does that returns its input, or reads it."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -63,6 +64,8 @@ from reparam.frontends.torch.rules_parts import (
     chunk,
     pixel_shuffle,
     pixel_unshuffle,
+    repeat,
+    repeat_interleave,
     split,
 )
 from reparam.frontends.torch.rules_products import einsum, matmul
@@ -78,7 +81,7 @@ from reparam.frontends.torch.rules_scales import (
 from reparam.frontends.torch.rules_stacks import stack, total
 from reparam.frontends.torch.trace import Trace
 
-__all__ = ["lift", "rule_for"]
+__all__ = ["function_called", "has_method", "lift", "rule_for"]
 
 
 def lift(
@@ -98,6 +101,17 @@ def lift(
 
     """
     return Lifter(trace, training=training, vectors=vectors, probed=probed or {}).run(rule_for)
+
+
+def function_called(name: str) -> Callable[..., Any] | None:
+    """The function of torch of that name that a rule reads, or None."""
+    found = (getattr(space, name, None) for space in (torch.nn.functional, torch))
+    return next((function for function in found if function in _FUNCTIONS), None)
+
+
+def has_method(name: str) -> bool:
+    """Whether a rule reads the method of tensors of that name."""
+    return name in _METHODS
 
 
 def rule_for(lifter: Lifter, node: fx.Node) -> Rule | None:
@@ -209,6 +223,8 @@ _FUNCTIONS: dict[Any, Rule] = {
     torch.pixel_shuffle: pixel_shuffle,
     torch.pixel_unshuffle: pixel_unshuffle,
     torch.channel_shuffle: channel_shuffle,
+    torch.tile: repeat,
+    torch.repeat_interleave: repeat_interleave,
     torch.roll: roll,
     torch.flip: flip,
     torch.unflatten: unflatten,
@@ -253,6 +269,8 @@ _METHODS: dict[str, Rule] = {
     "amax": largest_along,
     "chunk": chunk,
     "split": split,
+    **dict.fromkeys(("repeat", "tile"), repeat),
+    "repeat_interleave": repeat_interleave,
     "roll": roll,
     "flip": flip,
     "unflatten": unflatten,

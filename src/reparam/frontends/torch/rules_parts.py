@@ -19,6 +19,8 @@ __all__ = [
     "picked",
     "pixel_shuffle",
     "pixel_unshuffle",
+    "repeat",
+    "repeat_interleave",
     "split",
 ]
 
@@ -122,6 +124,27 @@ def pixel_unshuffle(lifter: Lifter, node: fx.Node) -> Node | None:
         return None
     origins = [(c,) for c in range(channels) for _ in range(factor * factor)]
     return lifter.routed(node, x, origins, -3, 4)
+
+
+def repeat(lifter: Lifter, node: fx.Node) -> Node | None:
+    """``x.repeat(1, n, 1, 1)`` and ``torch.tile``: all channels, ``n`` times, one after another."""
+    times = [*node.args[1:], *(node.kwargs[k] for k in ("repeats", "dims") if k in node.kwargs)]
+    if len(times) == 1 and isinstance(times[0], list | tuple):
+        times = list(times[0])
+    x, channels = _of_images(lifter, node)
+    if channels is None or not 3 <= len(times) <= 4 or not all(isinstance(n, int) for n in times):
+        return None
+    count: Any = times.pop(-3)
+    return picked(lifter, node, x, [*range(channels)] * count) if set(times) == {1} else None
+
+
+def repeat_interleave(lifter: Lifter, node: fx.Node) -> Node | None:
+    """``torch.repeat_interleave(x, n, dim=1)``: every channel ``n`` times in a row."""
+    _, count, dim = bind(node, ("input", "repeats", "dim"), (None, None, None))
+    x, channels = _of_images(lifter, node)
+    if channels is None or not isinstance(count, int) or dim not in {1, -3}:
+        return None
+    return picked(lifter, node, x, [c for c in range(channels) for _ in range(count)])
 
 
 def _of_images(lifter: Lifter, node: fx.Node) -> tuple[fx.Node, int | None]:
