@@ -11,9 +11,11 @@ The differences of the fused model have to be of the control's order.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import copy
 import gc
 import json
+import math
 import re
 import sys
 import time
@@ -26,62 +28,86 @@ from typing import Any
 
 import torch
 from coverage_models import Entry, calibrate, entries
-from torch import nn
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
 import reparam
+from reparam import Why
 from reparam._support.files import atomic_path
 
 # The tests' own counter of executed operators; it trusts nothing of the library.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
-from counting import count, stored_numbers, tensors_of
+from counting import NORMS, count, stored_numbers, tensors_of
 
-NOISE = 1e-16
-"""Relative noise of the control, about half an ulp of float64."""
+NOISE = {torch.float64: 1e-16, torch.float32: 6e-8}
+"""Relative noise of the control, about half an ulp."""
 
-BLOCK_TOLERANCE = 1e-11
-"""Float64 rounding of one block, whatever its depth, stays far below."""
+BLOCK_TOLERANCE = {torch.float64: 1e-11, torch.float32: 1e-4}
+"""Rounding of one block, whatever its depth, stays far below."""
 
 
 class _Part(nn.Module):
-    """What an entry compares, as a module, so that it can be counted."""
+    """What an entry compares, as a module of tensors, so that it can be counted."""
 
-    def __init__(self, entry: Entry, model: nn.Module) -> None:
+    def __init__(self, entry: Entry, model: nn.Module, like: Any) -> None:
         super().__init__()
         self.model = model
         self.entry = entry
+        self.structure = tree_flatten(like)[1]
 
-    def forward(self, x: torch.Tensor) -> Any:
-        return self.entry.run(self.model, x)
+    def forward(self, *leaves: Any) -> Any:
+        return self.entry.run(self.model, tree_unflatten(leaves, self.structure))
 
 
-def measure(entry: Entry, *, timed: bool = False) -> dict[str, Any]:
+def _cloned(x: Any, dtype: torch.dtype | None = None) -> Any:
+    """Copy an example, its floating numbers in another type if one is given."""
+    return tree_map(
+        lambda t: t.to(dtype, copy=True) if dtype and t.is_floating_point() else t.clone(), x
+    )
+
+
+@torch.no_grad()
+def _precision(entry: Entry, model: nn.Module, x: Any) -> torch.dtype:
+    """Float64, or float32 for a model that writes float32 into its own code."""
+    try:
+        entry.run(model.double(), _cloned(x, torch.float64))
+    except RuntimeError:
+        model.float()
+        entry.run(model, _cloned(x, torch.float32))
+        return torch.float32
+    return torch.float64
+
+
+def measure(entry: Entry, model: nn.Module, *, timed: bool = False) -> dict[str, Any]:
     """Fuse one model and return what was found."""
-    torch.manual_seed(0)
-    model = entry.build()
-    calibrate(model, _image(entry.image_px, entry.batch).float(), entry.run)
-    model = model.double()
-    x = _image(entry.image_px, 2)
-    started = time.perf_counter()
+    calibrate(model, _cloned(entry.example(entry.batch, entry.image_px), torch.float32), entry.run)
+    dtype = _precision(entry, model, entry.example(2, entry.image_px))
+    x = _cloned(entry.example(2, entry.image_px), dtype)
+    started = time.process_time()
     # A detector takes a list of images; its parts are traced without an example.
-    plan = reparam.plan(model, None if entry.parts else x)
+    plan = reparam.plan(model, None if entry.parts else _cloned(x))
     fused = plan.apply()
-    seconds = time.perf_counter() - started
+    seconds = time.process_time() - started
     blocks = {_enclosing(r.where, model, fused) for r in plan.regions} - {""}
     result: dict[str, Any] = {
         "model": entry.name,
         "image_px": entry.image_px,
+        "dtype": str(dtype).removeprefix("torch."),
         "seconds_to_fuse": round(seconds, 3),
         "same_class": isinstance(fused, type(model)),
         "regions": len(plan.regions),
-        "refusals": dict(Counter(_reason(r.why) for r in plan.refusals).most_common()),
         "before": _cost(entry, model, x),
         "after": _cost(entry, fused, x),
+        "left": _left(entry, fused, x, plan.refusals),
+        "untraced": [f"{r.where}: {r.why}" for r in plan.refusals if r.reason.kind in _UNREAD],
         "float64": _errors(entry, model, fused, x),
         "blocks": _block_errors(entry, model, fused, blocks, x),
-        "float32": _single(entry, model, x),
     }
-    other = _other_size(entry, model)
-    result["other_shape"] = list(other.shape)
+    if entry.in_float32:
+        result["float32"] = _single(entry, model, x)
+    other = _other_size(entry, model, dtype)
+    result["other_shapes"] = [list(t.shape) for t in tensors_of(other)]
     result["float64_other"] = _errors(entry, model, fused, other)
     if entry.own is not None:
         result["own"] = _own(entry, model, x)
@@ -93,18 +119,65 @@ def measure(entry: Entry, *, timed: bool = False) -> dict[str, Any]:
     return result
 
 
+_UNREAD = {Why.NOT_TRACED, Why.TRACE_DIFFERS}
+
+
+class _Norms(TorchDispatchMode):
+    """Note the module around every norm that runs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.around: list[str] = []
+        self.at: list[str] = []
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        if func._schema.name.split("::")[1] in NORMS:
+            self.at.append(self.around[-1])
+        return func(*args, **(kwargs or {}))
+
+    def follow(self, model: nn.Module) -> list[Any]:
+        """Note when modules are entered and left; returns the handles of the hooks."""
+        handles = []
+        for path, module in model.named_modules():
+            handles.append(module.register_forward_pre_hook(self._entering(path or "the model")))
+            handles.append(module.register_forward_hook(self._leave, always_call=True))
+        return handles
+
+    def _entering(self, path: str) -> Any:
+        return lambda _module, _args: self.around.append(path)
+
+    def _leave(self, _module: nn.Module, _args: Any, _out: Any) -> None:
+        self.around.pop()
+
+
+@torch.no_grad()
+def _left(
+    entry: Entry, fused: nn.Module, x: Any, refusals: Iterable[reparam.Refusal]
+) -> dict[str, int]:
+    """Count the norms that a fused model runs by the reason that its plan gives for them."""
+    reasons = {refusal.where: _reason(refusal.why) for refusal in refusals}
+    norms = _Norms()
+    handles = norms.follow(fused)
+    with norms:
+        entry.run(fused, _cloned(x))
+    for handle in handles:
+        handle.remove()
+    return dict(Counter(reasons.get(at, f"{NO_REASON} {at}") for at in norms.at).most_common())
+
+
+NO_REASON = "no reason:"
+"""Begins what stands for the reason of a norm that a plan says nothing of."""
+
+
 def _reason(why: str) -> str:
     """Leave out of a reason where it arose and its figures, so that equal ones are counted."""
     return re.sub(r" at (the model|[\w.]+)", "", re.sub(r"\d[\d,]*", "N", why))
 
 
-def _image(px: int, batch: int) -> torch.Tensor:
-    rng = torch.Generator().manual_seed(px + batch)
-    return torch.randn(batch, 3, px, px, generator=rng, dtype=torch.float64)
-
-
-def _cost(entry: Entry, model: nn.Module, x: torch.Tensor) -> dict[str, int]:
-    _, tally = count(_Part(entry, model), x)
+def _cost(entry: Entry, model: nn.Module, x: Any) -> dict[str, int]:
+    _, tally = count(_Part(entry, model, x), *tree_flatten(x)[0])
     return {
         "convs": tally.convs,
         "linears": tally.linears,
@@ -116,45 +189,82 @@ def _cost(entry: Entry, model: nn.Module, x: torch.Tensor) -> dict[str, int]:
 
 
 @torch.no_grad()
-def _errors(entry: Entry, model: nn.Module, fused: nn.Module, x: torch.Tensor) -> dict[str, float]:
-    expected = [t.clone() for t in tensors_of(entry.run(model, x.clone()))]
-    actual = list(tensors_of(entry.run(fused, x.clone())))
-    noisy = list(tensors_of(_with_noise(entry, model, x)))
+def _errors(entry: Entry, model: nn.Module, fused: nn.Module, x: Any) -> dict[str, Any]:
+    result = entry.run(model, _cloned(x))
+    expected = [t.clone() for t in tensors_of(result)]
+    actual = entry.run(fused, _cloned(x))
+    flipped = tree_map(lambda t: t.flip(0, *range(1, t.dim())[2:]).contiguous(), x)
     return {
-        "fused": _distance(expected, actual),
-        "control": _distance(expected, noisy),
-        "input_matters": _distance(
-            expected, list(tensors_of(entry.run(model, x.flip(0, 3).contiguous())))
-        ),
+        "fused": _distance(expected, tensors_of(actual)),
+        "control": _distance(expected, tensors_of(_with_noise(entry, model, x))),
+        "input_matters": _distance(expected, tensors_of(entry.run(model, flipped))),
+        "same_types": _types(result) == _types(actual),
     }
 
 
-def _with_noise(entry: Entry, model: nn.Module, x: torch.Tensor) -> Any:
+def _dtype(model: nn.Module) -> torch.dtype:
+    return next(p.dtype for p in model.parameters() if p.is_floating_point())
+
+
+def _types(result: Any) -> Any:
+    """What a result is made of: containers of their own classes, names, types of numbers."""
+    if isinstance(result, dict):
+        return type(result), [(key, _types(value)) for key, value in result.items()]
+    if isinstance(result, list | tuple):
+        return type(result), [_types(value) for value in result]
+    return (
+        (type(result), result.dtype, result.shape) if isinstance(result, Tensor) else type(result)
+    )
+
+
+def _with_noise(entry: Entry, model: nn.Module, x: Any) -> Any:
     rng = torch.Generator().manual_seed(1)
+    relative = NOISE[_dtype(model)]
 
     def disturb(_module: nn.Module, _args: Any, out: Any) -> Any:
-        if not isinstance(out, torch.Tensor) or not out.is_floating_point():
+        if not isinstance(out, torch.Tensor) or not out.is_floating_point() or not out.numel():
             return None
         noise = torch.randn(out.shape, generator=rng, dtype=torch.float64).to(out)
-        return out + NOISE * out.abs().amax() * noise
+        return out + relative * out.abs().amax() * noise
 
     leaves = [m for m in model.modules() if not any(True for _ in m.children())]
     handles = [leaf.register_forward_hook(disturb) for leaf in leaves]
     try:
-        return entry.run(model, x.clone())
+        return entry.run(model, _cloned(x))
     finally:
         for handle in handles:
             handle.remove()
 
 
-def _distance(left: Iterable[torch.Tensor], right: Iterable[torch.Tensor]) -> float:
-    """Return the largest difference of two lists of tensors, each over its largest number."""
-    worst = 0.0
+def _distance(left: Iterable[Tensor], right: Iterable[Tensor]) -> float:
+    """Return the largest difference of two lists of tensors, each over its largest number.
+
+    What is not finite has to be the same on both sides; lists without numbers, or of other shapes,
+    are infinitely far apart.
+    """
+    worst, compared = 0.0, False
+    left, right = list(left), list(right)
+    if [t.shape for t in left] != [t.shape for t in right]:
+        return math.inf
     for a, b in zip(left, right, strict=True):
+        if a.is_complex():
+            a, b = torch.view_as_real(a), torch.view_as_real(b)  # noqa: PLW2901
         if a.is_floating_point() and a.numel():
-            scale = float(a.double().abs().max()) or 1.0
-            worst = max(worst, float((a.double() - b.double()).abs().max()) / scale)
-    return worst
+            compared = True
+            worst = max(worst, _furthest(a.double(), b.double()))
+    return worst if compared else math.inf
+
+
+def _furthest(a: Tensor, b: Tensor) -> float:
+    finite = a.isfinite()
+    if not torch.equal(finite, b.isfinite()) or not torch.equal(
+        a[~finite].nan_to_num(), b[~finite].nan_to_num()
+    ):
+        return math.inf
+    if not bool(finite.any()):
+        return 0.0
+    scale = float(a[finite].abs().max()) or 1.0
+    return float((a[finite] - b[finite]).abs().max()) / scale
 
 
 def _enclosing(path: str, model: nn.Module, fused: nn.Module) -> str:
@@ -172,7 +282,7 @@ def _enclosing(path: str, model: nn.Module, fused: nn.Module) -> str:
 
 
 def _block_errors(
-    entry: Entry, model: nn.Module, fused: nn.Module, names: set[str], x: torch.Tensor
+    entry: Entry, model: nn.Module, fused: nn.Module, names: set[str], x: Any
 ) -> dict[str, float | str | int]:
     """Run each rewritten block on what its original got; return the worst difference.
 
@@ -180,9 +290,10 @@ def _block_errors(
     then is one further out, so a block that differs is replaced by the one around it.
     """
     count, worst, where, widened = len(names), 0.0, "", 0
+    tolerance = BLOCK_TOLERANCE[_dtype(model)]
     while names:
         errors = _errors_of(entry, model, fused, names, x)
-        fine = {name: error for name, error in errors.items() if error <= BLOCK_TOLERANCE}
+        fine = {name: error for name, error in errors.items() if error <= tolerance}
         for name, error in fine.items():
             if error > worst:
                 worst, where = error, name
@@ -194,7 +305,7 @@ def _block_errors(
 
 @torch.no_grad()
 def _errors_of(
-    entry: Entry, model: nn.Module, fused: nn.Module, names: set[str], x: torch.Tensor
+    entry: Entry, model: nn.Module, fused: nn.Module, names: set[str], x: Any
 ) -> dict[str, float]:
     inputs: dict[str, list[Any]] = {name: [] for name in names}
     outputs: dict[str, list[list[torch.Tensor]]] = {name: [] for name in names}
@@ -214,7 +325,7 @@ def _errors_of(
         handles.append(part.register_forward_pre_hook(before(name), with_kwargs=True))
         handles.append(part.register_forward_hook(after(name)))
     try:
-        entry.run(model, x.clone())
+        entry.run(model, _cloned(x))
     finally:
         for handle in handles:
             handle.remove()
@@ -226,43 +337,43 @@ def _errors_of(
     return errors
 
 
-def _single(entry: Entry, model: nn.Module, x: torch.Tensor) -> dict[str, float]:
+def _single(entry: Entry, model: nn.Module, x: Any) -> dict[str, float]:
     """Compare the fused and the unfused float32 model with the float64 one."""
     single = copy.deepcopy(model).float()
-    fused = reparam.fuse(single, None if entry.parts else x.float())
+    fused = reparam.fuse(single, None if entry.parts else _cloned(x, torch.float32))
     with torch.no_grad():
-        truth = list(tensors_of(entry.run(model, x.clone())))
-        plain = list(tensors_of(entry.run(single, x.float())))
-        ours = list(tensors_of(entry.run(fused, x.float())))
+        truth = list(tensors_of(entry.run(model, _cloned(x))))
+        plain = list(tensors_of(entry.run(single, _cloned(x, torch.float32))))
+        ours = list(tensors_of(entry.run(fused, _cloned(x, torch.float32))))
     return {"fused": _distance(truth, ours), "unfused": _distance(truth, plain)}
 
 
-def _other_size(entry: Entry, model: nn.Module) -> torch.Tensor:
-    """Return another batch at another size, or at the same one if the model takes no other."""
-    for px in (entry.image_px + 32, entry.image_px):
-        x = _image(px, 3)
+def _other_size(entry: Entry, model: nn.Module, dtype: torch.dtype) -> Any:
+    """Return another batch at another size, or what of this the model takes."""
+    for batch, more in ((3, 32), (3, 0), (1, 0)):
+        x = _cloned(entry.example(batch, entry.image_px + more), dtype)
         try:
             with torch.no_grad():
-                entry.run(model, x.clone())
-        except (RuntimeError, AssertionError, ValueError):
+                entry.run(model, _cloned(x))
+        except Exception:  # noqa: BLE001, S112 (a model may say in any way that it takes it not)
             continue
         return x
-    return _image(entry.image_px, 2)
+    return _cloned(entry.example(2, entry.image_px), dtype)
 
 
-def _own(entry: Entry, model: nn.Module, x: torch.Tensor) -> dict[str, Any]:
+def _own(entry: Entry, model: nn.Module, x: Any) -> dict[str, Any]:
     """Count after the library's own conversion, done on a float32 copy as its users would."""
     assert entry.own is not None
     try:
         converted = entry.own(copy.deepcopy(model).float()).eval()
-        return _cost(entry, converted, x.float())
+        return _cost(entry, converted, _cloned(x, torch.float32))
     except Exception as error:  # noqa: BLE001 (a crash of the other library is a finding)
         return {"error": f"{type(error).__name__}: {error}"}
 
 
 @torch.no_grad()
 def _times(
-    entry: Entry, model: nn.Module, fused: nn.Module, x: torch.Tensor, rounds: int = 9
+    entry: Entry, model: nn.Module, fused: nn.Module, x: Any, rounds: int = 9
 ) -> dict[str, float]:
     """Time both, interleaved, at batch 1: medians in milliseconds."""
     single = x[:1]
@@ -281,10 +392,11 @@ def _is_right(result: dict[str, Any]) -> bool:
         result[key]["fused"] <= max(1e-12, 50 * result[key]["control"])
         for key in ("float64", "float64_other")
     )
-    single = result["float32"]
+    same = all(result[key]["same_types"] for key in ("float64", "float64_other"))
+    single = result.get("float32", {"fused": 0.0, "unfused": 0.0})
     cost = all(result["after"][k] <= result["before"][k] for k in ("convs", "norms", "macs"))
-    blocks = result["blocks"]["worst"] <= BLOCK_TOLERANCE
-    return close and blocks and cost and single["fused"] <= 1e-6 + 4 * single["unfused"]
+    blocks = result["blocks"]["worst"] <= BLOCK_TOLERANCE[getattr(torch, result["dtype"])]
+    return close and same and blocks and cost and single["fused"] <= 1e-6 + 4 * single["unfused"]
 
 
 def main() -> None:
@@ -307,22 +419,33 @@ def main() -> None:
             continue
         if path.exists() and not options.again:
             continue
-        try:
-            result = measure(entry, timed=options.time)
-        except Exception as error:  # noqa: BLE001 (one model must not end the run)
-            result = {
-                "model": entry.name,
-                "ok": False,
-                "error": f"{type(error).__name__}: {error}",
-                "traceback": traceback.format_exc(),
-            }
+        result = _result(entry, timed=options.time)
         with atomic_path(path) as part:
             part.write_text(json.dumps(result, indent=1) + "\n")
         print(_line(result), flush=True)
         gc.collect()  # models and graphs refer to themselves
 
 
+def _result(entry: Entry, *, timed: bool) -> dict[str, Any]:
+    """Measure a model; one that cannot be built, or raises, must not end the run."""
+    built = False
+    torch.manual_seed(0)
+    try:
+        model = entry.build()
+        built = True
+        with contextlib.redirect_stdout(sys.stderr):
+            return measure(entry, model, timed=timed)
+    except Exception as error:  # noqa: BLE001
+        what = "error" if built else "not_built"
+        return {
+            "model": entry.name, "ok": False, what: f"{type(error).__name__}: {error}",
+            "traceback": traceback.format_exc(),
+        }  # fmt: skip
+
+
 def _line(result: dict[str, Any]) -> str:
+    if "not_built" in result:
+        return f"{result['model']:42} NOT BUILT {result['not_built'][:100]}"
     if "error" in result:
         return f"{result['model']:42} RAISED {result['error'][:100]}"
     before, after = result["before"], result["after"]

@@ -9,9 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-__all__ = ["Entry", "calibrate", "entries"]
+__all__ = ["Entry", "Example", "calibrate", "entries"]
+
+Example = Tensor | tuple[Any, ...] | dict[str, Any]
+"""What a model is called with: a tensor, arguments by position, or arguments by name."""
 
 _TIMM = Path(__file__).parent / "data" / "timm-families.tsv"
 _CLASSIFIERS = (
@@ -48,10 +51,16 @@ _DETECTORS = (
 _YOLO = ("yolov5n", "yolov6n", "yolov8n", "yolov9t", "yolov10n", "yolo11n", "yolo12n")
 
 
+def _images(batch: int, px: int) -> Tensor:
+    rng = torch.Generator().manual_seed(px + batch)
+    return torch.randn(batch, 3, px, px, generator=rng, dtype=torch.float64)
+
+
 @dataclass(frozen=True)
 class Entry:
     """One model: how to build it, its input, and its library's own conversion if it has one.
 
+    ``example`` makes what it is called with, in float64, of a batch size and an image size.
     ``parts`` gives the pieces to compare, each a function of the model and the input: a detector
     is compared before non-maximum suppression, which flips under rounding.
     """
@@ -60,23 +69,33 @@ class Entry:
     build: Callable[[], nn.Module]
     image_px: int
     own: Callable[[nn.Module], nn.Module] | None = None
-    parts: Callable[[nn.Module, torch.Tensor], Any] | None = None
+    parts: Callable[[nn.Module, Tensor], Any] | None = None
     batch: int = 8
     end_to_end: bool = False
+    in_float32: bool = True
+    example: Callable[[int, int], Any] = _images
 
-    def run(self, model: nn.Module, x: torch.Tensor) -> Any:
+    def run(self, model: nn.Module, x: Any) -> Any:
         """Compute what is compared."""
-        return model(x) if self.parts is None else self.parts(model, x)
+        if self.parts is not None:
+            return self.parts(model, x)
+        if isinstance(x, dict):
+            return model(**x)
+        return model(*x) if isinstance(x, tuple) else model(x)
 
 
 def entries(which: set[str]) -> Iterator[Entry]:
-    """Yield the entries of the chosen sets: ``timm``, ``torchvision``, ``ultralytics``."""
-    if "timm" in which:
-        yield from _timm()
-    if "torchvision" in which:
-        yield from _torchvision()
-    if "ultralytics" in which:
-        yield from _ultralytics()
+    """Yield the entries of the chosen sets, which are names of libraries."""
+    for library, made in {
+        "timm": _timm,
+        "torchvision": _torchvision,
+        "ultralytics": _ultralytics,
+    }.items():
+        if library in which:
+            yield from made()
+    from coverage_foreign import foreign
+
+    yield from foreign(which)
 
 
 def _timm() -> Iterator[Entry]:
@@ -143,7 +162,7 @@ def _ultralytics() -> Iterator[Entry]:
         )
 
 
-def calibrate(model: nn.Module, x: torch.Tensor, run: Callable[..., Any], seed: int = 0) -> None:
+def calibrate(model: nn.Module, x: Any, run: Callable[..., Any], seed: int = 0) -> None:
     """Give a freshly built model numbers like those of a trained one; leave it in eval mode.
 
     Parameters that start constant (a gamma of one, a LayerScale of 1e-6, a residual branch that
@@ -160,11 +179,15 @@ def calibrate(model: nn.Module, x: torch.Tensor, run: Callable[..., Any], seed: 
                 draw = torch.rand(parameter.shape, generator=rng, dtype=torch.float64)
                 parameter.copy_(low + (high - low) * draw)
         model.eval()
-        momenta = [norm.momentum for norm in norms]
-        for norm in norms:
-            norm.train()
-            norm.momentum = 1.0
+        handles = [norm.register_forward_pre_hook(_take_statistics) for norm in norms]
         run(model, x)
-        for norm, momentum in zip(norms, momenta, strict=True):
-            norm.eval()
-            norm.momentum = momentum
+        for handle in handles:
+            handle.remove()
+
+
+def _take_statistics(norm: nn.Module, args: tuple[Any, ...]) -> None:
+    """Give a norm the statistics of its input, also one that is frozen and takes none itself."""
+    means, variances = norm.get_buffer("running_mean"), norm.get_buffer("running_var")
+    x = args[0].transpose(0, 1).flatten(1)
+    means.copy_(x.mean(1))
+    variances.copy_(x.var(1, correction=0))

@@ -24,10 +24,27 @@ BLOCKS = ROOT / "benchmarks" / "results" / "coverage_blocks.json"
 PAGE = ROOT / "docs" / "coverage.md"
 PICTURE = ROOT / "docs" / "images" / "coverage.svg"
 KEPT = (
-    "image_px", "before", "after", "own", "float64", "float64_other", "blocks", "float32",
-    "refusals", "same_class", "ok", "error",
+    "image_px", "dtype", "before", "after", "own", "left", "float64", "float64_other",
+    "other_shapes", "blocks", "float32", "refusals", "same_class", "ok", "error", "not_built",
 )  # fmt: skip
 """What is kept of a model's result; times of a shared machine are not."""
+
+LIBRARIES = {
+    "timm": "timm",
+    "torchvision": "torchvision",
+    "ultralytics": "ultralytics",
+    "huggingface": "Hugging Face transformers",
+    "smp": "segmentation-models-pytorch",
+    "monai": "MONAI",
+    "kornia": "kornia",
+    "torchaudio": "torchaudio",
+    "speechbrain": "speechbrain",
+    "torchreid": "torchreid",
+    "spandrel": "spandrel",
+    "open_clip": "open_clip",
+}
+FOREIGN = list(LIBRARIES)[3:]
+"""Those without a conversion of their own, whose models have one table."""
 
 Result = dict[str, Any]
 Results = dict[str, Result]
@@ -58,19 +75,49 @@ def total(results: Results, which: str, what: str) -> int | None:
 def summary(results: Results) -> str:
     """One line a library."""
     rows = []
-    for library in ("timm", "torchvision", "ultralytics"):
-        models = of_library(results, library)
+    for library, name in LIBRARIES.items():
+        every = of_library(results, library)
+        models = {n: r for n, r in every.items() if "after" in r}
         if models:
             rows.append((
-                library, len(models), *_totals(models, "convs"), *_totals(models, "norms"),
+                name, len(models), *_totals(models, "convs"), *_totals(models, "norms"),
+                sum("error" in r for r in every.values()),
                 sum(not r["ok"] for r in models.values()),
                 f"{max(_worst(r) for r in models.values()):.0e}",
             ))  # fmt: skip
     header = (
-        "models of", "", "convs", "its own", "reparam", "norms", "its own", "reparam", "wrong",
-        "float64, worst block",
+        "models of", "", "convs", "its own", "reparam", "norms", "its own", "reparam", "raise",
+        "wrong", "float64, worst block",
     )  # fmt: skip
     return markdown(header, rows)
+
+
+def foreign_table(results: Results) -> str:
+    """One line a model of the libraries without a conversion of their own."""
+    rows = [
+        (
+            f"{LIBRARIES[library]}: {name}",
+            *(f"{r['before'][what]} -> {r['after'][what]}" for what in ("convs", "norms")),
+            f"{r['after']['macs'] / max(1, r['before']['macs']):.1%}",
+            f"{r['blocks']['worst']:.0e}",
+            f"{r['float64']['fused']:.0e} / {r['float64']['control']:.0e}",
+        )
+        for library in FOREIGN
+        for name, r in of_library(results, library).items()
+        if "after" in r
+    ]
+    header = ("model", "convs", "norms", "multiply-adds", "worst block", "model / control")
+    return markdown(header, rows)
+
+
+def unbuilt(results: Results) -> str:
+    """Models that could not be built or that raised, with what they said."""
+    found = [
+        f"- {name}: {r.get('not_built') or r.get('error')}"
+        for name, r in results.items()
+        if "after" not in r
+    ]
+    return "\n".join(found) or "None."
 
 
 def _totals(models: Results, what: str) -> tuple[object, ...]:
@@ -87,7 +134,8 @@ def _number(value: int | None) -> str:
 
 
 def _worst(result: Result) -> float:
-    return float(result["blocks"]["worst"])
+    exact = result.get("dtype", "float64") == "float64"
+    return float(result["blocks"]["worst"]) if exact else 0.0
 
 
 def models_table(models: Results) -> str:
@@ -102,7 +150,7 @@ def models_table(models: Results) -> str:
             f"{result['float64']['fused']:.0e} / {result['float64']['control']:.0e}",
         )
         for name, result in models.items()
-        if "error" not in result
+        if "after" in result
     ]
     header = (
         "model", "convs", "its own", "reparam", "norms", "its own", "reparam", "multiply-adds",
@@ -121,7 +169,7 @@ def reasons(results: Results) -> str:
     counted: dict[str, list[str]] = {}
     for name, result in results.items():
         if result.get("after", {}).get("norms"):
-            for why in result["refusals"]:
+            for why in result.get("left", result.get("refusals", ())):
                 counted.setdefault(why, []).append(name.partition(":")[2])
     ranked = sorted(counted.items(), key=lambda item: -len(item[1]))
     lines = [f"- {why}: {', '.join(_first(models))}" for why, models in ranked if _is_norm(why)]
@@ -241,6 +289,8 @@ def tables(results: Results) -> Iterable[tuple[str, str]]:
     """The tables of the page by their names."""
     yield "summary", summary(results)
     yield "reasons", reasons(results)
+    yield "foreign", foreign_table(results)
+    yield "unbuilt", unbuilt(results)
     for library in ("timm", "torchvision", "ultralytics"):
         yield library, models_table(of_library(results, library))
     if BLOCKS.exists():

@@ -22,7 +22,7 @@ NEEDS: dict[str, tuple[str, str]] = {
     "cifar_fast": ("half an hour", IMAGES),
     "cifar_train": ("hours", f"{IMAGES}; names of nets"),
     "cifar_tradeoff": ("hours", f"{IMAGES}; first --latency, on a quiet machine"),
-    "coverage": ("minutes", "timm; for YOLO: ultralytics"),
+    "coverage": ("minutes", "timm; other libraries by hand"),
     "coverage_blocks": ("minutes", ""),
     "coverage_latency": ("minutes", "timm"),
     "coverage_report": ("seconds", ""),

@@ -15,9 +15,9 @@ import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-__all__ = ["Tally", "arithmetic", "count", "stored_numbers", "tensors_of"]
+__all__ = ["NORMS", "Tally", "arithmetic", "count", "stored_numbers", "tensors_of"]
 
-_NORMS = frozenset(
+NORMS = frozenset(
     {
         "native_batch_norm",
         "_native_batch_norm_legit",
@@ -121,7 +121,7 @@ class _Counting(TorchDispatchMode):
         elif live and name in _MATMULS:
             tally.linears += 1
             tally.macs += _matmul_macs(name, args, first)
-        elif name in _NORMS:
+        elif name in NORMS:
             tally.norms += 1
         else:
             tally.others[name.removesuffix("_") if name != "copy_" else name] += 1
