@@ -26,7 +26,11 @@ def foreign(which: set[str]) -> Iterator[Entry]:
     for name, found in json.loads(_MODELS.read_text()).items():
         if name.partition(":")[0] in which:
             yield Entry(
-                name, _builder(found["model"]), 0, example=_exampler(found["inputs"]), batch=4,
+                name,
+                _builder(found["model"]),
+                0,
+                example=_exampler(found["inputs"]),
+                batch=4,
                 in_float32=False,
             )
 

@@ -274,3 +274,39 @@ def test_a_perturbed_head_is_found():
     with torch.no_grad():
         cut.head.main[1][3].weight[0] *= 1 + 1e-6
     assert not reparam.verify(Lambda(lambda _, x: model(x)[0]), cut, image()).ok
+
+
+class Projects(nn.Module):
+    """Puts something else into what a part has returned."""
+
+    class Part(nn.Module):
+        def __init__(self, kind):
+            super().__init__()
+            self.kind = kind
+            self.conv, self.norm, self.more = conv(4, 4, 3), norm(4), conv(4, 4, 3)
+
+        def forward(self, x):
+            pooled = self.norm(self.conv(x))
+            return self.kind(pooled=pooled, last=self.more(pooled.relu()))
+
+    def __init__(self, kind):
+        super().__init__()
+        self.part, self.head = self.Part(kind), conv(4, 2, 1)
+
+    def forward(self, x):
+        out = self.part(x)
+        out["pooled"] = self.head(out["pooled"].relu())
+        return out
+
+
+@pytest.mark.parametrize("kind", [dict, OrderedDict])
+def test_a_result_of_a_part_that_is_changed_later(kind):
+    model = double(Projects(kind))
+    wanted = model(image())
+    fused = reparam.fuse(model, image())
+    assert not any(isinstance(m, nn.BatchNorm2d) for m in fused.modules())
+    for name, value in fused(image()).items():
+        equal(value, wanted[name])
+    cut = reparam.fuse(model, image(), outputs="pooled")
+    equal(cut(image()), wanted["pooled"])
+    assert not hasattr(cut.part, "more")

@@ -119,6 +119,15 @@ def test_a_part_that_is_handed_sizes_as_numbers_still_runs_at_other_sizes() -> N
         torch.testing.assert_close(fused(x), net(x), rtol=1e-12, atol=1e-12)
 
 
+def test_numbers_in_a_tuple_of_arguments_may_be_others() -> None:
+    net = randomise(SizesPassed.Branches().double()).eval()
+    fused = reparam.fuse(net, (torch.randn(2, 4, 64).double(), (8, 8)))
+    assert sum(isinstance(m, nn.Conv2d) for m in fused.modules()) == 1
+    for size in ((6, 7), (8, 8)):
+        x = torch.randn(1, 4, size[0] * size[1]).double()
+        torch.testing.assert_close(fused(x, size), net(x, size), rtol=1e-12, atol=1e-12)
+
+
 def fills_in(forward: Callable[..., Any]) -> Callable[..., Any]:
     """Give an option a value of its own where it is not given by name."""
 

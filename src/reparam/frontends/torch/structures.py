@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import operator
 from collections.abc import Callable, Iterator
@@ -13,7 +14,7 @@ from torch import Tensor, fx, nn
 
 from reparam.frontends.torch.containers import Maker, is_special
 
-__all__ = ["Step", "Unwritable", "leaves", "reach", "rebuilt_for", "tensors_in"]
+__all__ = ["Step", "Unwritable", "leaves", "reach", "rebuilt_for", "snapshot", "tensors_in"]
 
 Step = tuple[Callable[[Any, Any], Any], Any]
 """How to get from a container to a part of it: ``operator.getitem`` or ``getattr``, and the key."""
@@ -60,6 +61,18 @@ def leaves(value: Any, path: tuple[Step, ...] = (), depth: int = 0) -> Iterator[
 def tensors_in(value: Any) -> list[Tensor]:
     """The tensors in a container, in order."""
     return [leaf for _, leaf in leaves(value) if isinstance(leaf, Tensor)]
+
+
+def snapshot(value: Any) -> Any:
+    """A container as it is now, whatever is put into it later."""
+    if type(value) in {list, tuple}:
+        return type(value)(map(snapshot, value))
+    if not isinstance(value, dict):
+        return value
+    made = copy.copy(value)
+    for key, part in value.items():
+        made[key] = snapshot(part)
+    return made
 
 
 def reach(graph: fx.Graph, start: fx.Node, steps: tuple[Step, ...]) -> fx.Node:

@@ -42,7 +42,7 @@ from reparam.frontends.torch.guards import planned_for
 from reparam.frontends.torch.proxies import TracedValue, taken_for_tensors
 from reparam.frontends.torch.recording import Factories, Recorder
 from reparam.frontends.torch.skeleton import on_meta, without_numbers
-from reparam.frontends.torch.structures import leaves
+from reparam.frontends.torch.structures import leaves, snapshot
 
 __all__ = ["Tracer"]
 
@@ -137,8 +137,9 @@ class Tracer(fx.Tracer):
             return self.create_proxy("call_module", name, args, kwargs)
         frame = self._enter(m, path, by_name(m, args, kwargs))
         try:
-            frame.result = forward(*args, **kwargs)
-            for _ in leaves(frame.result):
+            result = forward(*args, **kwargs)
+            frame.result = snapshot(result)
+            for _ in leaves(result):
                 pass  # attributes become nodes when they are first looked at: now
         except Exception as error:
             if raised_by_the_model(error) and self._forced:
@@ -148,7 +149,7 @@ class Tracer(fx.Tracer):
         else:
             if not (is_hosted(m) and self._is_open(frame)):
                 self.frames.pop()
-                return frame.result
+                return result
             self._undo(frame)  # a convolution that pads by the size of its input runs as it is
         return self.create_proxy("call_module", name, args, kwargs)
 
@@ -297,9 +298,11 @@ class Tracer(fx.Tracer):
         return value
 
     def _nested(self, name: str, key: Any, value: Any) -> Any:
-        if isinstance(value, Tensor | list | tuple | dict | inspect.Parameter):
-            return self._inputs(f"{name}_{key}", value)
-        return value
+        name = f"{name}_{key}"
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            return self._input(name, value)
+        kinds = Tensor | list | tuple | dict | inspect.Parameter
+        return self._inputs(name, value) if isinstance(value, kinds) else value
 
     def _input(self, name: str, value: Any) -> Any:
         clean = name if name.isidentifier() else "input"
