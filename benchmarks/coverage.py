@@ -16,21 +16,19 @@ import copy
 import gc
 import json
 import math
-import re
 import sys
 import time
 import traceback
 import warnings
-from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import torch
+from coverage_counts import cloned, cost, left
 from coverage_models import Entry, calibrate, entries
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
+from torch.utils._pytree import tree_map
 
 import reparam
 from reparam import Why
@@ -38,7 +36,7 @@ from reparam._support.files import atomic_path
 
 # The tests' own counter of executed operators; it trusts nothing of the library.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
-from counting import NORMS, count, stored_numbers, tensors_of
+from counting import tensors_of
 
 NOISE = {torch.float64: 1e-16, torch.float32: 6e-8}
 """Relative noise of the control, about half an ulp."""
@@ -47,46 +45,26 @@ BLOCK_TOLERANCE = {torch.float64: 1e-11, torch.float32: 1e-4}
 """Rounding of one block, whatever its depth, stays far below."""
 
 
-class _Part(nn.Module):
-    """What an entry compares, as a module of tensors, so that it can be counted."""
-
-    def __init__(self, entry: Entry, model: nn.Module, like: Any) -> None:
-        super().__init__()
-        self.model = model
-        self.entry = entry
-        self.structure = tree_flatten(like)[1]
-
-    def forward(self, *leaves: Any) -> Any:
-        return self.entry.run(self.model, tree_unflatten(leaves, self.structure))
-
-
-def _cloned(x: Any, dtype: torch.dtype | None = None) -> Any:
-    """Copy an example, its floating numbers in another type if one is given."""
-    return tree_map(
-        lambda t: t.to(dtype, copy=True) if dtype and t.is_floating_point() else t.clone(), x
-    )
-
-
 @torch.no_grad()
 def _precision(entry: Entry, model: nn.Module, x: Any) -> torch.dtype:
     """Float64, or float32 for a model that writes float32 into its own code."""
     try:
-        entry.run(model.double(), _cloned(x, torch.float64))
+        entry.run(model.double(), cloned(x, torch.float64))
     except RuntimeError:
         model.float()
-        entry.run(model, _cloned(x, torch.float32))
+        entry.run(model, cloned(x, torch.float32))
         return torch.float32
     return torch.float64
 
 
 def measure(entry: Entry, model: nn.Module, *, timed: bool = False) -> dict[str, Any]:
     """Fuse one model and return what was found."""
-    calibrate(model, _cloned(entry.example(entry.batch, entry.image_px), torch.float32), entry.run)
+    calibrate(model, cloned(entry.example(entry.batch, entry.image_px), torch.float32), entry.run)
     dtype = _precision(entry, model, entry.example(2, entry.image_px))
-    x = _cloned(entry.example(2, entry.image_px), dtype)
+    x = cloned(entry.example(2, entry.image_px), dtype)
     started = time.process_time()
     # A detector takes a list of images; its parts are traced without an example.
-    plan = reparam.plan(model, None if entry.parts else _cloned(x))
+    plan = reparam.plan(model, None if entry.parts else cloned(x))
     fused = plan.apply()
     seconds = time.process_time() - started
     blocks = {_enclosing(r.where, model, fused) for r in plan.regions} - {""}
@@ -97,9 +75,9 @@ def measure(entry: Entry, model: nn.Module, *, timed: bool = False) -> dict[str,
         "seconds_to_fuse": round(seconds, 3),
         "same_class": isinstance(fused, type(model)),
         "regions": len(plan.regions),
-        "before": _cost(entry, model, x),
-        "after": _cost(entry, fused, x),
-        "left": _left(entry, fused, x, plan.refusals),
+        "before": cost(entry, model, x),
+        "after": cost(entry, fused, x),
+        "left": left(entry, fused, x, plan.refusals),
         "untraced": [f"{r.where}: {r.why}" for r in plan.refusals if r.reason.kind in _UNREAD],
         "float64": _errors(entry, model, fused, x),
         "blocks": _block_errors(entry, model, fused, blocks, x),
@@ -122,77 +100,11 @@ def measure(entry: Entry, model: nn.Module, *, timed: bool = False) -> dict[str,
 _UNREAD = {Why.NOT_TRACED, Why.TRACE_DIFFERS}
 
 
-class _Norms(TorchDispatchMode):
-    """Note the module around every norm that runs."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.around: list[str] = []
-        self.at: list[str] = []
-
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
-    ) -> Any:
-        if func._schema.name.split("::")[1] in NORMS:
-            self.at.append(self.around[-1])
-        return func(*args, **(kwargs or {}))
-
-    def follow(self, model: nn.Module) -> list[Any]:
-        """Note when modules are entered and left; returns the handles of the hooks."""
-        handles = []
-        for path, module in model.named_modules():
-            handles.append(module.register_forward_pre_hook(self._entering(path or "the model")))
-            handles.append(module.register_forward_hook(self._leave, always_call=True))
-        return handles
-
-    def _entering(self, path: str) -> Any:
-        return lambda _module, _args: self.around.append(path)
-
-    def _leave(self, _module: nn.Module, _args: Any, _out: Any) -> None:
-        self.around.pop()
-
-
-@torch.no_grad()
-def _left(
-    entry: Entry, fused: nn.Module, x: Any, refusals: Iterable[reparam.Refusal]
-) -> dict[str, int]:
-    """Count the norms that a fused model runs by the reason that its plan gives for them."""
-    reasons = {refusal.where: _reason(refusal.why) for refusal in refusals}
-    norms = _Norms()
-    handles = norms.follow(fused)
-    with norms:
-        entry.run(fused, _cloned(x))
-    for handle in handles:
-        handle.remove()
-    return dict(Counter(reasons.get(at, f"{NO_REASON} {at}") for at in norms.at).most_common())
-
-
-NO_REASON = "no reason:"
-"""Begins what stands for the reason of a norm that a plan says nothing of."""
-
-
-def _reason(why: str) -> str:
-    """Leave out of a reason where it arose and its figures, so that equal ones are counted."""
-    return re.sub(r" at (the model|[\w.]+)", "", re.sub(r"\d[\d,]*", "N", why))
-
-
-def _cost(entry: Entry, model: nn.Module, x: Any) -> dict[str, int]:
-    _, tally = count(_Part(entry, model, x), *tree_flatten(x)[0])
-    return {
-        "convs": tally.convs,
-        "linears": tally.linears,
-        "norms": tally.norms,
-        "macs": tally.macs,
-        "stored": stored_numbers(model),
-        "operators": tally.convs + tally.linears + tally.norms + tally.others.total(),
-    }
-
-
 @torch.no_grad()
 def _errors(entry: Entry, model: nn.Module, fused: nn.Module, x: Any) -> dict[str, Any]:
-    result = entry.run(model, _cloned(x))
+    result = entry.run(model, cloned(x))
     expected = [t.clone() for t in tensors_of(result)]
-    actual = entry.run(fused, _cloned(x))
+    actual = entry.run(fused, cloned(x))
     flipped = tree_map(lambda t: t.flip(0, *range(1, t.dim())[2:]).contiguous(), x)
     return {
         "fused": _distance(expected, tensors_of(actual)),
@@ -230,7 +142,7 @@ def _with_noise(entry: Entry, model: nn.Module, x: Any) -> Any:
     leaves = [m for m in model.modules() if not any(True for _ in m.children())]
     handles = [leaf.register_forward_hook(disturb) for leaf in leaves]
     try:
-        return entry.run(model, _cloned(x))
+        return entry.run(model, cloned(x))
     finally:
         for handle in handles:
             handle.remove()
@@ -325,7 +237,7 @@ def _errors_of(
         handles.append(part.register_forward_pre_hook(before(name), with_kwargs=True))
         handles.append(part.register_forward_hook(after(name)))
     try:
-        entry.run(model, _cloned(x))
+        entry.run(model, cloned(x))
     finally:
         for handle in handles:
             handle.remove()
@@ -340,25 +252,25 @@ def _errors_of(
 def _single(entry: Entry, model: nn.Module, x: Any) -> dict[str, float]:
     """Compare the fused and the unfused float32 model with the float64 one."""
     single = copy.deepcopy(model).float()
-    fused = reparam.fuse(single, None if entry.parts else _cloned(x, torch.float32))
+    fused = reparam.fuse(single, None if entry.parts else cloned(x, torch.float32))
     with torch.no_grad():
-        truth = list(tensors_of(entry.run(model, _cloned(x))))
-        plain = list(tensors_of(entry.run(single, _cloned(x, torch.float32))))
-        ours = list(tensors_of(entry.run(fused, _cloned(x, torch.float32))))
+        truth = list(tensors_of(entry.run(model, cloned(x))))
+        plain = list(tensors_of(entry.run(single, cloned(x, torch.float32))))
+        ours = list(tensors_of(entry.run(fused, cloned(x, torch.float32))))
     return {"fused": _distance(truth, ours), "unfused": _distance(truth, plain)}
 
 
 def _other_size(entry: Entry, model: nn.Module, dtype: torch.dtype) -> Any:
     """Return another batch at another size, or what of this the model takes."""
     for batch, more in ((3, 32), (3, 0), (1, 0)):
-        x = _cloned(entry.example(batch, entry.image_px + more), dtype)
+        x = cloned(entry.example(batch, entry.image_px + more), dtype)
         try:
             with torch.no_grad():
-                entry.run(model, _cloned(x))
+                entry.run(model, cloned(x))
         except Exception:  # noqa: BLE001, S112 (a model may say in any way that it takes it not)
             continue
         return x
-    return _cloned(entry.example(2, entry.image_px), dtype)
+    return cloned(entry.example(2, entry.image_px), dtype)
 
 
 def _own(entry: Entry, model: nn.Module, x: Any) -> dict[str, Any]:
@@ -366,7 +278,7 @@ def _own(entry: Entry, model: nn.Module, x: Any) -> dict[str, Any]:
     assert entry.own is not None
     try:
         converted = entry.own(copy.deepcopy(model).float()).eval()
-        return _cost(entry, converted, _cloned(x, torch.float32))
+        return cost(entry, converted, cloned(x, torch.float32))
     except Exception as error:  # noqa: BLE001 (a crash of the other library is a finding)
         return {"error": f"{type(error).__name__}: {error}"}
 
