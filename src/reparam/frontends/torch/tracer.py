@@ -301,8 +301,9 @@ class Tracer(fx.Tracer):
         name = f"{name}_{key}"
         if isinstance(value, int | float) and not isinstance(value, bool):
             return self._input(name, value)
-        kinds = Tensor | list | tuple | dict | inspect.Parameter
-        return self._inputs(name, value) if isinstance(value, kinds) else value
+        if isinstance(value, Tensor | list | tuple | dict | inspect.Parameter):
+            return self._inputs(name, value)
+        return value
 
     def _input(self, name: str, value: Any) -> Any:
         clean = name if name.isidentifier() else "input"
