@@ -38,7 +38,7 @@ def unaccounted_norms(model: nn.Module, plan: Plan) -> list[str]:
 
 def unaccounted(plan: Plan, lifted: Lifted | OnnxLifted) -> list[str]:
     """Norms, scales and branches of a program, not moved yet, that are in both or in neither."""
-    folded = {name(n) for found in plan._discovery.regions for n in found.region.nodes}
+    folded = {name(n) for found in plan._discovery.regions for n in found.region.gone}
     # Calls of one module may be read in different ways, and be called differently by that.
     modules = {node.where for node in lifted.program.nodes if is_module(node)}
 

@@ -56,7 +56,6 @@ def assert_no_dearer(reference: nn.Module, candidate: nn.Module, *inputs: torch.
     passes_went = after.others.total() < before.others.total()
     paid = _biases(candidate) if passes_went else 0
     pairs = {
-        "convolutions": (before.convs, after.convs),
         "convolutions and linears": (before.convs + before.linears, after.convs + after.linears),
         "norms": (before.norms, after.norms),
         "multiply-adds": (before.macs, after.macs),

@@ -26,6 +26,14 @@ from layer_statements import (
     write_scalar,
     write_shape_scalar,
 )
+from norm_statements import (
+    normed,
+    write_norm_on_a_term,
+    write_norms_alone,
+    write_something_between,
+    write_spelt,
+    write_transposed,
+)
 
 __all__ = ["KINDS"]
 
@@ -68,27 +76,20 @@ def _spread(a: Author, v: str) -> None:
         a.assign(a.draw(st.sampled_from(forms)).format(v))
 
 
-def _normed(a: Author, v: str) -> str:
-    """Put a norm behind a value, most of the time."""
-    if a.draw(st.sampled_from([True, True, False])):
-        return a.assign(f"{a.add(draw_norm(a, a.value(v).shape[1], rank_of(a, v)))}({v})") or v
-    return v
-
-
 def _between_norms(a: Author, v: str) -> None:
     """A convolution, what a scale may pass, a norm; or the other way round."""
     if not is_map(a, v):
         return
     conv, width = draw_conv(a, v), a.value(v).shape[1]
     backward = a.draw(st.booleans())
-    v = (a.assign(f"{a.add(conv)}({v})") or v) if backward else _normed(a, v)
+    v = (a.assign(f"{a.add(conv)}({v})") or v) if backward else normed(a, v)
     for _ in range(a.draw(st.sampled_from([1, 2]))):
         a.draw(st.sampled_from([_spread, _route]))(a, v)
         v = a.names[-1]
         if not is_map(a, v):
             return
     if backward:
-        _normed(a, v)
+        normed(a, v)
     else:
         width, rank = a.value(v).shape[1], rank_of(a, v)
         a.assign(f"{a.add(CONV[rank](width, 3, a.draw(st.sampled_from([1, 2]))))}({v})")
@@ -160,7 +161,7 @@ def _sum_of_two(a: Author, v: str) -> None:
 def _features(a: Author, v: str) -> None:
     """Flatten whole images before a linear layer, where their size is always one."""
     if is_map(a, v) and a.value(v)[0].numel() <= 600:
-        v = _normed(a, v)
+        v = normed(a, v)
         form = a.draw(st.sampled_from(["{0}.flatten(1)", "{0}.view({0}.size(0), -1)"]))
         flat = a.assign(form.format(v))
         if flat:
@@ -310,6 +311,11 @@ KINDS: list[Statement] = [
     *[_between_norms] * 4,
     *[_parts] * 2,
     *[_sum_of_two] * 2,
+    *[write_norms_alone] * 2,
+    *[write_norm_on_a_term] * 2,
+    *[write_something_between] * 2,
+    *[write_transposed] * 2,
+    write_spelt,
     _features,
     *[_in_place] * 2,
     _in_place_module,

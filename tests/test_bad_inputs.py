@@ -190,6 +190,8 @@ NOT_FUNCTION = ("print", 3, print.__class__)
 OPTIONS = {
     (_reload, "example_inputs"): (3, "x", object()),
     (_reload, "path"): (3, None, "", "no-such-file.pth", "."),
+    (_reload, "outputs"): (3.5, [], object()),
+    (_reload, "fixed"): (3, "input", {3: 3}),
     (_plan, "where"): (3, b"a", [], ["a", 3], "no such part", torch.nn.Conv3d),
     (_plan, "outputs"): (2.5, True, b"a", [], {"a"}, ["a", 2.5], "nothing", 7),
     (_plan, "fixed"): (3, "input", {}, ["input"], {3: 3}, {"nothing": 3}),

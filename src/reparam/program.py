@@ -78,6 +78,8 @@ class Operation:
     @property
     def is_copy(self) -> bool:
         """Whether the planner made the node: an operation of the program, moved."""
+        if isinstance(self, Sum):
+            return self.kept is not None
         return isinstance(self, Affine | Alias) and self.moved is not None
 
     @property
@@ -96,6 +98,7 @@ class Moved:
         channels: For each channel of the copy the one of the operation that acts on it there, or
             None for a channel that stays as it is.
         shift: How often the copy adds what the operation adds: a sum takes it once.
+        inverse: Whether the copy divides by the factors of the operation instead.
 
     """
 
@@ -103,6 +106,7 @@ class Moved:
     width: int
     channels: tuple[int | None, ...]
     shift: float = 1.0
+    inverse: bool = False
 
 
 @dataclass(frozen=True, eq=False, slots=True, repr=False, kw_only=True)
@@ -114,6 +118,7 @@ class Affine(Operation):
         stored: Numbers the operation stores, such as weights and running statistics.
         computed: Operations that compute its numbers from others at every call.
         reads: The front end's names of those numbers.
+        is_norm: Whether it is a batch norm, which can stand there with other numbers.
         moved: For a copy of an operation elsewhere in the program: where that stands.
 
     """
@@ -122,14 +127,22 @@ class Affine(Operation):
     stored: int = 0
     computed: int = 0
     reads: frozenset[Any] | tuple[Any, ...] = ()
+    is_norm: bool = False
     moved: Moved | None = None
 
 
 @dataclass(frozen=True, eq=False, slots=True, repr=False, kw_only=True)
 class Sum(Operation):
-    """Adds its inputs, each times its coefficient."""
+    """Adds its inputs, each times its coefficient.
+
+    Attributes:
+        coefficients: One for each input.
+        kept: For a sum that was moved here: what it returns where it stood, one of what it read.
+
+    """
 
     coefficients: tuple[float, ...]
+    kept: Node | None = None
 
 
 @dataclass(frozen=True, eq=False, slots=True, repr=False, kw_only=True)

@@ -133,6 +133,59 @@ def test_norms_that_stayed_in_the_file_stay(tmp_path):
     torch.testing.assert_close(again(x), part(x), rtol=1e-5, atol=1e-5)
 
 
+class TwoHeads(nn.Module):
+    """Two heads, of which one is kept, and a gate that may be fixed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU())
+        self.left = nn.Sequential(nn.Conv2d(4, 2, 1), nn.BatchNorm2d(2))
+        self.right = nn.Sequential(nn.Conv2d(4, 2, 1), nn.BatchNorm2d(2))
+
+    def forward(self, x, gate):
+        x = self.stem(x) * gate
+        return self.left(x), self.right(x)
+
+
+@pytest.mark.parametrize("how", [{"outputs": 0}, {"fixed": True}, {"outputs": [1], "fixed": True}])
+def test_a_net_that_was_cut_is_cut_again(how, tmp_path):
+    x, gate = torch.randn(2, 3, 8, 8), torch.full((4, 1, 1), 0.5)
+    how = how | ({"fixed": {"gate": gate}} if "fixed" in how else {})
+    given = (x,) if "fixed" in how else (x, gate)
+    cut = reparam.fuse(trained(TwoHeads), given, **how)
+    path = by_torch(cut, tmp_path / "cut", x)
+    again = reparam.load_fused(TwoHeads(), path, given, **how)
+    torch.testing.assert_close(again(*given), cut(*given), rtol=0, atol=0)
+    if "outputs" in how:
+        with pytest.raises(CheckpointError, match="outputs="):
+            reparam.load_fused(TwoHeads(), path, (x, gate))
+
+
+def test_what_folds_does_not_depend_on_the_factors_of_a_fresh_instance(tmp_path):
+    """Nets that start their last norms at zero have none to divide by until they are trained."""
+
+    def build() -> nn.Module:
+        first = nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU(), nn.BatchNorm2d(4))
+        block = Residual(nn.Sequential(nn.Conv2d(4, 4, 3, padding=1), nn.ReLU(), nn.BatchNorm2d(4)))
+        net = nn.Sequential(first, block, nn.Conv2d(4, 2, 1))
+        nn.init.zeros_(block.inner[2].weight)
+        return net
+
+    fused = reparam.fuse(one := trained(build), x := torch.randn(2, 3, 8, 8))
+    assert sum(isinstance(m, nn.BatchNorm2d) for m in fused.modules()) == 1, one
+    again = reparam.load_fused(build(), by_torch(fused, tmp_path / "net", x))
+    torch.testing.assert_close(again(x), fused(x), rtol=0, atol=0)
+
+
+class Residual(nn.Module):
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x):
+        return x + self.inner(x)
+
+
 def test_other_files_are_refused(tmp_path):
     model = trained(ours)
     as_it_is = by_torch(model, tmp_path / "model", torch.empty(0))

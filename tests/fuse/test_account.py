@@ -94,6 +94,12 @@ class Normalised(nn.Module):
         return self.conv((x - self.mean) / self.std)
 
 
+def hooked_on_the_way() -> nn.Module:
+    net = nn.Sequential(conv(), nn.Upsample(scale_factor=2), norm())
+    net[1].register_forward_hook(lambda *_: None)
+    return net
+
+
 BOTTLENECK = [
     conv(4, 32, 1), norm(32), nn.ReLU(), conv(32, 16, 1), norm(16), conv(16, 96, 1), norm(96),
 ]  # fmt: skip
@@ -120,9 +126,17 @@ BOTTLENECK = [
             {Why.IS_SEEN},
             id="a branch that is an output too",
         ),
+        pytest.param(hooked_on_the_way, {Why.HOOKED}, id="a hook on the way of a norm"),
+        pytest.param(
+            lambda: Lambda(
+                lambda m, x: m.b(m.a(x).transpose(2, 3)).view(x.shape[0], -1), conv(), norm()
+            ),
+            {Why.VIEWED},
+            id="a view behind a permuted norm",
+        ),
         pytest.param(
             lambda: Lambda(lambda m, x: m.b(x) + m.c(x), norm(), norm(), norm()),
-            {Why.NO_LAYER_BESIDE, Why.NO_LAYER, Why.NOT_CALLED},
+            {Why.NO_LAYER_BESIDE, Why.NOT_CALLED},
             id="branches without a layer",
         ),
     ],

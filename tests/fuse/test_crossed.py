@@ -145,6 +145,15 @@ def test_a_norm_before_a_layer_that_reflects_its_border() -> None:
     check(Lambda(lambda s, x: s.b(s.a(x.relu())), norm(), conv()), norms=1)
 
 
+def test_a_norm_before_two_layers_that_reflect_their_border_alike() -> None:
+    def forward(net: nn.Module, x: torch.Tensor) -> object:
+        x = net.a(x.relu())
+        return net.b(x).relu(), net.c(x)
+
+    layers = (conv(k=2, padding=1, padding_mode="reflect", stride=step) for step in (1, 2))
+    check(Lambda(forward, norm(), *layers), norms=0)
+
+
 @pytest.mark.parametrize(("size", "padding"), [(2, 0), (3, 1), (4, 1)])
 def test_a_norm_before_a_transposed_layer_stays(size: int, padding: int) -> None:
     """Its shift comes out as another number at every other position, which no bias is."""

@@ -35,7 +35,8 @@ class Walk:
         kinds = (
             self.conv, self.conv, self.norm, self.add, self.add, self.scale, self.relu,
             self.identity, self.concat, self.pool, self.pad, self.transposed, self.spread,
-            self.route, self.split, self.normed, self.normed,
+            self.route, self.split, self.normed, self.normed, self.norms, self.term,
+            self.between, self.spelt,
         )  # fmt: skip
         kinds[self.draw(st.integers(0, len(kinds) - 1))]()
 
@@ -189,9 +190,64 @@ class Walk:
 
     def transposed(self) -> None:
         x = self.pick()
+        channels, (height, width) = self.values[x]
+        if max(height, width) > 12:
+            return
+        size, step, pad = self.draw(st.sampled_from(((1, 1, 0), (3, 1, 1), (2, 2, 0))))
+        how = {"strides": [step] * 2, "pads": [pad] * 4}
+        names = [
+            self.g.op("ConvTranspose", x, self.g.random(channels, 2, size, size), **how)
+            for _ in range(self.draw(st.integers(1, 2)))
+        ]
+        y = self.g.op("Sub", *names) if len(names) > 1 else names[0]
+        self.keep(y, 2, (step * height, step * width))
+
+    def norms(self) -> None:
+        """Norms behind each other or added up, with no layer beside them."""
+        x = self.pick()
+        known = self.values[x]
+        x = self.g.relu(x)
+        y = self.g.norm(x, known[0])
+        if self.draw(st.booleans()):
+            y = self.g.norm(y, known[0])
+        else:
+            y = self.g.op("Sub", y, self.draw(st.sampled_from((x, self.g.norm(x, known[0])))))
+        self.keep(y, *known)
+
+    def term(self) -> None:
+        """A norm behind an activation is added to another norm, and a layer follows."""
+        x = self.pick()
         channels, size = self.values[x]
-        y = self.g.op("ConvTranspose", x, self.g.random(channels, 2, 1, 1))
-        self.keep(y, 2, size)
+        base = self.g.norm(self.g.relu(x), channels)
+        group = self.draw(st.sampled_from((1, channels)))
+        branch = self.g.relu(self.g.conv(base, channels, channels, 3, pads=[1] * 4, group=group))
+        total = self.g.op("Add", self.g.norm(branch, channels), base)
+        self.keep(self.g.conv(total, channels, 2, 1), 2, size)
+
+    def between(self) -> None:
+        """Branches of one value that are added one by one, with something else among them."""
+        x = self.pick()
+        channels, size = self.values[x]
+        terms = [self.g.relu(x), self.g.conv(x, channels, channels, 3, pads=[1] * 4)]
+        terms.append(x if self.draw(st.booleans()) else self.g.conv(x, channels, channels, 1))
+        first, second, third = self.draw(st.permutations(terms))
+        kind = self.draw(st.sampled_from(("Add", "Sub")))
+        self.keep(self.g.op(kind, self.g.op(kind, first, second), third), channels, size)
+
+    def spelt(self) -> None:
+        """Layers and sums by other names."""
+        x = self.pick()
+        channels, size = self.values[x]
+        if self.draw(st.booleans()):
+            weight = self.g.random(2, channels)
+            y = self.g.op("Einsum", self.g.norm(x, channels), weight, equation="bchw,oc->bohw")
+            self.keep(y, 2, size)
+            return
+        parts = [self.g.conv(x, channels, channels, 1), x]
+        at = self.draw(st.sampled_from((0, 1, 4)))
+        parts = [self.g.op("Unsqueeze", part, self.g.integers(at)) for part in parts]
+        stack = self.g.op("Concat", *parts, axis=at)
+        self.keep(self.g.op("ReduceMean", stack, axes=[at], keepdims=0), channels, size)
 
     def model(self):
         last = list(self.values)[-1]

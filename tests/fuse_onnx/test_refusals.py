@@ -107,10 +107,11 @@ def two_readers():
     return g.model(g.op("Mul", g.norm(y), g.op("Sigmoid", y)))
 
 
-def hosted_branches():
+def hosted_branches(size):
     g = Graph()
     same = {"auto_pad": "SAME_UPPER", "strides": [2, 2]}
-    return g.model(g.op("Add", g.conv(g.x, **same), g.op("Identity", g.conv(g.x, **same))))
+    other = g.op("Identity", g.conv(g.x, size=size, **same))
+    return g.model(g.op("Add", g.conv(g.x, **same), other))
 
 
 def quantised():
@@ -155,9 +156,15 @@ def test_what_is_not_exact_or_does_not_pay_is_left_with_its_reason(case):
 
 
 def test_branches_whose_padding_depends_on_the_size_are_left():
-    model = hosted_branches()
-
+    model = hosted_branches(1)
     assert not reparam.plan(model).regions
+
+
+def test_branches_whose_padding_depends_on_the_size_alike_fold():
+    model = hosted_branches(3)
+    fused = reparam.fuse(model)
+    assert counts(fused) == {"Conv": 1}
+    assert_equal(model, fused)
 
 
 def test_control_flow_is_left_and_what_it_captures_is_kept():
@@ -182,7 +189,7 @@ def test_control_flow_is_left_and_what_it_captures_is_kept():
     plan = reparam.plan(model)
     fused = plan.apply()
 
-    assert [r.what for r in plan.regions] == ["3x3 conv + batch norm"]
+    assert [r.what for r in plan.regions] == ["3x3 conv + batch norm", "2 batch norms"]
     assert any(r.reason.kind is Why.INNER_GRAPH and r.what == "If" for r in plan.refusals)
     assert before in fused.graph.node[0].output
     onnx.checker.check_model(fused, full_check=True)

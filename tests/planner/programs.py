@@ -31,7 +31,7 @@ from reparam.program import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
     from torch import Tensor
 
@@ -94,10 +94,11 @@ class Writer:
         return self._affine(x, op, "conv", op.geometry.parameters)
 
     def norm(self, x: Node) -> Node:
-        """A batch normalisation: four stored numbers a channel."""
+        """A batch normalisation: four stored numbers a channel; it can be divided by exactly."""
         width = self.channels[x]
-        numbers = torch.randint(1, 4, (2, width)).double()
-        return self._affine(x, algebra.scale(*numbers), "batch norm", 4 * width)
+        numbers = 2.0 ** torch.randint(0, 3, (width,)), torch.randint(1, 4, (width,))
+        op = algebra.scale(*(n.double() for n in numbers))
+        return self._affine(x, op, "batch norm", 4 * width, is_norm=True)
 
     def add(self, *terms: Node, coefficients: tuple[float, ...] | None = None) -> Node:
         factors = coefficients or (1.0,) * len(terms)
@@ -125,12 +126,15 @@ class Writer:
         """Say that values are seen from outside, and hand the program out."""
         return Readable(tuple(self.nodes), frozenset(nodes))
 
-    def _affine(self, x: Node, op: AffineConv, what: str, stored: int) -> Node:
+    def _affine(
+        self, x: Node, op: AffineConv, what: str, stored: int, *, is_norm: bool = False
+    ) -> Node:
         def load(rows: Rows | None) -> AffineConv:
             return op if rows is None else op.rows(*rows)
 
         leaf, channels = Leaf(op.geometry, load), op.geometry.out_channels
-        return self._node(Affine, (x,), what, channels, leaf=leaf, stored=stored)
+        own = {"leaf": leaf, "stored": stored, "is_norm": is_norm}
+        return self._node(Affine, (x,), what, channels, **own)
 
     def _node(
         self, kind: type, inputs: tuple[Node, ...], what: str, channels: int, **own: Any
@@ -245,8 +249,8 @@ def best_score(regions: list[Region]) -> tuple[Fraction, int]:
 
 
 def _pays(region: Region) -> bool:
-    layers = any(map(_is_layer, region.nodes))
-    return layers and region.layers > 0 and region.macs >= 0 and region.stored >= -region.biases
+    takes = any(map(_is_layer, region.nodes)) or _is_onto_norm(region.nodes)
+    return takes and region.layers > 0 and region.macs >= 0 and region.stored >= -region.biases
 
 
 def _rates(program: Program) -> dict[Node, Fraction]:
@@ -272,6 +276,13 @@ def _cost(node: Node, rates: dict[Node, Fraction]) -> tuple[Fraction, int, int]:
         macs = rates[node] * node.leaf.geometry.weights if _is_layer(node) else Fraction(0)
         return macs, node.stored, 1
     return Fraction(0), 0, int(isinstance(node, Sum))
+
+
+def _is_onto_norm(nodes: Iterable[Node]) -> bool:
+    """Whether norms and sums of norms are all that there is, so that one of them takes the rest."""
+    affine = [n for n in nodes if isinstance(n, Affine)]
+    norms = any(n.is_norm and not n.is_copy for n in affine)
+    return norms and all(n.is_diagonal for n in affine)
 
 
 def _is_layer(node: Node) -> bool:
@@ -353,12 +364,15 @@ def _priced(
 ) -> Region:
     costs = [_cost(node, rates) for node in nodes]
     layer = layer_arguments(geometry)[1]
+    onto_norm = _is_onto_norm(nodes)
+    macs = 0 if onto_norm else rates[output] * layer.weights
+    stored = 4 * geometry.out_channels if onto_norm else layer.parameters
     return Region(
         output,
         source,
         nodes,
-        sum((c[0] for c in costs), Fraction(0)) - rates[output] * layer.weights,
-        sum(c[1] for c in costs) - layer.parameters,
+        sum((c[0] for c in costs), Fraction(0)) - macs,
+        sum(c[1] for c in costs) - stored,
         sum(c[2] for c in costs) - 1,
         layer.out_channels if layer.bias else 0,
     )

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import pytest
 import torch
 
+from reparam import algebra
 from reparam.algebra import evaluate
 from reparam.planner import Candidate, Selection, select
 from reparam.planner.moves import Direction, moved
@@ -53,6 +54,19 @@ def behind_permute_of_cat(write: Writer) -> list[Node]:
     return [write.norm(write.swap(write.cat(*parts)))]
 
 
+def behind_a_cat_with_a_lone_part(write: Writer) -> list[Node]:
+    """One part is a norm that has no layer before it: it takes its channels itself."""
+    lone = write.norm(write.relu(write.input))
+    return [write.norm(write.cat(write.conv(write.input, 2, 3), lone))]
+
+
+def on_a_term_of_a_sum(write: Writer) -> list[Node]:
+    """The other term is a norm that a padded layer reads, too: scales pass that, shifts do not."""
+    other = write.norm(write.relu(write.input))
+    inner = write.norm(write.relu(write.conv(other, size=3)))
+    return [write.conv(write.add(inner, other), 3)]
+
+
 def before_several_layers(write: Writer) -> list[Node]:
     normed = write.norm(write.relu(write.input))
     return [write.conv(normed, 2), write.conv(normed, 3)]
@@ -68,6 +82,8 @@ FOLD = (
     before_several_layers,
 )
 
+BESIDE_NORMS = (behind_a_cat_with_a_lone_part, on_a_term_of_a_sum)
+
 
 def beside_a_residual(write: Writer) -> list[Node]:
     """The permuted value is read by two."""
@@ -80,10 +96,23 @@ def behind_a_cat_with_an_input(write: Writer) -> list[Node]:
     return [write.norm(write.cat(write.conv(write.input, 2, 3), write.relu(write.input)))]
 
 
-def behind_a_cat_with_a_lone_part(write: Writer) -> list[Node]:
-    """One part is a norm that has no layer before it, so its copy cannot fold."""
-    lone = write.norm(write.relu(write.input))
-    return [write.norm(write.cat(write.conv(write.input, 2, 3), lone))]
+def on_a_term_beside_what_is_no_layer(write: Writer) -> list[Node]:
+    other = write.relu(write.input)
+    inner = write.norm(write.relu(write.conv(other, size=3)))
+    return [write.conv(write.add(inner, other), 3)]
+
+
+def on_a_term_of_a_sum_before_a_padded_layer(write: Writer) -> list[Node]:
+    """The shift would be seen through the padding behind the sum."""
+    other = write.norm(write.relu(write.input))
+    inner = write.norm(write.relu(write.conv(other, size=3)))
+    return [write.conv(write.add(inner, other), 3, 3)]
+
+
+def on_a_term_that_is_read_by_a_relu(write: Writer) -> list[Node]:
+    other = write.norm(write.relu(write.input))
+    inner = write.norm(write.relu(write.conv(write.relu(other), size=3)))
+    return [write.conv(write.add(inner, other), 3)]
 
 
 def before_a_padded_layer(write: Writer) -> list[Node]:
@@ -109,7 +138,9 @@ def behind_cat_of_one_value_twice(write: Writer) -> list[Node]:
 STAY = (
     beside_a_residual,
     behind_a_cat_with_an_input,
-    behind_a_cat_with_a_lone_part,
+    on_a_term_beside_what_is_no_layer,
+    on_a_term_of_a_sum_before_a_padded_layer,
+    on_a_term_that_is_read_by_a_relu,
     before_a_padded_layer,
     before_a_layer_and_a_relu,
     behind_a_permute_that_starts_the_program,
@@ -136,7 +167,7 @@ def after_folding(selection: Selection) -> dict:
     }
 
 
-@pytest.mark.parametrize("make", [*FOLD, *STAY])
+@pytest.mark.parametrize("make", [*FOLD, *BESIDE_NORMS, *STAY])
 def test_the_function_stays_the_same(make: Callable[[Writer], list[Node]]) -> None:
     program, seen = written(make)
     x = torch.randint(-3, 4, (2, 4, 9)).double()
@@ -163,6 +194,38 @@ def test_the_norm_is_gone_from_where_it_stood(make: Callable[[Writer], list[Node
     assert set(acting) == {every} or sorted(set(sum(acting, ()))) == list(every)
 
 
+@pytest.mark.parametrize("make", BESIDE_NORMS)
+def test_the_other_norm_takes_what_is_left(make: Callable[[Writer], list[Node]]) -> None:
+    program, _ = written(make)
+    selection = select(program, agree)
+    (region,) = (r for r in selection.regions if r.norm is not None)
+    other, moving = sorted(norms(program), key=lambda n: n.order)
+    assert region.norm is other
+    stands = {n.key: type(n) for n in selection.program.nodes if not n.is_copy}
+    assert (stands[other.key], stands[moving.key]) == (Affine, Alias)
+
+
+def test_a_norm_on_a_term_of_a_sum_divides_the_other_term_and_what_reads_it_multiplies() -> None:
+    program, _ = written(on_a_term_of_a_sum)
+    norm = max(norms(program), key=lambda n: n.order)
+    numbers = evaluate(norm.leaf)
+    copies = {c.moved.inverse: c for c in select(program, agree).program.nodes if c.is_copy}
+    less, scale = evaluate(copies[True].leaf), numbers.kernel.flatten()
+    assert torch.equal(less.kernel.flatten(), 1 / scale)
+    assert less.bias is None
+    shifts = [evaluate(c.leaf).bias for c in select(program, agree).program.nodes if c.is_copy]
+    assert sum(b is not None for b in shifts) == 1
+
+
+def test_small_factors_are_not_divided_by() -> None:
+    write = Writer(4)
+    other = write.norm(write.relu(write.input))
+    few = algebra.scale(torch.tensor([1.0, 1.0, 2.0**-7, 1.0]).double())
+    inner = write._affine(write.relu(write.conv(other, size=3)), few, "norm", 16, is_norm=True)
+    program = write.pin(write.conv(write.add(inner, other), 3))
+    assert select(program, agree).program is program
+
+
 @pytest.mark.parametrize("make", STAY)
 def test_the_norm_stays_where_it_is(make: Callable[[Writer], list[Node]]) -> None:
     program, _ = written(make)
@@ -185,7 +248,7 @@ def test_nothing_moves_when_a_copy_may_not_fold(make: Callable[[Writer], list[No
 def test_one_move_that_fails_leaves_the_other() -> None:
     write = Writer(4)
     good = write.norm(write.swap(write.conv(write.input, size=3)))
-    bad = write.norm(write.cat(write.conv(write.input, 2), write.norm(write.relu(write.input))))
+    bad = write.norm(write.cat(write.conv(write.input, 2), write.norm(write.input), write.input))
     program = select(write.pin(good, bad), agree).program
     stands = {n.key: type(n) for n in program.nodes if not n.is_copy}
     assert stands[good.key] is Alias

@@ -11,6 +11,7 @@ import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
+from reparam import algebra
 from reparam.algebra import evaluate
 from reparam.planner import Candidate, Selection, select
 from reparam.planner.candidates import Candidates
@@ -241,7 +242,25 @@ def test_a_reader_of_a_shape_that_would_change_is_in_the_way() -> None:
 
 def test_a_lone_norm_is_never_made_a_convolution() -> None:
     write = Writer(4)
-    out = write.norm(write.norm(write.relu(write.input)))
+    out = write.norm(write.relu(write.input))
+    assert unmoved(write.pin(out)).regions == []
+
+
+def test_norms_without_a_layer_become_one_of_them() -> None:
+    write = Writer(4)
+    x = write.relu(write.input)
+    first, second = write.norm(x), write.norm(x)
+    out = write.norm(write.add(first, second, x))
+    (region,) = unmoved(write.pin(out)).regions
+    assert region.norm is first
+    assert region.gone == region.nodes - {first}
+    assert (region.cost.layers, region.cost_after.layers) == (4, 1)
+
+
+def test_scales_without_a_norm_stay() -> None:
+    write = Writer(4)
+    scale = algebra.scale(torch.arange(1.0, 5).double())
+    out = write._affine(write._affine(write.input, scale, "scale", 4), scale, "scale", 4)
     assert unmoved(write.pin(out)).regions == []
 
 

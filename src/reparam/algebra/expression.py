@@ -161,7 +161,9 @@ def channels(op: AffineConv, rows: Rows) -> AffineConv:
     return AffineConv(geometry, op.kernel[start:stop], bias)
 
 
-def rerouted(leaf: Leaf, sources: Sequence[int | None], *, shift: float = 1.0) -> Leaf:
+def rerouted(
+    leaf: Leaf, sources: Sequence[int | None], *, shift: float = 1.0, inverse: bool = False
+) -> Leaf:
     r"""Describe a per-channel operator on other channels.
 
     Channel :math:`i` becomes :math:`s_{c(i)} x + f\, b_{c(i)}` with the numbers of channel
@@ -171,16 +173,18 @@ def rerouted(leaf: Leaf, sources: Sequence[int | None], *, shift: float = 1.0) -
         leaf: A diagonal operator.
         sources: :math:`c(i)` for each channel, or None.
         shift: :math:`f`, how often the shift is added.
+        inverse: Divide by the factors, :math:`x / s_{c(i)}`, without a shift.
 
     """
-    count, biased = len(sources), leaf.geometry.bias and shift != 0
+    count, biased = len(sources), leaf.geometry.bias and shift != 0 and not inverse
     geometry = Geometry.pointwise(count, count, dims=0, groups=count, bias=biased)
     taken = torch.tensor([-1 if source is None else source for source in sources])
 
     def make() -> AffineConv:
         op = leaf.load(None)
         # The number behind the last channel's is what leaves a channel as it is.
-        factors = torch.cat([op.kernel.flatten(), op.kernel.new_ones(1)])[taken]
+        own = 1 / op.kernel if inverse else op.kernel
+        factors = torch.cat([own.flatten(), own.new_ones(1)])[taken]
         if not biased:
             return scale(factors)
         assert op.bias is not None  # noqa: S101 (its geometry says so)

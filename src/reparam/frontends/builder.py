@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Generic, TypeVar
 
@@ -66,6 +66,8 @@ class Builder(Generic[Operation, Value]):
         self.made: list[Node] = []
         self.pinned: set[Node] = set()
         self._facts: dict[Node, Facts] = {}
+        self._hosted: dict[Hashable, Node] = {}
+        self.stacks: dict[Value, list[Node]] = {}
         self._padded: dict[tuple[Node, Pads, str], Node] = {}
 
     def named(self, operation: Operation) -> dict[str, Any]:
@@ -107,7 +109,7 @@ class Builder(Generic[Operation, Value]):
     def affine(  # noqa: PLR0913 (what a rule knows of an operator)
         self, operation: Operation, source: Value, leaf: Leaf, what: str, *, axis: int | None,
         stored: int, rank: int | None = None, reads: Collection[Any] = (), computed: int = 0,
-        padded: Node | None = None,
+        padded: Node | None = None, is_norm: bool = False,
     ) -> Node:  # fmt: skip
         """Make a node that applies an operator to one value."""
         before = self.nodes[source]
@@ -117,12 +119,13 @@ class Builder(Generic[Operation, Value]):
         )  # fmt: skip
         return self.node(
             Affine, operation, (padded or before,), what, facts, axis=axis, leaf=leaf,
-            stored=stored, computed=computed, reads=tuple(reads),
+            stored=stored, computed=computed, reads=tuple(reads), is_norm=is_norm,
         )  # fmt: skip
 
     def diagonal(  # noqa: PLR0913 (what a rule knows of an operator)
         self, operation: Operation, source: Value, make: Callable[[], AffineConv], what: str, *,
         axis: int, stored: int, reads: Collection[Any], rank: int | None = None,
+        is_norm: bool = False,
     ) -> Node:  # fmt: skip
         """Make a node that scales and shifts each channel, where all of its numbers are finite.
 
@@ -135,8 +138,9 @@ class Builder(Generic[Operation, Value]):
             return self.opaque(operation, Why.NOT_FINITE(what=what))
         leaf = Leaf.of(op.geometry, make)
         return self.affine(
-            operation, source, leaf, what, axis=axis, stored=stored, reads=reads, rank=rank
-        )
+            operation, source, leaf, what, axis=axis, stored=stored, reads=reads, rank=rank,
+            is_norm=is_norm,
+        )  # fmt: skip
 
     def average(
         self, operation: Operation, source: Value, channels: int, sizes: Sequence[int],
@@ -159,10 +163,16 @@ class Builder(Generic[Operation, Value]):
 
     def hosted(
         self, operation: Operation, sources: Sequence[Node], leaf: Leaf, what: str,
-        reads: Collection[Any], *, computed: int = 0,
+        reads: Collection[Any], *, computed: int = 0, like: Hashable = None,
     ) -> Node:  # fmt: skip
-        """Make two nodes: what a layer reads from its input, and the layer as an operator on it."""
-        read = self.node(HostedInput, operation, sources, f"the input of {what}")
+        """Make two nodes: what a layer reads from its input, and the layer as an operator on it.
+
+        Layers that read the same from one value, as ``like`` says, can be branches of each other.
+        """
+        read = None if like is None else self._hosted.get((*sources, like))
+        if read is None:
+            read = self.node(HostedInput, operation, sources, f"the input of {what}")
+            self._hosted[*sources, like] = read
         dims, channels = leaf.geometry.dims, leaf.geometry.out_channels
         return self.node(
             Affine, operation, (read,), what, Facts(dims + 2, channels), axis=-dims - 1, leaf=leaf,
@@ -207,6 +217,20 @@ class Builder(Generic[Operation, Value]):
         return self.node(
             Sum, operation, before, "add", facts, axis=axis, coefficients=tuple(coefficients)
         )
+
+    def stack(self, operation: Operation, value: Value, parts: Sequence[Value]) -> Node:
+        """Make nodes of what joins values along an axis of its own, of which only sums are read."""
+        made = [self.alias(operation, part, "stack") for part in parts]
+        self.stacks[value] = made
+        return made[0]
+
+    def sum_of_stack(self, operation: Operation, value: Value, *, mean: bool) -> Node | None:
+        """Make a node that adds what was joined along an axis of its own, if a value is that."""
+        parts = self.stacks.get(value)
+        if parts is None:
+            return None
+        factor = 1 / len(parts) if mean else 1.0
+        return self.sum_of(operation, parts, [factor] * len(parts))
 
     def alias(self, operation: Operation, source: Value, what: str | None = None) -> Node:
         """Make a node that returns its input."""

@@ -14,15 +14,17 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from reparam.algebra import Geometry
-from reparam.frontends.kinds import AnyConv, AnyTransposedConv
+from reparam.algebra import Geometry, conv_geometry
+from reparam.frontends.kinds import AnyConv, AnyNorm, AnyTransposedConv
 
 __all__ = [
+    "convolution_of",
     "hosted_geometry",
     "is_hosted",
     "rebuilt",
     "rows_of_transposed",
     "transposed_of_rows",
+    "turned_kernel",
     "weight_as_rows",
 ]
 
@@ -68,6 +70,38 @@ def rows_of_transposed(weight: Tensor, groups: int) -> Tensor:
     return rows
 
 
+def convolution_of(
+    shape: Sequence[int], pads: Sequence[tuple[int, int]], dilation: Sequence[int], groups: int, *,
+    bias: bool,
+) -> Geometry:  # fmt: skip
+    r"""Describe a transposed convolution of stride 1, which is a convolution with a turned kernel.
+
+    .. math:: y[o, p] = \sum_{i, k} K[i, o, k]\, x[i, p + l - d k]
+
+    so that its taps lie at :math:`l - d k`: a padding of :math:`d (k_\max) - l` zeros, where
+    :math:`l` is what it leaves out.
+
+    Args:
+        shape: That of its weight, ``(I, O / groups, *kernel_size)``.
+        pads: How much it leaves out at both ends of each dimension.
+        dilation: Per dimension.
+        groups: Number of channel groups.
+        bias: Whether there is one.
+
+    """
+    spans = [step * (size - 1) for step, size in zip(dilation, shape[2:], strict=True)]
+    padding = [(s - low, s - high) for s, (low, high) in zip(spans, pads, strict=True)]
+    turned = (shape[1] * groups, shape[0] // groups, *shape[2:])
+    return conv_geometry(turned, padding=padding, dilation=dilation, groups=groups, bias=bias)
+
+
+def turned_kernel(weight: Tensor, groups: int) -> Tensor:
+    """Turn the weight of a transposed convolution into that of :func:`convolution_of`."""
+    rows = rows_of_transposed(weight, groups)
+    turned = rows.reshape(rows.shape[0], -1, *weight.shape[2:])
+    return turned.flip(tuple(range(2, weight.dim())))
+
+
 def transposed_of_rows(rows: Tensor, groups: int, kernel_size: Sequence[int]) -> Tensor:
     """Undo :func:`rows_of_transposed`."""
     shape = (groups, rows.shape[0] // groups, -1, *kernel_size)
@@ -76,14 +110,16 @@ def transposed_of_rows(rows: Tensor, groups: int, kernel_size: Sequence[int]) ->
 
 
 def rebuilt(module: Any, rows: Tensor, bias: Tensor | None) -> nn.Module:
-    """Copy a layer with another weight, given as rows, and bias; everything else stays."""
+    """Copy a layer or norm with another weight, given as rows, and bias; everything else stays."""
     if isinstance(module, AnyTransposedConv):
         weight = transposed_of_rows(rows, module.groups, module.kernel_size)
     else:
-        weight = rows.reshape(module.weight.shape)
+        weight = rows if isinstance(module, AnyNorm) else rows.reshape(module.weight.shape)
     twin: nn.Module = copy.copy(module)
     for table in ("_parameters", "_buffers", "_modules"):
         vars(twin)[table] = dict(vars(module)[table])
+    for name, buffer in module.named_buffers(recurse=False):
+        twin.register_buffer(name, buffer.clone())
     twin.register_parameter("weight", nn.Parameter(weight.contiguous()))
     twin.register_parameter("bias", None if bias is None else nn.Parameter(bias))
     return twin

@@ -55,13 +55,18 @@ class Account:
         """Note what the planner left in a program, and what the front end objected to."""
         for region, objection in selection.vetoed:
             self.leave_region(region, objection)
-        chosen = {self.name_of(node) for node in selection.folded}
+        chosen = {self.name_of(n) for region in selection.regions for n in region.gone}
+        kept = {region.norm: region for region in selection.regions}
         affine_in: dict[Node, list[Node]] = {}
         for node in selection.program.nodes:
             affine_in[node] = _affine_in(node, affine_in)
             if node.is_virtual or self.name_of(node) in chosen:
                 continue
-            if isinstance(node, Sum):
+            if node in kept:
+                reason: Reason | None = _why_diagonal(
+                    kept[node].source, kept[node].output, selection
+                )
+            elif isinstance(node, Sum):
                 reason = _why_sum(node, affine_in[node], selection)
             else:
                 reason = _why(node, selection)
@@ -78,10 +83,12 @@ def _why(node: Node, selection: Selection) -> Reason | None:
     if isinstance(node, Opaque | Layout) and node.reason is not None:
         alone = node.reason.kind in _BESIDE_LAYERS and not _meets_layers(node, selection)
         return None if alone else node.reason
-    given_up = [r for r in selection.reasons.get(node, []) if r.kind is not Why.NO_COMMON_SOURCE]
-    own = [reason for reason in given_up if reason.kind not in _OF_ITS_INPUT]
     if isinstance(node, Affine) and node.is_scale:
-        return _why_diagonal(node, given_up, selection)
+        return _why_diagonal(node.inputs[0], node, selection)
+    own = [
+        reason for reason in selection.reasons.get(node, [])
+        if reason.kind not in {Why.NO_COMMON_SOURCE, *_OF_ITS_INPUT}
+    ]  # fmt: skip
     # Two layers that follow each other and do not become one.
     return own[0] if node.is_mixing and own else None
 
@@ -137,7 +144,9 @@ def _meets_layers(node: Node, selection: Selection) -> bool:
     return any(isinstance(n, Affine | Sum) for n in beside)
 
 
-def _why_diagonal(node: Node, given_up: list[Reason], selection: Selection) -> Reason:
+def _why_diagonal(source: Node, node: Node, selection: Selection) -> Reason:
+    """Why no layer takes a scale and shift of a value that ends at a node."""
+    given_up = selection.reasons.get(node, [])
     behind = [
         reason
         for user in selection.users.get(node, [])
@@ -148,7 +157,7 @@ def _why_diagonal(node: Node, given_up: list[Reason], selection: Selection) -> R
     known = [reason for reason in (*given_up, *behind) if reason.kind is not Why.NO_COMMON_SOURCE]
     if known:
         return known[0]
-    before, readers = _made_by(node), _read_by(node, selection)
+    before, readers = _made_by(source), _read_by(node, selection)
     layers = [reader for reader in readers if reader.is_layer]
     others = [reader for reader in readers if reader not in layers]
     if isinstance(before, Affine):
@@ -156,25 +165,27 @@ def _why_diagonal(node: Node, given_up: list[Reason], selection: Selection) -> R
         if rivals:
             return Why.INPUT_ALSO_READ(before=before.what, readers=_names(rivals))
         return Why.NOT_TAKEN(before=before.what)
+    if node.key in selection.kept:
+        return selection.kept[node.key]
     if layers and others:
         return Why.OUTPUT_ALSO_READ(layer=layers[0].what, readers=_names(others))
     return Why.NO_LAYER_BESIDE(before=before.what, readers=_names(readers) or "nothing")
 
 
-def _made_by(node: Node) -> Node:
-    """What made the input of an operation, past what passes values on."""
-    before = node.inputs[0]
-    while _passes(before):
-        before = before.inputs[0]
-    return before
+def _made_by(value: Node) -> Node:
+    """What made a value, past what passes values on."""
+    while _passes(value):
+        value = value.inputs[0]
+    return value
 
 
 def _read_by(node: Node, selection: Selection) -> list[Node]:
-    """What reads the contents of a value, past what passes values on."""
+    """What reads the contents of a value, past what passes values on or was moved there."""
     readers: list[Node] = []
     for user in selection.users.get(node, []):
         if not isinstance(user, ShapeOf):
-            readers += _read_by(user, selection) if _passes(user) else [user]
+            passes = _passes(user) or user.is_copy
+            readers += _read_by(user, selection) if passes else [user]
     return readers
 
 

@@ -17,14 +17,19 @@ from reparam.frontends.torch.fixed import fixed_values
 from reparam.frontends.torch.part import part_of
 from reparam.frontends.torch.rewrite import Shell, build
 from reparam.frontends.torch.running import Arguments
-from reparam.frontends.torch.skeleton import hooked_modules, runnable_copy, with_plain_weights
+from reparam.frontends.torch.skeleton import (
+    Copier,
+    hooked_modules,
+    runnable_copy,
+    with_plain_weights,
+)
 from reparam.frontends.torch.trace import Trace, TraceFailure, join, trace
-from reparam.fusing.asked import Fixed, Outputs, asked, whole_result
+from reparam.fusing.asked import Fixed, Outputs, asked, whole_result, without_fixed
 from reparam.fusing.compare import compare_models
 from reparam.fusing.discover import as_call
 from reparam.reasons import Refusal, Why
 
-__all__ = ["CutOut", "cut_out"]
+__all__ = ["CutOut", "cut_down", "cut_out"]
 
 _INDEXED = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 """Containers in which a part keeps its place when another one is gone."""
@@ -79,6 +84,16 @@ def cut_out(
     if fixed and not isinstance(new, nn.Identity):
         new.register_forward_pre_hook(_NoLonger(tuple(fixed)), with_kwargs=True)
     return CutOut(new, reference, tuple(cutter.notes), tuple(cutter.refusals))
+
+
+def cut_down(
+    model: nn.Module, example_inputs: Any, outputs: Outputs | None, fixed: Fixed | None
+) -> nn.Module:
+    """Cut a model of any mode as it is in eval mode; see :func:`reparam.plan`."""
+    inner = Copier(lambda tensor: tensor, keep_hooks=True).copy(model).eval()
+    if fixed is not None and example_inputs is not None:
+        example_inputs = without_fixed(inner, example_inputs, fixed)
+    return cut_out(inner, example_inputs, outputs, fixed).model
 
 
 def _traced(

@@ -219,7 +219,7 @@ class _Finder:
         """Say of each norm that no program holds as a scale and shift why that is."""
         probed = {one.path for one in self.result.probed}
         told = {refusal.where for refusal in self.result.refusals}
-        told |= {node.where for one in self.result.regions for node in one.region.nodes}
+        told |= {node.where for one in self.result.regions for node in one.region.gone}
         for path, module in self.skeleton.named_modules():
             around = list(_upwards(path))
             if not isinstance(module, AnyNorm) or path in told or probed.intersection(around):

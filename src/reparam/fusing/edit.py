@@ -18,7 +18,6 @@ from reparam.frontends.torch.trace import Key, Trace
 from reparam.fusing.fold import FoldedLayer
 from reparam.fusing.found import ModuleFound
 from reparam.fusing.place import Block, Parts, blocks_of, locate, missing
-from reparam.program import largest
 
 __all__ = ["CannotPlaceError", "apply_regions", "make_layer"]
 
@@ -132,8 +131,8 @@ class _Edits:
         editor = _GraphEditor(traced)
         for found in block.merges:
             editor.merge(found, _layer_for(found, self._merged[found]))
-        for key in block.erased:
-            editor.erase(key)
+        for key, found in block.erased.items():
+            editor.erase(key, found)
         editor.drop_identities(self._layers)
         original = self._model.get_submodule(path)
         relative = {p: _relative(path, p) for p in block.inlined}
@@ -170,8 +169,8 @@ class _GraphEditor:
             self._remove(node)
         self.layers[name] = layer
 
-    def erase(self, key: Key) -> None:
-        """Let an operation return its input."""
+    def erase(self, key: Key, found: ModuleFound | None = None) -> None:
+        """Let an operation return its input, or what the region says of it, which has taken it."""
         node = self._by_key.get(key)
         if node is None:
             # Left where it is, what it does would be done twice.
@@ -179,6 +178,8 @@ class _GraphEditor:
         if node not in self._graph.nodes:
             return
         first = next(n for n in node.all_input_nodes if not is_parameter_only(n))
+        slot = None if found is None else found.slot_of(key)
+        first = first if slot is None else node.all_input_nodes[slot]
         node.replace_all_uses_with(first)
         self._remove(node)
 
@@ -214,7 +215,7 @@ class _GraphEditor:
     def _name(self, found: ModuleFound) -> str:
         """Name the new layer after the largest layer it replaces."""
         keys = {ModuleFound.key_of(n) for n in found.core}
-        key = ModuleFound.key_of(largest(found.core))
+        key = ModuleFound.key_of(found.region.anchor)
         if not key.is_module:
             owner = _relative(self._trace.path, key.owner)
             return self._free(f"{owner}.conv" if owner else "conv")

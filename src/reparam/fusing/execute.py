@@ -21,9 +21,9 @@ from reparam.frontends.kinds import AnyBatchNorm
 from reparam.frontends.torch.builtin import is_builtin
 from reparam.frontends.torch.lift import Lifted
 from reparam.planner import Candidate
-from reparam.program import Affine, Alias, Node, Padded
+from reparam.program import Affine, Alias, Node, Padded, Sum
 
-__all__ = ["Runner", "pad_as", "run_moved", "run_nodes", "run_region"]
+__all__ = ["Runner", "pad_as", "run_einsum", "run_moved", "run_nodes", "run_region", "run_sum"]
 
 SLICE = 1 << 18
 """Weights that are handled in float64 at a time: 2 MB, which stays in a core's cache."""
@@ -31,7 +31,7 @@ SLICE = 1 << 18
 
 def run_region(
     lifted: Lifted, region: Candidate, x: Tensor, at: Positions | None = None, *,
-    done: Node | None = None,
+    done: dict[Node, Tensor] | None = None,
 ) -> tuple[Tensor, float]:  # fmt: skip
     """Run the region on a float64 input; see :func:`run_nodes`."""
 
@@ -47,7 +47,7 @@ Runner = Callable[[Node, dict[Node, Tensor], Positions | None], Tensor]
 
 def run_nodes(
     region: Candidate, x: Tensor, run: Runner, at: Positions | None = None, *,
-    done: Node | None = None,
+    done: dict[Node, Tensor] | None = None,
 ) -> tuple[Tensor, float]:  # fmt: skip
     """Run the nodes of a region in order.
 
@@ -57,7 +57,7 @@ def run_nodes(
         run: Runs a node.
         at: The positions of the output that are wanted, or all of them. What acts on each position
             by itself runs on these alone.
-        done: A node whose value ``x`` is already.
+        done: Nodes whose values are known already.
 
     Returns:
         Its output, and the largest absolute value of any intermediate result, which is the scale
@@ -68,14 +68,14 @@ def run_nodes(
     if isinstance(region.source, Padded):
         values[region.source.inputs[0]] = x
         values[region.source] = pad_as(region.source, x)
-    if done is not None:
-        values[done] = x
+    done = done or {}
+    values |= done
     scale = float(x.abs().max())
     ordered = in_order(region.nodes, set(values))
     whole = {*values, *_read_beyond_positions(ordered)}
     for node in ordered:
         here = None if node in whole else at
-        if node is not done:
+        if node not in done:
             given = {v: values[v] for v in node.inputs}
             if here is not None and _keeps_positions(node):
                 given = {v: at_positions(y, here) if v in whole else y for v, y in given.items()}
@@ -129,6 +129,8 @@ def _run_node(
 ) -> Tensor:
     if isinstance(node, Affine) and node.moved is not None:
         return _run_moved(lifted, node, values[node.inputs[0]])
+    if isinstance(node, Sum) and node.is_copy:
+        return run_sum(node, values)
     origin = lifted.node_of(node)
     read = node.inputs[0]
     while read.is_copy:
@@ -157,6 +159,12 @@ def _run_moved(lifted: Lifted, node: Affine, x: Tensor) -> Tensor:
     return run_moved(node, x, lambda value: _run_origin(lifted, origin, {read: value}))
 
 
+def run_sum(node: Sum, values: dict[Node, Tensor]) -> Tensor:
+    """Run a sum that was moved, which adds other values than it did."""
+    terms = zip(node.coefficients, node.inputs, strict=True)
+    return torch.stack([factor * values[term] for factor, term in terms]).sum(0)
+
+
 def run_moved(node: Affine, x: Tensor, run: Callable[[Tensor], Tensor]) -> Tensor:
     """Run a per-channel operation on the axis, and the channels, that it was written for."""
     assert node.axis is not None  # noqa: S101 (moved nodes know their axes)
@@ -181,9 +189,11 @@ def run_moved(node: Affine, x: Tensor, run: Callable[[Tensor], Tensor]) -> Tenso
     wide[turn, :, there] = flat[:, here].mT
     changed = on_its_channels(wide.flatten(0, 1)).unflatten(0, wide.shape[:2])
     result = flat.clone()
-    result[:, here] = changed[turn, :, there].mT
-    if node.moved.shift != 1:
-        added = on_its_channels(flat.new_zeros(1, width))[0, there]
+    added = on_its_channels(flat.new_zeros(1, width))[0, there]
+    if node.moved.inverse:
+        result[:, here] /= on_its_channels(flat.new_ones(1, width))[0, there] - added
+    else:
+        result[:, here] = changed[turn, :, there].mT
         result[:, here] += (node.moved.shift - 1) * added
     return result.reshape(moved.shape).movedim(-1, node.axis)
 
@@ -203,11 +213,11 @@ def _run_origin(lifted: Lifted, origin: fx.Node, given: dict[fx.Node, Tensor]) -
         return getattr(args[0], method)(*args[1:], **kwargs)  # type: ignore[no-any-return]
     target: Any = _OUT_OF_PLACE_FUNCTIONS.get(origin.target, origin.target)
     if target is torch.einsum:
-        return _einsum(*args)
+        return run_einsum(*args)
     return target(*args, **kwargs)  # type: ignore[no-any-return]
 
 
-def _einsum(equation: Any, *operands: Any) -> Tensor:
+def run_einsum(equation: Any, *operands: Any) -> Tensor:
     """Run an einsum of images, or of rows that stand for the last axis of something larger."""
     values = list(operands[0] if isinstance(operands[0], list | tuple) else operands)
     terms = equation.replace(" ", "").split("->")[0].split(",")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import operator
 from collections.abc import Iterable
 from typing import Any
 
@@ -19,10 +20,11 @@ from torch.export.graph_signature import (
 
 from reparam.algebra import LayerArguments, flat_pads
 from reparam.frontends.hosted import rebuilt
+from reparam.frontends.kinds import AnyBatchNorm
 from reparam.frontends.torch.exported import Reading
 from reparam.fusing.fold import FoldedLayer
 from reparam.fusing.found import ModuleFound
-from reparam.program import Node, largest
+from reparam.program import Node
 
 __all__ = ["write_program"]
 
@@ -68,7 +70,7 @@ class _Writer:
         """Put one layer in the place of the core operations of a region."""
         core = sorted(found.core, key=lambda n: n.order)
         source = self._now(self._source(found))
-        host = self._reading.reader[found.lifted.node_of(largest(found.core))]
+        host = self._reading.reader[found.lifted.node_of(found.region.anchor)]
         last = self._value(core[-1])
         first = self._of[self._reading.reader[found.lifted.node_of(core[0])]]
         weight, bias = self._numbers(host, layer, frozen=found.is_frozen)
@@ -92,6 +94,8 @@ class _Writer:
             origin = found.lifted.node_of(node)
             constants = found.lifted.constants
             read = next(n for n in origin.all_input_nodes if not constants.is_tensor(n))
+            slot = found.slot_of(found.key_of(node))
+            read = read if slot is None else origin.all_input_nodes[slot]
             kept = self._now(self._of[self._reading.value[read]])
             value.replace_all_uses_with(kept)
             self._gone[value] = kept
@@ -128,7 +132,8 @@ class _Writer:
         call = self._call_function
         name = str(host.target)
         if layer.host is not None:
-            return self._transposed(host, x, weight, bias)
+            new = self._with_numbers(host, x, weight, bias)
+            return self._value_of_norm(host, new) if isinstance(layer.host, AnyBatchNorm) else new
         arguments = layer.arguments
         if arguments.dims == 0:
             if name.startswith("aten.linear"):
@@ -150,10 +155,17 @@ class _Writer:
         # The arguments of fx have a recursive type, over which mypy does not come to an end.
         return self._graph.call_function(target, args, kwargs)
 
-    def _transposed(
+    def _value_of_norm(self, host: fx.Node, new: fx.Node) -> fx.Node:
+        """The value of a norm, of which some operators return more."""
+        if not isinstance(host.meta["val"], tuple | list):
+            return new
+        new.meta = dict(host.meta)
+        return self._call_function(operator.getitem, (new, 0))
+
+    def _with_numbers(
         self, host: fx.Node, x: fx.Node, weight: fx.Node, bias: fx.Node | None
     ) -> fx.Node:
-        """Write a transposed convolution as it was, with other numbers."""
+        """Write a transposed convolution or a norm as it was, with other numbers."""
         given: Any = (host.args, {k: v for k, v in host.kwargs.items() if k != "bias"})
         args: Any = fx.map_arg(given[0], lambda n: self._now(self._of[n]))
         kwargs: Any = fx.map_arg(given[1], self._of.get)
@@ -186,16 +198,20 @@ class _Writer:
         if layer.host is not None:
             module: Any = rebuilt(layer.host, layer.weight, layer.bias)
             weight, bias = module.weight.detach(), layer.bias
-        old = [self._stored(n) for n in host.all_input_nodes]
-        known = [spec for spec in old if spec is not None]
-        by_rank = {len(self._tensor(spec).shape): spec for spec in reversed(known)}
-        spec = by_rank.get(weight.dim())
+        if isinstance(layer.host, AnyBatchNorm):
+            given: Any = host.args[1:3]
+            spec, second = (None if n is None else self._stored(n) for n in given)
+        else:
+            old = [self._stored(n) for n in host.all_input_nodes]
+            known = [spec for spec in old if spec is not None]
+            by_rank = {len(self._tensor(spec).shape): spec for spec in reversed(known)}
+            spec, second = by_rank.get(weight.dim()), by_rank.get(1)
         stem = "" if spec is None else str(spec.target).rpartition(".")[0]
         node = self._store(spec, f"{stem}.weight".lstrip("."), weight, frozen=frozen)
         if bias is None:
             return node, None
         name = f"{stem}.bias".lstrip(".")
-        return node, self._store(by_rank.get(1), name, bias, frozen=frozen, behind=node)
+        return node, self._store(second, name, bias, frozen=frozen, behind=node)
 
     def _stored(self, node: fx.Node) -> InputSpec | None:
         """The parameter or buffer that a node of the old graph reads, by way of a transpose."""

@@ -32,6 +32,7 @@ __all__ = [
     "Reference",
     "dtype_name",
     "fold_hosted",
+    "fold_norm",
     "fold_onto",
     "in_parallel",
     "lowered",
@@ -152,6 +153,41 @@ def fold_onto(region: Candidate, like: Tensor, run: Reference) -> FoldedLayer:
     )  # fmt: skip
 
 
+@torch.no_grad()
+def fold_norm(
+    region: Candidate, numbers: tuple[Tensor, Tensor, float], like: Tensor, run: Reference
+) -> FoldedLayer:
+    r"""Compute the weight and bias of a norm that is to do what a region does, and compare.
+
+    .. math:: s x + b = \gamma \, (x - \mu) / \sqrt{\sigma^2 + \epsilon} + \beta, \qquad
+        \gamma = s \sqrt{\sigma^2 + \epsilon}, \; \beta = b + s \mu
+
+    Args:
+        region: Norms, scales and sums of these.
+        numbers: Mean, variance and eps of the norm, which stay.
+        like: A weight whose type and device those have that are made.
+        run: Runs the region as it stands.
+
+    """
+    assert region.expression is not None  # noqa: S101 (regions are never the identity)
+    assert region.axis is not None  # noqa: S101 (norms know their axes)
+    op = evaluate(region.expression)
+    mean, var = (t.to(torch.float64) for t in numbers[:2])
+    factor = op.kernel.flatten()
+    weight = factor * (var + numbers[2]).sqrt()
+    bias = factor * mean if op.bias is None else op.bias + factor * mean
+    generator = torch.Generator().manual_seed(0)
+    shape = (3, mean.numel(), *(2,) * (-1 - region.axis))
+    sample = torch.randn(shape, dtype=torch.float64, generator=generator).to(mean.device)
+    reference, scale = run(sample, None)
+    mine = torch.nn.functional.batch_norm(sample, mean, var, weight, bias, eps=numbers[2])
+    error = float((mine - reference).abs().max())
+    arguments, _ = layer_arguments(op.geometry)
+    return FoldedLayer(
+        arguments, weight.to(like.dtype), bias.to(like.dtype), error / scale if scale else error
+    )
+
+
 def lowered(op: AffineConv, like: Tensor) -> FoldedLayer:
     """Make the layer of an operator whose numbers are known."""
     arguments, kernel, shift = lower(op)
@@ -162,24 +198,24 @@ def lowered(op: AffineConv, like: Tensor) -> FoldedLayer:
 @torch.no_grad()
 def fold_hosted(
     region: Candidate, dtype: torch.dtype,
-    layer: Callable[[Tensor | None, Tensor | None], Tensor],
-    rest: Callable[[Tensor], tuple[Tensor, float]], host: nn.Module | None = None,
+    layer: Callable[[Tensor, Tensor | None], Tensor],
+    reference: Callable[[], tuple[Tensor, float]], host: nn.Module | None = None,
 ) -> FoldedLayer:  # fmt: skip
     """Fold scales into a layer that only it itself can run, and compare by running it.
 
     Args:
         region: The region.
         dtype: What the layer's numbers are stored as.
-        layer: Runs the layer on a float64 sample, with other rows of weights and a bias if given.
-        rest: Runs the other operations of the region on what the layer returns.
+        layer: Runs the layer on a float64 sample, with other rows of weights and another bias.
+        reference: Runs the region on the same sample as it stands.
         host: The layer, where it is to be copied.
 
     """
     assert region.expression is not None  # noqa: S101 (regions are never the identity)
     op = evaluate(region.expression)
     arguments, _ = layer_arguments(op.geometry)
-    reference, scale = rest(layer(None, None))
-    error = float((layer(op.kernel, op.bias) - reference).abs().max())
+    expected, scale = reference()
+    error = float((layer(op.kernel, op.bias) - expected).abs().max())
     return FoldedLayer(
         arguments, op.kernel.to(dtype), None if op.bias is None else op.bias.to(dtype),
         error / scale if scale else error, host,

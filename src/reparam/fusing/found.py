@@ -25,8 +25,8 @@ class ModuleFound(Found):
         block: Path of the smallest module that holds the operations to merge; its forward is
             rewritten, unless ``host`` is given.
         reach: Path of the smallest module that holds all of the operations.
-        host: For a region with a single layer that has numbers: the key of that layer, which is
-            replaced where it stands, so that no forward has to change.
+        host: For a region with a single layer that has numbers, or with norms alone: the key of
+            the layer or norm that is replaced where it stands, so that no forward has to change.
 
     """
 
@@ -41,10 +41,19 @@ class ModuleFound(Found):
         assert isinstance(node.key, Key)  # noqa: S101 (this front end's keys)
         return node.key
 
+    def slot_of(self, key: Key) -> int | None:
+        """Which of its inputs a sum returns that was moved here; None for other operations."""
+        for node in self.absorbed:
+            if isinstance(node, Sum) and node.kept is not None and node.key == key:
+                read = self.lifted.node_of(node).all_input_nodes
+                return read.index(self.lifted.value_of(node.kept))
+        return None
+
     @property
     def like(self) -> Tensor:
         """A weight whose type and device the folded layer gets: the largest."""
-        tensors = [t for n in self.core if n.is_mixing for t in self.lifted.reads(n)]
+        layers = [n for n in self.core if n.is_mixing] or [self.region.anchor]
+        tensors = [t for n in layers for t in self.lifted.reads(n)]
         return max((t for t in tensors if t.is_floating_point()), key=lambda t: t.numel())
 
     @property
@@ -87,14 +96,18 @@ def described(lifted: Lifted, region: Candidate) -> ModuleFound:
     sums = [n for n in region.nodes if isinstance(n, Sum)]
     nodes = sorted(region.nodes, key=lambda n: n.order)
     whole = _block(lifted, nodes)
-    if len(mixing) == 1 and not sums:
-        layer = mixing[0]
+    if len(mixing) <= 1 and not sums:
+        layer = region.anchor
         origin = lifted.node_of(layer)
         if origin.op == "call_module" and lifted.reads(layer):
             rest = tuple(n for n in nodes if n is not layer and not isinstance(n, Alias))
             host = ModuleFound.key_of(layer)
             return ModuleFound(lifted, region, (layer,), rest, whole, whole, host)
-    outer = {n for n in nodes if n.is_copy} | _behind(region) | region.leading
+    outer = {n for n in nodes if n.is_copy}
+    if mixing:
+        outer |= _behind(region) | region.leading
+    elif not sums:
+        outer = set(nodes) - {region.anchor}
     core = tuple(n for n in nodes if n not in outer)
     absorbed = tuple(n for n in nodes if n in outer and not isinstance(n, Alias))
     return ModuleFound(lifted, region, core, absorbed, _block(lifted, list(core)), whole)

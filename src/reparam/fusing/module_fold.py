@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -14,7 +15,7 @@ from reparam.frontends.hosted import rebuilt
 from reparam.frontends.torch.builtin import is_builtin
 from reparam.frontends.torch.lift import Lifted
 from reparam.fusing.execute import run_region
-from reparam.fusing.fold import FoldedLayer, dtype_name, fold_hosted, fold_onto
+from reparam.fusing.fold import FoldedLayer, dtype_name, fold_hosted, fold_norm, fold_onto
 from reparam.fusing.found import ModuleFound
 from reparam.planner import Candidate
 from reparam.program import HostedInput, Node
@@ -79,6 +80,11 @@ def fold(lifted: Lifted, region: Candidate, like: Tensor) -> FoldedLayer:
     """
     if isinstance(region.source, HostedInput):
         return _fold_hosted(lifted, region, like)
+    if region.norm is not None:
+        norm: Any = lifted.host_of(region.norm)
+        numbers = norm.running_mean, norm.running_var, norm.eps
+        folded = fold_norm(region, numbers, like, partial(run_region, lifted, region))
+        return replace(folded, host=norm)
     return fold_onto(region, like, partial(run_region, lifted, region))
 
 
@@ -88,15 +94,18 @@ def _fold_hosted(lifted: Lifted, region: Candidate, like: Tensor) -> FoldedLayer
     twin = copy.deepcopy(module).to(torch.float64)
     sample = _sample_for(module, like.device)
 
-    def run(rows: Tensor | None, bias: Tensor | None) -> Tensor:
-        changed: Any = twin if rows is None else rebuilt(twin, rows, bias)
+    def run(rows: Tensor, bias: Tensor | None) -> Tensor:
+        changed: Any = rebuilt(twin, rows, bias)
         result: Tensor = changed(sample)
         return result
 
-    def rest(values: Tensor) -> tuple[Tensor, float]:
-        return run_region(lifted, region, values, done=layer)
+    def reference() -> tuple[Tensor, float]:
+        layers = (node for node in region.nodes if region.source in node.inputs)
+        hosts = {node: copy.deepcopy(lifted.host_of(node)).to(torch.float64) for node in layers}
+        done = {node: host(sample) for node, host in hosts.items()}
+        return run_region(lifted, region, sample, done=done)
 
-    return fold_hosted(region, like.dtype, run, rest, module)
+    return fold_hosted(region, like.dtype, run, reference, module)
 
 
 def _hosted_layer(region: Candidate) -> Node:

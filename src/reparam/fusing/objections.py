@@ -11,7 +11,7 @@ from reparam.frontends.torch.lift import Lifted
 from reparam.frontends.torch.trace import Call, Key
 from reparam.fusing.chosen import Chosen
 from reparam.planner import Candidate
-from reparam.program import Alias, Concat, HostedInput, Layout, Node, Routed, Sum
+from reparam.program import Alias, Concat, HostedInput, Layout, Node, Routed
 from reparam.reasons import Reason, Why
 
 __all__ = ["Objections", "common_call"]
@@ -50,8 +50,8 @@ class Objections:
         """The reason not to fold a region, or None."""
         if not all(_place(node) in self._chosen for node in region.nodes):
             return Why.NOT_CHOSEN()
-        layers = [n for n in region.nodes if n.is_mixing or isinstance(n, Sum)]
-        if isinstance(region.source, HostedInput) and len(layers) > 1:
+        beyond = any(n.is_mixing and region.source not in n.inputs for n in region.nodes)
+        if isinstance(region.source, HostedInput) and beyond:
             return Why.INPUT_OF_ITS_OWN(what=region.source.what)
         nodes = [self._lifted.node_of(n) for n in region.nodes if not isinstance(n, Alias)]
         shared = common_call([self._full_stack(n) for n in nodes])

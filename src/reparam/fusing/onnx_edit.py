@@ -14,7 +14,7 @@ from reparam.frontends.onnx.nodes import in_order, inner_graphs, outer_reads
 from reparam.frontends.onnx.tensors import from_torch, onnx_module
 from reparam.fusing.driver import Found
 from reparam.fusing.fold import FoldedLayer
-from reparam.program import HostedInput, largest
+from reparam.program import HostedInput, Node, Sum
 
 if TYPE_CHECKING:
     from onnx import GraphProto, ModelProto, NodeProto
@@ -33,10 +33,17 @@ def write_model(lifted: OnnxLifted, folded: Sequence[tuple[Found, FoldedLayer]])
     edits = _Edits(lifted)
     for found, layer in folded:
         edits.merge(found, layer)
-    moved = (node for found, _ in folded for node in found.absorbed)
-    for index in sorted({index for node in moved for index in lifted.indices_of(node)}):
-        edits.pass_through(index)
+    absorbed = (node for found, _ in folded for node in found.absorbed)
+    kept = {index: _kept(lifted, node) for node in absorbed for index in lifted.indices_of(node)}
+    for index in sorted(kept):
+        edits.pass_through(index, kept[index])
     return edits.finish()
+
+
+def _kept(lifted: OnnxLifted, node: Node) -> str | None:
+    """What a sum that was moved returns where it stood."""
+    kept = node.kept if isinstance(node, Sum) else None
+    return None if kept is None else lifted.name_of(kept)
 
 
 class _Edits:
@@ -63,12 +70,13 @@ class _Edits:
                     # Only readers of its shape can be left, and the result has the same.
                     self._renamed[name] = output
 
-    def pass_through(self, index: int) -> None:
-        """Let an operation return what it reads."""
+    def pass_through(self, index: int, kept: str | None) -> None:
+        """Let an operation return what it reads, or that of several."""
         if index in self._removed:
             return
         node = self._old.node[index]
-        source = next(name for name in node.input if name not in self._lifted.constants)
+        read = (name for name in node.input if name not in self._lifted.constants)
+        source = kept or next(read)
         self._removed.add(index)
         if node.output[0] in self._seen_from_outside():
             twin = self._helper.make_node("Identity", [source], [node.output[0]], name=node.name)
@@ -108,10 +116,15 @@ class _Edits:
     # ---------------------------------------------------------------- layers
 
     def _layer(self, found: Found, layer: FoldedLayer, output: str) -> list[NodeProto]:
-        anchor = self._lifted.layer_of(largest(found.core))
+        anchor = self._lifted.layer_of(found.region.anchor)
         if isinstance(found.region.source, HostedInput):
             return [self._hosted(found, layer, anchor, output)]
         source = self._lifted.name_of(found.region.source)
+        if found.region.norm is not None:
+            norm = self._hosted(found, layer, anchor, output)
+            norm.input[0] = source
+            norm.input.extend(anchor.input[3:5])
+            return [norm]
         if layer.arguments.dims == 0:
             return self._linear(found, layer, source, output)
         _, full = layer_arguments(found.region.geometry)
@@ -129,7 +142,7 @@ class _Edits:
     def _linear(
         self, found: Found, layer: FoldedLayer, source: str, output: str
     ) -> list[NodeProto]:
-        anchor, make = self._lifted.layer_of(largest(found.core)), self._helper.make_node
+        anchor, make = self._lifted.layer_of(found.region.anchor), self._helper.make_node
         flat = self._lifted.shapes.rank(self._lifted.name_of(found.region.source)) == 2
         complete = layer.bias is not None or self._lifted.opset >= _BARE_GEMM
         if complete and (flat or anchor.op_type == "Gemm"):
@@ -156,7 +169,7 @@ class _Edits:
 
     def _store(self, found: Found, weight: Tensor, bias: Tensor | None) -> list[str]:
         """Name the numbers of a layer: as those that they replace, if nothing else reads these."""
-        old = self._lifted.reads(largest(found.core))
+        old = self._lifted.reads(found.region.anchor)
         name = self._in_place_of(old[0])
         self._tensors[name] = weight
         if bias is None:

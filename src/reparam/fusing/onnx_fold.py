@@ -13,18 +13,18 @@ from reparam.frontends.onnx.lift import OnnxLifted
 from reparam.frontends.onnx.nodes import attributes
 from reparam.frontends.onnx.run import run_nodes
 from reparam.frontends.onnx.tensors import FLOATS
-from reparam.fusing.execute import run_moved
+from reparam.fusing.execute import run_einsum, run_moved, run_sum
 from reparam.fusing.execute import run_nodes as run_region_nodes
-from reparam.fusing.fold import FoldedLayer, fold_hosted, fold_onto
+from reparam.fusing.fold import FoldedLayer, fold_hosted, fold_norm, fold_onto
 from reparam.planner import Candidate
-from reparam.program import Affine, HostedInput, Node, largest
+from reparam.program import Affine, HostedInput, Node, Sum
 
 __all__ = ["dtype_of", "fold_onnx"]
 
 
 def dtype_of(lifted: OnnxLifted, region: Candidate) -> torch.dtype | None:
     """The type of the numbers of a region's layer; None where the file does not tell."""
-    code = lifted.constants.type(lifted.reads(largest(region.nodes))[0])
+    code = lifted.constants.type(lifted.reads(region.anchor)[0])
     return None if code is None else FLOATS.get(code)
 
 
@@ -34,12 +34,16 @@ def fold_onnx(lifted: OnnxLifted, region: Candidate) -> FoldedLayer:
     assert dtype is not None  # noqa: S101 (regions without a type are objected to)
     if isinstance(region.source, HostedInput):
         return _fold_hosted(lifted, region, dtype)
-    run = _Runner(lifted)
-    return fold_onto(
-        region,
-        torch.empty(0, dtype=dtype),
-        lambda sample, at: run_region_nodes(region, sample, run, at),
-    )
+    runner, like = _Runner(lifted), torch.empty(0, dtype=dtype)
+
+    def run(sample: Tensor, at: Positions | None) -> tuple[Tensor, float]:
+        return run_region_nodes(region, sample, runner, at)
+
+    if region.norm is None:
+        return fold_onto(region, like, run)
+    _, _, mean, var = (lifted.constants.value(name) for name in lifted.reads(region.norm))
+    eps = attributes(lifted.layer_of(region.norm)).get("epsilon", 1e-5)
+    return fold_norm(region, (mean, var, eps), like, run)
 
 
 class _Runner:
@@ -52,6 +56,13 @@ class _Runner:
         self, node: Node, values: dict[Node, Tensor], at: Positions | None = None
     ) -> Tensor:
         """Run a node on the values of its inputs."""
+        if isinstance(node, Sum) and node.is_copy:
+            return run_sum(node, values)
+        protos = self._lifted.nodes_of(node)
+        if protos[-1].input[0] in self._lifted.stacks:
+            # Along an axis that rows of one dimension less have, too.
+            stacked = torch.stack([values[source] for source in node.inputs])
+            return stacked.mean(0) if protos[-1].op_type == "ReduceMean" else stacked.sum(0)
         if isinstance(node, Affine) and node.moved is not None:
             return run_moved(node, values[node.inputs[0]], lambda x: self.run(node, [x]))
         result = self.run(node, [values[source] for source in node.inputs])
@@ -68,11 +79,14 @@ class _Runner:
         feeds = dict(zip(values, inputs, strict=True))
         feeds |= {name: constants.value(name) for name in names if name in constants}
         feeds |= self._lifted.stand_ins.get(node.order, {})
+        if protos[-1].op_type == "Einsum":
+            operands = [feeds[name] for name in protos[-1].input]
+            return run_einsum(attributes(protos[-1])["equation"], *operands)
         return run_nodes(protos, feeds | (replaced or {}), protos[-1].output[0], self._lifted.opset)
 
 
 def _fold_hosted(lifted: OnnxLifted, region: Candidate, dtype: torch.dtype) -> FoldedLayer:
-    layer = largest(region.nodes)
+    layer = region.anchor
     proto, names = lifted.layer_of(layer), lifted.reads(layer)
     weight = lifted.constants.value(names[0])
     groups = attributes(proto).get("group", 1)
@@ -88,16 +102,18 @@ def _fold_hosted(lifted: OnnxLifted, region: Candidate, dtype: torch.dtype) -> F
             return transposed_of_rows(rows.flatten(1), groups, weight.shape[2:])
         return rows.reshape(weight.shape)
 
-    def result(rows: Tensor | None, bias: Tensor | None) -> Tensor:
-        mine = run.run(layer, [sample], None if rows is None else {names[0]: shaped(rows)})
+    def result(rows: Tensor, bias: Tensor | None) -> Tensor:
+        mine = run.run(layer, [sample], {names[0]: shaped(rows)})
         if bias is None:
             return mine
         # The layer may have no bias of its own yet, so the new one is added behind it.
         shift = bias - lifted.constants.value(names[1]) if names[1:] else bias
         return mine + shift.reshape(-1, *(1,) * len(spatial))
 
-    def rest(values: Tensor) -> tuple[Tensor, float]:
-        return run_region_nodes(region, values, run, done=layer)
+    def reference() -> tuple[Tensor, float]:
+        layers = (node for node in region.nodes if region.source in node.inputs)
+        done = {node: run.run(node, [sample]) for node in layers}
+        return run_region_nodes(region, sample, run, done=done)
 
-    folded = fold_hosted(region, dtype, result, rest)
+    folded = fold_hosted(region, dtype, result, reference)
     return replace(folded, weight=shaped(folded.weight).contiguous())

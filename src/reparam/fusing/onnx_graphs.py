@@ -19,7 +19,7 @@ from reparam.fusing.fold import FoldedLayer
 from reparam.fusing.onnx_edit import write_model
 from reparam.fusing.onnx_fold import dtype_of, fold_onnx
 from reparam.planner import Candidate
-from reparam.program import HostedInput, Program, Sum, largest
+from reparam.program import HostedInput, Program
 from reparam.reasons import Reason, Why
 
 if TYPE_CHECKING:
@@ -92,7 +92,7 @@ class OnnxDiscovery(Discovery["ModelProto", Found]):
 
     def place(self, found: Found) -> str:
         """Name the operation with the largest weight."""
-        return largest(found.core).where
+        return found.region.anchor.where
 
     def bytes_each(self, found: Found) -> int:
         """Bytes of one number of a region's layer."""
@@ -144,8 +144,8 @@ class _Objections:
         inside = {index for node in region.nodes for index in lifted.indices_of(node)}
         if not all(map(self._is_chosen, inside)):
             return Why.NOT_CHOSEN()
-        layers = [n for n in region.nodes if n.is_mixing or isinstance(n, Sum)]
-        if isinstance(region.source, HostedInput) and len(layers) > 1:
+        beyond = any(n.is_mixing and region.source not in n.inputs for n in region.nodes)
+        if isinstance(region.source, HostedInput) and beyond:
             return Why.INPUT_OF_ITS_OWN(what=region.source.what)
         if dtype_of(lifted, region) is None:
             return Why.UNKNOWN_TYPE()

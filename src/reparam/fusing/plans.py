@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, TypeVar, overload
 
+import torch
 from torch import nn
 from torch.export import ExportedProgram
 
@@ -140,8 +141,17 @@ def plan(
 def plan_but(
     kept: Collection[str], model: nn.Module, example_inputs: Any = None
 ) -> Plan[nn.Module]:
-    """Plan a model of any mode as it is in eval mode, and leave the modules of these names."""
-    inner = Copier(lambda tensor: tensor, keep_hooks=True).copy(model).eval()
+    """Plan a model of any mode as it is in eval mode, and leave the modules of these names.
+
+    What folds must not depend on its numbers, which others take the place of: factors of norms are
+    taken for ones, which pass a maximum and can be divided by.
+    """
+    ones: dict[int, Any] = {
+        id(norm.weight): nn.Parameter(torch.ones_like(norm.weight))
+        for norm in model.modules()
+        if isinstance(norm, AnyBatchNorm) and type(norm.weight) is nn.Parameter
+    }
+    inner = Copier(lambda tensor: tensor, keep_hooks=True, memo=ones).copy(model).eval()
     return _planned(discover(inner, example_inputs, chosen=Chosen.but(kept)))
 
 

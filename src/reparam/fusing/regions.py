@@ -61,7 +61,7 @@ def region_record(
         macs_after=float(after.macs),
         stored_before=before.stored,
         stored_after=after.stored,
-        parts=tuple(dict.fromkeys(n.where for n in sorted(region.nodes, key=lambda n: n.order))),
+        parts=tuple(dict.fromkeys(n.where for n in sorted(region.gone, key=lambda n: n.order))),
         positions=positions,
         bytes_each=bytes_each,
     )
@@ -72,6 +72,8 @@ def _into(region: Candidate) -> str:
     source = region.source
     if isinstance(source, Padded):
         return f"{region.geometry}, {source.mode} padding {source.pads[0][0]}"
+    if region.norm is not None:
+        return region.norm.what
     if isinstance(source, HostedInput):
         return next(n.what for n in region.nodes if source in n.inputs)
     return str(region.geometry)

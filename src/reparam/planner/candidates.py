@@ -17,7 +17,7 @@ from reparam.algebra import (
     pad_leaf,
 )
 from reparam.errors import InexactError
-from reparam.program import Affine, Alias, Node, Padded, Program, ShapeOf
+from reparam.program import Affine, Alias, Node, Padded, Program, ShapeOf, largest
 from reparam.program import Sum as Add
 from reparam.reasons import Reason, Why
 
@@ -25,6 +25,10 @@ __all__ = ["Candidate", "Candidates", "Cost"]
 
 _LONGEST = 256
 """Nodes in one region at the most: bounds the work on very long affine programs."""
+
+
+_NUMBERS_OF_A_NORM = 4
+"""Numbers that a batch norm stores for each channel: weight, bias, mean and variance."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +87,25 @@ class Candidate:
         return self.expression.geometry
 
     @property
+    def norm(self) -> Affine | None:
+        """The batch norm that can take everything else, where no layer is among the nodes."""
+        if self.expression is None or not self.geometry.is_diagonal or self.source.is_virtual:
+            return None
+        norms = (n for n in self.nodes if isinstance(n, Affine) and n.is_norm and not n.is_copy)
+        mixes = any(n.is_mixing for n in self.nodes)
+        return None if mixes else min(norms, key=lambda n: n.order, default=None)
+
+    @property
+    def gone(self) -> frozenset[Node]:
+        """The operations that are no longer run, or done by a layer: not a norm that stays."""
+        return self.nodes - {self.norm}
+
+    @property
+    def anchor(self) -> Affine:
+        """The operation whose place and name the new layer has: the largest layer, or the norm."""
+        return self.norm or largest(self.nodes)
+
+    @property
     def layer_geometry(self) -> Geometry:
         """Geometry of the layer that would be executed (unequal gaps between taps filled)."""
         return layer_arguments(self.geometry)[1]
@@ -98,7 +121,9 @@ class Candidate:
 
     @property
     def cost_after(self) -> Cost:
-        """What the one layer costs that would replace the nodes."""
+        """What the one layer, or norm, costs that would replace the nodes."""
+        if self.norm is not None:
+            return Cost(0, _NUMBERS_OF_A_NORM * self.geometry.out_channels, 1)
         geometry = self.layer_geometry
         return Cost(geometry.weights, geometry.parameters, 1).at_stride(geometry.stride)
 

@@ -10,7 +10,19 @@ from collections.abc import Sequence
 
 from reparam.program import Affine, Alias, Layout, Node, Padded, Routed
 
-__all__ = ["Channels", "after", "ahead_of", "are_parts", "averages", "keeps_order", "spreads"]
+__all__ = [
+    "Channels",
+    "after",
+    "ahead_of",
+    "are_parts",
+    "averages",
+    "can_divide",
+    "keeps_order",
+    "spreads",
+]
+
+_SMALLEST = 2.0**-6
+"""Factors to divide by: what is divided grows no more than that, and half precision holds it."""
 
 Channels = tuple[int | None, ...]
 
@@ -34,6 +46,13 @@ def averages(node: Node) -> bool:
 def keeps_order(node: Affine) -> bool:
     """Whether an operation turns no order around: none of its factors is negative."""
     return bool((node.leaf.load(None).kernel >= 0).all())
+
+
+def can_divide(node: Affine) -> bool:
+    """Whether values can be divided by the factors of an operation, none of which is too small."""
+    if node.moved is not None and node.moved.inverse:
+        return False
+    return bool((node.leaf.load(None).kernel.abs() >= _SMALLEST).all())
 
 
 def ahead_of(routed: Routed, channels: Channels, width: int) -> Channels | None:

@@ -31,6 +31,8 @@ class Selection:
         reasons: Per node why a region that ends there was given up.
         users: Per node what reads it.
         vetoed: Regions that the algebra allows and the front end does not.
+        kept: By the key of an operation that would have moved: why a region with a copy of it is
+            not allowed.
 
     """
 
@@ -39,6 +41,7 @@ class Selection:
     reasons: dict[Node, list[Reason]] = field(default_factory=dict)
     users: dict[Node, list[Node]] = field(default_factory=dict)
     vetoed: list[tuple[Candidate, Reason]] = field(default_factory=list)
+    kept: dict[Hashable, Reason] = field(default_factory=dict)
 
     @property
     def folded(self) -> set[Node]:
@@ -49,20 +52,28 @@ class Selection:
 def select(program: Program, veto: Veto) -> Selection:
     """Cover the program with disjoint regions that save the most.
 
-    A region pays when it holds a convolution or linear layer, removes a layer, and costs neither
-    more multiply-adds nor more stored numbers than before. Among the ways to cut a program into
-    such regions the one that saves the most multiply-adds is taken, then the one with the fewest
-    layers: a wide bottleneck is not merged where its folded halves are cheaper. The choice among
-    the candidates is exact, by dynamic programming in program order.
+    A region pays when it holds a convolution or linear layer, or else a batch norm, that takes the
+    rest, removes a layer, and costs neither more multiply-adds nor more stored numbers than before.
+    Among the ways to cut a program into such regions the one that saves the most multiply-adds is
+    taken, then the one with the fewest layers: a wide bottleneck is not merged where its folded
+    halves are cheaper. The choice among the candidates is exact, by dynamic programming in program
+    order.
     """
     excluded: set[tuple[Hashable, Direction]] = set()
+    kept: dict[Hashable, Reason] = {}
     while True:
         candidate_program, moves = moved(program, excluded)
         selection = _select_once(candidate_program, veto)
         failed = _not_folded(moves, selection.folded)
         if not failed:
+            selection.kept = kept
             return selection
         excluded |= {(move.node.key, move.direction) for move in failed}
+        for move in failed:
+            copies = set(move.copies)
+            objections = (why for region, why in selection.vetoed if copies & region.nodes)
+            for why in objections:
+                kept.setdefault(move.node.key, why)
 
 
 def _not_folded(moves: list[Move], folded: set[Node]) -> list[Move]:
@@ -206,8 +217,8 @@ def _bias_numbers(candidate: Candidate) -> int:
 
 def _pays(candidate: Candidate, candidates: Candidates, veto: Veto) -> bool:
     """Whether a candidate may become a region; notes the reason where it may not."""
-    layers = [node for node in candidate.nodes if node.is_layer]
-    if candidate.cost.layers <= 1 or not layers:
+    takes = candidate.norm is not None or any(node.is_layer for node in candidate.nodes)
+    if candidate.cost.layers <= 1 or not takes:
         return False
     before, after = candidate.cost, candidate.cost_after
     reason = None

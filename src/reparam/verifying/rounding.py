@@ -21,9 +21,12 @@ __all__ = ["rounding_of"]
 def rounding_of(
     reference: nn.Module, example_inputs: Any, expected: Sequence[Tensor]
 ) -> Difference:
-    """Measure the rounding error of a reference: its differences from itself.
+    r"""Measure the rounding error of a reference: its differences from itself.
 
-    It is run in float64, and twice with noise of one unit in the last place behind every operation.
+    It is run in float64, and twice with noise of one unit in the last place behind every operation
+    and on the numbers that it reads. What computes the same with other numbers differs by both:
+    in :math:`\sum_i w_i x_i` its rounded weights count by :math:`\epsilon \sum_i |w_i x_i|`, which
+    noise on the sum alone, :math:`\epsilon |\sum_i w_i x_i|`, misses where the terms cancel.
     """
     worst = Difference()
     if any(t.is_floating_point() and t.dtype != torch.float64 for t in expected):
@@ -42,7 +45,7 @@ def rounding_of(
 
 
 class _RoundingNoise(TorchFunctionMode):
-    """Multiply the results of arithmetic by one plus or minus one unit in the last place."""
+    """Change weights and results of arithmetic by up to one unit in the last place."""
 
     def __init__(self, seed: int) -> None:
         super().__init__()
@@ -51,15 +54,22 @@ class _RoundingNoise(TorchFunctionMode):
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
-        result = func(*args, **(kwargs or {}))
         name = getattr(func, "__name__", "").partition(".")[0]  # ATen's have an overload's name
-        noisy = isinstance(result, Tensor) and result.is_floating_point()
-        if not noisy or name not in _ARITHMETIC:
-            return result
+        if name not in _ARITHMETIC:
+            return func(*args, **(kwargs or {}))
+        args, kwargs = tree_map(self._weight, (args, kwargs or {}))
+        return self._jittered(func(*args, **kwargs))
+
+    def _weight(self, value: Any) -> Any:
+        return self._jittered(value) if isinstance(value, nn.Parameter) else value
+
+    def _jittered(self, value: Any) -> Any:
+        if not isinstance(value, Tensor) or not value.is_floating_point():
+            return value
         with torch._C.DisableTorchFunction():  # noqa: SLF001 (no public name)
-            noise = torch.rand(result.shape, generator=self._generator, dtype=torch.float64)
-            factor = 1 + torch.finfo(result.dtype).eps * (2 * noise - 1)
-            return (result.double() * factor.to(result.device)).to(result.dtype)
+            noise = torch.rand(value.shape, generator=self._generator, dtype=torch.float64)
+            factor = 1 + torch.finfo(value.dtype).eps * (2 * noise - 1)
+            return (value.double() * factor.to(value.device)).to(value.dtype)
 
 
 _ARITHMETIC = {

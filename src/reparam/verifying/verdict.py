@@ -134,8 +134,8 @@ def verify(
 
     The tolerance is not guessed: it is 8 times the larger of two measured rounding errors of the
     reference, its difference from itself in float64 and its difference from itself with noise of
-    one unit in the last place behind every operation. Integers and booleans have to be equal,
-    but for as many as those errors change.
+    one unit in the last place on every weight and behind every operation. Integers and booleans
+    have to be equal, but for as many as those errors change.
 
     Numbers that are not finite, or none at all, are never equal. Where an output does not change
     with the inputs, as behind a saturated sigmoid, both models are compared on other inputs as

@@ -16,18 +16,30 @@ from reparam.deploy.exporting.metadata import read_metadata
 from reparam.errors import CheckpointError, InputError, ReparamError
 from reparam.frontends.kinds import AnyNorm
 from reparam.frontends.torch.skeleton import unwrap
+from reparam.fusing.asked import FIXED, OUTPUTS
+from reparam.fusing.cutting import cut_down
 from reparam.fusing.plans import plan_but
 
 if TYPE_CHECKING:
     import os
     from collections.abc import Iterator, Mapping
 
+    from reparam.fusing.asked import Fixed, Outputs
+
 __all__ = ["load_fused"]
 
 
-@takes(model=a("a torch.nn.Module", nn.Module), path=PATH, example_inputs=SHAPES | NONE)
+@takes(
+    model=a("a torch.nn.Module", nn.Module), path=PATH, example_inputs=SHAPES | NONE,
+    outputs=OUTPUTS | NONE, fixed=FIXED | NONE,
+)  # fmt: skip
 def load_fused(
-    model: nn.Module, path: str | os.PathLike[str], example_inputs: Any = None
+    model: nn.Module,
+    path: str | os.PathLike[str],
+    example_inputs: Any = None,
+    *,
+    outputs: Outputs | None = None,
+    fixed: Fixed | None = None,
 ) -> nn.Module:
     """Return a fused net with the weights of a file, made from an instance of its class.
 
@@ -43,12 +55,16 @@ def load_fused(
             dict of a fused net, as safetensors or ``torch.save`` wrote it.
         example_inputs: As for :func:`reparam.plan`, where what folds depends on them. Otherwise
             they are made: as the file says, and an image where it says nothing.
+        outputs: What :func:`reparam.fuse` was given, if the fused net was cut by it.
+        fixed: The same, with values of the same shapes; the numbers are those of the file.
 
     Returns:
         A new module in eval mode, in the type of the file's numbers.
 
     Raises:
-        CheckpointError: The file cannot be read, or is of another net, or is not fused.
+        CheckpointError: The file cannot be read, or is of another net, or is not fused, or was cut
+            in another way.
+        InputError: The model has no such result or argument.
         UnsupportedModelError: The model cannot be read (a ScriptModule, for example).
         MissingExtraError: The file is ``.safetensors`` and the package safetensors is missing.
 
@@ -67,6 +83,9 @@ def load_fused(
     file = Path(path)
     tensors, notes = read_weights(file).tensors, _notes(file)
     inner = unwrap(model, "model")
+    if outputs is not None or fixed is not None:
+        inner = cut_down(inner, example_inputs, outputs, fixed)
+        example_inputs = None if fixed is not None else example_inputs
     kept = frozenset(
         name
         for name, module in inner.named_modules()
@@ -96,8 +115,12 @@ def load_fused(
             f"{file.name} holds {kind} as it is before it is fused: load it with "
             "reparam.load_checkpoint, and fuse the model then"
         )
+    cut = "" if outputs is not None or fixed is not None else (
+        f". Where {file.name} holds a part of the net, cut by outputs= or fixed= of reparam.fuse, "
+        "give the same here"
+    )  # fmt: skip
     raise CheckpointError(
-        f"{file.name} does not hold what {kind} becomes when it is fused: {misfit}"
+        f"{file.name} does not hold what {kind} becomes when it is fused: {misfit}{cut}"
     ) from misfit
 
 

@@ -65,6 +65,7 @@ class OnnxLifted:
         stand_ins: For operations that read numbers which hold for one size of input only, by their
             order: the names of these, and numbers that hold for every size.
         readers: For every value the indices of the operations that read it, once each read.
+        stacks: Values that were joined along an axis of their own, and that only sums read.
 
     """
 
@@ -75,6 +76,7 @@ class OnnxLifted:
     opset: int
     stand_ins: dict[int, dict[str, Tensor]] = field(default_factory=dict)
     readers: dict[str, list[int]] = field(default_factory=dict)
+    stacks: frozenset[str] = frozenset()
 
     def nodes_of(self, node: Node) -> list[NodeProto]:
         """The operations of the file that a planner node, or what it is a copy of, stands for."""
@@ -129,6 +131,7 @@ class OnnxLifter(Builder["NodeProto", str]):
         self.constants = Constants(model, self.shapes, opset)
         self.stand_ins: dict[int, dict[str, Tensor]] = {}
         self.readers: dict[str, list[int]] = defaultdict(list)
+        self.makers = {name: proto for proto in model.graph.node for name in proto.output}
         self.outputs = {value.name for value in model.graph.output}
         self._captured: set[str] = set()
         self._paired: dict[int, int] = {}
@@ -155,7 +158,7 @@ class OnnxLifter(Builder["NodeProto", str]):
         program = Program(tuple(self.made), frozenset(self.nodes[name] for name in seen))
         return OnnxLifted(
             self.model, program, self.constants, self.shapes, self.opset, self.stand_ins,
-            dict(self.readers),
+            dict(self.readers), frozenset(self.stacks),
         )  # fmt: skip
 
     def _apply(self, rule: Rule | None, proto: NodeProto) -> Node | None:

@@ -9,6 +9,7 @@ from reparam.frontends.onnx.rules_layers import (
     batch_norm,
     conv,
     conv_transpose,
+    einsum,
     gemm,
     matmul,
 )
@@ -33,6 +34,7 @@ from reparam.frontends.onnx.rules_moves import (
 )
 from reparam.frontends.onnx.rules_parts import depth_to_space, gather, space_to_depth, split, tile
 from reparam.frontends.onnx.rules_scales import add, add_all, divide, multiply, negate, subtract
+from reparam.frontends.onnx.rules_stacks import total
 
 if TYPE_CHECKING:
     from onnx import ModelProto, NodeProto
@@ -55,6 +57,7 @@ _RULES: dict[str, Rule] = {
     "ConvTranspose": conv_transpose,
     "Gemm": gemm,
     "MatMul": matmul,
+    "Einsum": einsum,
     "BatchNormalization": batch_norm,
     "Add": add,
     "Sum": add_all,
@@ -68,6 +71,7 @@ _RULES: dict[str, Rule] = {
     "AveragePool": average_pool,
     "GlobalAveragePool": spatial_mean,
     "ReduceMean": spatial_mean,
+    "ReduceSum": total,
     "ReduceMax": spatial_maximum,
     **dict.fromkeys(("MaxPool", "GlobalMaxPool"), max_pool),
     **dict.fromkeys(("Resize", "Upsample"), resize),

@@ -11,9 +11,10 @@ from torch import Tensor
 
 from reparam import algebra
 from reparam.algebra import AffineConv, Geometry, Leaf, Rows
-from reparam.frontends.hosted import rows_of_transposed
+from reparam.frontends.hosted import convolution_of, rows_of_transposed, turned_kernel
 from reparam.frontends.onnx.lift import OnnxLifter
 from reparam.frontends.onnx.nodes import attributes
+from reparam.frontends.products import contraction
 from reparam.frontends.weights import all_finite, weight_loader
 from reparam.program import Node
 from reparam.reasons import Why
@@ -21,7 +22,9 @@ from reparam.reasons import Why
 if TYPE_CHECKING:
     from onnx import NodeProto
 
-__all__ = ["batch_norm", "conv", "conv_transpose", "gemm", "matmul", "pads_of", "paired_bias"]
+__all__ = [
+    "batch_norm", "conv", "conv_transpose", "einsum", "gemm", "matmul", "pads_of", "paired_bias",
+]  # fmt: skip
 
 _SIGNED_BATCH_NORM = 9
 """Opset before which BatchNormalization could normalise positions instead of channels."""
@@ -53,9 +56,25 @@ def conv_transpose(lifter: OnnxLifter, proto: NodeProto) -> Node | None:
     refused = _weights_refused(lifter, proto)
     if refused is not None:
         return refused
-    shape, groups = lifter.constants.shape(proto.input[1]), attributes(proto).get("group", 1)
-    rows = (shape[1] * groups, shape[0] // groups * math.prod(shape[2:]))
-    return _hosted(lifter, proto, rows, groups, len(shape) - 2)
+    given, weight, bias = attributes(proto), proto.input[1], _bias(lifter, proto, 2)
+    shape, groups = lifter.constants.shape(weight), given.get("group", 1)
+    dims = len(shape) - 2
+    pads = pads_of(proto, shape[2:], (1,) * dims, (1,) * dims)
+    steps = (*given.get("strides", (1,)), *(1 + n for n in given.get("output_padding", (0,))))
+    padded = given.get("auto_pad", "NOTSET") == "NOTSET" and "output_shape" not in given
+    dilation = given.get("dilations", (1,) * dims)
+    geometry = convolution_of(shape, pads or ((0, 0),) * dims, dilation, groups, bias=bool(bias))
+    grows = any(extent > -1 for extent in geometry.extent)
+    if pads is None or not padded or grows or set(steps) != {1}:
+        rows = (shape[1] * groups, shape[0] // groups * math.prod(shape[2:]))
+        return _hosted(lifter, proto, rows, groups, dims)
+
+    def read() -> tuple[Tensor, Tensor | None]:
+        turned = turned_kernel(lifter.constants.value(weight), groups)
+        return turned, None if bias is None else lifter.constants.numbers(bias)
+
+    leaf = Leaf(geometry, weight_loader(geometry, read))
+    return _layer(lifter, proto, proto.input[0], leaf, weight, bias)
 
 
 def gemm(lifter: OnnxLifter, proto: NodeProto) -> Node | None:
@@ -105,6 +124,31 @@ def matmul(lifter: OnnxLifter, proto: NodeProto) -> Node | None:
     return linear(lifter, proto, proto, None)
 
 
+def einsum(lifter: OnnxLifter, proto: NodeProto) -> Node | None:
+    """``Einsum`` with a constant matrix, where that is a pointwise layer."""
+    if len(proto.input) != 2:
+        return None
+    constants = lifter.constants
+    value = 0 if lifter.is_value(proto.input[0]) else 1
+    source, weight = proto.input[value], proto.input[1 - value]
+    found = contraction(attributes(proto)["equation"], value)
+    matrix = weight in constants and len(constants.shape(weight)) == 2
+    if found is None or not matrix or not constants.is_floating(weight):
+        return None
+    if not all_finite({constants.numbers(weight)}):
+        return lifter.opaque(proto, Why.NOT_FINITE(what=proto.op_type))
+    rows, columns = constants.shape(weight)
+    cin, cout = (rows, columns) if found.turned else (columns, rows)
+    geometry = Geometry.pointwise(cin, cout, dims=found.dims)
+
+    def read() -> tuple[Tensor, None]:
+        numbers = constants.numbers(weight)
+        return (numbers.mT if found.turned else numbers).reshape(geometry.kernel_shape), None
+
+    leaf = Leaf(geometry, weight_loader(geometry, read))
+    return _layer(lifter, proto, source, leaf, weight, None)
+
+
 def linear(lifter: OnnxLifter, proto: NodeProto, product: NodeProto, bias: str | None) -> Node:
     """A matrix product, with the constant that ``proto`` adds to it."""
     constants, weight = lifter.constants, product.input[1]
@@ -147,7 +191,7 @@ def batch_norm(lifter: OnnxLifter, proto: NodeProto) -> Node | None:
 
     return lifter.diagonal(
         proto, source, make, "batch norm", axis=1 - rank,
-        stored=sum(constants.value(name).numel() for name in numbers), reads=numbers,
+        stored=sum(constants.value(name).numel() for name in numbers), reads=numbers, is_norm=True,
     )  # fmt: skip
 
 
@@ -210,8 +254,9 @@ def _hosted(
         return AffineConv(geometry, matrix.reshape(geometry.kernel_shape), shift)
 
     reads = [weight] if bias is None else [weight, bias]
+    like = (proto.op_type, lifter.constants.shape(weight), str(sorted(attributes(proto).items())))
     return lifter.hosted(
-        proto, [lifter.nodes[proto.input[0]]], Leaf(geometry, load), proto.op_type, reads
+        proto, [lifter.nodes[proto.input[0]]], Leaf(geometry, load), proto.op_type, reads, like=like
     )
 
 
@@ -251,14 +296,5 @@ def _addend(lifter: OnnxLifter, product: NodeProto, reader: NodeProto) -> str | 
     return others[0] if fits and lifter.constants.is_floating(others[0]) else None
 
 
-def _per_channel(geometry: Geometry) -> Geometry:
-    channels = geometry.out_channels
-    return Geometry.pointwise(channels, channels, dims=0, groups=channels, bias=geometry.bias)
-
-
 def _rank_of_axis(axis: int | None) -> int | None:
     return None if axis is None or axis == -1 else 1 - axis
-
-
-def _finite(*numbers: Tensor | None) -> bool:
-    return all(t is None or bool(torch.isfinite(t).all()) for t in numbers)

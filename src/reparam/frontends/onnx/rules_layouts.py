@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from reparam.frontends.builder import joined_channels
 from reparam.frontends.onnx.lift import OnnxLifter
 from reparam.frontends.onnx.nodes import attributes
+from reparam.frontends.onnx.rules_stacks import axes_of, total, unsqueezed
 from reparam.frontends.onnx.shapes import Shape, channel_axis_after, same_size
 from reparam.program import Node
 from reparam.reasons import Reason
@@ -16,7 +17,6 @@ if TYPE_CHECKING:
 
 __all__ = [
     "averaged_positions",
-    "axes_of",
     "max_pool",
     "reshape",
     "resize",
@@ -65,7 +65,7 @@ def spatial_mean(lifter: OnnxLifter, proto: NodeProto) -> Node | None:
     A mean over positions returns a constant for a constant, and scales with its input, so a scale
     and shift per channel behind it can stand before it: to the planner it is a matter of layout.
     """
-    return _reduced(lifter, proto, monotone=False)
+    return total(lifter, proto) or _reduced(lifter, proto, monotone=False)
 
 
 def spatial_maximum(lifter: OnnxLifter, proto: NodeProto) -> Node | None:
@@ -83,7 +83,7 @@ def _reduced(lifter: OnnxLifter, proto: NodeProto, *, monotone: bool) -> Node | 
     if proto.op_type == "GlobalAveragePool":
         reduced = set(range(2, rank))
     else:
-        named = axes_of(lifter, proto, 1, given)
+        named = axes_of(lifter, proto, 1)
         if named is None:
             return None
         reduced = {value % rank for value in named}
@@ -101,10 +101,11 @@ def reshape(lifter: OnnxLifter, proto: NodeProto) -> Node | None:
     ...)`` divides the channels among two axes; they are together again where these two are one.
     """
     source = proto.input[0]
+    stack = unsqueezed(lifter, proto) if proto.op_type == "Unsqueeze" else None
     before, after = lifter.shape(source), lifter.shape(proto.output[0])
     axis = lifter.axis(source)
-    if before is None or after is None:
-        return None
+    if stack is not None or before is None or after is None:
+        return stack
     if axis is not None:
         moved = channel_axis_after(before, after, axis)
         if moved is not None:
@@ -152,14 +153,3 @@ def transpose(lifter: OnnxLifter, proto: NodeProto) -> Node | None:
     moved = None if axis is None else order.index(axis + rank) - rank
     there = tuple((order.index(at + rank) - rank, size) for at, size in digits)
     return lifter.layout(proto, source, moved, digits=there)
-
-
-def axes_of(
-    lifter: OnnxLifter, proto: NodeProto, position: int, given: dict[str, list[int]]
-) -> list[int] | None:
-    """The axes that an operation names, as an attribute or as a constant input."""
-    if "axes" in given:
-        return list(given["axes"])
-    if len(proto.input) <= position or proto.input[position] not in lifter.constants:
-        return None
-    return lifter.constants.integers(proto.input[position])

@@ -13,6 +13,7 @@ from reparam.frontends.onnx.nodes import attributes
 from reparam.frontends.onnx.rules_layers import pads_of
 from reparam.frontends.onnx.rules_layouts import averaged_positions
 from reparam.frontends.onnx.rules_parts import picked
+from reparam.frontends.onnx.rules_stacks import stacked
 from reparam.program import Node
 from reparam.reasons import Why
 
@@ -164,9 +165,12 @@ def elementwise(lifter: OnnxLifter, proto: NodeProto) -> Node | None:
 
 
 def concat(lifter: OnnxLifter, proto: NodeProto) -> Node | None:
-    """``Concat`` along the channel axis."""
+    """``Concat`` along the channel axis, or along one of its own."""
     if not all(lifter.is_value(name) for name in proto.input):
         return None
+    stack = stacked(lifter, proto)
+    if stack is not None:
+        return stack
     # A part may not know its axis as that of its channels.
     axes = {lifter.axis(name) for name in proto.input} - {None}
     rank = next((r for name in proto.input if (r := lifter.rank(name)) is not None), None)

@@ -29,8 +29,8 @@ class Lifted:
         program: The planner's program.
         constants: What in the trace does not depend on the inputs.
         stacks: For values that only sums read over the axis along which others were joined: these.
-        hosts: For transposed convolutions that a function runs, by their order: the module that
-            does the same.
+        hosts: For transposed convolutions and norms that a function runs, by their order: what
+            makes the module that does the same.
         mutations: Order, traced node and base of the value that it changes in place.
 
     """
@@ -38,14 +38,14 @@ class Lifted:
     trace: Trace
     program: Program
     constants: Constants
-    hosts: dict[int, nn.Module] = field(default_factory=dict)
+    hosts: dict[int, Callable[[], nn.Module]] = field(default_factory=dict)
     stacks: dict[fx.Node, list[Node]] = field(default_factory=dict)
     mutations: list[tuple[int, fx.Node, fx.Node]] = field(default_factory=list)
 
     def host_of(self, node: Node) -> nn.Module:
-        """The module of a layer that only it itself can run."""
-        known = self.hosts.get(node.order)
-        return self.trace.module(self.node_of(node)) if known is None else known
+        """The module of a layer that only it itself can run, or of a norm."""
+        make = self.hosts.get(node.order)
+        return self.trace.module(self.node_of(node)) if make is None else make()
 
     def node_of(self, node: Node) -> fx.Node:
         """The traced node of a planner node, or of the one that it is a copy of."""
@@ -97,8 +97,7 @@ class Lifter(Builder[fx.Node, fx.Node]):
         self.training = training
         self.vectors = vectors
         self.probed = probed
-        self.hosts: dict[int, nn.Module] = {}
-        self.stacks: dict[fx.Node, list[Node]] = {}
+        self.hosts: dict[int, Callable[[], nn.Module]] = {}
         self._changed = _changed_bases(trace)
         self._done: dict[Hashable, fx.Node] = {}
         self._mutations: list[tuple[int, fx.Node, fx.Node]] = []

@@ -22,6 +22,7 @@ from reparam.frontends.torch.rules_layers import (
     conv_function,
     conv_module,
     conv_transpose_function,
+    conv_transpose_module,
     hosted_module,
     linear_function,
     linear_module,
@@ -187,7 +188,7 @@ _MODULES: list[tuple[tuple[type[nn.Module], ...], Rule]] = [
     ((nn.PixelShuffle,), pixel_shuffle),
     ((nn.PixelUnshuffle,), pixel_unshuffle),
     ((nn.ChannelShuffle,), channel_shuffle),
-    ((nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d), hosted_module),
+    ((nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d), conv_transpose_module),
     (_ACTIVATIONS, elementwise),
 ]  # fmt: skip
 

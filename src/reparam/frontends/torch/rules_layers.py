@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
+from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor, fx, nn
 
 from reparam import algebra
 from reparam.algebra import AffineConv, Geometry, Leaf, Rows
-from reparam.frontends.hosted import hosted_geometry, weight_as_rows
-from reparam.frontends.kinds import AnyBatchNorm
+from reparam.frontends.hosted import (
+    convolution_of,
+    hosted_geometry,
+    turned_kernel,
+    weight_as_rows,
+)
+from reparam.frontends.kinds import AnyBatchNorm, AnyTransposedConv
 from reparam.frontends.torch.arguments import TRANSPOSED, bind, first, is_literal, rank_from_readers
+from reparam.frontends.torch.builtin import is_builtin
 from reparam.frontends.torch.lift import Lifter
 from reparam.frontends.torch.weights import constant_weight, module_reader
 from reparam.frontends.weights import all_finite, weight_loader
@@ -24,6 +32,7 @@ __all__ = [
     "conv_function",
     "conv_module",
     "conv_transpose_function",
+    "conv_transpose_module",
     "hosted_module",
     "linear_function",
     "linear_module",
@@ -55,6 +64,39 @@ def conv_module(lifter: Lifter, node: fx.Node) -> Node | None:
     return _mixing(lifter, node, leaf, reads, padded)
 
 
+def conv_transpose_module(lifter: Lifter, node: fx.Node) -> Node | None:
+    """``nn.ConvTransposeNd``: of stride 1 a convolution, else hosted."""
+    module: Any = lifter.module(node)
+    if not _is_convolution(module) or len(node.all_input_nodes) + len(node.kwargs) > 1:
+        return hosted_module(lifter, node)
+    if isinstance(module.weight, nn.parameter.UninitializedParameter):
+        return lifter.opaque(node, Why.NOT_INITIALISED())
+    leaf = _turned(module, module_reader(module))
+    return _mixing(lifter, node, leaf, {*module.parameters(), *module.buffers()})
+
+
+def _is_convolution(module: Any) -> bool:
+    """Whether a transposed convolution is a convolution with a turned kernel, and no dearer."""
+    if nn.utils.parametrize.is_parametrized(module):
+        return False
+    sizes = zip(module.kernel_size, module.dilation, module.padding, strict=True)
+    grows = any(step * (size - 1) > 2 * pad for size, step, pad in sizes)
+    return not grows and set(module.stride) == {1} and not any(module.output_padding)
+
+
+def _turned(module: Any, read: Callable[[], tuple[Tensor, Tensor | None]]) -> Leaf:
+    pads, groups = [(n, n) for n in module.padding], module.groups
+    geometry = convolution_of(
+        module.weight.shape, pads, module.dilation, groups, bias=module.bias is not None
+    )
+
+    def turned() -> tuple[Tensor, Tensor | None]:
+        weight, bias = read()
+        return turned_kernel(weight, groups), bias
+
+    return Leaf(geometry, weight_loader(geometry, turned))
+
+
 def hosted_module(lifter: Lifter, node: fx.Node) -> Node | None:
     """A convolution that only its own forward can run; see :mod:`reparam.frontends.hosted`."""
     module: Any = lifter.module(node)
@@ -69,7 +111,27 @@ def hosted_module(lifter: Lifter, node: fx.Node) -> Node | None:
         return AffineConv(geometry, weight_as_rows(module, module.weight), module.bias)
 
     sources = [lifter.nodes[s] for s in node.all_input_nodes if s in lifter.nodes]
-    return lifter.hosted(node, sources, Leaf(geometry, load), type(module).__name__, reads)
+    return lifter.hosted(
+        node,
+        sources,
+        Leaf(geometry, load),
+        type(module).__name__,
+        reads,
+        like=_reading(node, module),
+    )
+
+
+def _reading(node: fx.Node, module: Any) -> Hashable:
+    """What a transposed convolution reads of its input, if it is one of PyTorch's own."""
+    plain = isinstance(module, AnyTransposedConv) and is_builtin(module) and len(node.args) == 1
+    return _reads_of(module) if plain else None
+
+
+def _reads_of(module: Any) -> Hashable:
+    return (
+        module.in_channels, module.out_channels, module.groups, module.kernel_size, module.stride,
+        module.padding, module.output_padding, module.dilation,
+    )  # fmt: skip
 
 
 def probed_module(lifter: Lifter, node: fx.Node) -> Node | None:
@@ -131,6 +193,12 @@ def conv_transpose_function(lifter: Lifter, node: fx.Node) -> Node | None:
         return lifter.opaque(node, Why.NOT_FINITE(what=what))
     values = [lifter.constants.value(value).detach() for value in given]
     host = _transposed(values[0], None if bias is None else values[1], *numbers)
+    if _is_convolution(host):
+        leaf = _turned(host, lambda: (host.weight, host.bias))
+        return _mixing(
+            lifter, node, leaf, reads, stored=sum(t.numel() for t in reads),
+            computed=sum(lifter.constants.operations(value) for value in given),
+        )  # fmt: skip
     geometry = hosted_geometry(host)
 
     def load(_rows: Rows | None) -> AffineConv:
@@ -138,8 +206,11 @@ def conv_transpose_function(lifter: Lifter, node: fx.Node) -> Node | None:
 
     sources = [lifter.nodes[s] for s in node.all_input_nodes if s in lifter.nodes]
     computed = sum(lifter.constants.operations(value) for value in given)
-    lifted = lifter.hosted(node, sources, Leaf(geometry, load), what, reads, computed=computed)
-    lifter.hosts[lifted.order] = host
+    like = _reads_of(host)
+    lifted = lifter.hosted(
+        node, sources, Leaf(geometry, load), what, reads, computed=computed, like=like
+    )
+    lifter.hosts[lifted.order] = lambda: host
     return lifted
 
 
@@ -250,7 +321,23 @@ def batch_norm_function(lifter: Lifter, node: fx.Node) -> Node | None:
 
     given = [t for t in (mean, var, weight, bias) if constants.is_tensor(t)]
     reads = {t for value in given for t in constants.sources(value)}
-    return _batch_norm(lifter, node, read, reads, float(eps), None)
+    lifted = _batch_norm(lifter, node, read, reads, float(eps), None)
+    if lifted is not None and lifted.axis is not None:
+        lifter.hosts[lifted.order] = partial(_norm_of, read, float(eps), -1 - lifted.axis)
+    return lifted
+
+
+def _norm_of(read: Callable[[], tuple[Tensor | None, ...]], eps: float, dims: int) -> nn.Module:
+    """Make the module of a functional norm."""
+    mean, var, weight, bias = read()
+    assert mean is not None  # noqa: S101 (checked by the rule)
+    kind: Any = (nn.BatchNorm1d, nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)[dims]
+    norm: Any = kind(mean.numel(), eps, affine=False, device="meta")
+    norm.running_mean, norm.running_var = mean, var
+    norm.num_batches_tracked = torch.zeros((), dtype=torch.long, device=mean.device)
+    norm.weight, norm.bias = (None if t is None else nn.Parameter(t) for t in (weight, bias))
+    made: nn.Module = norm.eval()
+    return made
 
 
 def _batch_norm(
@@ -278,7 +365,7 @@ def _batch_norm(
         return lifter.opaque(node, Why.NOT_FINITE(what="batch norm"))
     return lifter.diagonal(
         node, source, make, "batch norm", axis=axis, stored=sum(t.numel() for t in values),
-        reads=reads, rank=1 - axis if axis < -2 else None,
+        reads=reads, rank=1 - axis if axis < -2 else None, is_norm=True,
     )  # fmt: skip
 
 

@@ -7,6 +7,7 @@ from typing import Any
 from torch import Tensor, fx
 
 from reparam.algebra import Geometry, Leaf
+from reparam.frontends.products import contraction
 from reparam.frontends.torch.arguments import bind
 from reparam.frontends.torch.lift import Lifter
 from reparam.frontends.weights import all_finite, weight_loader
@@ -30,44 +31,18 @@ def matmul(lifter: Lifter, node: fx.Node) -> Node | None:
 
 
 def einsum(lifter: Lifter, node: fx.Node) -> Node | None:
-    """``einsum("bchw,oc->bohw", x, w)``: a matrix that acts on one axis, the second or the last.
-
-    That axis is contracted and its place taken by the output channels; all others stay in place.
-    """
+    """``einsum("bchw,oc->bohw", x, w)``; see :func:`~reparam.frontends.products.contraction`."""
     equation, *operands = node.args
     if len(operands) == 1 and isinstance(operands[0], list | tuple):
         operands = list(operands[0])
-    if not isinstance(equation, str) or len(operands) != 2 or equation.count("->") != 1:
+    if not isinstance(equation, str) or len(operands) != 2:
         return None
-    # An ellipsis stands for axes that stay, too.
-    written, result = equation.replace(" ", "").replace("...", "*").split("->")
-    names = written.split(",")
-    if len(names) != 2:
+    value = 0 if lifter.is_value(operands[0]) else 1
+    x, weight = operands[value], operands[1 - value]
+    found = contraction(equation, value)
+    if found is None or not lifter.is_value(x) or not _is_matrix(lifter, weight):
         return None
-    if not lifter.is_value(operands[0]):
-        operands.reverse()
-        names.reverse()
-    x, weight = operands
-    (kept, matrix), at = names, _contracted(names[0], names[1], result)
-    if not lifter.is_value(x) or not _is_matrix(lifter, weight) or at is None:
-        return None
-    turned = matrix.index(kept[at]) == 0
-    if at == len(kept) - 1:
-        return _product(lifter, node, x, weight, dims=0, turned=turned)
-    if at != 1 or "*" in kept or len(kept) > 5:
-        return None
-    return _product(lifter, node, x, weight, dims=len(kept) - 2, turned=turned)
-
-
-def _contracted(x: str, matrix: str, result: str) -> int | None:
-    """The axis of ``x`` whose place an axis of the matrix takes; None if it is not that simple."""
-    if len(set(x)) != len(x) or len(set(matrix)) != 2 or len(matrix) != 2 or len(result) != len(x):
-        return None
-    inner, outer = set(matrix) & set(x), set(matrix) - set(x)
-    if len(inner) != 1 or len(outer) != 1:
-        return None
-    at = x.index(inner.pop())
-    return at if result == x[:at] + outer.pop() + x[at + 1 :] else None
+    return _product(lifter, node, x, weight, dims=found.dims, turned=found.turned)
 
 
 def _is_matrix(lifter: Lifter, value: Any) -> bool:

@@ -26,9 +26,7 @@ def stack(lifter: Lifter, node: fx.Node) -> Node | None:
     rank = ranks.pop() if len(ranks) == 1 else None
     if not all(_adds_up(user, dim, rank) for user in node.users):
         return lifter.opaque(node, Why.STACKED())
-    made = [lifter.alias(node, part, "stack") for part in parts]
-    lifter.stacks[node] = made
-    return made[0]
+    return lifter.stack(node, node, parts)
 
 
 def _adds_up(user: fx.Node, dim: int, rank: int | None) -> bool:
@@ -46,8 +44,4 @@ def _adds_up(user: fx.Node, dim: int, rank: int | None) -> bool:
 
 def total(lifter: Lifter, node: fx.Node) -> Node | None:
     """``torch.stack(values).sum(0)``, and the mean: a sum of the values."""
-    parts = lifter.stacks.get(first(node))
-    if parts is None:
-        return None
-    factor = 1 / len(parts) if node.target in {"mean", torch.mean} else 1.0
-    return lifter.sum_of(node, parts, [factor] * len(parts))
+    return lifter.sum_of_stack(node, first(node), mean=node.target in {"mean", torch.mean})
