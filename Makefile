@@ -17,6 +17,9 @@ PYTEST_ARGS ?=
 # installed beside .venv, and see what is in it.
 PHONES := .venv-phones
 PHONE_TESTS := tests/engines/test_litert.py tests/engines/test_coreml.py
+# So are libraries that this package works inside of, and that bring much of their own.
+LIBRARIES := .venv-libraries
+LIBRARY_TESTS := tests/integrations/test_yolo.py tests/integrations/test_olive.py
 # The newest versions that pyproject.toml allows; `make test CONSTRAINTS=constraints.txt` takes those of
 # the last green run on Linux, x86-64 and Python 3.11.
 CONSTRAINTS ?=
@@ -42,6 +45,10 @@ test-portable: $(READY) ## The tests as other processors, a busy machine and ano
 test-phones: $(PHONES)/.installed ## The tests of LiteRT and Core ML, whose converters have a venv of their own
 	OMP_NUM_THREADS=1 $(PHONES)/bin/python -m pytest -p no:anyio -m "slow or not slow" \
 	    $(PHONE_TESTS) $(PYTEST_ARGS)
+
+.PHONY: test-libraries
+test-libraries: $(LIBRARIES)/.installed ## The tests inside of ultralytics and Olive, which have a venv of their own
+	OMP_NUM_THREADS=1 $(LIBRARIES)/bin/python -m pytest -m "slow or not slow" $(LIBRARY_TESTS) $(PYTEST_ARGS)
 
 .PHONY: check
 check: format-check lint types imports doctest tables docs look ## Everything but the tests
@@ -103,12 +110,14 @@ clean: ## Remove caches and build outputs (not .venv, runs or reports)
 	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
 	find src tests benchmarks -name __pycache__ -prune -exec rm -rf {} + 2>/dev/null || true
 
-$(PHONES)/.installed: pyproject.toml $(READY)
-	$(BIN)/python -m venv $(PHONES)
+$(PHONES)/.installed: EXTRAS := [coreml,litert]
+$(PHONES)/.installed: LIMITS := $(PHONE_CONSTRAINTS)
+$(LIBRARIES)/.installed: EXTRAS := [olive,yolo]
+$(PHONES)/.installed $(LIBRARIES)/.installed: pyproject.toml $(READY)
+	$(BIN)/python -m venv $(@D)
 	$(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' \
-	    > "$$($(PHONES)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/beside.pth"
-	$(PHONES)/bin/python -m pip install --editable '.[coreml,litert]' \
-	    $(addprefix --constraint ,$(PHONE_CONSTRAINTS))
+	    > "$$($(@D)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/beside.pth"
+	$(@D)/bin/python -m pip install --editable '.$(EXTRAS)' $(addprefix --constraint ,$(LIMITS))
 	@touch $@
 
 # The stamp is written last, so that an interrupted installation is taken up again, and a change of

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -243,6 +244,21 @@ def test_bad_input_is_one_message_and_exit_code_2(
     assert message in ran.err
     assert ran.err.startswith("reparam: ")
     assert "Traceback" not in ran.err
+
+
+def test_a_plan_leaves_a_page_with_the_net_as_a_column(reparam_command, tiny: str) -> None:
+    pytest.importorskip("jinja2")
+    ran = reparam_command("plan", f"{tiny}:net", "--report", "plan.html")
+    assert ran.code == 0, ran.err
+    page = Path("plan.html").read_text(encoding="utf-8")
+    assert 'class="column"' in page
+    assert "plan.html" in ran.out
+    kept = Path("plan.json").read_bytes()
+    assert reparam_command("report", "plan.json", "-o", "again.html").code == 0
+    assert reparam_command("plan", f"{tiny}:net", "--report", "plan.txt").code == 2
+    assert Path("plan.json").read_bytes() == kept
+    ran = reparam_command("plan", f"{tiny}:net", "--report", "plan.html", "--json")
+    assert json.loads(ran.out)["regions"]
 
 
 def test_report_draws_stored_results(reparam_command, folder: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -276,3 +277,35 @@ def test_diff_writes_the_parts_that_differ(reparam_command, wide_file: str) -> N
     assert reparam_command("diff", wide_file, "other.onnx", "--explain", "--overwrite").code == 1
     assert onnx.load("wide.first.onnx").graph.node
     assert reparam_command("diff", "repvgg_a0", "other.onnx", "--explain").code == 2
+
+
+def test_each_command_that_fuse_names_next_runs_as_it_stands(reparam_command) -> None:
+    """Of a file with several inputs, whole or cut down to one result."""
+    inputs = [
+        onnx.helper.make_tensor_value_info("image", 1, ["n", 3, 8, 8]),
+        onnx.helper.make_tensor_value_info("scale", 1, ["n", 2]),
+    ]
+    weight = torch.randn(4, 3, 3, 3).numpy()
+    numbers = [torch.rand(4).add(0.5).numpy() for _ in range(4)]
+    stored = {"w": weight, **dict(zip("abcd", numbers, strict=True))}
+    nodes = [
+        onnx.helper.make_node("Conv", ["image", "w"], ["y"]),
+        onnx.helper.make_node("BatchNormalization", ["y", *"abcd"], ["maps"]),
+        onnx.helper.make_node("Mul", ["scale", "scale"], ["sizes"]),
+    ]
+    outputs = [onnx.helper.make_tensor_value_info(name, 1, None) for name in ("maps", "sizes")]
+    tensors = [onnx.numpy_helper.from_array(value, name) for name, value in stored.items()]
+    graph = onnx.helper.make_graph(nodes, "g", inputs, outputs, tensors)
+    opset = [onnx.helper.make_opsetid("", 17)]
+    onnx.save(onnx.helper.make_model(graph, opset_imports=opset, ir_version=8), "two.onnx")
+    shapes = ("--shape", "image=2,3,8,8", "--shape", "scale=2,2")
+    for how in ((), shapes, ("--outputs", "maps"), ("--outputs", "maps", *shapes)):
+        ran = reparam_command("fuse", "two.onnx", "-o", "out.onnx", *how)
+        assert ran.code == 0, ran.err
+        (told,) = (line for line in ran.out.splitlines() if line.startswith("Next: reparam bench"))
+        words = shlex.split(told.removeprefix("Next: reparam "))
+        ran = reparam_command(*words, "--rounds", "1", "--threads", "1")
+        assert ran.code == 0, ran.err
+    assert reparam_command("bench", "two.onnx", "--shape", "other=2,2").code == 2
+    assert reparam_command("bench", "two.onnx", "--shape", "2,3,8,8").code == 2
+    assert reparam_command("bench", "repvgg_a0", *shapes).code == 2

@@ -50,15 +50,16 @@ def coreml():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("backend", [None, "fp16"])
+@pytest.mark.parametrize("backend", [None, "fp16", "int8"])
 def test_package_is_read_back_and_a_perturbed_weight_is_found(coreml, backend, net, tmp_path):
     path, x = tmp_path / "net.mlpackage", real_inputs()
     result = export(fold(net), path, x, reference=net, backend=backend)
     assert result.parity.ok
     assert result.parity.samples == 4
-    assert (result.parity.noise > 1e-5) == (backend == "fp16")
+    assert (result.parity.noise > 1e-5) == (backend is not None)
     about = read_metadata(path)
-    assert (about["form"], about.get("precision")) == ("fused", backend)
+    precision = "int8-weights" if backend == "int8" else backend
+    assert (about["form"], about.get("precision")) == ("fused", precision)
     assert coreml.load(path, Settings()).run((x,))[0].shape == (4, 5)
     before = (path / "Data/com.apple.CoreML/weights/weight.bin").read_bytes()
     wrong = copy.deepcopy(fold(net))

@@ -133,3 +133,30 @@ def test_a_real_net_takes_one_screen() -> None:
     lines = str(reparam.plan(net, torch.randn(1, 3, 256, 256))).splitlines()
     assert len(lines) <= SCREEN[1] - 2
     assert max(map(len, lines)) <= SCREEN[0]
+
+
+def test_the_column_is_the_net_in_order_and_tells_every_place_once(stages: nn.Module) -> None:
+    head = nn.Sequential(nn.BatchNorm2d(6), nn.ReLU(), nn.Conv2d(6, 2, 1))
+    plan = reparam.plan(nn.Sequential(stages, nn.ReLU(), head).eval())
+    column = plan.column()
+    assert [(p.where, p.times, bool(p.into), bool(p.why)) for p in column] == [
+        ("0.*.*", 6, True, False),
+        ("*.*", 2, False, False),
+        ("2.0", 1, False, True),
+    ]
+    assert column[0].operations == plan.regions[0].layers_before
+    assert sum(p.times for p in column if p.into) == len(plan.regions)
+    assert sum(p.times for p in column if p.why) == len(plan.refusals)
+
+
+def test_a_file_and_a_program_have_columns_as_well(stages: nn.Module) -> None:
+    pytest.importorskip("onnxscript")
+    x = torch.randn(1, 4, 8, 8)
+    made = torch.onnx.export(stages, (x,), dynamo=True, optimize=False, verbose=False)
+    for model in (made.model_proto, torch.export.export(stages, (x,))):
+        column = reparam.plan(model).column()
+        assert sum(p.times for p in column if p.into) == 6
+        (plain,) = (p for p in column if not p.into and not p.why)
+        assert plain.what == "1x1 conv 4->6"
+        folding = [k for k, p in enumerate(column) if p.into]
+        assert column.index(plain) > folding[0]

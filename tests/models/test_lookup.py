@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import nn
 
+import reparam
 from reparam.errors import InputError
 from reparam.models import RepVGG, resolve
 
@@ -129,3 +130,30 @@ def test_errors_inside_the_callable_are_its_own():
 def test_torchvision_has_no_choice_of_channels():
     with pytest.raises(InputError, match="fixed number of input channels"):
         resolve("torchvision:resnet18", in_channels=1)
+
+
+class Attack:
+    """Would write a file while it is unpickled."""
+
+    def __reduce__(self):
+        return open, ("unpickled.txt", "w")
+
+
+def test_a_checkpoint_path_of_timm_is_read_as_weights_alone(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    name, options = "timm:resnet10t", {"num_classes": 3}
+    trained = resolve(name, **options)
+    with torch.no_grad():
+        for value in trained.state_dict().values():
+            value.add_(1)
+    average = {key: value + 1 for key, value in trained.state_dict().items()}
+    both = {"state_dict": trained.state_dict(), "state_dict_ema": average}
+    torch.save(both, "mine.pth.tar")
+    loaded = resolve(name, checkpoint_path="mine.pth.tar", **options).state_dict()
+    assert all(
+        torch.equal(loaded[key], value) for key, value in average.items()
+    )  # as timm takes it
+    torch.save({"state_dict": trained.state_dict(), "args": Attack()}, "evil.pth.tar")
+    with pytest.raises(reparam.ReparamError, match=r"evil\.pth\.tar"):
+        resolve(name, checkpoint_path="evil.pth.tar", **options)
+    assert not (tmp_path / "unpickled.txt").exists()

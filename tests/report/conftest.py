@@ -19,6 +19,7 @@ from reparam.report.results import (
     LatencyRecord,
     MemoryRecord,
     ModelRecord,
+    PlaceRecord,
     PlanRecord,
     RefusalRecord,
     RegionRecord,
@@ -151,6 +152,11 @@ def results() -> Results:
             "train",
             regions(11),
             (RefusalRecord("pool", "average pooling", "alone <it> costs less"),),
+            (
+                PlaceRecord("stages.*", 11, "3x3 conv + 1x1 conv + 2 adds", 9, "3x3 conv"),
+                PlaceRecord("pool", 1, "average pooling", why="alone <it> costs less"),
+                PlaceRecord("head", 1, "linear 64->10"),
+            ),
         ),
         block=block(),
         checks=(

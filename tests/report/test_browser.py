@@ -115,6 +115,25 @@ def test_tables_sort_by_number_from_the_keyboard(chromium: Any, page_file: Path)
     assert order == [f"stages.{i // 4}.{i % 4}" for i in reversed(range(11))]
 
 
+def test_the_reason_why_a_place_stays_is_shown_on_hover_and_on_focus(
+    chromium: Any, page_file: Path
+) -> None:
+    page, _ = browser.opened(chromium, page_file, viewport=WIDE)
+    boxes = page.locator(".column .operation")
+    assert boxes.count() == 3
+    tops = [box.bounding_box()["y"] for box in boxes.all()]
+    assert tops == sorted(tops)
+    why = page.locator(".column .tip")
+    assert not why.is_visible()
+    page.locator(".operation.stays").focus()
+    assert why.is_visible()
+    assert why.inner_text() == "alone <it> costs less"
+    page.locator(".operation.stays").evaluate("box => box.blur()")
+    assert not why.is_visible()
+    page.locator(".operation.stays").hover()
+    assert why.is_visible()
+
+
 def test_every_drawing_has_a_text_alternative(chromium: Any, page_file: Path) -> None:
     page, _ = browser.opened(chromium, page_file, viewport=WIDE)
     assert page.evaluate(SILENT_DRAWINGS) == 0

@@ -102,7 +102,7 @@ def _side(target: Target, inputs: Inputs) -> tuple[nn.Module | str, torch.Tensor
         refuse_for_files(replace(target, num_classes=None))  # which may be about the other side
         given = None if inputs.shape is None else torch.randn(inputs.shape)
         return target.name, given
-    loaded = load_model(target)
+    loaded = load_model(target, inputs)
     return loaded.model, example_inputs(loaded, inputs)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -116,22 +117,41 @@ def input_shapes(name: str, model: ModelProto, inputs: Inputs) -> dict[str, tupl
     return found
 
 
-def example(name: str, inputs: Inputs) -> torch.Tensor:
-    """An input for a file: of the shape that it declares or was asked for; 224 pixels if neither.
+def example(name: str, inputs: Inputs) -> dict[str, torch.Tensor]:
+    """Inputs for a file, by name where it has several: of the shapes that it declares or was asked.
+
+    Sizes that are left open are 1 for the batch and 224 pixels.
 
     Raises:
-        InputError: it is missing or cannot be read, has several inputs, or takes other shapes.
+        InputError: it is missing or cannot be read, or takes other shapes.
     """
+    generator = torch.Generator().manual_seed(SEED)
     if not is_onnx(name):
+        if inputs.named:
+            key = next(iter(inputs.named))
+            raise InputError(f"--shape {key}=... is for an input of an ONNX file; {name} is none")
         sizes, side = declared_sizes_of(Path(name)), inputs.size or SIZE
         shape = _shape(name, sizes, inputs) if sizes else inputs.shape or (1, 3, side, side)
-        return torch.randn(checked_size(shape), generator=torch.Generator().manual_seed(SEED))
+        return {"": torch.randn(checked_size(shape), generator=generator)}
     model = read(name)
-    declared = required_inputs(model)
-    if len(declared) != 1:
-        raise InputError(f"{name} has {len(declared)} inputs; only files with one can be measured")
-    shape = _shape(name, input_sizes(model, declared[0]), inputs)
-    return random_input(declared[0], shape, torch.Generator().manual_seed(0))
+    declared = {value.name: value for value in required_inputs(model)}
+    given = input_shapes(name, model, replace(inputs, size=None))
+    unknown = next((key for key in given if key not in declared), None)
+    if unknown is not None:
+        raise InputError(f"{name} has no input {unknown!r}; its inputs are {', '.join(declared)}")
+    return {
+        key: random_input(
+            value,
+            checked_size(_shape(name, input_sizes(model, value), _of(inputs, given.get(key)))),
+            generator,
+        )
+        for key, value in declared.items()
+    }
+
+
+def _of(inputs: Inputs, shape: tuple[int, ...] | None) -> Inputs:
+    """What was said about one of several inputs."""
+    return Inputs(shape=shape, size=None if shape else inputs.size)
 
 
 def taken_by(name: str, inputs: Inputs) -> Inputs:
@@ -194,7 +214,7 @@ def verify_programs(reference: str, candidate: str, inputs: Inputs) -> reparam.V
             f"first and the file second, as in reparam verify MODEL {reference}"
         )
     ours, theirs = (read_program(name).module() for name in (reference, candidate))
-    return reparam.verify(ours, theirs, example(reference, inputs))
+    return reparam.verify(ours, theirs, tuple(example(reference, inputs).values()))
 
 
 def verify_files(reference: str, candidate: str, inputs: Inputs) -> reparam.Verdict:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -47,6 +47,7 @@ from reparam.cli.terminal import Terminal
 from reparam.deploy.engines.pt2_writer import save_program
 from reparam.deploy.exporting import ExportResult
 from reparam.errors import InputError
+from reparam.frontends.onnx.inputs import required_inputs
 from reparam.fusing import fuse_onnx_file
 from reparam.reasons import Why
 
@@ -62,7 +63,7 @@ BackendOption = Annotated[
     typer.Option(
         "--backend",
         metavar="NAME",
-        help="aoti; fp16 (.tflite, .mlpackage); nhwc, nhwc-fp16 (.tflite).",
+        help="aoti; fp16 (.tflite, .mlpackage); nhwc, nhwc-fp16 (.tflite); int8 (.mlpackage).",
     ),
 ]
 
@@ -119,7 +120,7 @@ def fuse(  # noqa: PLR0913 - one argument for each option
     if freeze_inputs or not check:
         option = "--freeze-inputs" if freeze_inputs else "--no-check"
         raise InputError(f"{option} is for ONNX files, and {model} is none; leave it out")
-    loaded = load_model(target)
+    loaded = load_model(target, inputs)
     reference = reference_of(loaded, asked)
     sample = example_inputs(reference, inputs)
     with terminal.progress(f"Fusing {model}") as update, warnings_noted(terminal):
@@ -222,9 +223,12 @@ def _fuse_file(
             f"It is equal in ONNX Runtime: largest difference {verdict.max_abs:.1e}, where "
             f"rounding explains {verdict.tolerance:.1e}"
         )
-    terminal.hint(
-        "Next:", command("bench", model, str(out), "--engines", "onnxruntime", *inputs.words())
-    )
+    if options["outputs"] is None and options["fixed"] is None:
+        files, taken = [model, str(out)], inputs
+    else:  # the two no longer take the same inputs
+        files, left = [str(out)], {value.name for value in required_inputs(read(str(out)))}
+        taken = replace(inputs, named={k: v for k, v in inputs.named.items() if k in left})
+    terminal.hint("Next:", command("bench", *files, "--engines", "onnxruntime", *taken.words()))
 
 
 def _fuse_program(
@@ -235,7 +239,7 @@ def _fuse_program(
     if not is_program(str(out)):
         raise InputError(f"a program is fused into a program; give -o a name.pt2, not {out}")
     program = read_program(model)
-    sample = example(model, inputs)
+    (sample,) = example(model, inputs).values()
     with terminal.progress(f"Fusing {model}"), warnings_noted(terminal):
         found = reparam.plan(program, **asked)
         fused = found.apply()

@@ -38,7 +38,7 @@ def load_and_check(target: Target, data: ImageData | None, inputs: Inputs) -> tu
             of the data or does not know their classes.
     """
     target = sized(target, data)
-    loaded = load_model(target)
+    loaded = load_model(target, inputs)
     sample = _sample(loaded, data, inputs)
     if data is not None:
         data.check_fits(loaded.model)

@@ -72,7 +72,7 @@ def _check_ours(numbers: Path, page: Path) -> None:
 
 
 def leave_page(
-    terminal: Terminal | None, results: Results, page: Path, *, net: tuple[Path, str]
+    terminal: Terminal | None, results: Results, page: Path, *, net: tuple[Path, str] | None = None
 ) -> None:
     """Write the numbers and the page, and say where they are.
 
@@ -80,17 +80,16 @@ def leave_page(
         terminal: where it is said; None where a program reads what is printed.
         results: what the page is drawn from.
         page: the HTML file.
-        net: the file that the results are about, and what it is.
+        net: the file that the results are about, and what it is, if there is one.
 
     Raises:
         InputError: one of them cannot be written.
     """
     numbers = numbers_of(page)
     beside = {numbers: "every number on this page"}
-    out, what = net
     # The page refers to what lies in its own folder, so that both can move together.
-    if out.resolve().parent == page.resolve().parent:
-        beside = {out: what, **beside}
+    if net is not None and net[0].resolve().parent == page.resolve().parent:
+        beside = {net[0]: net[1], **beside}
     results = replace(results, files={file.name: told for file, told in beside.items()})
     write_text(numbers, to_json(results))
     # From the stored file, so that the page shows what was kept and not what was in memory.

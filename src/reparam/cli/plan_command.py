@@ -28,9 +28,11 @@ from reparam.cli.options import (
     refuse_for_files,
     target_from,
 )
+from reparam.cli.pages import PageOption, check_page, leave_page, provenance
 from reparam.cli.targets import command, example_inputs, load_model, reference_of
 from reparam.cli.terminal import Terminal
 from reparam.reasons import Why
+from reparam.report import from_plan
 
 __all__ = ["plan", "plan_as_dict"]
 
@@ -40,6 +42,7 @@ EveryOption = Annotated[
 
 
 def plan(  # noqa: PLR0913 - one argument for each option
+    context: typer.Context,
     model: ModelArgument,
     *,
     weights: WeightsOption = None,
@@ -52,10 +55,12 @@ def plan(  # noqa: PLR0913 - one argument for each option
     outputs: OutputsOption = None,
     fix: FixOption = None,
     every: EveryOption = False,
+    report: PageOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Say what would fold in MODEL, what not, and why. Nothing is changed or written."""
+    """Say what would fold in MODEL, what not, and why. Nothing is changed."""
     terminal = Terminal()
+    check_page(report)
     inputs = inputs_from(shape, input_size)
     target = target_from(model, weights, key, strict, num_classes)
     asked = asked_of(where, outputs, fix)
@@ -70,11 +75,14 @@ def plan(  # noqa: PLR0913 - one argument for each option
             found = reparam.plan(read_program(model), **asked)
         out = f"{Path(model).stem}-fused.pt2"
     else:
-        loaded = load_model(target)
+        loaded = load_model(target, inputs)
         with terminal.progress(f"Reading {model}"):
             sample = example_inputs(reference_of(loaded, asked), inputs)
             found = reparam.plan(loaded.model, sample, **asked)
         out = f"{Path(model.rpartition(':')[2]).name}.onnx"
+    if report is not None:
+        told = from_plan(found, model=model, **provenance(context, "torch"))
+        leave_page(None if as_json else terminal, told, report)
     if as_json:
         terminal.json({"model": model, **plan_as_dict(found)})
         return

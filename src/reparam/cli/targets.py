@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import shlex
@@ -42,6 +43,7 @@ __all__ = [
     "load_model",
     "parse_shape",
     "pruned_note",
+    "random_input",
     "reference_of",
     "sized",
     "with_weights",
@@ -126,8 +128,12 @@ def sized(target: Target, data: ImageData | None) -> Target:
     return replace(target, num_classes=data.num_classes) if fits else target
 
 
-def load_model(target: Target) -> Loaded:
+def load_model(target: Target, inputs: Inputs | None = None) -> Loaded:
     """Build a MODEL, load its weights, and put it in eval mode.
+
+    Args:
+        target: The MODEL and its weights.
+        inputs: What it takes, which says what folds in it where the weights are of a fused net.
 
     Raises:
         InputError: the name or the file is of no use.
@@ -135,7 +141,7 @@ def load_model(target: Target) -> Loaded:
     model = build(target).eval()
     if target.checkpoint is None:
         return Loaded(target.name, model, None)
-    model, report = with_weights(model, target.checkpoint)
+    model, report = with_weights(model, target.checkpoint, inputs or Inputs())
     return Loaded(target.name, model.eval(), report)
 
 
@@ -155,7 +161,9 @@ def build(target: Target, seed: int = SEED) -> nn.Module:
     return resolve(target.name, num_classes=target.num_classes)
 
 
-def with_weights(model: nn.Module, checkpoint: Checkpoint) -> tuple[nn.Module, LoadReport]:
+def with_weights(
+    model: nn.Module, checkpoint: Checkpoint, inputs: Inputs
+) -> tuple[nn.Module, LoadReport]:
     """Load a checkpoint into `model`, or into what it was fused or pruned to.
 
     ``reparam fuse`` and ``reparam train`` write the weights of the fused net, ``reparam prune``
@@ -170,7 +178,7 @@ def with_weights(model: nn.Module, checkpoint: Checkpoint) -> tuple[nn.Module, L
         try:
             report = load_checkpoint(model, weights, strict=checkpoint.strict, key=checkpoint.key)
         except CheckpointError:
-            fused = _fused(model, checkpoint)
+            fused = _fused(model, checkpoint, inputs)
             if fused is None:
                 raise
             return fused, LoadReport(
@@ -186,14 +194,15 @@ def with_weights(model: nn.Module, checkpoint: Checkpoint) -> tuple[nn.Module, L
     return pruned, LoadReport(weights, "", "reparam, pruned", "deploy", names, (), (), ())
 
 
-def _fused(model: nn.Module, checkpoint: Checkpoint) -> nn.Module | None:
+def _fused(model: nn.Module, checkpoint: Checkpoint, inputs: Inputs) -> nn.Module | None:
     """The model as it was fused, if the weights are of that; strict in any case."""
     if checkpoint.key is not None:
         return None
-    try:
-        return reparam.load_fused(model, checkpoint.path)
-    except reparam.ReparamError:
-        return None
+    given = [random_input(model, inputs)] if inputs.shape or inputs.size else []
+    for example in (*given, None):
+        with contextlib.suppress(reparam.ReparamError):
+            return reparam.load_fused(model, checkpoint.path, example)
+    return None
 
 
 def pruned_note(weights: Path | None) -> dict[str, str]:
@@ -269,13 +278,21 @@ def example_inputs(loaded: Loaded, inputs: Inputs) -> torch.Tensor:
         InputError: nobody says, and the model does not begin with a 2-d convolution; or the model
             does not run on what was made.
     """
-    model = loaded.model
+    sample = random_input(loaded.model, inputs)
+    check_runs(loaded, sample)
+    return sample
+
+
+def random_input(model: nn.Module, inputs: Inputs) -> torch.Tensor:
+    """The same, without running the model on it.
+
+    Raises:
+        InputError: nobody says what it looks like.
+    """
     generator = torch.Generator().manual_seed(SEED)
     shape = checked_size(inputs.shape or _image_shape(model, inputs.size))
     dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
-    sample = torch.randn(shape, generator=generator).to(dtype)
-    check_runs(loaded, sample)
-    return sample
+    return torch.randn(shape, generator=generator).to(dtype)
 
 
 @torch.inference_mode()

@@ -38,7 +38,8 @@ from reparam.cli.options import (
 from reparam.cli.targets import Checkpoint, Loaded, Target, example_inputs, load_model
 from reparam.cli.terminal import Terminal
 from reparam.deploy.engines import Runner, Settings, UnsupportedCaseError, get_engine
-from reparam.deploy.exporting import formats
+from reparam.deploy.engines.parity import FACTORS, Reference
+from reparam.deploy.exporting import formats, read_metadata
 from reparam.errors import InputError, ReparamError
 
 __all__ = ["verify"]
@@ -94,13 +95,14 @@ def verify(  # noqa: PLR0913 - one argument for each option
         origin = reference
     else:
         refuse_names(reference, inputs)
-        loaded = load_model(target)
+        loaded = load_model(target, inputs)
         if is_file(candidate) and is_there(Path(candidate)):
             inputs = taken_by(candidate, inputs)
         sample = example_inputs(loaded, inputs)
         with terminal.progress(f"Comparing {candidate} with {reference}"), warnings_noted(terminal):
             run = _runnable(loaded, candidate, candidate_weights, num_classes)
-            verdict = reparam.verify(loaded.model, run, sample)
+            allowed = _allowed(terminal, loaded, candidate, sample)
+            verdict = reparam.verify(loaded.model, run, sample, tolerance=allowed)
         origin, compared = loaded.origin, list(sample.shape)
     if as_json:
         terminal.json(
@@ -144,6 +146,21 @@ def _runnable(
     if suffix in _WEIGHTS:
         return reparam.load_fused(reference.model, path)
     return _exported(path)
+
+
+def _allowed(terminal: Terminal, reference: Loaded, candidate: str, sample: Tensor) -> float | None:
+    """What rounding explains in the type of a file, where that is not the reference's."""
+    if not is_file(candidate) or Path(candidate).suffix.lower() in _WEIGHTS:
+        return None
+    precision = read_metadata(candidate).get("precision", "fp32")
+    if precision == "int8":
+        terminal.note(
+            f"note: {Path(candidate).name} is in eight bits, which is more than rounding; what it "
+            "costs on data, reparam quantize says"
+        )
+    if precision == "fp32" or precision not in FACTORS:
+        return None
+    return Reference(reference.model, (sample,)).allowed(precision)
 
 
 def _exported(path: Path) -> Callable[..., Any]:

@@ -16,6 +16,7 @@ from typing import Any, Generic, Protocol, TypeVar
 
 from reparam.fusing.account import Account
 from reparam.fusing.collector import paused_collector
+from reparam.fusing.column import Place, column
 from reparam.fusing.fold import FoldedLayer, in_parallel
 from reparam.fusing.regions import Region, region_record
 from reparam.fusing.table import Line, page
@@ -81,6 +82,7 @@ class Discovery(ABC, Generic[Model, Piece]):
         regions: What folds.
         account: What does not, and why.
         notes: What else the reader of a plan should know of the model, a sentence each.
+        programs: What was read, in the order in which it runs: one, where the model is one program.
 
     """
 
@@ -91,6 +93,7 @@ class Discovery(ABC, Generic[Model, Piece]):
         self.regions: list[Piece] = []
         self.account = Account(name_of)
         self.notes: tuple[str, ...] = ()
+        self.programs: list[Program] = []
 
     # ------------------------------------------------------------------ what a front end says
 
@@ -161,6 +164,7 @@ class Discovery(ABC, Generic[Model, Piece]):
             if one not in together:
                 self.account.leave_region(one.region, doubts[one] or Why.NOT_TOGETHER())
         self.account.explain(selection)
+        self.programs.append(selection.program)
 
     def folded(self) -> list[tuple[Piece, FoldedLayer]]:
         """Fold the regions side by side; warn of those that have to be left."""
@@ -242,6 +246,13 @@ class Plan(Generic[Model]):
         folded = self._discovery.folded()
         fused = self._discovery.write(folded)
         return self._discovery.checked(fused, edited=bool(folded))
+
+    def column(self) -> list[Place]:
+        """The model from input to output: what folds, what stays and why, and the layers beside.
+
+        Places that differ in the numbers of their names and in channels alone are one.
+        """
+        return column(self, self._discovery.programs)
 
     def __str__(self) -> str:
         """A page of 80 columns: what is saved, what folds and what stays, alike places as one."""

@@ -185,11 +185,15 @@ def _shares(group: Sequence[_Region]) -> str:
 
 
 def _in_columns(name: str, layers: str, macs: str, width: int) -> str:
-    """Put a name and two numbers on a line; a name that is too long has lines of its own."""
+    """Put a name and two numbers on a line; a name that is too long is broken at its dots."""
     numbers = f"{layers:>10}  {macs:>13}"
     room = width - len(numbers) - 1
-    lines = [name[k : k + room] for k in range(0, len(name), room)]
-    return "\n".join([*lines[:-1], f"{lines[-1]:<{room}} {numbers}"])
+    lines = []
+    while len(name) > room:
+        cut = max(name.rfind(sign, 4, room) + 1 for sign in "./") or room
+        lines.append(name[:cut])
+        name = f"    {name[cut:]}"
+    return "\n".join([*lines, f"{name:<{room}} {numbers}"])
 
 
 def _fitting(rows: Sequence[list[Line]], sizes: Sequence[int]) -> list[list[Line]]:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from reparam._support.optional import available, require
+from reparam.checkpoints import load_checkpoint
 from reparam.errors import ArgumentError, InputError
 from reparam.models.zoo import SPECS, canonical_name, create, names, suggestion
 
@@ -43,7 +44,8 @@ def resolve(
         num_classes: Number of classes, where it is to be other than the model's default.
         in_channels: Channels of the images, where they are to be other than the default. In timm
             the argument is called ``in_chans``; torchvision's models have none.
-        **options: Further arguments of whatever builds the model.
+        **options: Further arguments of whatever builds the model. The ``checkpoint_path`` of timm
+            is read by :func:`reparam.load_checkpoint`, which executes no pickle.
 
     Returns:
         The model, as it was built: in training mode for the first three.
@@ -52,6 +54,7 @@ def resolve(
         InputError: The name is unknown, the code cannot be imported, or it returned something that
             is no module.
         ArgumentError: The user's code does not take the arguments.
+        CheckpointError: The file at ``checkpoint_path`` is of no use.
         MissingExtraError: timm or torchvision is asked for and is not installed.
 
     >>> type(resolve("repvgg_a0", num_classes=10)).__name__
@@ -107,7 +110,12 @@ def _from_timm(name: str, arguments: dict[str, Any]) -> nn.Module:
         known = suggestion(name, timm.list_models())
         raise InputError(f"timm {timm.__version__} has no model {name!r}{known}")
     renamed = {"in_chans" if key == "in_channels" else key: v for key, v in arguments.items()}
-    return _module(f"timm:{name}", timm.create_model(name, **renamed))
+    # timm would unpickle the file, which may run any code; here it is read as weights alone.
+    weights = renamed.pop("checkpoint_path", None)
+    model = _module(f"timm:{name}", timm.create_model(name, **renamed))
+    if weights:
+        load_checkpoint(model, weights)
+    return model
 
 
 def _from_torchvision(name: str, arguments: dict[str, Any]) -> nn.Module:

@@ -20,20 +20,18 @@ from reparam.report.engines import on_one_scale
 from reparam.report.int8 import int8_section
 from reparam.report.loading import Source, load_results
 from reparam.report.numbers import (
-    count,
     kibibytes,
     milliseconds,
     percent,
     quartiles,
     wilson_interval,
 )
+from reparam.report.plan import plan_section
 from reparam.report.pruned import pruned_section
 from reparam.report.results import (
     AccuracyRecord,
-    CostRecord,
     LatencyRecord,
     MemoryRecord,
-    PlanRecord,
     Results,
     TraceRecord,
 )
@@ -45,7 +43,6 @@ from reparam.report.twins import twins_section
 __all__ = ["page_html", "render"]
 
 _KIB = 1024
-_Cells = list[dict[str, str]]
 
 
 def render(results: Source, out: str | Path) -> Path:
@@ -109,7 +106,7 @@ def _context(results: Results) -> dict[str, Any]:
         "int8": [int8_section(record) for record in results.quantizations],
         "pruning": [pruned_section(record) for record in results.prunings],
         "memory": [_memory(results, memory) for memory in results.memory if memory.traces],
-        "plan": _plan(results.plan) if results.plan else None,
+        "plan": plan_section(results.plan) if results.plan else None,
         "sections": sections(results),
         "csv": quote(to_csv(results)),
         "csv_name": "reparam-results.csv",
@@ -259,47 +256,5 @@ def _timeline(results: Results, trace: TraceRecord) -> Timeline:
     )
 
 
-def _plan(plan: PlanRecord) -> dict[str, Any]:
-    before = sum(region.before.layers for region in plan.regions)
-    after = sum(region.after.layers for region in plan.regions)
-    folded = len(plan.regions)
-    sentence = (
-        f"{_plural(folded, 'region')} {'folds' if folded == 1 else 'fold'}: "
-        f"{count(before)} operations become {count(after)}."
-    )
-    left = len(plan.refusals)
-    if left:
-        sentence += f" {_plural(left, 'place')} {'was' if left == 1 else 'were'} left as found."
-    return {
-        "sentence": sentence,
-        "regions": [
-            {
-                "where": region.where,
-                "what": typeset(region.what),
-                "into": typeset(region.into),
-                "cells": _costs(region.before, region.after),
-            }
-            for region in plan.regions
-        ],
-        "refusals": plan.refusals,
-    }
-
-
-def _costs(before: CostRecord, after: CostRecord) -> _Cells:
-    return [
-        _change(before.layers, after.layers),
-        _change(before.stored, after.stored),
-        _change(round(before.multiply_adds), round(after.multiply_adds)),
-    ]
-
-
-def _change(before: int, after: int) -> dict[str, str]:
-    return {"shown": f"{count(before)} → {count(after)}", "sort": str(before)}
-
-
 def _shape(shape: tuple[int, ...]) -> str:
     return "×".join(str(length) for length in shape)
-
-
-def _plural(number: int, noun: str) -> str:
-    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"

@@ -25,6 +25,7 @@ __all__ = [
     "LatencyRecord",
     "MemoryRecord",
     "ModelRecord",
+    "PlaceRecord",
     "PlanRecord",
     "RefusalRecord",
     "RegionRecord",
@@ -170,12 +171,28 @@ class RefusalRecord:
 
 
 @dataclass(frozen=True)
+class PlaceRecord:
+    """Places of a net that are alike: they become a layer (`into`), stay (`why`), or are layers.
+
+    There are `times` of them, of so many `operations` each.
+    """
+
+    where: str
+    times: int
+    what: str
+    operations: int = 1
+    into: str = ""
+    why: str = ""
+
+
+@dataclass(frozen=True)
 class PlanRecord:
-    """What folds in `model`, and what does not."""
+    """What folds in `model`, and what does not; `column` is the net in the order it runs in."""
 
     model: str
     regions: tuple[RegionRecord, ...]
     refusals: tuple[RefusalRecord, ...] = ()
+    column: tuple[PlaceRecord, ...] = ()
 
 
 @dataclass(frozen=True)

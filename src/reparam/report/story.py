@@ -17,6 +17,7 @@ from reparam.report.numbers import (
 )
 from reparam.report.paired import paired
 from reparam.report.phrases import Figure, Phrase, sentence
+from reparam.report.plan import plan_sentence
 from reparam.report.pruned_story import pruned_figures, pruned_sentence
 from reparam.report.tradeoff import Tradeoff, headline_clause, in_engine, tradeoffs
 
@@ -80,7 +81,9 @@ def _sentences(results: Results) -> list[list[Phrase]]:
         found.append(sentence(int8_sentence(results.quantizations)))
     if results.prunings:
         found.append(sentence(pruned_sentence(results.prunings)))
-    return [each for each in found if each]
+    told = [each for each in found if each]
+    # Beside what was measured, the plan has its own section alone.
+    return told or ([sentence(plan_sentence(results.plan))] if results.plan else [])
 
 
 def _of_the_forms(results: Results) -> list[Phrase]:

@@ -108,10 +108,16 @@ class Verdict:
     def _difference(self) -> str:
         parts = []
         if not self.max_abs <= self.tolerance:
+            measured = self.tolerance == _FACTOR * self.control
+            allowed = (
+                f"rounding explains {self.tolerance:.3e} ({_FACTOR:g} times the reference's own "
+                f"{self.control:.1e})"
+                if measured
+                else f"{self.tolerance:.3e} is allowed"
+            )
             parts.append(
                 f"largest difference {self.max_abs:.3e} ({self.max_rel:.1e} of the largest "
-                f"output), where rounding explains {self.tolerance:.3e} ({_FACTOR:g} times the "
-                f"reference's own {self.control:.1e})"
+                f"output), where {allowed}"
             )
         if self.unequal > self.undecided:
             parts.append(f"{self.unequal:,} integers or booleans are not equal")

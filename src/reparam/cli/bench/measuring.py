@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime as dt
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from reparam.cli.bench.request import Request
 from reparam.cli.counts import counted
 from reparam.cli.exported_files import example, fixed_batch, is_file
 from reparam.cli.notes import warnings_noted
+from reparam.cli.options import refuse_names
 from reparam.cli.targets import Inputs, checked_size, example_inputs, load_model
 from reparam.cli.terminal import Terminal
 from reparam.deploy.benchmarking import BenchmarkResult
@@ -55,7 +56,8 @@ def measure(request: Request, terminal: Terminal) -> BenchmarkResult:
     load = _load(terminal, request)
     request = _at_fixed_batch(request, terminal)
     subjects, sample = _subjects(request, terminal)
-    checked_size((max(request.batches), *sample.shape[1:]))
+    for value in sample:
+        checked_size((max(request.batches), *value.shape[1:]))
     cases = len(subjects) * len(request.engines) * len(request.precisions)
     cases *= len(request.batches) * len(request.threads)
     if not terminal.live:
@@ -130,31 +132,37 @@ def _bar(
     return progress
 
 
-def _subjects(request: Request, terminal: Terminal) -> tuple[list[_Subject], torch.Tensor]:
-    """Every model in every form that was asked for, and an input that all of them take."""
+def _subjects(
+    request: Request, terminal: Terminal
+) -> tuple[list[_Subject], tuple[torch.Tensor, ...]]:
+    """Every model in every form that was asked for, and inputs that all of them take."""
     subjects: list[_Subject] = []
-    inputs, sample = request.inputs, None
+    inputs: Inputs = request.inputs
+    sample: tuple[torch.Tensor, ...] = ()
     with terminal.progress("Building") as update, warnings_noted(terminal):
         for number, name in enumerate(request.models):
             update(number, len(request.models), name)
             if is_file(name):
                 path = _existing(name)
-                taken = example(name, inputs)
-                if sample is None:
-                    sample, inputs = taken, Inputs(shape=tuple(taken.shape))
+                found = example(name, inputs)
+                sample, inputs = (tuple(found.values()), _the_same(found))
                 subjects.append(_Subject(name, path, model_details(path.name)))
                 continue
-            loaded = load_model(request.target(name))
+            refuse_names(name, inputs)
+            loaded = load_model(request.target(name), inputs)
             taken = example_inputs(loaded, inputs)
-            if sample is None:
-                sample, inputs = taken, Inputs(shape=tuple(taken.shape))
+            sample, inputs = (taken,), _the_same({"": taken})
             model = (
                 at_published_size(name, loaded.model, taken) if request.figure1 else loaded.model
             )
             subjects += _forms(name, model, taken, request.forms)
-    if sample is None:
-        raise InputError("there is nothing to measure; give one or more MODEL")
     return subjects, sample
+
+
+def _the_same(found: Mapping[str, torch.Tensor]) -> Inputs:
+    """Ask the next model for inputs of these shapes."""
+    shapes = {name: tuple(value.shape) for name, value in found.items()}
+    return Inputs(named=shapes) if len(shapes) > 1 else Inputs(shape=next(iter(shapes.values())))
 
 
 class _Bordered(nn.Module):

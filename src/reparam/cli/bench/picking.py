@@ -74,7 +74,7 @@ def picked(request: Request, terminal: Terminal, *, stem: Path | None) -> Picked
     """
     name = _one_model(request)
     _check_stem(stem)
-    loaded = load_model(request.target(name))
+    loaded = load_model(request.target(name), request.inputs)
     sample = with_batch((example_inputs(loaded, request.inputs),), request.batches[0])[0]
     with terminal.progress("Comparing and measuring") as update, warnings_noted(terminal):
         fused = reparam.fuse(loaded.model, sample)

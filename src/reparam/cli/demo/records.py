@@ -14,13 +14,9 @@ from reparam.report.results import (
     BlockRecord,
     BranchRecord,
     CheckRecord,
-    CostRecord,
     LatencyRecord,
     MemoryRecord,
     ModelRecord,
-    PlanRecord,
-    RefusalRecord,
-    RegionRecord,
     TraceRecord,
 )
 
@@ -38,7 +34,6 @@ __all__ = [
     "latency_record",
     "memory_record",
     "model_record",
-    "plan_record",
     "trace_record",
 ]
 
@@ -59,24 +54,6 @@ def model_record(
 ) -> ModelRecord:
     """Count what a model executes and stores for one image."""
     return ModelRecord(key=key, label=label, role=role, note=note, **counted(model, image))
-
-
-def plan_record(model: str, plan: reparam.Plan[Any]) -> PlanRecord:
-    """The regions and refusals of a plan."""
-    return PlanRecord(
-        model=model,
-        regions=tuple(
-            RegionRecord(
-                where=region.where,
-                what=region.what,
-                into=region.into,
-                before=CostRecord(region.layers_before, region.stored_before, region.macs_before),
-                after=CostRecord(1, region.stored_after, region.macs_after),
-            )
-            for region in plan.regions
-        ),
-        refusals=tuple(RefusalRecord(r.where, r.what, r.why) for r in plan.refusals),
-    )
 
 
 def block_record(model: nn.Module, plan: reparam.Plan[Any]) -> BlockRecord | None:

@@ -26,6 +26,7 @@ from reparam.errors import InputError, VerificationError
 from reparam.lab.data import ArraySplit, ImageData, open_data
 from reparam.lab.training import Progress, TrainResult, load_recipe, train
 from reparam.report import render, to_json
+from reparam.report.from_plan import plan_record
 from reparam.report.results import (
     AccuracyRecord,
     AgreementRecord,
@@ -146,7 +147,7 @@ def _train_and_fold(
             data.image_shape,
         ),
         training=(_training(TRAIN, trained), _training(RESNET, compared)),
-        plan=records.plan_record(TRAIN, plan),
+        plan=plan_record(TRAIN, plan),
         block=records.block_record(forms.train, plan),
     ), forms
 

@@ -12,7 +12,7 @@ import reparam
 from reparam._support.optional import require
 from reparam.cli import small
 from reparam.cli.notes import warnings_noted
-from reparam.cli.targets import Target, build, pruned_note, sized, with_weights
+from reparam.cli.targets import Inputs, Target, build, pruned_note, sized, with_weights
 from reparam.errors import InputError
 from reparam.lab.data import ImageData, open_data
 
@@ -167,7 +167,7 @@ def _build(target: Target, request: TrainRequest) -> nn.Module:
     """The model with its weights and branches as asked for."""
     model = build(target, request.seed)
     if target.checkpoint is not None:
-        model, _ = with_weights(model, target.checkpoint)
+        model, _ = with_weights(model, target.checkpoint, Inputs())
     if request.branch is None:
         return model
     # A trained net keeps what it computes; a fresh one gets the blocks of the papers.

@@ -24,8 +24,10 @@ def tell(terminal: Terminal, request: TrainRequest, finished: Finished) -> None:
     branch = f" with {finished.branch} branches" if finished.branch else ""
     title = f"Trained {finished.model.name}{branch} on {data.name}"
     terminal.table(title, ("", *_columns(finished)), _accuracies(finished))
+    precision = result.recipe.precision
+    told = "" if precision == "fp32" else " (the accuracies of the epochs too; those above in fp32)"
     terminal.text(
-        f"  recipe {finished.recipe} in {result.recipe.precision}, {epochs} epochs in "
+        f"  recipe {finished.recipe} in {precision}{told}, {epochs} epochs in "
         f"{result.seconds:.0f} s"
     )
     terminal.text()
@@ -89,7 +91,8 @@ def _next(request: TrainRequest, finished: Finished) -> list[list[str]]:
     ]
     if all(map(available, ("onnx", "onnxruntime"))):
         int8 = str(out / "deploy-int8.onnx")
-        commands.insert(0, ["quantize", *target.words(), *data, "-o", int8])
+        page = ["--report", str(out / "deploy-int8.html")] if available("jinja2") else []
+        commands.insert(0, ["quantize", *target.words(), *data, "-o", int8, *page])
     timed = [export for export in deployed.exports if export.path.suffix != ".safetensors"]
     timed_as = [str(timed[0].path), "--engines", timed[0].engine] if timed else target.words()
     return [*commands, ["bench", *timed_as, *size]]

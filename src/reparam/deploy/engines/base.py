@@ -102,7 +102,8 @@ class Format:
         packages: The packages that write it, whose versions are noted in it.
         backend: The ``backend`` argument that picks it among formats of the same suffix.
         companion: Suffix of a second file it writes beside the main one, if any.
-        precision: What it is judged in: ``"fp16"`` where its weights are rounded to that.
+        precision: What it is judged in: ``"fp16"`` where its weights are rounded to that,
+            ``"int8-weights"`` where they are to eight bits.
         layout: How images lie in its inputs, where the format knows two ways.
         read: Makes a written file run, where more than the engine is needed for it: a file of
             weights alone takes its structure from the model that it was written from.

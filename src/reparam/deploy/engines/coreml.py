@@ -40,7 +40,9 @@ _EXTRA = "coreml"
 _RUNS_HERE = sys.platform == "darwin"
 
 
-def write_coreml(conversion: Conversion, path: Path, *, half: bool = False) -> Axes:
+def write_coreml(
+    conversion: Conversion, path: Path, *, half: bool = False, eight: bool = False
+) -> Axes:
     """Convert a model with coremltools and write an ML program (``.mlpackage``, a folder).
 
     A file for one sample, with every shape fixed, is what the Neural Engine takes and what
@@ -52,6 +54,9 @@ def write_coreml(conversion: Conversion, path: Path, *, half: bool = False) -> A
         path: The package.
         half: Store the weights in float16 and let Core ML compute in it, which its GPU and Neural
             Engine need.
+        eight: Store the weights of layers in eight bits, a step for each output channel; Core ML
+            widens them. Its activations stay as they are: to round those, coremltools has to run
+            the model, which it can on Apple's systems alone.
 
     Returns:
         The variable dimensions of each input, by position.
@@ -69,9 +74,11 @@ def write_coreml(conversion: Conversion, path: Path, *, half: bool = False) -> A
                 program.exported.run_decompositions({}),
                 convert_to="mlprogram",
                 compute_precision=precision,
-                minimum_deployment_target=tools.target.iOS15,
+                minimum_deployment_target=tools.target.iOS16 if eight else tools.target.iOS15,
                 skip_model_load=True,
             )
+            if eight:
+                converted = _in_eight_bits(converted)
             converted.user_defined_metadata.update(conversion.metadata)
             converted.save(str(path))
     except Exception as error:
@@ -84,6 +91,13 @@ def write_coreml(conversion: Conversion, path: Path, *, half: bool = False) -> A
     # Beside the manifest: what a tool of ExecuTorch's would ask for.
     (path / "executorch_debug_handle_mapping.json").unlink(missing_ok=True)
     return program.axes
+
+
+def _in_eight_bits(converted: Any) -> Any:
+    """The same with the weights of layers in eight bits, symmetric about zero."""
+    shrink = optional.require("coremltools.optimize.coreml", extra=_EXTRA, purpose="eight bits")
+    how = shrink.OpLinearQuantizerConfig(mode="linear_symmetric", weight_threshold=0)
+    return shrink.linear_quantize_weights(converted, shrink.OptimizationConfig(global_config=how))
 
 
 def _metadata(path: Path) -> dict[str, str]:
@@ -164,16 +178,18 @@ class _ModelRunner(Runner):
         return [torch.as_tensor(found[name]) for name in self._outputs]
 
 
-def _format(*, half: bool = False) -> Format:
+def _format(
+    backend: str | None = None, precision: str = "fp32", *, half: bool = False, eight: bool = False
+) -> Format:
     return Format(
         "Core ML",
         ".mlpackage",
         "coreml",
-        partial(write_coreml, half=half),
+        partial(write_coreml, half=half, eight=eight),
         _metadata,
         ("coremltools",),
-        backend="fp16" if half else None,
-        precision="fp16" if half else "fp32",
+        backend=backend,
+        precision=precision,
     )
 
 
@@ -184,7 +200,11 @@ class CoreMLEngine(Engine):
     name: ClassVar[str] = "coreml"
     label: ClassVar[str] = "Core ML"
     suffixes: ClassVar[tuple[str, ...]] = (".mlpackage",)
-    formats: ClassVar[tuple[Format, ...]] = (_format(), _format(half=True))
+    formats: ClassVar[tuple[Format, ...]] = (
+        _format(),
+        _format("fp16", "fp16", half=True),
+        _format("int8", "int8-weights", half=True, eight=True),
+    )
     requirements: ClassVar[tuple[str, ...]] = ("coremltools",)
     extra: ClassVar[str] = _EXTRA
 

@@ -241,6 +241,18 @@ def _cast(a: Mapping[str, Any]) -> torch.Tensor:
     return found.float() if found.is_floating_point() else found
 
 
+def _widened(a: Mapping[str, Any]) -> torch.Tensor:
+    """Weights in integers, with a step and a zero for each slice along an axis, or for all."""
+    weight = _tensor(a["quantized_data"]).float()
+    sizes = [1] * weight.dim()
+    sizes[int(a["axis"])] = -1
+    step, zero = (_tensor(a[key]).float() for key in ("scale", "zero_point"))
+    if step.dim():
+        step, zero = step.reshape(sizes), zero.reshape(sizes if zero.dim() else [])
+    found: torch.Tensor = (weight - zero) * step
+    return found
+
+
 def _unary(run: Callable[[torch.Tensor], torch.Tensor]) -> Callable[[Mapping[str, Any]], Any]:
     return lambda a: run(_tensor(a["x"]))
 
@@ -270,6 +282,7 @@ _OPERATIONS: dict[str, Callable[[Mapping[str, Any]], Any]] = {
     "concat": lambda a: torch.cat([_tensor(v).reshape(-1) if not _tensor(v).dim() else v
                                    for v in a["values"]], int(a["axis"])),
     "clamped_relu": lambda a: functional.leaky_relu(a["x"], a["alpha"]).clamp(max=a["beta"]),
+    "constexpr_affine_dequantize": _widened,
     "conv": _conv,
     "conv_transpose": _conv_transpose,
     "crop": lambda a: _cropped(a["x"], _ints(a["crop_height"]), _ints(a["crop_width"])),

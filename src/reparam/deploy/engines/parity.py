@@ -2,9 +2,10 @@
 
 The candidate is compared with the reference as PyTorch runs it. Single precision is judged as
 :func:`reparam.verify` judges: by the reference's own rounding error (the *noise control*). For
-bfloat16 and float16 the control is the reference itself run in that type. What is allowed is
-:data:`FACTORS` times the control: a candidate sums in another order, and in float32 it may use a
-Winograd convolution, which loses a few bits more than a direct one.
+bfloat16 and float16 the control is the reference itself run in that type, and for weights in eight
+bits (``"int8-weights"``) the reference with its weights rounded so, a step for each output channel.
+What is allowed is :data:`FACTORS` times the control: a candidate sums in another order, and in
+float32 it may use a Winograd convolution, which loses a few bits more than a direct one.
 """
 
 from __future__ import annotations
@@ -34,13 +35,14 @@ if TYPE_CHECKING:
 
 __all__ = ["FACTORS", "Parity", "Reference"]
 
-FACTORS = {"fp32": 8.0, "bf16": 4.0, "fp16": 4.0}
+FACTORS = {"fp32": 8.0, "bf16": 4.0, "fp16": 4.0, "int8-weights": 4.0}
 """How many times the reference's own rounding error a candidate may be away, by precision.
 
 Over RepVGG-A0, MobileOne-S0, FastViT-T8 and ResNet-18, train and deploy form, in ONNX Runtime and
 OpenVINO, the ratio reached 3.5 in float32 and 1.0 in bfloat16.
 """
 
+_LARGEST = 127
 _HALVES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -126,9 +128,7 @@ class Reference:
             UnsupportedModelError: The reference does not run in that precision.
         """
         self._check_shapes(outputs)
-        if precision not in self._noise:
-            self._noise[precision] = self._measure_noise(precision)
-        noise = self._noise[precision]
+        noise = self._noise_in(precision)
         verdict = judge(self._outputs, list(outputs), noise, factor=FACTORS[precision])
         return Parity(
             max_abs=verdict.max_abs,
@@ -141,6 +141,14 @@ class Reference:
             problem=self._culprit or verdict.problem,
             unequal=verdict.unequal,
         )
+
+    def allowed(self, precision: str) -> float:
+        """The largest difference that passes of a candidate that runs in ``precision``.
+
+        Raises:
+            UnsupportedModelError: The reference does not run in that precision.
+        """
+        return FACTORS[precision] * self._noise_in(precision).max_abs
 
     def on(self, inputs: Sequence[torch.Tensor]) -> Reference:
         """The answers of the same model on other inputs."""
@@ -156,11 +164,29 @@ class Reference:
         constant = constant_outputs(run, self._inputs, self._outputs, rounding)
         return len(constant) == sum(1 for y in self._outputs if y.numel())
 
+    def _noise_in(self, precision: str) -> Difference:
+        if precision not in self._noise:
+            self._noise[precision] = self._measure_noise(precision)
+        return self._noise[precision]
+
     def _measure_noise(self, precision: str) -> Difference:
         with torch.no_grad():
             if precision == "fp32":
                 return rounding_of(self._model, self._inputs, self._outputs)
+            if precision == "int8-weights":
+                return differences(self._outputs, self._in_eight_bits())
             return differences(self._outputs, self._in_half(_HALVES[precision]))
+
+    def _in_eight_bits(self) -> list[torch.Tensor]:
+        rounded = copy.deepcopy(self._model)
+        for module in rounded.modules():
+            weight = getattr(module, "weight", None)
+            if isinstance(weight, torch.nn.Parameter) and weight.dim() > 1:
+                axis = 1 if getattr(module, "transposed", False) else 0
+                others = [k for k in range(weight.dim()) if k != axis]
+                step = (weight.abs().amax(others, keepdim=True) / _LARGEST).clamp(min=1e-30)
+                weight.copy_((weight / step).round() * step)
+        return flat_outputs(rounded(*self._inputs))
 
     def _in_half(self, dtype: torch.dtype) -> list[torch.Tensor]:
         inputs = (x.to(dtype) if x.is_floating_point() else x for x in self._inputs)

@@ -109,7 +109,8 @@ def export(  # noqa: PLR0913 - each is one decision of the user
             weights in float16; ``"nhwc"``: images with the channels last; ``"nhwc-fp16"``: both);
             ``.engine`` is TensorRT for this GPU; these four hold no metadata, which then stands in
             ``<file>.json`` beside them. ``.mlpackage`` is Core ML (``backend="fp16"``: computed in
-            float16), a folder; away from Apple's systems it is read back and computed in PyTorch.
+            float16; ``"int8"``: with weights in eight bits, too), a folder; away from Apple's
+            systems it is read back and computed in PyTorch.
         example_inputs: A tensor or tuple of tensors, dimension 0 the batch. Real inputs make the
             comparison mean something.
         reference: What the file is compared with, in eval mode: the model that was trained.
