@@ -52,6 +52,21 @@ def test_json_and_the_options_tell_all(reparam_command, fused):
     assert len(told["diagnosis"]["layers"]) == 4
 
 
+def test_images_are_normalised_as_the_net_was_trained(reparam_command, fused):
+    line = ("quantize", *fused, *DATA, "-o", "q.onnx", "--json")
+    found = [
+        {
+            layer["name"]: (layer["input_low"], layer["input_high"])
+            for layer in reparam_command(*line, *how).json["diagnosis"]["layers"]
+        }
+        for how in ((), ("--mean", "0,0,0", "--std", "1,1,1"))
+    ]
+    assert found[0].keys() == found[1].keys()
+    lows, highs = zip(*(ranges[next(iter(ranges))] for ranges in found), strict=True)
+    assert lows[0] < 0 <= lows[1]
+    assert highs[1] <= 1 < highs[0]
+
+
 def test_a_net_with_branches_is_sent_to_fuse(reparam_command, tiny: str):
     ran = reparam_command("quantize", f"{tiny}:classifier", *DATA, "-o", "q.onnx")
     assert ran.code == 2

@@ -549,3 +549,29 @@ def test_an_option_of_the_model_is_not_folded_across(
             found, expected = fused(x, option, scale), model(x, option, scale)
             torch.testing.assert_close(found, expected, rtol=TOLERANCE, atol=TOLERANCE)
     assert count(fused, x)[1].norms == 1  # the last one folds, whatever the option
+
+
+class Activated(nn.Module):
+    """Two branches and what several blocks share: an activation, as YOLO's are, and a weight."""
+
+    def __init__(self, act: nn.Module, scale: nn.Parameter) -> None:
+        super().__init__()
+        self.wide = nn.Sequential(nn.Conv2d(4, 4, 3, padding=1, bias=False), nn.BatchNorm2d(4))
+        self.point = nn.Sequential(nn.Conv2d(4, 4, 1, bias=False), nn.BatchNorm2d(4))
+        self.act, self.scale = act, scale
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.act(self.wide(x) + self.point(x)) * self.scale.sum()
+
+
+@pytest.mark.parametrize("act", [nn.SiLU(), nn.Sequential(nn.SiLU(), nn.Sigmoid())])
+def test_blocks_that_share_a_module_are_all_rewritten(act) -> None:
+    scale = nn.Parameter(torch.rand(4))
+    net = randomise(nn.Sequential(*(Activated(act, scale) for _ in range(3))).double()).eval()
+    x = torch.randn(2, 4, 7, 8, dtype=torch.float64)
+    plan = reparam.plan(net, x)
+    assert [region.where for region in plan.regions] == ["0", "1", "2"]
+    fused = plan.apply()
+    torch.testing.assert_close(fused(x), net(x), rtol=1e-12, atol=1e-12)
+    assert not any(isinstance(module, nn.BatchNorm2d) for module in fused.modules())
+    assert len({block.act for block in fused}) == len({block.scale for block in fused}) == 1

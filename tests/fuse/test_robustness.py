@@ -15,6 +15,7 @@ from checking import Snapshot, assert_same_function, worst_error
 from counting import count
 from reparam import Why
 from reparam.errors import TrainingModeError, UnsupportedModelError, VerificationError
+from reparam.fusing.compare import compare_models
 from small_nets import Lambda, conv, image, norm
 from zoo import randomise
 
@@ -441,3 +442,30 @@ def test_a_model_that_needs_its_own_hooks_is_read_with_them(ran_before: bool) ->
     assert not any(isinstance(m, nn.BatchNorm2d) for m in fused.modules())
     for got, expected in zip(fused(x), net(x), strict=True):
         torch.testing.assert_close(got, expected, rtol=1e-12, atol=1e-12)
+
+
+class Picks(nn.Module):
+    """Picks between equal scores, as detectors do before they are trained: rounding decides."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(3, 4, 3, bias=False), nn.BatchNorm2d(4)
+        self.register_buffer("table", torch.tensor([0.0, torch.inf]))
+
+    def forward(self, x):
+        y = self.norm(self.conv(x))
+        score = y.sum((1, 2, 3))
+        return y, self.table[(score + 0.0 > score).long()]
+
+
+def test_a_net_whose_rounding_picks_its_results_folds_and_a_wrong_one_is_found():
+    net, x = randomise(Picks()).eval(), torch.randn(2, 3, 8, 8)
+    net.table.copy_(torch.tensor([0.0, torch.inf]))
+    fused = reparam.fuse(net, x)
+    assert not any(isinstance(m, nn.BatchNorm2d) for m in fused.modules())
+    torch.testing.assert_close(fused(x)[0], net(x)[0], rtol=1e-4, atol=1e-5)
+
+    with torch.no_grad():
+        fused.conv.weight[0] *= 1.1
+    with pytest.raises(VerificationError):
+        compare_models("it", net, fused, ((x,), {}))

@@ -135,6 +135,7 @@ def _read_torch(file: Path) -> object:
                 f"file, convert it where those can be imported: content = torch.load('{file.name}',"
                 f" weights_only=False), then torch.save(content['state_dict'], 'weights.pth') for "
                 f"the entry that holds the weights, or content.state_dict() if it is a whole model"
+                f"{_by_its_own(file, needed)}"
             ) from error
         if zipped and _is_torchscript(file):
             raise CheckpointError(
@@ -145,6 +146,12 @@ def _read_torch(file: Path) -> object:
             f"{file} is no checkpoint that torch.load can read{_lookalike(file)}"
             f"{_told_briefly(error)}"
         ) from error
+
+
+def _by_its_own(file: Path, needed: list[str]) -> str:
+    """How a whole model of a library is given, which that library reads."""
+    known = any(name.partition(".")[0] == "ultralytics" for name in needed)
+    return f"; or, as MODEL, let ultralytics read it: ultralytics:{file}" if known else ""
 
 
 def _is_torchscript(file: Path) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 
     from reparam.lab.data import ImageData
 
-__all__ = ["load_and_check"]
+__all__ = ["load_and_check", "normalised"]
 
 
 def load_and_check(target: Target, data: ImageData | None, inputs: Inputs) -> tuple[Loaded, Tensor]:
@@ -52,6 +53,34 @@ def load_and_check(target: Target, data: ImageData | None, inputs: Inputs) -> tu
             "then give --weights fused.safetensors"
         )
     return loaded, sample
+
+
+def normalised(data: ImageData, mean: str | None, std: str | None) -> ImageData:
+    """The data as the net was trained on it, where that was normalised in another way.
+
+    Raises:
+        InputError: one of the two is missing, or is not a number for each channel.
+    """
+    if mean is None and std is None:
+        return data
+    if mean is None or std is None:
+        raise InputError("--mean and --std belong together; give both")
+    return replace(data, mean=_channels("--mean", mean, data), std=_channels("--std", std, data))
+
+
+def _channels(option: str, text: str, data: ImageData) -> tuple[float, ...]:
+    count = data.image_shape[0]
+    try:
+        found = tuple(float(part) for part in text.split(","))
+    except ValueError:
+        found = ()
+    lowest = 0.0 if option == "--mean" else 1e-6
+    if len(found) != count or not all(lowest <= value <= 1 for value in found):
+        raise InputError(
+            f"{option} {text!r} is not {count} numbers from 0 to 1, as pixels are before them; "
+            f"give something like {','.join(['0.5'] * count)}"
+        )
+    return found
 
 
 def _sample(loaded: Loaded, data: ImageData | None, inputs: Inputs) -> Tensor:

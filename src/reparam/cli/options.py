@@ -26,12 +26,14 @@ __all__ = [
     "InputSizeOption",
     "JsonOption",
     "KeyOption",
+    "MeanOption",
     "ModelArgument",
     "NumClassesOption",
     "OutFileOption",
     "OutputsOption",
     "ShapeOption",
     "ShapesOption",
+    "StdOption",
     "StrictOption",
     "WeightsOption",
     "WhereOption",
@@ -116,6 +118,14 @@ InputSizeOption = Annotated[
     typer.Option(
         "--input-size", "--size", metavar="PIXELS", min=1, help="Side of a square example image."
     ),
+]
+MeanOption = Annotated[
+    str | None,
+    typer.Option("--mean", metavar="R,G,B", help="Subtracted from images of 0 to 1, with --std."),
+]
+StdOption = Annotated[
+    str | None,
+    typer.Option("--std", metavar="R,G,B", help="What images are divided by, with --mean."),
 ]
 SUFFIXES = tuple(dict.fromkeys(entry.suffix for entry in formats()))
 """Of the formats that a model can be written in."""

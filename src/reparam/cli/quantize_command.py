@@ -8,14 +8,16 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from reparam.cli.exported_files import is_onnx
-from reparam.cli.fused import load_and_check
+from reparam.cli.fused import load_and_check, normalised
 from reparam.cli.notes import warnings_noted
 from reparam.cli.options import (
     InputSizeOption,
     JsonOption,
     KeyOption,
+    MeanOption,
     ModelArgument,
     NumClassesOption,
+    StdOption,
     StrictOption,
     WeightsOption,
     check_out,
@@ -119,6 +121,8 @@ def quantize(  # noqa: PLR0913 - one argument for each option
     target: TargetOption = "auto",
     weight_bits: WeightBitsOption = None,
     max_drop: MaxDropOption = None,
+    mean: MeanOption = None,
+    std: StdOption = None,
     input_size: InputSizeOption = None,
     num_classes: NumClassesOption = None,
     report: PageOption = None,
@@ -141,6 +145,7 @@ def quantize(  # noqa: PLR0913 - one argument for each option
     with terminal.progress(f"Quantizing {model}") as update, warnings_noted(terminal):
         update(0, 1, f"opening {data}")
         found = open_data(data, validation=validation, image_size=input_size)
+        found = normalised(found, mean, std)
         loaded, _ = load_and_check(given, found, Inputs(size=input_size))
         result = write_quantized(
             loaded.model,

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from reparam.cli.fused import load_and_check
+from reparam.cli.fused import load_and_check, normalised
 from reparam.cli.targets import Checkpoint, Inputs, Target, load_model, sized
 from reparam.errors import InputError
 from reparam.lab.data import ArraySplit, ImageData, StoredSplit, eval_loader, open_data
@@ -45,11 +45,12 @@ class Material:
     batches: tuple[tuple[Tensor, Tensor], ...]
 
 
-def load_material(
+def load_material(  # noqa: PLR0913 - each is one option
     target: Target,
     *,
     data: str | None,
     validation: str | None,
+    normalize: tuple[str | None, str | None],
     trained: Path | None,
     images: int,
     inputs: Inputs,
@@ -64,8 +65,11 @@ def load_material(
     if data is not None:
         note(f"opening {data}")
         found = open_data(data, validation=validation, image_size=inputs.size)
+        found = normalised(found, *normalize)
     elif validation is not None:
         raise InputError("--validation is a second source of data; give --data too")
+    elif normalize != (None, None):
+        raise InputError("--mean and --std are about the data; give --data too")
     note(f"building {target.name}")
     loaded, sample = load_and_check(target, found, inputs)
     return Material(

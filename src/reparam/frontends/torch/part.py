@@ -60,6 +60,7 @@ class _Part:
         self._buffers: set[str] = set()
         root = trace.root.get_submodule(self._path[len(trace.path) :].lstrip("."))
         self.trace = Trace(root, self._path, self._graph, {}, {})
+        self._own = _names_of(root)
         self._read_arguments()
         self._copy_items(frame)
         self._graph.output(rebuilt_for(self._graph, frame.result, self._returned))
@@ -139,7 +140,7 @@ class _Part:
         if called in self._modules:
             made = self._graph.call_function(operator.call, (self._modules[called], *args), kwargs)
         elif node.op == "call_module":
-            made = self._graph.call_module(self._relative(str(node.target)), args, kwargs)
+            made = self._graph.call_module(self._relative(str(node.target), called), args, kwargs)
         else:
             made = self._graph.create_node(node.op, node.target, args, kwargs)
         self._made[node] = made
@@ -168,7 +169,7 @@ class _Part:
             return self._node_of(value) if self._is_passed(path, value) else None
 
         made = self._graph.call_module(
-            self._below(path),
+            self._below(path, frame.module),
             rebuilt_for(self._graph, args, handed),
             rebuilt_for(self._graph, kwargs, handed),
         )
@@ -199,7 +200,8 @@ class _Part:
             if value in self._reached:
                 self._made[value] = reach(self._graph, *self._reached[value])
             elif value.op == "get_attr":
-                made = self._graph.get_attr(self._relative(str(value.target)))
+                stored = operator.attrgetter(str(value.target))(self._whole.root)
+                made = self._graph.get_attr(self._relative(str(value.target), stored))
                 self.trace.keys[made] = self._whole.keys[value]
                 self._made[value] = made
             else:
@@ -222,18 +224,29 @@ class _Part:
         if module in self._modules:
             return self._modules[module]
         names = {m: name for name, m in self._whole.root.named_modules()}
-        return self._graph.get_attr(self._relative(names[module]))
+        return self._graph.get_attr(self._relative(names[module], module))
 
-    def _relative(self, target: str) -> str:
+    def _relative(self, target: str, what: object) -> str:
         """A name in the whole trace as one in this module."""
         whole = f"{self._whole.path}.{target}" if self._whole.path else target
-        return self._below(whole)
+        return self._below(whole, what)
 
-    def _below(self, path: str) -> str:
-        if self._path and not path.startswith(f"{self._path}."):
-            msg = f"it reads {path}, which lies outside of it"
-            raise Unwritable(msg)
-        return path[len(self._path) + 1 :] if self._path else path
+    def _below(self, path: str, what: object) -> str:
+        """The name here of what has that path, or, where modules share it, of its own."""
+        if not self._path:
+            return path
+        if path.startswith(f"{self._path}."):
+            return path[len(self._path) + 1 :]
+        if id(what) in self._own:
+            return self._own[id(what)]
+        msg = f"it reads {path}, which lies outside of it"
+        raise Unwritable(msg)
+
+
+def _names_of(root: nn.Module) -> dict[int, str]:
+    """What a module holds, by identity: modules, parameters and buffers, each by its first name."""
+    found = [*root.named_modules(), *root.named_parameters(), *root.named_buffers()]
+    return {id(what): name for name, what in reversed(found)}
 
 
 def _call_of(frame: Frame) -> tuple[tuple[Any, ...], dict[str, Any]]:
