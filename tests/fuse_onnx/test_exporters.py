@@ -22,6 +22,8 @@ from reparam.fusing import fuse_onnx_file
 
 SLOW = pytest.mark.slow
 EXPORTERS = ("older", "newer")
+SCREEN = 50
+"""Lines of a terminal; a plan of the longest file takes two of them at the most."""
 
 
 def exported(net, x, path, exporter):
@@ -84,6 +86,7 @@ def test_an_exported_net_folds_as_the_module_does(make, exporter, tmp_path):
 
     result = fuse_onnx_file(tmp_path / "net.onnx", tmp_path / "fused.onnx")
 
+    assert len(str(result.plan).splitlines()) <= 2 * SCREEN  # the longest files of the tests
     assert result.after["Conv"] == convs
     assert result.after["Gemm"] <= linears
     assert "BatchNormalization" not in result.after
