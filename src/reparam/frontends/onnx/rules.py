@@ -1,40 +1,19 @@
-"""What the operations of ONNX are, for the planner: a table from operations to rules."""
+"""What the operations of ONNX are, for the planner: the rules of ``rules_*.py``, see ``table``."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from reparam.frontends.onnx import (  # noqa: F401 (each enters its rules)
+    rules_layers,
+    rules_layouts,
+    rules_moves,
+    rules_parts,
+    rules_scales,
+    rules_stacks,
+)
 from reparam.frontends.onnx.lift import OnnxLifted, OnnxLifter, Rule
-from reparam.frontends.onnx.rules_layers import (
-    batch_norm,
-    conv,
-    conv_transpose,
-    einsum,
-    gemm,
-    matmul,
-)
-from reparam.frontends.onnx.rules_layouts import (
-    max_pool,
-    reshape,
-    resize,
-    spatial_maximum,
-    spatial_mean,
-    transpose,
-)
-from reparam.frontends.onnx.rules_moves import (
-    average_pool,
-    cast,
-    concat,
-    dropout,
-    elementwise,
-    expand,
-    pad,
-    pass_on,
-    slice_,
-)
-from reparam.frontends.onnx.rules_parts import depth_to_space, gather, space_to_depth, split, tile
-from reparam.frontends.onnx.rules_scales import add, add_all, divide, multiply, negate, subtract
-from reparam.frontends.onnx.rules_stacks import total
+from reparam.frontends.onnx.table import RULES
 
 if TYPE_CHECKING:
     from onnx import ModelProto, NodeProto
@@ -49,49 +28,4 @@ def lift_onnx(model: ModelProto, opset: int) -> OnnxLifted:
 
 def rule_for(proto: NodeProto) -> Rule | None:
     """Find the rule of an operation of the default domain, or None where there is none."""
-    return _RULES.get(proto.op_type)
-
-
-_RULES: dict[str, Rule] = {
-    "Conv": conv,
-    "ConvTranspose": conv_transpose,
-    "Gemm": gemm,
-    "MatMul": matmul,
-    "Einsum": einsum,
-    "BatchNormalization": batch_norm,
-    "Add": add,
-    "Sum": add_all,
-    "Sub": subtract,
-    "Mul": multiply,
-    "Div": divide,
-    "Neg": negate,
-    "Identity": pass_on,
-    "Dropout": dropout,
-    "Cast": cast,
-    "AveragePool": average_pool,
-    "GlobalAveragePool": spatial_mean,
-    "ReduceMean": spatial_mean,
-    "ReduceSum": total,
-    "ReduceMax": spatial_maximum,
-    **dict.fromkeys(("MaxPool", "GlobalMaxPool"), max_pool),
-    **dict.fromkeys(("Resize", "Upsample"), resize),
-    "Split": split,
-    "Gather": gather,
-    "DepthToSpace": depth_to_space,
-    "SpaceToDepth": space_to_depth,
-    "Tile": tile,
-    "Expand": expand,
-    "Pad": pad,
-    "Slice": slice_,
-    "Concat": concat,
-    "Transpose": transpose,
-    **dict.fromkeys(("Flatten", "Reshape", "Squeeze", "Unsqueeze"), reshape),
-    **dict.fromkeys(
-        (
-            "Relu", "LeakyRelu", "Elu", "Selu", "Celu", "Gelu", "Mish", "Swish", "Sigmoid", "Tanh",
-            "HardSigmoid", "HardSwish", "Softplus", "Softsign", "Clip", "Erf", "ThresholdedRelu",
-            "Abs", "Exp", "Sqrt",
-        ),
-        elementwise,
-    ),
-}  # fmt: skip
+    return RULES.get(proto.op_type)

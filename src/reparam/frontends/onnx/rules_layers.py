@@ -14,6 +14,7 @@ from reparam.algebra import AffineConv, Geometry, Leaf, Rows
 from reparam.frontends.hosted import convolution_of, rows_of_transposed, turned_kernel
 from reparam.frontends.onnx.lift import OnnxLifter
 from reparam.frontends.onnx.nodes import attributes
+from reparam.frontends.onnx.table import reads
 from reparam.frontends.products import contraction
 from reparam.frontends.weights import all_finite, weight_loader
 from reparam.program import Node
@@ -22,14 +23,13 @@ from reparam.reasons import Why
 if TYPE_CHECKING:
     from onnx import NodeProto
 
-__all__ = [
-    "batch_norm", "conv", "conv_transpose", "einsum", "gemm", "matmul", "pads_of", "paired_bias",
-]  # fmt: skip
+__all__ = ["pads_of", "paired_bias"]
 
 _SIGNED_BATCH_NORM = 9
 """Opset before which BatchNormalization could normalise positions instead of channels."""
 
 
+@reads("Conv")
 def conv(lifter: OnnxLifter, proto: NodeProto) -> Node | None:
     """``Conv`` with a constant weight; padding of any kind is native here."""
     refused = _weights_refused(lifter, proto)
@@ -51,6 +51,7 @@ def conv(lifter: OnnxLifter, proto: NodeProto) -> Node | None:
     return _mixing(lifter, proto, geometry, weight, bias)
 
 
+@reads("ConvTranspose")
 def conv_transpose(lifter: OnnxLifter, proto: NodeProto) -> Node | None:
     """``ConvTranspose``, whose output channels can be rescaled."""
     refused = _weights_refused(lifter, proto)
@@ -77,6 +78,7 @@ def conv_transpose(lifter: OnnxLifter, proto: NodeProto) -> Node | None:
     return _layer(lifter, proto, proto.input[0], leaf, weight, bias)
 
 
+@reads("Gemm")
 def gemm(lifter: OnnxLifter, proto: NodeProto) -> Node | None:
     """``Gemm`` with constant matrix and addend: a linear layer."""
     refused = _weights_refused(lifter, proto)
@@ -106,6 +108,7 @@ def gemm(lifter: OnnxLifter, proto: NodeProto) -> Node | None:
     return _layer(lifter, proto, proto.input[0], leaf, weight, bias)
 
 
+@reads("MatMul")
 def matmul(lifter: OnnxLifter, proto: NodeProto) -> Node | None:
     """``MatMul`` with a constant matrix, together with the addition of a constant behind it."""
     if proto.input[1] not in lifter.constants or not lifter.is_value(proto.input[0]):
@@ -124,6 +127,7 @@ def matmul(lifter: OnnxLifter, proto: NodeProto) -> Node | None:
     return linear(lifter, proto, proto, None)
 
 
+@reads("Einsum")
 def einsum(lifter: OnnxLifter, proto: NodeProto) -> Node | None:
     """``Einsum`` with a constant matrix, where that is a pointwise layer."""
     if len(proto.input) != 2:
@@ -170,6 +174,7 @@ def paired_bias(lifter: OnnxLifter, proto: NodeProto) -> Node | None:
     return None if product is None or bias is None else linear(lifter, proto, product, bias)
 
 
+@reads("BatchNormalization")
 def batch_norm(lifter: OnnxLifter, proto: NodeProto) -> Node | None:
     """``BatchNormalization`` with constant statistics."""
     given, constants = attributes(proto), lifter.constants

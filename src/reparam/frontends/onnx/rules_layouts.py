@@ -9,21 +9,14 @@ from reparam.frontends.onnx.lift import OnnxLifter
 from reparam.frontends.onnx.nodes import attributes
 from reparam.frontends.onnx.rules_stacks import axes_of, total, unsqueezed
 from reparam.frontends.onnx.shapes import Shape, channel_axis_after, same_size
+from reparam.frontends.onnx.table import reads
 from reparam.program import Node
 from reparam.reasons import Reason
 
 if TYPE_CHECKING:
     from onnx import NodeProto
 
-__all__ = [
-    "averaged_positions",
-    "max_pool",
-    "reshape",
-    "resize",
-    "spatial_maximum",
-    "spatial_mean",
-    "transpose",
-]
+__all__ = ["averaged_positions"]
 
 
 def averaged_positions(lifter: OnnxLifter, proto: NodeProto, reason: Reason) -> Node:
@@ -34,6 +27,7 @@ def averaged_positions(lifter: OnnxLifter, proto: NodeProto, reason: Reason) -> 
     return lifter.layout(proto, proto.input[0], axis, reason=reason)
 
 
+@reads("Resize", "Upsample")
 def resize(lifter: OnnxLifter, proto: NodeProto) -> Node | None:
     """``Resize`` of positions: each is a weighted mean of others, with weights that sum to one.
 
@@ -49,6 +43,7 @@ def resize(lifter: OnnxLifter, proto: NodeProto) -> Node | None:
     return lifter.layout(proto, source, axis) if kept else None
 
 
+@reads("MaxPool", "GlobalMaxPool")
 def max_pool(lifter: OnnxLifter, proto: NodeProto) -> Node | None:
     """``MaxPool`` whose indices nothing reads, and ``GlobalMaxPool``; padding is never largest."""
     source = proto.input[0]
@@ -59,6 +54,7 @@ def max_pool(lifter: OnnxLifter, proto: NodeProto) -> Node | None:
     return lifter.layout(proto, source, axis, monotone=True)
 
 
+@reads("GlobalAveragePool", "ReduceMean")
 def spatial_mean(lifter: OnnxLifter, proto: NodeProto) -> Node | None:
     """``GlobalAveragePool`` and ``ReduceMean`` over other axes than the channels'.
 
@@ -68,6 +64,7 @@ def spatial_mean(lifter: OnnxLifter, proto: NodeProto) -> Node | None:
     return total(lifter, proto) or _reduced(lifter, proto, monotone=False)
 
 
+@reads("ReduceMax")
 def spatial_maximum(lifter: OnnxLifter, proto: NodeProto) -> Node | None:
     """``ReduceMax`` over other axes than the channels'."""
     return _reduced(lifter, proto, monotone=True)
@@ -93,6 +90,7 @@ def _reduced(lifter: OnnxLifter, proto: NodeProto, *, monotone: bool) -> Node | 
     return lifter.layout(proto, proto.input[0], axis + behind, monotone=monotone)
 
 
+@reads("Flatten", "Reshape", "Squeeze", "Unsqueeze")
 def reshape(lifter: OnnxLifter, proto: NodeProto) -> Node | None:
     """``Reshape``, ``Flatten``, ``Squeeze``, ``Unsqueeze`` of images or tokens.
 
@@ -142,6 +140,7 @@ def _joined(lifter: OnnxLifter, proto: NodeProto, rank: int, after: Shape) -> No
     return lifter.routed(proto, proto.input[0], order, 1 - len(after))
 
 
+@reads("Transpose")
 def transpose(lifter: OnnxLifter, proto: NodeProto) -> Node | None:
     """``Transpose``."""
     source = proto.input[0]

@@ -14,23 +14,13 @@ from reparam.frontends.onnx.rules_layers import pads_of
 from reparam.frontends.onnx.rules_layouts import averaged_positions
 from reparam.frontends.onnx.rules_parts import picked
 from reparam.frontends.onnx.rules_stacks import stacked
+from reparam.frontends.onnx.table import reads
 from reparam.program import Node
 from reparam.reasons import Why
 
 if TYPE_CHECKING:
     from onnx import NodeProto
 
-__all__ = [
-    "average_pool",
-    "cast",
-    "concat",
-    "dropout",
-    "elementwise",
-    "expand",
-    "pad",
-    "pass_on",
-    "slice_",
-]
 
 _PADDING_MODES = {"reflect": "reflect", "edge": "replicate", "wrap": "circular"}
 """ONNX's names of paddings that are not zeros, and torch's."""
@@ -39,6 +29,7 @@ _PADS_AS_INPUT = 11
 """Opset from which Pad reads its pads, and Slice its ends, from inputs."""
 
 
+@reads("AveragePool")
 def average_pool(lifter: OnnxLifter, proto: NodeProto) -> Node | None:
     """``AveragePool`` that divides by the size of its window everywhere."""
     given, source = attributes(proto), proto.input[0]
@@ -66,6 +57,7 @@ def average_pool(lifter: OnnxLifter, proto: NodeProto) -> Node | None:
     return lifter.average(proto, source, channels, sizes, strides, pads, dilations)
 
 
+@reads("Pad")
 def pad(lifter: OnnxLifter, proto: NodeProto) -> Node | None:
     """``Pad`` of the spatial axes: with zeros an operator, with something else a new value."""
     given, source = attributes(proto), proto.input[0]
@@ -82,6 +74,7 @@ def pad(lifter: OnnxLifter, proto: NodeProto) -> Node | None:
     return lifter.repadded(proto, pairs, _PADDING_MODES[mode])
 
 
+@reads("Slice")
 def slice_(lifter: OnnxLifter, proto: NodeProto) -> Node | None:
     """``Slice`` that takes off a margin of the spatial axes: padding by a negative number."""
     reads = list(proto.input[1:])
@@ -125,11 +118,13 @@ def _some_channels(
     return picked(lifter, proto, range(-low, channels + high))
 
 
+@reads("Identity")
 def pass_on(lifter: OnnxLifter, proto: NodeProto) -> Node | None:
     """``Identity``."""
     return lifter.alias(proto, proto.input[0])
 
 
+@reads("Expand")
 def expand(lifter: OnnxLifter, proto: NodeProto) -> Node | None:
     """``Expand`` by ones alone, which exporters write before a ``Tile``: it returns its input."""
     shape, rank = proto.input[1], lifter.rank(proto.input[0])
@@ -140,6 +135,7 @@ def expand(lifter: OnnxLifter, proto: NodeProto) -> Node | None:
     return lifter.alias(proto, proto.input[0]) if nothing else None
 
 
+@reads("Cast")
 def cast(lifter: OnnxLifter, proto: NodeProto) -> Node | None:
     """``Cast`` to the type that its input has, or that another casts it to."""
     same = lifter.shapes.types.get(proto.input[0]) == attributes(proto)["to"]
@@ -148,6 +144,7 @@ def cast(lifter: OnnxLifter, proto: NodeProto) -> Node | None:
     return lifter.again(proto) or lifter.opaque(proto, keeps=True)
 
 
+@reads("Dropout")
 def dropout(lifter: OnnxLifter, proto: NodeProto) -> Node | None:
     """``Dropout`` outside of training, whose mask nothing reads."""
     training = proto.input[2] if len(proto.input) > 2 else ""
@@ -159,11 +156,34 @@ def dropout(lifter: OnnxLifter, proto: NodeProto) -> Node | None:
     return lifter.opaque(proto, keeps=True) if masks else lifter.alias(proto, proto.input[0])
 
 
+@reads(
+    "Relu",
+    "LeakyRelu",
+    "Elu",
+    "Selu",
+    "Celu",
+    "Gelu",
+    "Mish",
+    "Swish",
+    "Sigmoid",
+    "Tanh",
+    "HardSigmoid",
+    "HardSwish",
+    "Softplus",
+    "Softsign",
+    "Clip",
+    "Erf",
+    "ThresholdedRelu",
+    "Abs",
+    "Exp",
+    "Sqrt",
+)
 def elementwise(lifter: OnnxLifter, proto: NodeProto) -> Node | None:
     """An activation: nothing folds through it, but axes stay in place."""
     return lifter.again(proto) or lifter.opaque(proto, keeps=True)
 
 
+@reads("Concat")
 def concat(lifter: OnnxLifter, proto: NodeProto) -> Node | None:
     """``Concat`` along the channel axis, or along one of its own."""
     if not all(lifter.is_value(name) for name in proto.input):

@@ -7,14 +7,16 @@ from typing import TYPE_CHECKING
 
 from reparam.frontends.onnx.lift import OnnxLifter
 from reparam.frontends.onnx.nodes import attributes
+from reparam.frontends.onnx.table import reads
 from reparam.program import Node
 
 if TYPE_CHECKING:
     from onnx import NodeProto
 
-__all__ = ["depth_to_space", "gather", "picked", "space_to_depth", "split", "tile"]
+__all__ = ["picked"]
 
 
+@reads("Split")
 def split(lifter: OnnxLifter, proto: NodeProto) -> Node | None:
     """``Split`` along the channels: each value is some of them."""
     source = proto.input[0]
@@ -36,6 +38,7 @@ def split(lifter: OnnxLifter, proto: NodeProto) -> Node | None:
     return lifter.part(proto, *parts[0])
 
 
+@reads("Gather")
 def gather(lifter: OnnxLifter, proto: NodeProto) -> Node | None:
     """``Gather`` of channels, by a list of them."""
     source, indices = proto.input
@@ -47,6 +50,7 @@ def gather(lifter: OnnxLifter, proto: NodeProto) -> Node | None:
     return picked(lifter, proto, [n % channels for n in lifter.constants.integers(indices)])
 
 
+@reads("Tile")
 def tile(lifter: OnnxLifter, proto: NodeProto) -> Node | None:
     """``Tile`` along the channels: all of them, several times one after another."""
     source, repeats = proto.input[:2]
@@ -65,6 +69,7 @@ def picked(lifter: OnnxLifter, proto: NodeProto, channels: Sequence[int]) -> Nod
     return lifter.routed(proto, source, origins, lifter.axis(source)) if origins else None
 
 
+@reads("DepthToSpace")
 def depth_to_space(lifter: OnnxLifter, proto: NodeProto) -> Node | None:
     """``DepthToSpace``: each channel is made of ``b * b``, next to each other or ``C`` apart."""
     given, channels = attributes(proto), lifter.channels(proto.input[0])
@@ -79,6 +84,7 @@ def depth_to_space(lifter: OnnxLifter, proto: NodeProto) -> Node | None:
     return lifter.routed(proto, proto.input[0], origins, -3)
 
 
+@reads("SpaceToDepth")
 def space_to_depth(lifter: OnnxLifter, proto: NodeProto) -> Node | None:
     """``SpaceToDepth``: ``b * b`` channels are made of each one, ``C`` apart."""
     channels = lifter.channels(proto.input[0])

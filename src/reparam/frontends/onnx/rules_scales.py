@@ -12,6 +12,7 @@ from reparam import algebra
 from reparam.algebra import AffineConv
 from reparam.frontends.onnx.lift import OnnxLifter
 from reparam.frontends.onnx.rules_layers import paired_bias
+from reparam.frontends.onnx.table import reads
 from reparam.frontends.scales import doubt, is_per_channel
 from reparam.program import Node
 from reparam.reasons import Reason, Why
@@ -19,19 +20,20 @@ from reparam.reasons import Reason, Why
 if TYPE_CHECKING:
     from onnx import NodeProto
 
-__all__ = ["add", "add_all", "divide", "multiply", "negate", "subtract"]
 
-
+@reads("Add")
 def add(lifter: OnnxLifter, proto: NodeProto) -> Node | None:
     """``Add``: a sum of values, a shift by a constant, or the bias of a matrix product."""
     return paired_bias(lifter, proto) or _plus(lifter, proto, 1.0)
 
 
+@reads("Sub")
 def subtract(lifter: OnnxLifter, proto: NodeProto) -> Node | None:
     """``Sub``."""
     return _plus(lifter, proto, -1.0)
 
 
+@reads("Sum")
 def add_all(lifter: OnnxLifter, proto: NodeProto) -> Node | None:
     """``Sum`` of values."""
     terms = list(proto.input)
@@ -40,6 +42,7 @@ def add_all(lifter: OnnxLifter, proto: NodeProto) -> Node | None:
     return lifter.sum(proto, terms, [1.0] * len(terms))
 
 
+@reads("Mul")
 def multiply(lifter: OnnxLifter, proto: NodeProto) -> Node | None:
     """``Mul`` where one side is constant; a gate of two values keeps its axes."""
     left, right = proto.input
@@ -51,6 +54,7 @@ def multiply(lifter: OnnxLifter, proto: NodeProto) -> Node | None:
     return _affine_map(lifter, proto, x, factor=factor)
 
 
+@reads("Div")
 def divide(lifter: OnnxLifter, proto: NodeProto) -> Node | None:
     """``Div`` by a constant."""
     left, right = proto.input
@@ -61,6 +65,7 @@ def divide(lifter: OnnxLifter, proto: NodeProto) -> Node | None:
     return _affine_map(lifter, proto, left, factor=right, invert=True)
 
 
+@reads("Neg")
 def negate(lifter: OnnxLifter, proto: NodeProto) -> Node | None:
     """``Neg``."""
     return _affine_map(lifter, proto, proto.input[0], times=-1.0)

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from reparam.frontends.onnx.lift import OnnxLifter
 from reparam.frontends.onnx.nodes import attributes
+from reparam.frontends.onnx.table import reads
 from reparam.program import Node
 
 if TYPE_CHECKING:
@@ -28,6 +29,7 @@ def stacked(lifter: OnnxLifter, proto: NodeProto) -> Node | None:
     return lifter.stack(proto, proto.output[0], proto.input)
 
 
+@reads("ReduceSum")
 def total(lifter: OnnxLifter, proto: NodeProto) -> Node | None:
     """``ReduceSum`` and ``ReduceMean`` of a stack over its own axis: a sum of its values."""
     mean = proto.op_type == "ReduceMean"

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.nn import functional as F
 
 from reparam import algebra
 from reparam.algebra import AffineConv, Geometry, Leaf, Rows
@@ -18,28 +19,26 @@ from reparam.frontends.hosted import (
     weight_as_rows,
 )
 from reparam.frontends.kinds import AnyBatchNorm, AnyTransposedConv
-from reparam.frontends.torch.arguments import TRANSPOSED, bind, first, is_literal, rank_from_readers
+from reparam.frontends.torch.arguments import (
+    CONVOLUTIONS,
+    TRANSPOSED,
+    bind,
+    first,
+    is_literal,
+    rank_from_readers,
+)
 from reparam.frontends.torch.builtin import is_builtin
 from reparam.frontends.torch.lift import Lifter
+from reparam.frontends.torch.table import reads
 from reparam.frontends.torch.weights import constant_weight, module_reader
 from reparam.frontends.weights import all_finite, weight_loader
 from reparam.program import Node
 from reparam.reasons import Why
 
-__all__ = [
-    "batch_norm_function",
-    "batch_norm_module",
-    "conv_function",
-    "conv_module",
-    "conv_transpose_function",
-    "conv_transpose_module",
-    "hosted_module",
-    "linear_function",
-    "linear_module",
-    "probed_module",
-]
+__all__ = ["hosted_module", "probed_module"]
 
 
+@reads(nn.Conv1d, nn.Conv2d, nn.Conv3d)
 def conv_module(lifter: Lifter, node: fx.Node) -> Node | None:
     """``nn.ConvNd`` with zero padding; other padding modes are hosted."""
     module = lifter.module(node)
@@ -64,6 +63,7 @@ def conv_module(lifter: Lifter, node: fx.Node) -> Node | None:
     return _mixing(lifter, node, leaf, reads, padded)
 
 
+@reads(nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 def conv_transpose_module(lifter: Lifter, node: fx.Node) -> Node | None:
     """``nn.ConvTransposeNd``: of stride 1 a convolution, else hosted."""
     module: Any = lifter.module(node)
@@ -147,6 +147,7 @@ def probed_module(lifter: Lifter, node: fx.Node) -> Node | None:
     )  # fmt: skip
 
 
+@reads(nn.Linear)
 def linear_module(lifter: Lifter, node: fx.Node) -> Node | None:
     """``nn.Linear``: a convolution without spatial dimensions."""
     module = lifter.module(node)
@@ -158,6 +159,7 @@ def linear_module(lifter: Lifter, node: fx.Node) -> Node | None:
     return _mixing(lifter, node, leaf, {*module.parameters(), *module.buffers()})
 
 
+@reads(*CONVOLUTIONS)
 def conv_function(lifter: Lifter, node: fx.Node) -> Node | None:
     """``F.convNd`` with a weight that is constant, computed or not."""
     x, weight, bias, stride, padding, dilation, groups = bind(
@@ -175,6 +177,7 @@ def conv_function(lifter: Lifter, node: fx.Node) -> Node | None:
     return _functional_mixing(lifter, node, geometry, weight, bias)
 
 
+@reads(*TRANSPOSED)
 def conv_transpose_function(lifter: Lifter, node: fx.Node) -> Node | None:
     """``F.conv_transposeNd`` with a constant weight; its output channels can be rescaled."""
     x, weight, bias, *numbers = bind(
@@ -235,6 +238,7 @@ def _transposed(
     return layer.eval()
 
 
+@reads(F.linear)
 def linear_function(lifter: Lifter, node: fx.Node) -> Node | None:
     """``F.linear`` with a constant weight."""
     x, weight, bias = bind(node, ("input", "weight", "bias"), (None, None, None))
@@ -282,6 +286,7 @@ def _mixing(
     )  # fmt: skip
 
 
+@reads(AnyBatchNorm)
 def batch_norm_module(lifter: Lifter, node: fx.Node) -> Node | None:
     """``nn.BatchNormNd`` and ``nn.SyncBatchNorm`` with running statistics."""
     module = lifter.module(node)
@@ -300,6 +305,7 @@ def batch_norm_module(lifter: Lifter, node: fx.Node) -> Node | None:
     return _batch_norm(lifter, node, read, reads, module.eps, axis)
 
 
+@reads(F.batch_norm)
 def batch_norm_function(lifter: Lifter, node: fx.Node) -> Node | None:
     """``F.batch_norm`` with constant statistics."""
     x, mean, var, weight, bias, training, _, eps = bind(

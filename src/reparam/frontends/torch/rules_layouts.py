@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import fx, nn
 from torch.nn import functional as F
 
@@ -12,32 +13,14 @@ from reparam.frontends.torch.arguments import bind, first, is_literal
 from reparam.frontends.torch.lift import Lifter
 from reparam.frontends.torch.rules_stacks import total
 from reparam.frontends.torch.sizes import features_read, is_batch_of, is_channels_of, number
+from reparam.frontends.torch.table import reads
 from reparam.program import Node
 from reparam.reasons import Reason
 
-__all__ = [
-    "averaged_positions",
-    "flatten",
-    "flip",
-    "global_pool_function",
-    "global_pool_module",
-    "interpolate",
-    "largest_along",
-    "max_pool_function",
-    "max_pool_module",
-    "mean",
-    "permute",
-    "repad_module",
-    "repadded",
-    "reshape",
-    "roll",
-    "squeeze",
-    "transpose",
-    "unflatten",
-    "unsqueeze",
-]
+__all__ = ["averaged_positions", "repadded"]
 
 
+@reads(nn.Upsample, F.interpolate)
 def interpolate(lifter: Lifter, node: fx.Node) -> Node | None:
     """``F.interpolate`` and ``nn.Upsample``: each position is a weighted mean of others.
 
@@ -47,12 +30,28 @@ def interpolate(lifter: Lifter, node: fx.Node) -> Node | None:
     return _on_positions(lifter, node)
 
 
+@reads(
+    nn.MaxPool1d,
+    nn.MaxPool2d,
+    nn.MaxPool3d,
+    nn.AdaptiveMaxPool1d,
+    nn.AdaptiveMaxPool2d,
+    nn.AdaptiveMaxPool3d,
+)
 def max_pool_module(lifter: Lifter, node: fx.Node) -> Node | None:
     """``nn.MaxPoolNd`` and ``nn.AdaptiveMaxPoolNd``; padding never is the largest."""
     module: Any = lifter.module(node)
     return None if module.return_indices else _largest(lifter, node)
 
 
+@reads(
+    F.max_pool1d,
+    F.max_pool2d,
+    F.max_pool3d,
+    F.adaptive_max_pool1d,
+    F.adaptive_max_pool2d,
+    F.adaptive_max_pool3d,
+)
 def max_pool_function(lifter: Lifter, node: fx.Node) -> Node | None:
     """``F.max_poolNd`` and ``F.adaptive_max_poolNd``."""
     names = (
@@ -72,6 +71,17 @@ def _largest(lifter: Lifter, node: fx.Node) -> Node | None:
 _ADAPTIVE = frozenset({F.adaptive_max_pool1d, F.adaptive_max_pool2d, F.adaptive_max_pool3d})
 
 
+@reads(
+    nn.ReflectionPad1d,
+    nn.ReflectionPad2d,
+    nn.ReflectionPad3d,
+    nn.ReplicationPad1d,
+    nn.ReplicationPad2d,
+    nn.ReplicationPad3d,
+    nn.CircularPad1d,
+    nn.CircularPad2d,
+    nn.CircularPad3d,
+)
 def repad_module(lifter: Lifter, node: fx.Node) -> Node | None:
     """``nn.ReflectionPadNd``, ``nn.ReplicationPadNd``, ``nn.CircularPadNd``."""
     module: Any = lifter.module(node)
@@ -84,12 +94,14 @@ def repadded(lifter: Lifter, node: fx.Node, dims: int) -> Node | None:
     return None if axis is None or dims > -axis - 1 else _on_positions(lifter, node)
 
 
+@reads(nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d)
 def global_pool_module(lifter: Lifter, node: fx.Node) -> Node | None:
     """``nn.AdaptiveAvgPoolNd``: averages of each channel, of the whole channel for size one."""
     module: Any = lifter.module(node)
     return _adaptive_pool(lifter, node, module.output_size)
 
 
+@reads(F.adaptive_avg_pool1d, F.adaptive_avg_pool2d, F.adaptive_avg_pool3d)
 def global_pool_function(lifter: Lifter, node: fx.Node) -> Node | None:
     """``F.adaptive_avg_poolNd``."""
     _, size = bind(node, ("input", "output_size"), (None, None))
@@ -147,11 +159,13 @@ _POOLS: dict[int, tuple[Any, ...]] = {
 }  # fmt: skip
 
 
+@reads(torch.mean, "mean")
 def mean(lifter: Lifter, node: fx.Node) -> Node | None:
     """``x.mean(dims)`` over other dimensions than that of the channels, or that of a stack."""
     return total(lifter, node) or _reduced(lifter, node, monotone=False)
 
 
+@reads(torch.amax, "amax")
 def largest_along(lifter: Lifter, node: fx.Node) -> Node | None:
     """``x.amax(dims)`` over other dimensions than that of the channels."""
     return _reduced(lifter, node, monotone=True)
@@ -179,6 +193,7 @@ def _reduced(lifter: Lifter, node: fx.Node, *, monotone: bool) -> Node | None:
     )
 
 
+@reads(torch.permute, "permute")
 def permute(lifter: Lifter, node: fx.Node) -> Node | None:
     """``torch.permute`` with literal axes."""
     x = first(node)
@@ -192,6 +207,7 @@ def permute(lifter: Lifter, node: fx.Node) -> Node | None:
     return _permuted(lifter, node, x, [d % rank for d in dims if isinstance(d, int)])
 
 
+@reads(torch.transpose, "transpose")
 def transpose(lifter: Lifter, node: fx.Node) -> Node | None:
     """``torch.transpose`` with literal axes."""
     x, first, second = bind(node, ("input", "dim0", "dim1"), (None, None, None))
@@ -212,6 +228,7 @@ def _permuted(lifter: Lifter, node: fx.Node, x: fx.Node, order: list[int]) -> No
     return lifter.layout(node, x, moved, rank, batch=order[0] == 0, digits=there)
 
 
+@reads(nn.Flatten, torch.flatten, "flatten")
 def flatten(lifter: Lifter, node: fx.Node) -> Node | None:
     """``torch.flatten``; where it joins channels and positions, each feature is of one channel."""
     x, start, end = bind(node, ("input", "start_dim", "end_dim"), (None, 0, -1))
@@ -253,6 +270,7 @@ def _spread_over_features(
     return lifter.routed(node, x, origins, -1, rank)
 
 
+@reads(torch.reshape, "reshape", "view")
 def reshape(lifter: Lifter, node: fx.Node) -> Node | None:
     """``x.reshape(...)`` that leaves the channels on an axis of their own, or divides them.
 
@@ -303,6 +321,7 @@ def _joined(lifter: Lifter, node: fx.Node, x: fx.Node, sizes: tuple[Any, ...]) -
     return lifter.routed(node, x, order, 1 - len(sizes), len(sizes))
 
 
+@reads(nn.Unflatten, torch.unflatten, "unflatten")
 def unflatten(lifter: Lifter, node: fx.Node) -> Node | None:
     """``x.unflatten(dim, sizes)`` of another dimension than that of the channels."""
     x, dim, sizes = bind(node, ("input", "dim", "sizes"), (None, None, None))
@@ -319,6 +338,7 @@ def unflatten(lifter: Lifter, node: fx.Node) -> Node | None:
     return lifter.layout(node, x, moved, rank + more, batch=dim % rank > 0)
 
 
+@reads(torch.unsqueeze, "unsqueeze")
 def unsqueeze(lifter: Lifter, node: fx.Node) -> Node | None:
     """``x.unsqueeze(dim)``."""
     x, dim = bind(node, ("input", "dim"), (None, None))
@@ -330,6 +350,7 @@ def unsqueeze(lifter: Lifter, node: fx.Node) -> Node | None:
     return lifter.layout(node, x, moved, rank + 1, pooled=lifter.known(x).pooled, batch=at > 0)
 
 
+@reads(torch.squeeze, "squeeze")
 def squeeze(lifter: Lifter, node: fx.Node) -> Node | None:
     """``x.squeeze(dim)`` of a dimension behind the channels that a pooling left."""
     x, dim = bind(node, ("input", "dim"), (None, None))
@@ -341,6 +362,7 @@ def squeeze(lifter: Lifter, node: fx.Node) -> Node | None:
     return lifter.layout(node, x, axis + 1, facts.rank - 1, pooled=True, batch=True)
 
 
+@reads(torch.flip, "flip")
 def flip(lifter: Lifter, node: fx.Node) -> Node | None:
     """``x.flip(dims)`` of other dimensions than that of the channels."""
     rest = node.args[1:] or (node.kwargs.get("dims"),)
@@ -348,6 +370,7 @@ def flip(lifter: Lifter, node: fx.Node) -> Node | None:
     return _turned(lifter, node, dims)
 
 
+@reads(torch.roll, "roll")
 def roll(lifter: Lifter, node: fx.Node) -> Node | None:
     """``x.roll(shifts, dims)`` of other dimensions than that of the channels."""
     _, _, dims = bind(node, ("input", "shifts", "dims"), (None, None, None))

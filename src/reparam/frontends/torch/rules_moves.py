@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import fx, nn
+from torch.nn import functional as F
 
 from reparam import algebra
 from reparam.frontends.torch.arguments import (
@@ -15,27 +18,15 @@ from reparam.frontends.torch.arguments import (
     first,
     is_literal,
 )
-from reparam.frontends.torch.lift import Lifter, Rule
+from reparam.frontends.torch.lift import Lifter
 from reparam.frontends.torch.rules_layouts import averaged_positions, repadded
 from reparam.frontends.torch.rules_parts import part_of, picked
+from reparam.frontends.torch.table import reads
 from reparam.program import Node
 from reparam.reasons import Why
 
-__all__ = [
-    "average_pool_function",
-    "average_pool_module",
-    "concat",
-    "dropout_function",
-    "dropout_module",
-    "elementwise",
-    "item",
-    "pad_function",
-    "pass_on",
-    "shape_of_another",
-    "zero_pad_module",
-]
 
-
+@reads(nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d)
 def average_pool_module(lifter: Lifter, node: fx.Node) -> Node | None:
     """``nn.AvgPoolNd``."""
     module: Any = lifter.module(node)
@@ -46,23 +37,21 @@ def average_pool_module(lifter: Lifter, node: fx.Node) -> Node | None:
     )  # fmt: skip
 
 
-def average_pool_function(dims: int) -> Rule:
-    """``F.avg_poolNd``, for a number of spatial dimensions."""
-
-    def rule(lifter: Lifter, node: fx.Node) -> Node | None:
-        _, size, stride, padding, ceil_mode, count_pads, divisor = bind(
-            node, ("input", "kernel_size", "stride", "padding", "ceil_mode", "count_include_pad",
-                   "divisor_override"),
-            (None, None, None, 0, False, True, None),
-        )  # fmt: skip
-        if not all(is_literal(v) for v in (size, stride, padding, ceil_mode, count_pads)):
-            return None
-        return _average_pool(
-            lifter, node, dims, size, stride, padding, ceil_mode=ceil_mode, count_pads=count_pads,
-            divisor=divisor,
-        )  # fmt: skip
-
-    return rule
+@reads(F.avg_pool1d, F.avg_pool2d, F.avg_pool3d)
+def average_pool_function(lifter: Lifter, node: fx.Node) -> Node | None:
+    """``F.avg_poolNd``."""
+    _, size, stride, padding, ceil_mode, count_pads, divisor = bind(
+        node, ("input", "kernel_size", "stride", "padding", "ceil_mode", "count_include_pad",
+               "divisor_override"),
+        (None, None, None, 0, False, True, None),
+    )  # fmt: skip
+    if not all(is_literal(v) for v in (size, stride, padding, ceil_mode, count_pads)):
+        return None
+    dims = (F.avg_pool1d, F.avg_pool2d, F.avg_pool3d).index(node.target) + 1
+    return _average_pool(
+        lifter, node, dims, size, stride, padding, ceil_mode=ceil_mode, count_pads=count_pads,
+        divisor=divisor,
+    )  # fmt: skip
 
 
 def _average_pool(  # noqa: PLR0913 (the layer's own arguments)
@@ -86,6 +75,9 @@ def _average_pool(  # noqa: PLR0913 (the layer's own arguments)
     return averaged_positions(lifter, node, dims, reason) or lifter.opaque(node, reason, keeps=True)
 
 
+@reads(
+    nn.ZeroPad1d, nn.ZeroPad2d, nn.ZeroPad3d, nn.ConstantPad1d, nn.ConstantPad2d, nn.ConstantPad3d
+)
 def zero_pad_module(lifter: Lifter, node: fx.Node) -> Node | None:
     """``nn.ZeroPadNd`` and ``nn.ConstantPadNd`` with zeros."""
     module: Any = lifter.module(node)
@@ -94,6 +86,7 @@ def zero_pad_module(lifter: Lifter, node: fx.Node) -> Node | None:
     return _zero_pad(lifter, node, tuple(module.padding))
 
 
+@reads(F.pad)
 def pad_function(lifter: Lifter, node: fx.Node) -> Node | None:
     """``F.pad``: with zeros an operator, with what the channel holds a matter of layout."""
     _, pads, mode, value = bind(
@@ -119,6 +112,7 @@ def _zero_pad(lifter: Lifter, node: fx.Node, flat: tuple[int, ...]) -> Node | No
     return lifter.zero_pad(node, source, channels, tuple(pads))
 
 
+@reads(operator.getitem)
 def item(lifter: Lifter, node: fx.Node) -> Node | None:
     """A slice ``x[:, :, 1:-1]``: a crop, padding by a negative number; ``x[:, :4]``: channels."""
     x, index = node.args
@@ -179,29 +173,69 @@ def _crop(part: slice | list[Any]) -> tuple[int, int] | None:
     return (-start, stop) if isinstance(stop, int) and stop < 0 else None
 
 
+@reads(nn.Identity, "clone", "contiguous")
 def pass_on(lifter: Lifter, node: fx.Node) -> Node | None:
     """An operation that returns its input."""
     return lifter.alias(node, first(node))
 
 
+@reads(
+    nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout
+)
 def dropout_module(lifter: Lifter, node: fx.Node) -> Node | None:
     """``nn.Dropout`` and its kin in eval mode."""
     module = lifter.module(node)
     return None if module.training else lifter.alias(node, first(node))
 
 
+@reads(F.dropout, torch.dropout)
 def dropout_function(lifter: Lifter, node: fx.Node) -> Node | None:
     """``F.dropout`` with ``training=False``."""
     _, _, training, _ = bind(node, ("input", "p", "training", "inplace"), (None, 0.5, True, False))
     return lifter.alias(node, first(node)) if training is False else None
 
 
+@reads(
+    nn.ReLU,
+    nn.ReLU6,
+    nn.LeakyReLU,
+    nn.PReLU,
+    nn.GELU,
+    nn.SiLU,
+    nn.Mish,
+    nn.Hardswish,
+    nn.Hardsigmoid,
+    nn.Hardtanh,
+    nn.Sigmoid,
+    nn.Tanh,
+    nn.ELU,
+    nn.CELU,
+    nn.SELU,
+    nn.Softplus,
+    F.relu,
+    F.relu6,
+    F.gelu,
+    F.silu,
+    F.hardswish,
+    F.leaky_relu,
+    F.sigmoid,
+    torch.relu,
+    torch.sigmoid,
+    torch.tanh,
+    F.mish,
+    F.elu,
+    "relu",
+    "relu_",
+    "sigmoid",
+    "tanh",
+)
 def elementwise(lifter: Lifter, node: fx.Node) -> Node | None:
     """An activation: nothing folds through it, but axes stay in place."""
     stateless = node.op != "call_module" or next(lifter.module(node).parameters(), None) is None
     return (lifter.again(node) if stateless else None) or lifter.opaque(node, keeps=True)
 
 
+@reads(torch.cat, torch.concat, torch.concatenate, any_arguments=True)
 def concat(lifter: Lifter, node: fx.Node) -> Node | None:
     """``torch.cat`` along the channel axis, which some of the parts may not know as such."""
     parts, dim = bind(node, ("tensors", "dim"), (None, 0))
@@ -220,6 +254,7 @@ def concat(lifter: Lifter, node: fx.Node) -> Node | None:
     return lifter.concat(node, list(parts), axis)
 
 
+@reads("reshape_as", "view_as", any_arguments=True)
 def shape_of_another(lifter: Lifter, node: fx.Node) -> Node | None:
     """``x.reshape_as(y)`` reads the contents of ``x`` and of ``y`` the shape alone."""
     x, other = bind(node, ("self", "other"), (None, None))

@@ -6,30 +6,24 @@ import operator
 from collections.abc import Sequence
 from typing import Any
 
-from torch import fx
+import torch
+from torch import fx, nn
 
 from reparam.frontends.torch.arguments import bind, first
 from reparam.frontends.torch.lift import Lifter
+from reparam.frontends.torch.table import reads
 from reparam.program import Node
 
-__all__ = [
-    "channel_shuffle",
-    "chunk",
-    "part_of",
-    "picked",
-    "pixel_shuffle",
-    "pixel_unshuffle",
-    "repeat",
-    "repeat_interleave",
-    "split",
-]
+__all__ = ["part_of", "picked"]
 
 
+@reads(torch.chunk, "chunk")
 def chunk(lifter: Lifter, node: fx.Node) -> Node | None:
     """``x.chunk(n, dim)``: its parts are what is read, see :func:`part_of`."""
     return _taken_apart(lifter, node)
 
 
+@reads(torch.split, "split")
 def split(lifter: Lifter, node: fx.Node) -> Node | None:
     """``x.split(sizes, dim)``, in the same way."""
     return _taken_apart(lifter, node)
@@ -91,6 +85,7 @@ def _parts(lifter: Lifter, node: fx.Node) -> list[range] | None:
     return [range(start, start + size) for start, size in zip(starts, sizes, strict=True)]
 
 
+@reads(nn.ChannelShuffle, torch.channel_shuffle)
 def channel_shuffle(lifter: Lifter, node: fx.Node) -> Node | None:
     """``channel_shuffle(x, g)``: channel ``i * g + k`` comes from ``k * (C / g) + i``."""
     groups = _factor(lifter, node, "groups")
@@ -102,6 +97,7 @@ def channel_shuffle(lifter: Lifter, node: fx.Node) -> Node | None:
     return picked(lifter, node, x, order)
 
 
+@reads(nn.PixelShuffle, torch.pixel_shuffle)
 def pixel_shuffle(lifter: Lifter, node: fx.Node) -> Node | None:
     """``pixel_shuffle(x, r)``: channel ``c`` is made of the ``r * r`` channels from ``c * r * r``.
 
@@ -116,6 +112,7 @@ def pixel_shuffle(lifter: Lifter, node: fx.Node) -> Node | None:
     return lifter.routed(node, x, origins, -3, 4)
 
 
+@reads(nn.PixelUnshuffle, torch.pixel_unshuffle)
 def pixel_unshuffle(lifter: Lifter, node: fx.Node) -> Node | None:
     """``pixel_unshuffle(x, r)``: ``r * r`` channels are made of each one."""
     x, channels = _of_images(lifter, node)
@@ -126,6 +123,7 @@ def pixel_unshuffle(lifter: Lifter, node: fx.Node) -> Node | None:
     return lifter.routed(node, x, origins, -3, 4)
 
 
+@reads(torch.tile, "repeat", "tile")
 def repeat(lifter: Lifter, node: fx.Node) -> Node | None:
     """``x.repeat(1, n, 1, 1)`` and ``torch.tile``: all channels, ``n`` times, one after another."""
     times = [*node.args[1:], *(node.kwargs[k] for k in ("repeats", "dims") if k in node.kwargs)]
@@ -138,6 +136,7 @@ def repeat(lifter: Lifter, node: fx.Node) -> Node | None:
     return picked(lifter, node, x, [*range(channels)] * count) if set(times) == {1} else None
 
 
+@reads(torch.repeat_interleave, "repeat_interleave")
 def repeat_interleave(lifter: Lifter, node: fx.Node) -> Node | None:
     """``torch.repeat_interleave(x, n, dim=1)``: every channel ``n`` times in a row."""
     _, count, dim = bind(node, ("input", "repeats", "dim"), (None, None, None))

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+import operator
 from typing import Any
 
+import torch
 from torch import Tensor, fx
 
 from reparam.algebra import Geometry, Leaf
 from reparam.frontends.products import contraction
 from reparam.frontends.torch.arguments import bind
 from reparam.frontends.torch.lift import Lifter
+from reparam.frontends.torch.table import reads
 from reparam.frontends.weights import all_finite, weight_loader
 from reparam.program import Node
 
-__all__ = ["einsum", "matmul"]
 
-
+@reads(operator.matmul, torch.matmul, "matmul", "__matmul__", any_arguments=True)
 def matmul(lifter: Lifter, node: fx.Node) -> Node | None:
     r"""``x @ w`` and ``w @ x`` with a constant matrix.
 
@@ -30,6 +32,7 @@ def matmul(lifter: Lifter, node: fx.Node) -> Node | None:
     return None
 
 
+@reads(torch.einsum, any_arguments=True)
 def einsum(lifter: Lifter, node: fx.Node) -> Node | None:
     """``einsum("bchw,oc->bohw", x, w)``; see :func:`~reparam.frontends.products.contraction`."""
     equation, *operands = node.args

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import operator
 from typing import Any
 
 import torch
@@ -13,24 +14,36 @@ from reparam.algebra import AffineConv
 from reparam.frontends.scales import doubt
 from reparam.frontends.torch.arguments import axis_further_on, bind, channels_of, first
 from reparam.frontends.torch.lift import Lifter, scalar
+from reparam.frontends.torch.table import reads
 from reparam.program import Node
 
-__all__ = [
+
+@reads(
+    operator.add,
+    operator.iadd,
+    torch.add,
     "add",
-    "divide",
-    "lerp",
-    "multiply",
-    "negate",
-    "reverse_subtract",
-    "subtract",
-]
-
-
+    "add_",
+    "__add__",
+    "__radd__",
+    "__iadd__",
+    any_arguments=True,
+)
 def add(lifter: Lifter, node: fx.Node) -> Node | None:
     """``a + b``: a sum of values, or a shift by a constant."""
     return _plus(lifter, node, 1.0)
 
 
+@reads(
+    operator.sub,
+    operator.isub,
+    torch.sub,
+    torch.subtract,
+    "sub",
+    "sub_",
+    "subtract",
+    any_arguments=True,
+)
 def subtract(lifter: Lifter, node: fx.Node) -> Node | None:
     """``a - b``."""
     return _plus(lifter, node, -1.0)
@@ -51,6 +64,7 @@ def _plus(lifter: Lifter, node: fx.Node, sign: float) -> Node | None:
     return None
 
 
+@reads(torch.rsub, any_arguments=True)
 def reverse_subtract(lifter: Lifter, node: fx.Node) -> Node | None:
     """``torch.rsub(a, b)``, which is ``b - a``."""
     left, right, alpha = bind(node, ("input", "other", "alpha"), (None, None, 1))
@@ -62,6 +76,16 @@ def reverse_subtract(lifter: Lifter, node: fx.Node) -> Node | None:
     return _affine_map(lifter, node, left, times=-factor, shift=right)
 
 
+@reads(
+    operator.mul,
+    operator.imul,
+    torch.mul,
+    torch.multiply,
+    "mul",
+    "mul_",
+    "multiply",
+    any_arguments=True,
+)
 def multiply(lifter: Lifter, node: fx.Node) -> Node | None:
     """``a * b`` where one of them is constant."""
     left, right = bind(node, ("input", "other"), (None, None))
@@ -71,6 +95,18 @@ def multiply(lifter: Lifter, node: fx.Node) -> Node | None:
     return _affine_map(lifter, node, x, factor=factor)
 
 
+@reads(
+    operator.truediv,
+    operator.itruediv,
+    torch.div,
+    torch.divide,
+    torch.true_divide,
+    "div",
+    "div_",
+    "divide",
+    "true_divide",
+    any_arguments=True,
+)
 def divide(lifter: Lifter, node: fx.Node) -> Node | None:
     """``a / b`` where ``b`` is constant."""
     left, right, mode = bind(node, ("input", "other", "rounding_mode"), (None, None, None))
@@ -79,11 +115,13 @@ def divide(lifter: Lifter, node: fx.Node) -> Node | None:
     return _affine_map(lifter, node, left, factor=right, invert=True)
 
 
+@reads(operator.neg, torch.neg, torch.negative, "neg", "neg_", "negative")
 def negate(lifter: Lifter, node: fx.Node) -> Node | None:
     """``-a``."""
     return _affine_map(lifter, node, first(node), times=-1.0)
 
 
+@reads(torch.lerp, "lerp")
 def lerp(lifter: Lifter, node: fx.Node) -> Node | None:
     """``torch.lerp(a, b, w)`` with a number: ``(1 - w) a + w b``."""
     left, right, weight = bind(node, ("input", "end", "weight"), (None, None, None))

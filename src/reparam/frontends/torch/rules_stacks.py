@@ -7,12 +7,14 @@ from torch import fx
 
 from reparam.frontends.torch.arguments import bind, first
 from reparam.frontends.torch.lift import Lifter
+from reparam.frontends.torch.table import reads
 from reparam.program import Node
 from reparam.reasons import Why
 
-__all__ = ["stack", "total"]
+__all__ = ["total"]
 
 
+@reads(torch.stack, any_arguments=True)
 def stack(lifter: Lifter, node: fx.Node) -> Node | None:
     """``torch.stack``: its values are joined along an axis of their own.
 
@@ -42,6 +44,7 @@ def _adds_up(user: fx.Node, dim: int, rank: int | None) -> bool:
     return over == dim or (rank is not None and over % (rank + 1) == dim % (rank + 1))
 
 
+@reads(torch.sum, "sum")
 def total(lifter: Lifter, node: fx.Node) -> Node | None:
     """``torch.stack(values).sum(0)``, and the mean: a sum of the values."""
     return lifter.sum_of_stack(node, first(node), mean=node.target in {"mean", torch.mean})
