@@ -11,20 +11,17 @@ from torch.export import ExportedProgram
 from torch.utils._pytree import tree_unflatten
 
 from reparam.frontends.torch.exported import path_of, read_program
-from reparam.frontends.torch.lift import Lifted
 from reparam.frontends.torch.rules import lift
 from reparam.fusing.chosen import EVERYTHING, Chosen
 from reparam.fusing.compare import compare_models
-from reparam.fusing.driver import Discovery
 from reparam.fusing.exported_edit import write_program
 from reparam.fusing.fold import FoldedLayer
-from reparam.fusing.found import ModuleFound, described
-from reparam.fusing.module_fold import doubt_of, fold
+from reparam.fusing.found import ModuleFound
+from reparam.fusing.module_fold import TracedDiscovery, doubt_of
 from reparam.fusing.objections import Objections
 
 if TYPE_CHECKING:
     from reparam.fusing.chosen import Where
-    from reparam.planner import Candidate
 
 __all__ = ["ExportedDiscovery"]
 
@@ -32,7 +29,7 @@ _SIZE = 32
 """What a size is that may vary, to run the programs side by side, as far as its range allows."""
 
 
-class ExportedDiscovery(Discovery[ExportedProgram, ModuleFound]):
+class ExportedDiscovery(TracedDiscovery[ExportedProgram]):
     """Everything found in a program.
 
     Args:
@@ -55,26 +52,10 @@ class ExportedDiscovery(Discovery[ExportedProgram, ModuleFound]):
         objections = Objections(lifted, {}, {}, _chosen(program, where))
         self.keep(*self.found_in(lifted, objections), doubt_of)
 
-    def described(self, lifted: Lifted, region: Candidate) -> ModuleFound:
-        """Decide which operations of the program are replaced."""
-        return described(lifted, region)
-
-    def place(self, found: ModuleFound) -> str:
-        """Name the module that the region comes from."""
-        return found.block or self.whole
-
-    def bytes_each(self, found: ModuleFound) -> int:
-        """Bytes of one number of a region's layer."""
-        return found.like.element_size()
-
     def positions(self, found: ModuleFound) -> int | None:
         """Not known, as sizes may vary; to ask a symbolic one would bind the program to it."""
         del found
         return None
-
-    def fold(self, found: ModuleFound) -> FoldedLayer:
-        """Compute the layer of a region and compare it with the region as torch runs it."""
-        return fold(found.lifted, found.region, found.like)
 
     def write(self, folded: Sequence[tuple[ModuleFound, FoldedLayer]]) -> ExportedProgram:
         """Make the new program."""

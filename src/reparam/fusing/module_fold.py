@@ -1,11 +1,11 @@
-"""The numbers of a region of a traced module."""
+"""The numbers of a region of a traced module or program."""
 
 from __future__ import annotations
 
 import copy
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -14,14 +14,37 @@ from reparam.algebra import evaluate
 from reparam.frontends.hosted import rebuilt
 from reparam.frontends.torch.builtin import is_builtin
 from reparam.frontends.torch.lift import Lifted
+from reparam.fusing.driver import Discovery
 from reparam.fusing.execute import run_region
 from reparam.fusing.fold import FoldedLayer, dtype_name, fold_hosted, fold_norm, fold_onto
-from reparam.fusing.found import ModuleFound
+from reparam.fusing.found import ModuleFound, described
 from reparam.planner import Candidate
 from reparam.program import HostedInput, Node
 from reparam.reasons import Reason, Why
 
-__all__ = ["doubt_of", "fold"]
+__all__ = ["TracedDiscovery", "doubt_of"]
+
+Model = TypeVar("Model")
+
+
+class TracedDiscovery(Discovery[Model, ModuleFound]):
+    """What folds in a traced model: what is the same for modules and exported programs."""
+
+    def described(self, lifted: Lifted, region: Candidate) -> ModuleFound:
+        """Decide where the model is edited for a region."""
+        return described(lifted, region)
+
+    def place(self, found: ModuleFound) -> str:
+        """Name the module that the region lies in."""
+        return found.block or self.whole
+
+    def bytes_each(self, found: ModuleFound) -> int:
+        """Bytes of one number of a region's layer."""
+        return found.like.element_size()
+
+    def fold(self, found: ModuleFound) -> FoldedLayer:
+        """Compute the layer of a region and compare it with the region as torch runs it."""
+        return fold(found.lifted, found.region, found.like)
 
 
 def doubt_of(found: ModuleFound) -> Reason | None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
 
@@ -13,17 +12,13 @@ from reparam.algebra import AffineConv
 from reparam.frontends.torch.running import Arguments
 from reparam.frontends.torch.skeleton import shared_copy
 from reparam.fusing.compare import compare_runs
-from reparam.fusing.driver import Discovery, FoldWarning, complete
+from reparam.fusing.driver import FoldWarning, complete
 from reparam.fusing.edit import CannotPlaceError, apply_regions
 from reparam.fusing.fold import FoldedLayer, lowered
-from reparam.fusing.found import ModuleFound, described, name_of
-from reparam.fusing.module_fold import fold
+from reparam.fusing.found import ModuleFound, name_of
+from reparam.fusing.module_fold import TracedDiscovery
 from reparam.fusing.place import Parts
 from reparam.fusing.regions import Region
-
-if TYPE_CHECKING:
-    from reparam.frontends.torch.lift import Lifted
-    from reparam.planner import Candidate
 
 __all__ = ["ModuleDiscovery", "Probed"]
 
@@ -38,7 +33,7 @@ class Probed:
     like: Tensor
 
 
-class ModuleDiscovery(Discovery[nn.Module, ModuleFound]):
+class ModuleDiscovery(TracedDiscovery[nn.Module]):
     """Everything found in a module.
 
     Attributes:
@@ -62,22 +57,6 @@ class ModuleDiscovery(Discovery[nn.Module, ModuleFound]):
         self.calls: dict[str, Arguments] = {}
         self.parts: Parts = {}
         self.training: frozenset[str] = frozenset()
-
-    def described(self, lifted: Lifted, region: Candidate) -> ModuleFound:
-        """Decide how the model is edited for a region."""
-        return described(lifted, region)
-
-    def place(self, found: ModuleFound) -> str:
-        """Name the module whose forward changes."""
-        return found.block or self.whole
-
-    def bytes_each(self, found: ModuleFound) -> int:
-        """Bytes of one number of a region's layer."""
-        return found.like.element_size()
-
-    def fold(self, found: ModuleFound) -> FoldedLayer:
-        """Compute the layer of a region and compare it with the region as torch runs it."""
-        return fold(found.lifted, found.region, found.like)
 
     def records(self) -> Iterator[Region]:
         """The regions, and the modules that were probed."""

@@ -9,7 +9,7 @@ from torch import Tensor, fx, nn
 from reparam.frontends.torch.effects import base_of
 from reparam.frontends.torch.lift import Lifted
 from reparam.frontends.torch.trace import Call, Key
-from reparam.fusing.chosen import Chosen
+from reparam.fusing.chosen import EVERYTHING, Chosen
 from reparam.planner import Candidate
 from reparam.program import Alias, Concat, HostedInput, Layout, Node, Routed
 from reparam.reasons import Reason, Why
@@ -48,7 +48,8 @@ class Objections:
 
     def __call__(self, region: Candidate) -> Reason | None:
         """The reason not to fold a region, or None."""
-        if not all(_place(node) in self._chosen for node in region.nodes):
+        whole = self._chosen is EVERYTHING  # asked of every candidate that there is
+        if not whole and not all(_place(node) in self._chosen for node in region.nodes):
             return Why.NOT_CHOSEN()
         beyond = any(n.is_mixing and region.source not in n.inputs for n in region.nodes)
         if isinstance(region.source, HostedInput) and beyond:
@@ -98,6 +99,8 @@ class Objections:
         return (*stack, Call(key.target, key.count))
 
     def _hook(self, nodes: list[fx.Node], depth: int) -> Reason | None:
+        if not self._hooked:
+            return None
         for node in nodes:
             for call in self._full_stack(node)[depth:]:
                 if call.path in self._hooked:
@@ -137,14 +140,19 @@ class Objections:
         """Refuse where one layer would store more than layers that share their weight."""
         layers = [n for n in region.nodes if n.is_layer]
         read = [t for n in layers for t in self._lifted.reads(n)]
-        twice = sum(t.numel() for t in read) - sum(t.numel() for t in set(read))
+        once = set(read)
+        if len(once) == len(read):
+            return None
+        twice = sum(t.numel() for t in read) - sum(t.numel() for t in once)
         before, after = region.cost.stored - twice, region.cost_after.stored
-        if not twice or after <= before:
+        if after <= before:
             return None
         return Why.MORE_NUMBERS(after=after, before=before)
 
     def _changed_in_place(self, region: Candidate) -> Reason | None:
         """Refuse where an in-place operation changes the source between or within the nodes."""
+        if not self._lifted.mutations:
+            return None
         inside = {self._lifted.node_of(n) for n in region.nodes}
         orders = [n.order for n in region.nodes]
         bases = _read_since(self._lifted, region.source, min(orders))

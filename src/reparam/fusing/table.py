@@ -9,6 +9,7 @@ from typing import Literal, Protocol
 
 from reparam._support.spelling import advice
 from reparam.fusing.grouping import alike, common_name, common_text, without_channels
+from reparam.fusing.regions import Region
 from reparam.reasons import Refusal
 
 __all__ = ["Line", "page"]
@@ -29,32 +30,9 @@ class Line:
     kind: Literal["title", "plain", "where", "dim", "stays"] = "plain"
 
 
-class _Region(Protocol):
-    @property
-    def where(self) -> str: ...
-    @property
-    def what(self) -> str: ...
-    @property
-    def into(self) -> str: ...
-    @property
-    def layers_before(self) -> int: ...
-    @property
-    def macs_before(self) -> float: ...
-    @property
-    def macs_after(self) -> float: ...
-    @property
-    def stored_before(self) -> int: ...
-    @property
-    def stored_after(self) -> int: ...
-    @property
-    def positions(self) -> int | None: ...
-    @property
-    def bytes_each(self) -> int: ...
-
-
 class _Plan(Protocol):
     @property
-    def regions(self) -> Sequence[_Region]: ...
+    def regions(self) -> Sequence[Region]: ...
     @property
     def refusals(self) -> Sequence[Refusal]: ...
 
@@ -93,7 +71,7 @@ def _count(times: int, what: str) -> str:
 # ------------------------------------------------------------------------------- what is saved
 
 
-def _savings(regions: Sequence[_Region]) -> list[Line]:
+def _savings(regions: Sequence[Region]) -> list[Line]:
     """The costs of all that folds, before and after."""
     table = [
         ("of what folds", "before", "after", "saved", ""),
@@ -138,7 +116,7 @@ def _short(number: float, unit: str) -> str:
 # -------------------------------------------------------------------------------- what folds
 
 
-def _folds(regions: Sequence[_Region], width: int, *, every: bool) -> Iterator[Line]:
+def _folds(regions: Sequence[Region], width: int, *, every: bool) -> Iterator[Line]:
     groups = (
         [[region] for region in regions]
         if every
@@ -165,7 +143,7 @@ def _folds(regions: Sequence[_Region], width: int, *, every: bool) -> Iterator[L
     yield from (Line(text, "dim") for text in textwrap.wrap(note, width))
 
 
-def _row(group: Sequence[_Region], width: int) -> list[Line]:
+def _row(group: Sequence[Region], width: int) -> list[Line]:
     times = f"  x{len(group)}" if len(group) > 1 else ""
     place = common_name([r.where for r in group]) + times
     what, into = common_text([r.what for r in group]), common_text([r.into for r in group])
@@ -176,7 +154,7 @@ def _row(group: Sequence[_Region], width: int) -> list[Line]:
     return [*(Line(text, "where") for text in head.split("\n")), *map(Line, wrapped)]
 
 
-def _shares(group: Sequence[_Region]) -> str:
+def _shares(group: Sequence[Region]) -> str:
     shares = [100 * r.macs_after / r.macs_before for r in group if r.macs_before]
     if not shares:
         return "-"

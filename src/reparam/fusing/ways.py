@@ -89,7 +89,7 @@ def _select(
         folds_there = [keys in folds for folds in possible] or [keys <= o for o in present]
         if any(keys & there and not f for there, f in zip(present, folds_there, strict=True)):
             return Why.NOT_IN_EVERY_WAY()
-        reason = objections(region) or unwritable.reason(described(way, region))
+        reason = objections(region) or unwritable.reason(way, region)
         if reason is None:
             may_fold.add(keys)
         return reason
@@ -111,10 +111,11 @@ class _Unwritable:
     deciding: dict[str, str]
     varying: dict[str, str]
 
-    def reason(self, found: ModuleFound) -> Reason | None:
+    def reason(self, way: Lifted, region: Candidate) -> Reason | None:
         """Why a region cannot be folded, if it needs one of them rewritten."""
-        blocks = blocks_of([found]) if self.deciding or self.varying else {}
-        for path, block in blocks.items():
+        if not self.deciding and not self.varying:
+            return None
+        for path, block in blocks_of([described(way, region)]).items():
             whys = [self.varying.get(path), *map(self.deciding.get, (path, *block.inlined))]
             for why in filter(None, whys):
                 return Why.NOT_REWRITTEN(block=path or "the model", found=why)
