@@ -17,13 +17,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import fold_time as folding
 from cifar_fast import is_of_recipe
 from tables import ROOT, fill, markdown
 from when import one_image
 
 from reparam.report.tradeoff import Duel, in_engine, short_label
 
-README = ROOT / "README.md"
+README, HOW = ROOT / "README.md", ROOT / "docs" / "how.md"
 RESULTS = Path(__file__).with_name("results")
 ENGINES = {"eager": "eager PyTorch", "onnxruntime": "ONNX Runtime", "openvino": "OpenVINO"}
 PAIRS = (
@@ -111,6 +112,17 @@ def fold_cost() -> str:
     return f"{table}\n\n{machine(record['environment'])}"
 
 
+def fold_time() -> str:
+    """Say how folding compares with timm's conversion, and a forward."""
+    record = read("fold_time.json")
+    return f"{folding.claim(record)} {machine(record['environment'])}"
+
+
+def fold_steps() -> str:
+    """Show the time of folding net by net, and where it goes."""
+    return folding.table(read("fold_time.json"))
+
+
 def tradeoff() -> str:
     """How many times faster a re-parameterized net is than one of equal published accuracy."""
     engines, by_pair = whole_pairs()
@@ -186,6 +198,7 @@ def fast() -> str:
 TABLES = {
     "lead": lead,
     "demo": demo,
+    "fold-time": fold_time,
     "fold-cost": fold_cost,
     "tradeoff": tradeoff,
     "cifar-fast": fast,
@@ -200,6 +213,8 @@ def main() -> int:
     options.add_argument("--check", action="store_true")
     check = options.parse_args().check
     stale = [name for name, table in TABLES.items() if not fill(README, name, table(), check=check)]
+    if not fill(HOW, "fold-time", fold_steps(), check=check):
+        stale.append("the steps of folding")
     if stale:
         print(f"{'stale' if check else 'written'}: {', '.join(stale)}")
     return 1 if check and stale else 0
