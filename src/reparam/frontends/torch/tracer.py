@@ -378,7 +378,7 @@ class Tracer(fx.Tracer):
 
     def _run(self, node: fx.Node) -> Any:
         if node.op == "get_attr":
-            value = functools.reduce(getattr, str(node.target).split("."), self._original)
+            value: Any = functools.reduce(getattr, str(node.target).split("."), self._original)
             with self.recorder.pause():
                 return without_numbers(value) if isinstance(value, Tensor) else value
         args, kwargs = fx.map_arg((node.args, node.kwargs), self.values.__getitem__)
