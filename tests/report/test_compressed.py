@@ -26,9 +26,9 @@ from reparam.report import (
     to_json,
 )
 from reparam.report.charts import Ranked, Reference, WidthRow, ranked_chart, width_chart
-from reparam.report.int8_story import advice
-from reparam.report.pruned_story import target_verdict
-from reparam.report.story import figures, further, headline
+from reparam.report.int8_sentences import advice
+from reparam.report.pruned_sentences import target_verdict
+from reparam.report.sentences import figures, further, headline
 
 from . import compressed_cases as cases
 

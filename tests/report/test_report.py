@@ -17,7 +17,7 @@ from reparam.report import load_results, page_html, render, to_json
 from reparam.report.charts import Bar, bar_chart
 from reparam.report.engines import on_one_scale
 from reparam.report.results import AgreementRecord, BlockRecord, BranchRecord, Results
-from reparam.report.story import accuracy_remarks, headline, latency_remarks, memory_remarks
+from reparam.report.sentences import accuracy_remarks, headline, latency_remarks, memory_remarks
 from reparam.report.twins import twins_remarks
 
 if TYPE_CHECKING:

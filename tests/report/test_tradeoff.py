@@ -17,7 +17,7 @@ from reparam.report.paired import paired
 from reparam.report.published import REPARAMETERIZED_FAMILIES, published
 from reparam.report.results import ModelRecord, Results
 from reparam.report.scatter import Mark, scatter
-from reparam.report.story import figures, headline
+from reparam.report.sentences import figures, headline
 from reparam.report.tradeoff import pareto_front, tradeoffs, verdict
 
 from .conftest import MILLISECONDS, measurement

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from reparam.report._markup import typeset
 from reparam.report.charts import Bar, Ranked, Reference, bar_chart, ranked_chart
-from reparam.report.int8_story import HARMLESS, advice, lost, size_clause
+from reparam.report.int8_sentences import HARMLESS, advice, lost, size_clause
 from reparam.report.numbers import (
     NOTHING,
     decibels,

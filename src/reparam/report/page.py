@@ -10,7 +10,7 @@ from urllib.parse import quote
 
 from reparam._support import files
 from reparam._support.optional import require
-from reparam.report import story
+from reparam.report import sentences
 from reparam.report._csv import to_csv
 from reparam.report._markup import typeset
 from reparam.report.blocks import sections
@@ -88,13 +88,13 @@ def _asset(name: str) -> str:
 
 
 def _context(results: Results) -> dict[str, Any]:
-    phrases = story.headline(results)
+    phrases = sentences.headline(results)
     return {
         "results": results,
         "phrases": phrases,
         "headline": "".join(phrase.text for phrase in phrases),
-        "further": story.further(results),
-        "figures": story.figures(results),
+        "further": sentences.further(results),
+        "figures": sentences.figures(results),
         "data_line": _data_line(results),
         "diagram": block_diagram(results.block) if results.block else None,
         "block_caption": typeset(results.block.caption) if results.block else "",
@@ -133,7 +133,7 @@ def _accuracy(results: Results) -> dict[str, Any]:
         "chart": bar_chart(
             bars, unit="% correct", summary=f"Top-1 accuracy on the {judged_on}", maximum=100
         ),
-        "remarks": story.accuracy_remarks(results),
+        "remarks": sentences.accuracy_remarks(results),
         "agreement": [
             {
                 "pair": f"{results.model(row.candidate).label} and "
@@ -183,7 +183,7 @@ def _latency(results: Results, group: LatencyRecord) -> dict[str, Any]:
         "title": group.title,
         "conditions": conditions(group),
         "chart": "".join(charts),
-        "remarks": story.latency_remarks(results, group),
+        "remarks": sentences.latency_remarks(results, group),
         "note": group.note,
     }
 
@@ -216,7 +216,7 @@ def _memory(results: Results, memory: MemoryRecord) -> dict[str, Any]:
         "peaks": _peaks(memory),
         "chart": timelines(panels, unit="KiB alive", summary=memory.title),
         "note": memory.note,
-        "remarks": story.memory_remarks(results, memory),
+        "remarks": sentences.memory_remarks(results, memory),
         "traces": [
             {
                 "label": trace.label,

@@ -9,7 +9,7 @@ from reparam.report.benchmarks import engine_label
 from reparam.report.charts import Bar, WidthRow, bar_chart, width_chart
 from reparam.report.numbers import count, milliseconds, percent, wilson_interval
 from reparam.report.phrases import points, span
-from reparam.report.pruned_story import lost, macs_left, parameters_left, target_verdict
+from reparam.report.pruned_sentences import lost, macs_left, parameters_left, target_verdict
 
 if TYPE_CHECKING:
     from reparam.lab.pruning.result import LatencyChange

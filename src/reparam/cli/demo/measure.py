@@ -17,7 +17,7 @@ from reparam.models import mobileone_s1
 from reparam.report.benchmarks import environment_record
 from reparam.report.published import published
 from reparam.report.results import MemoryRecord, ModelRecord, Results, TraceRecord
-from reparam.report.story import latency_remarks
+from reparam.report.sentences import latency_remarks
 
 if TYPE_CHECKING:
     from reparam.cli.demo.run import Reporter

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from reparam.cli.targets import command
 from reparam.report.from_quantizing import quantization_record
-from reparam.report.int8_story import advice
+from reparam.report.int8_sentences import advice
 
 if TYPE_CHECKING:
     from reparam.cli.terminal import Terminal

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from reparam.report.int8_story import int8_figures, int8_sentence
+from reparam.report.int8_sentences import int8_figures, int8_sentence
 from reparam.report.numbers import (
     count,
     error,
@@ -18,7 +18,7 @@ from reparam.report.numbers import (
 from reparam.report.paired import paired
 from reparam.report.phrases import Figure, Phrase, sentence
 from reparam.report.plan import plan_sentence
-from reparam.report.pruned_story import pruned_figures, pruned_sentence
+from reparam.report.pruned_sentences import pruned_figures, pruned_sentence
 from reparam.report.tradeoff import Tradeoff, headline_clause, in_engine, tradeoffs
 
 if TYPE_CHECKING:
