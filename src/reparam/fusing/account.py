@@ -155,8 +155,8 @@ def _why_diagonal(source: Node, node: Node, selection: Selection) -> Reason:
     ]
     # A residual sum behind it says nothing of the norm itself.
     known = [reason for reason in (*given_up, *behind) if reason.kind is not Why.NO_COMMON_SOURCE]
-    if known:
-        return known[0]
+    if known or node.key in selection.kept:
+        return known[0] if known else selection.kept[node.key]
     before, readers = _made_by(source), _read_by(node, selection)
     layers = [reader for reader in readers if reader.is_layer]
     others = [reader for reader in readers if reader not in layers]
@@ -165,8 +165,6 @@ def _why_diagonal(source: Node, node: Node, selection: Selection) -> Reason:
         if rivals:
             return Why.INPUT_ALSO_READ(before=before.what, readers=_names(rivals))
         return Why.NOT_TAKEN(before=before.what)
-    if node.key in selection.kept:
-        return selection.kept[node.key]
     if layers and others:
         return Why.OUTPUT_ALSO_READ(layer=layers[0].what, readers=_names(others))
     return Why.NO_LAYER_BESIDE(before=before.what, readers=_names(readers) or "nothing")
