@@ -21,6 +21,7 @@ COMMANDS = {
     "fuse": "Fold MODEL and write the equal net to OUT.",
     "verify": "Compare two models on the same input.",
     "diff": "Prove two models equal, or say where they part.",
+    "read": "What a file says about itself, and whether its content is still that.",
     "train": "Train MODEL on DATA, and fuse it.",
     "bench": "Time models in train and deploy form, in every engine.",
     "quantize": "Write the fused MODEL in eight bits to OUT.",

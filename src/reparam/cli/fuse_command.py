@@ -46,6 +46,7 @@ from reparam.cli.targets import Inputs, command, example_inputs, load_model, ref
 from reparam.cli.terminal import Terminal
 from reparam.deploy.engines.pt2_writer import save_program
 from reparam.deploy.exporting import ExportResult
+from reparam.deploy.exporting import certify as make_certificate
 from reparam.errors import InputError
 from reparam.frontends.onnx.inputs import required_inputs
 from reparam.fusing import fuse_onnx_file
@@ -73,6 +74,14 @@ CheckOption = Annotated[
     typer.Option("--check/--no-check", help="Compare an ONNX file with what it becomes."),
 ]
 
+CertifyOption = Annotated[
+    bool,
+    typer.Option(
+        "--certify",
+        help="Prove OUT equal to MODEL number by number, and write into it what was shown.",
+    ),
+]
+
 FreezeOption = Annotated[
     bool,
     typer.Option("--freeze-inputs", help="Take defaults of an ONNX file's inputs for good."),
@@ -96,6 +105,7 @@ def fuse(  # noqa: PLR0913 - one argument for each option
     backend: BackendOption = None,
     check: CheckOption = True,
     freeze_inputs: FreezeOption = False,
+    certify: CertifyOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Fold MODEL and write it to OUT, once it is shown to compute what MODEL computes."""
@@ -108,6 +118,8 @@ def fuse(  # noqa: PLR0913 - one argument for each option
         refuse_for_files(target, backend=backend, fixed_shapes=fixed_shapes or None)
         how = {"check": check, "freeze_inputs": freeze_inputs, **asked}
         _fuse_file(terminal, model, out, inputs, how, as_json=as_json)
+        if certify:
+            _certify(terminal, model, out, as_json=as_json)
         return
     if is_program(model):
         refuse_for_files(
@@ -115,6 +127,8 @@ def fuse(  # noqa: PLR0913 - one argument for each option
             freeze_inputs=freeze_inputs or None, no_check=not check or None,
         )  # fmt: skip
         _fuse_program(terminal, model, out, inputs, asked, as_json=as_json)
+        if certify:
+            _certify(terminal, model, out, as_json=as_json)
         return
     refuse_names(model, inputs)
     if freeze_inputs or not check:
@@ -141,6 +155,7 @@ def fuse(  # noqa: PLR0913 - one argument for each option
             backend=backend,
             form="fused",
             source=model,
+            certify=certify,
         )
     counts = (_counts(reference.model, sample), _counts(fused, sample))
     if as_json:
@@ -169,6 +184,13 @@ def fuse(  # noqa: PLR0913 - one argument for each option
     if reference is loaded:  # else the two do not return the same
         options = [*inputs.words(), *target.words()[1:]]
         terminal.hint("Next:", command("verify", model, str(out), *options))
+
+
+def _certify(terminal: Terminal, model: str, out: Path, *, as_json: bool) -> None:
+    """Prove what was written, from one file to the other; both say what their inputs are."""
+    shown = make_certificate(model, out)
+    if not as_json:
+        terminal.done(f"The file is {shown}")
 
 
 def _counts(model: nn.Module, sample: torch.Tensor) -> dict[str, int]:
@@ -282,6 +304,8 @@ def _tell_refusals(terminal: Terminal, found: reparam.Plan[Any]) -> None:
 def _tell_export(terminal: Terminal, written: ExportResult) -> None:
     parity = written.parity
     terminal.done(f"Wrote {written.path} ({written.format}, {written.size_bytes / 1e6:.1f} MB)")
+    if written.certificate is not None:
+        terminal.done(f"The file is {written.certificate}")
     terminal.done(
         f"Read back in {written.engine}: largest difference {parity.max_abs:.1e}, "
         f"where rounding explains {parity.tolerance:.1e}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from reparam.diffing.kinds import POINTWISE
 from reparam.diffing.matching import Match, Matcher
 from reparam.diffing.running import reads
 from reparam.diffing.values import Atom, Form, Operation
@@ -48,9 +49,29 @@ def align(matcher: Matcher, left: Sequence[Form], right: Sequence[Form]) -> Alig
     matched = sum(id(atom) in partner for atom in operations)
     return Alignment(
         matched / max(len(operations), 1),
-        tuple(a for a in ours if id(a) not in partner and _ready(a, partner)),
-        tuple(a for a in others if id(a) not in taken and _ready(a, taken)),
+        _first_unpaired(ours, partner),
+        _first_unpaired(others, taken),
     )
+
+
+def _first_unpaired(atoms: Sequence[Atom], paired: dict[int, Atom]) -> tuple[Atom, ...]:
+    """Values without a partner whose operands have one, but for moves, which may stand anywhere."""
+    alone = [atom for atom in atoms if id(atom) not in paired]
+    first = {id(atom) for atom in alone if _ready(atom, paired)}
+    moves = {id(a) for a in alone if id(a) in first and _kind(a) in ("reshape", "permute")}
+    return tuple(
+        atom
+        for atom in alone
+        if id(atom) in first
+        or (
+            _kind(atom) in POINTWISE
+            and all(id(each) in paired or id(each) in moves for each in _operands(atom))
+        )
+    )
+
+
+def _kind(atom: Atom) -> str:
+    return atom.kind if isinstance(atom, Operation) else ""
 
 
 def _similar(left: Atom, right: Atom) -> bool:

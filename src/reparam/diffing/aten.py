@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from reparam.diffing.values import Form
+from reparam.diffing.values import Form, Sized
 from reparam.diffing.vocabulary import Value, Vocabulary
 from reparam.errors import UnsupportedModelError
 
@@ -380,7 +380,9 @@ def _softplus(
 
 @_is("prelu")
 def _prelu(w: Vocabulary, at: str, x: Form, weight: Tensor) -> Value:
-    return w.build.operation("prelu", [x, w.build.constant(weight.flatten(), at)], x.shape, at)
+    return w.build.operation(
+        "prelu", [x, w.build.constant(Sized.of(weight.flatten()), at)], x.shape, at
+    )
 
 
 @_is("softmax", "_softmax")
@@ -494,6 +496,11 @@ def _expand(w: Vocabulary, at: str, x: Form, shape: Sequence[int], **_: Any) -> 
     return w.spread(x, wanted, at)
 
 
+@_is("expand_as")
+def _expand_as(w: Vocabulary, at: str, x: Form, other: Any) -> Value:
+    return w.spread(x, other.shape, at)
+
+
 @_is("mean")
 def _mean(w: Vocabulary, at: str, x: Form, axes: Any = None, keep: bool = False, **_: Any) -> Value:
     chosen = range(len(x.shape)) if axes is None else _many(axes, 1)
@@ -546,6 +553,28 @@ def _slice(
     return w.slice(x, axis, start, stop, step, at)
 
 
+@_is("copy", "fill")
+def _copied(w: Vocabulary, at: str, x: Value, by: Value, *_: Any) -> Value:
+    shape = torch.as_tensor(x).shape if not isinstance(x, Form) else x.shape
+    return w.spread(by, shape, at) if isinstance(by, Form) else torch.as_tensor(by).expand(shape)
+
+
+@_is("slice_scatter")
+def _slice_scatter(
+    w: Vocabulary, at: str, x: Value, by: Value, axis: int = 0, start: Any = None, stop: Any = None,
+    step: int = 1,
+) -> Value:  # fmt: skip
+    return w.overwrite(x, by, axis, start, stop, step, at)
+
+
+@_is("select_scatter")
+def _select_scatter(w: Vocabulary, at: str, x: Value, by: Value, axis: int, index: int) -> Value:
+    whole = w.form(x, at)
+    place, size = axis % len(whole.shape), whole.shape[axis]
+    row = w.reshape(by, (*whole.shape[:place], 1, *whole.shape[place + 1 :]), at)
+    return w.overwrite(whole, row, place, index % size, index % size + 1, 1, at)
+
+
 @_is("select")
 def _select(w: Vocabulary, at: str, x: Form, axis: int, index: int) -> Value:
     place = axis % len(x.shape)
@@ -553,7 +582,12 @@ def _select(w: Vocabulary, at: str, x: Form, axis: int, index: int) -> Value:
     return w.reshape(kept, [n for k, n in enumerate(x.shape) if k != place], at)
 
 
-@_is("split", "split_with_sizes", "chunk")
+@_is("chunk")
+def _chunk(w: Vocabulary, at: str, x: Form, count: int, axis: int = 0) -> list[Value]:
+    return _split(w, at, x, -(-x.shape[axis] // count), axis)
+
+
+@_is("split", "split_with_sizes")
 def _split(w: Vocabulary, at: str, x: Form, sizes: Any, axis: int = 0) -> list[Value]:
     whole = x.shape[axis]
     if isinstance(sizes, int):

@@ -17,7 +17,7 @@ from reparam.diffing.reading import Network, Side, open_side
 from reparam.diffing.running import Run
 from reparam.diffing.showing import show
 from reparam.diffing.values import Atom, Constant, Cut, Form, Input, Operation
-from reparam.errors import InputError, UnsupportedModelError
+from reparam.errors import InputError, ReparamError
 
 __all__ = ["diff"]
 
@@ -67,18 +67,25 @@ def diff(
     sides = open_side(first, "first"), open_side(second, "second")
     inputs = _inputs(sides, example_inputs)
     shapes = tuple(tuple(x.shape) for x in inputs)
-    outputs: list[list[Form]] = []
-    for side in sides:
-        expected = side.outputs(inputs)
-        try:
-            outputs.append(side.read(inputs))
-        except UnsupportedModelError as error:
-            return Difference("not shown", what="unread", detail={"why": str(error)}, shapes=shapes)
-        off = _misread(outputs[-1], expected, inputs)
-        if not off <= max(_MISREAD, _PER_UNIT * side.unit):
-            detail = {"side": side.name, "off": off}
-            return Difference("not shown", what="reading", detail=detail, shapes=shapes)
-    return _compare(outputs[0], outputs[1], max(side.unit for side in sides), inputs)
+    expected = [side.outputs(inputs) for side in sides]
+    side = sides[0]
+    try:
+        read: list[list[Form]] = []
+        for side, outputs in zip(sides, expected, strict=True):
+            read.append(side.read(inputs))
+            off = _misread(read[-1], outputs, inputs)
+            if not off <= max(_MISREAD, _PER_UNIT * side.unit):
+                detail = {"side": side.name, "off": off}
+                return Difference("not shown", what="reading", detail=detail, shapes=shapes)
+        return _compare(read[0], read[1], max(side.unit for side in sides), inputs)
+    except Exception as error:  # noqa: BLE001 (nothing is claimed of what is not understood)
+        why = str(error) if isinstance(error, ReparamError) else _unforeseen(side, error)
+        return Difference("not shown", what="unread", detail={"why": why}, shapes=shapes)
+
+
+def _unforeseen(side: Side, error: Exception) -> str:
+    text = (str(error).strip().splitlines() or [""])[0]
+    return f"{side.name} holds what normal form does not know ({type(error).__name__}: {text})"
 
 
 def _inputs(sides: tuple[Side, Side], given: Any) -> list[Tensor]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -33,30 +33,56 @@ def read_exported(program: ExportedProgram) -> list[Form]:
 
 
 def _walk(words: Vocabulary, program: ExportedProgram) -> list[Form]:
-    known: dict[fx.Node, Any] = {}
     stored = _stored(program)
     inputs = 0
+    given: list[Any] = []
     for node in program.graph.nodes:
+        if node.op == "placeholder" and node.name in stored:
+            given.append(stored[node.name])
+        elif node.op == "placeholder":
+            given.append(words.build.input(inputs, node.meta["val"].shape))
+            inputs += 1
+    results = _traced(words, program.graph_module, given, ())
+    specs = program.graph_signature.output_specs  # changed buffers are outputs, too
+    return [
+        words.form(value)
+        for value, spec in zip(results, specs, strict=True)
+        if spec.kind is OutputKind.USER_OUTPUT and isinstance(value, Form | Tensor)
+    ]
+
+
+_WRAPPERS = {"wrap_with_set_grad_enabled": 2, "wrap_with_autocast": 5}
+"""Operators that run a graph in a mode, and which of their arguments the graph is."""
+
+
+def _traced(words: Vocabulary, graph: fx.GraphModule, given: Sequence[Any], within: Any) -> Any:
+    """What a graph returns; one that stands inside of another is walked in its place."""
+    known: dict[fx.Node, Any] = {}
+    runs: dict[fx.Node, Any] = {}  # numbers as the program itself rounds them
+    rest = iter(given)
+    for node in graph.graph.nodes:
         if node.op == "placeholder":
-            if node.name in stored:
-                known[node] = stored[node.name]
-            else:
-                known[node] = words.build.input(inputs, node.meta["val"].shape)
-                inputs += 1
+            known[node] = next(rest)
+        elif node.op == "get_attr":
+            known[node] = operator.attrgetter(node.target)(graph)
         elif node.op == "call_function":
             args, kwargs = fx.map_arg((node.args, node.kwargs), known.__getitem__)
-            made = call(words, node.target, _where(node), args, kwargs)
-            known[node] = words.noted(node, made)
+            if str(node.target) in _WRAPPERS:
+                *how, inner = args[: _WRAPPERS[str(node.target)]]
+                if len(how) > 1 and how[2]:
+                    raise UnsupportedModelError(f"autocast at {_where(node)} rounds what it runs")
+                made = _traced(words, inner, args[len(how) + 1 :], (within, node))
+            else:
+                made = call(words, node.target, _where(node), args, kwargs)
+            if isinstance(made, Tensor) and not _depends((args, kwargs)):
+                plain = fx.map_arg((node.args, node.kwargs), lambda n: runs.get(n, known[n]))
+                runs[node] = node.target(*plain[0], **plain[1])
+                words.rounded(made, runs[node])
+            known[node] = words.noted((within, node), made)
             for target in _overwritten(node):
                 known[target] = known[node]
         elif node.op == "output":
-            results = fx.map_arg(node.args[0], known.__getitem__)
-            specs = program.graph_signature.output_specs  # changed buffers are outputs, too
-            return [
-                words.form(value)
-                for value, spec in zip(results, specs, strict=True)
-                if spec.kind is OutputKind.USER_OUTPUT and isinstance(value, Form | Tensor)
-            ]
+            return fx.map_arg(node.args[0], known.__getitem__)
     raise UnsupportedModelError("the program has no output")
 
 
@@ -75,10 +101,12 @@ def call(words: Vocabulary, target: Any, where: str, args: Any, kwargs: Any) -> 
     """What an operator makes of forms and numbers."""
     if target is operator.getitem:
         return args[0][args[1]]
-    if not any(isinstance(value, Form) for value in tree_leaves((args, kwargs))):
+    name = str(target).removeprefix("aten.").partition(".")[0]
+    if name == "_assert_tensor_metadata":  # of types that are not kept here
+        return None
+    if not _depends((args, kwargs)):
         args, kwargs = tree_map(wide, (args, kwargs))
         return target(*args, **kwargs)
-    name = str(target).removeprefix("aten.").partition(".")[0]
     if name.startswith(_FRESH) or name.endswith("_like"):  # reads a shape alone
         args, kwargs = tree_map(_blank, (args, kwargs))
         return target(*args, **kwargs)
@@ -86,6 +114,10 @@ def call(words: Vocabulary, target: Any, where: str, args: Any, kwargs: Any) -> 
     if handler is None:
         raise UnsupportedModelError(f"{target} at {where} has no normal form")
     return words.translated(handler, str(target), where, *args, **kwargs)
+
+
+def _depends(arguments: Any) -> bool:
+    return any(isinstance(value, Form) for value in tree_leaves(arguments))
 
 
 _FRESH = ("new_empty", "new_full", "new_ones", "new_zeros")
@@ -97,6 +129,8 @@ def _blank(value: Any) -> Any:
 
 def wide(value: Any) -> Any:
     """Weights that are computed from others are computed without rounding to speak of."""
+    if value is torch.float32:
+        return torch.float64
     floating = isinstance(value, Tensor) and value.is_floating_point()
     return value.to(torch.float64) if floating else value
 

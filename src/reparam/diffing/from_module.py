@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules import module as hooks
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves, tree_map_only
+from torch.utils._pytree import tree_leaves, tree_map, tree_map_only
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from reparam.diffing.from_exported import call, changed, wide
@@ -41,8 +41,8 @@ def read_module(module: nn.Module, inputs: Sequence[Tensor]) -> list[Form]:
         torch.rand(x.shape, generator=generator).to(x.dtype) if x.is_floating_point() else x.clone()
         for x in inputs
     ]
-    tape, outputs = _recorded(module, other)
-    return read(lambda words: _replay(words, tape, outputs, [x.shape for x in inputs]))
+    recorder, outputs = _recorded(module, other)
+    return read(lambda words: _replay(words, recorder, outputs, [x.shape for x in inputs]))
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ class _Call:
 
 
 def _replay(
-    words: Vocabulary, tape: Sequence[_Call], outputs: Sequence[_Slot | Tensor],
+    words: Vocabulary, recorder: _Recorder, outputs: Sequence[_Slot | Tensor],
     shapes: Sequence[Sequence[int]],
 ) -> list[Form]:  # fmt: skip
     known: dict[int, Any] = {k: words.build.input(k, shape) for k, shape in enumerate(shapes)}
@@ -73,7 +73,9 @@ def _replay(
     def value(slot: _Slot) -> Any:
         return known[slot.index]
 
-    for key, each in enumerate(tape):
+    for exact, run in recorder.computed:
+        words.rounded(exact, run)
+    for key, each in enumerate(recorder.tape):
         args, kwargs = tree_map_only(_Slot, value, (each.args, each.kwargs))
         made = words.noted(key, call(words, each.func, each.where, args, kwargs))
         results = (made,) if each.single else made
@@ -85,11 +87,11 @@ def _replay(
 
 def _recorded(
     module: nn.Module, inputs: Sequence[Tensor]
-) -> tuple[list[_Call], list[_Slot | Tensor]]:
+) -> tuple[_Recorder, list[_Slot | Tensor]]:
     recorder = _Recorder(inputs)
     with torch.no_grad(), _named(module, recorder), recorder:
         result = module(*inputs)
-    return recorder.tape, [recorder.seen(leaf) for leaf in tensors(result)]
+    return recorder, [recorder.seen(leaf) for leaf in tensors(result)]
 
 
 class _Recorder(TorchDispatchMode):
@@ -98,6 +100,7 @@ class _Recorder(TorchDispatchMode):
     def __init__(self, inputs: Sequence[Tensor]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.tape: list[_Call] = []
+        self.computed: list[tuple[Tensor, Tensor]] = []
         self.path: list[str] = []
         self._known = WeakTensorKeyDictionary()
         self._count = 0
@@ -136,11 +139,12 @@ class _Recorder(TorchDispatchMode):
 
     def _keep_exact(self, func: Any, seen: Any, made: Sequence[Any]) -> None:
         """Compute numbers that are computed from numbers once more, without rounding."""
-        args, kwargs = tree_map_only(Tensor, wide, seen)
+        args, kwargs = tree_map(wide, seen)
         exact = func(*args, **kwargs)
         for value, number in zip(made, [exact] if len(made) == 1 else exact, strict=False):
             if isinstance(number, Tensor) and number.shape == value.shape:
                 self._known[value] = number
+                self.computed.append((number, value.clone()))
 
     def _overwrite(self, target: Tensor, where: str, *, depends: bool) -> None:
         """See that what is changed in place is nobody else's memory, or forget what it held."""

@@ -66,7 +66,7 @@ def _upsample(x: Tensor, *, size: Any, mode: str, align: bool) -> Tensor:
     return F.interpolate(x, size, mode=mode, **corners)
 
 
-def _pad(x: Tensor, *, pads: Any, mode: str, value: float) -> Tensor:
+def _pad(x: Tensor, *, pads: Any, mode: str, value: float = 0.0) -> Tensor:
     flat = [side for pair in reversed(pads) for side in pair]
     return F.pad(x, flat, mode, value) if mode == "constant" else F.pad(x, flat, mode)
 

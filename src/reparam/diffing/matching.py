@@ -273,9 +273,13 @@ def _on_grid(op: AffineConv, geometry: Geometry) -> Tensor:
 def _constants(
     left: Sized | None, right: Sized | None, channels: int | None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    return _joined(
-        *(each.spread(channels or 1) for each in (left or Sized.of(0.0), right or Sized.of(0.0)))
-    )
+    both = [left or Sized.of(0.0), right or Sized.of(0.0)]
+    dims = max(each.value.dim() for each in both)
+    if dims < 2:
+        return _joined(*(each.spread(channels or 1) for each in both))
+    first, second = (each.over(dims) for each in both)
+    shape = torch.broadcast_shapes(first.value.shape, second.value.shape)
+    return _joined(*(each.each(lambda numbers: numbers.expand(shape)) for each in (first, second)))
 
 
 def _joined(left: Sized, right: Sized) -> tuple[Tensor, Tensor, Tensor]:

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from reparam.algebra import AffineConv, Geometry, compose, linear, scale
-from reparam.diffing.kinds import POINTWISE
+from reparam.algebra import AffineConv, Geometry, linear, parallel, scale, zero_pad
+from reparam.diffing.kinds import KINDS, POINTWISE
 from reparam.diffing.values import Atom, Constant, Cut, Form, Input, Map, Operation, Sized, after
 from reparam.errors import InexactError
 
@@ -32,9 +32,9 @@ class Builder:
         """An input of the network."""
         return _alone(Input(index, tuple(shape)))
 
-    def constant(self, numbers: Tensor, where: str) -> Form:
+    def constant(self, numbers: Sized, where: str) -> Form:
         """Stored numbers of any shape."""
-        return _alone(Constant(Sized.of(numbers), tuple(numbers.shape), where))
+        return _alone(Constant(numbers, tuple(numbers.value.shape), where))
 
     def operation(
         self, kind: str, args: Sequence[Form], shape: Sequence[int], where: str, **attributes: Any
@@ -59,13 +59,36 @@ class Builder:
         where the channels are then, if anywhere.
         """
         if form.axis is not None and axis is None:
+            if kind == "reshape":
+                form = self._flattened(form, where)
             return self.operation(kind, [form], shape, where, **attributes)
+        if form.varies:
+            assert form.bias is not None  # noqa: S101 (which varies)
+            plain = self.layout(
+                kind, replace(form, bias=None), shape, where, axis=axis, **attributes
+            )
+            field = (
+                KINDS[kind](each.expand(form.shape), **attributes)
+                for each in (form.bias.value, form.bias.size)
+            )
+            constant = _alone(Constant(Sized(*field), tuple(shape), where))
+            return self.add([plain, constant], tuple(shape), where)
         if all(isinstance(m, Sized) or m.geometry.is_pointwise for _, m in form.terms):
             return self._moved_atoms(kind, form, tuple(shape), where, axis, attributes)
         plain, factor, shift = _normalised(form)
         moved = self._moved(kind, plain, tuple(shape), where, attributes)
         behind = self.affine(moved, factor, shift, None if form.axis is None else axis, where)
         return replace(behind, where=(*form.where, where))
+
+    def _flattened(self, form: Form, where: str) -> Form:
+        """Lay out alike what stands before and behind the axis of a value's maps."""
+        assert form.axis is not None  # noqa: S101 (the caller's condition)
+        ahead, behind = math.prod(form.shape[: form.axis]), math.prod(form.shape[form.axis + 1 :])
+        shape = tuple(n for n in (ahead, form.shape[form.axis], behind) if n != 1)
+        axis = kept_axis(form.shape, form.axis, shape)
+        if axis is None or shape == form.shape:
+            return form
+        return self.layout("reshape", form, shape, where, axis=axis, to=shape)
 
     def _moved_atoms(
         self, kind: str, form: Form, shape: tuple[int, ...], where: str, axis: int | None,
@@ -95,6 +118,10 @@ class Builder:
         before = form.atom
         if isinstance(before, Operation) and before.kind == kind == "reshape":
             form = before.args[0]
+        if isinstance(before, Operation) and before.kind == kind == "pad":
+            both = _joined_pads(dict(before.attributes), attributes)
+            if both is not None:
+                form, attributes = before.args[0], both
         if isinstance(before, Operation) and before.kind == kind == "permute":
             order = dict[str, Any](before.attributes)["order"]
             form = before.args[0]
@@ -106,6 +133,12 @@ class Builder:
             # Optimisers put these on either side of an activation; here they stand before it.
             args = [self._relaid(kind, arg, shape, where, attributes) for arg in inner.args]
             settings: dict[str, Any] = dict(inner.attributes)
+            return self.operation(inner.kind, args, shape, inner.where, **settings)
+        if isinstance(inner, Operation) and kind == "reshape" and _keeps_rows(inner, shape):
+            args = [self._relaid(kind, arg, shape, where, attributes) for arg in inner.args]
+            last = len(shape) - 1
+            along = {"axes": (last,)} if inner.kind == "layer_norm" else {"axis": last}
+            settings = {**dict[str, Any](inner.attributes), **along}
             return self.operation(inner.kind, args, shape, inner.where, **settings)
         if kind == "permute" and attributes["order"] == tuple(range(len(shape))):
             return form
@@ -158,6 +191,8 @@ class Builder:
 
     def apply(self, form: Form, outer: Map, axis: int, shape: tuple[int, ...], where: str) -> Form:
         """Apply a linear map to a value, composed with the value's maps where that is exact."""
+        if axis == 1:
+            form = _in_space(form)
         pays = _pays(form, outer, axis)
         if not pays:
             form = self.cut(form, priced=pays is not None)
@@ -167,6 +202,9 @@ class Builder:
     def add(self, forms: Sequence[Form], shape: tuple[int, ...], where: str) -> Form:
         """Add values of one shape."""
         axes = {form.axis for form in forms if form.axis is not None}
+        if len(axes) > 1:
+            forms = [_in_space(form) for form in forms]
+            axes = {form.axis for form in forms if form.axis is not None}
         if len(axes) > 1:
             forms = [self.cut(form) for form in forms]
             axes = set()
@@ -182,35 +220,92 @@ class Builder:
                 if atom not in terms:
                     terms[atom] = m
                     continue
-                total = _sum(terms[atom], m, None if axis is None else shape[axis])
-                if total is None:  # equal sizes for this input, but not for every one
+                both = _sum(terms[atom], m, None if axis is None else shape[axis])
+                if both is None:  # equal sizes for this input, but not for every one
                     part = Form(shape, axis, ((atom, m),), None, form.where)
                     terms[Cut(part, priced=False)] = Sized.of(1.0)
                 else:
-                    terms[atom] = total
-        return Form(shape, axis, tuple(terms.items()), bias, tuple(names) or (where,))
+                    terms[atom] = both
+        terms = _within_borders(terms)
+        if axis is None and any(isinstance(m, Map) for m in terms.values()):
+            axis = 1
+        total = Form(shape, axis, tuple(terms.items()), bias, tuple(names) or (where,))
+        return self._merged(total)
+
+    def _merged(self, total: Form) -> Form:
+        """Write what was cut for its price by its own atoms, where the sum reads those anyway."""
+        for cut, m in total.terms:
+            if not (isinstance(cut, Cut) and cut.priced and _is_cheap(total, cut, m)):
+                continue
+            rest = replace(total, terms=tuple(t for t in total.terms if t[0] is not cut))
+            assert total.axis is not None  # noqa: S101 (there is a map)
+            outer = _as_map(m, total.shape[total.axis])
+            terms, bias = _composed(cut.form, outer, total.axis)
+            part = Form(total.shape, total.axis, terms, bias, cut.form.where)
+            return self.add([rest, part], total.shape, "")
+        return total
 
     def cat(self, forms: Sequence[Form], axis: int, where: str) -> Form:
         """Join along an axis: each part goes to its own rows."""
         total = sum(form.shape[axis] for form in forms)
+        if any(form.axis not in (None, axis) for form in forms):
+            forms = [_in_space(form) for form in forms]
         shape = tuple(total if k == axis else n for k, n in enumerate(forms[0].shape))
         parts, start = [], 0
         for form in forms:
             width = form.shape[axis]
-            rows = torch.zeros(total, width)
-            rows[start : start + width] = torch.eye(width)
-            parts.append(self.apply(form, Map.of(linear(rows)), axis, shape, where))
+            if _is_spatial(form, axis):
+                pads = [(0, 0)] * (len(shape) - 2)
+                pads[axis - 2] = (start, total - start - width)
+                parts.append(self.layer(form, zero_pad(form.shape[1], pads), 1, where))
+            else:
+                rows = torch.zeros(total, width)
+                rows[start : start + width] = torch.eye(width)
+                parts.append(self.apply(form, Map.of(linear(rows)), axis, shape, where))
             start += width
         return self.add(parts, shape, where)
 
     def take(self, form: Form, axis: int, index: Sequence[int], where: str) -> Form:
         """Keep some positions of an axis, in the order given."""
+        if form.axis not in (None, axis):
+            form = _in_space(form)
+        if _is_spatial(form, axis):
+            op = _crop(index, form.shape, axis)
+            if op is not None:
+                return self.layer(form, op, 1, where)
         rows = torch.zeros(len(index), form.shape[axis])
         rows[torch.arange(len(index)), torch.as_tensor(index)] = 1.0
         shape = tuple(len(index) if k == axis else n for k, n in enumerate(form.shape))
         if len(index) == form.shape[axis] and list(index) == list(range(len(index))):
             return form
         return self.apply(form, Map.of(linear(rows)), axis, shape, where)
+
+    @staticmethod
+    def varying(form: Form, numbers: Tensor) -> bool:
+        """Whether numbers can be added as a bias that is not the same at every position."""
+        alike = numbers.dim() < len(form.shape) or bool((numbers == numbers[:1]).all())
+        return form.axis == 1 and len(form.shape) > 3 and alike
+
+    def written(self, form: Form, numbers: Tensor, axis: int, index: Sequence[int]) -> Form | None:
+        """Write numbers to positions of a spatial axis at which only the bias is not zero.
+
+        None where there is more, or where the numbers differ over the batch.
+        """
+        inside = (
+            not isinstance(m, Map) or _reads(m.geometry, atom.shape, axis - 2, index)
+            for atom, m in form.terms
+        )
+        shape = (*form.shape[:axis], len(index), *form.shape[axis + 1 :])
+        given = numbers.double().expand(shape)
+        if form.axis not in (None, 1) or any(inside) or not bool((given == given[:1]).all()):
+            return None
+        bias = (form.bias or Sized.of(0.0)).over(len(form.shape) - 1)
+        place = torch.tensor(list(index))
+        value, size = (
+            each.expand(form.shape[1:]).index_copy(axis - 1, place, new)
+            for each, new in ((bias.value, given[0]), (bias.size, given[0].abs()))
+        )
+        return replace(form, bias=Sized(value, size))
 
     def unscaled(self, form: Form) -> tuple[Form, float]:
         """Divide a value by its largest number, which no choice of the front end changes."""
@@ -255,9 +350,104 @@ class Builder:
 _MOVES = ("permute", "reshape")
 
 
+def _joined_pads(first: dict[str, Any], second: dict[str, Any]) -> dict[str, Any] | None:
+    """Two paddings of one mode along different axes, as one."""
+    dims = max(len(first["pads"]), len(second["pads"]))
+    before, behind = (
+        [(0, 0)] * (dims - len(each["pads"])) + [tuple(pair) for pair in each["pads"]]
+        for each in (first, second)
+    )
+    apart = all((0, 0) in pair for pair in zip(before, behind, strict=True))
+    if first["mode"] != second["mode"] or not apart:
+        return None
+    pads = tuple(max(pair, key=any) for pair in zip(before, behind, strict=True))
+    return {**second, "pads": pads}
+
+
+def _is_spatial(form: Form, axis: int) -> bool:
+    """Whether an axis is one that the maps of a value, which mix channels, have offsets along."""
+    return form.axis == 1 < axis and len(form.shape) in (3, 4, 5)
+
+
+def _crop(index: Sequence[int], shape: tuple[int, ...], axis: int) -> AffineConv | None:
+    """The operator that keeps evenly spaced positions of a spatial axis, in their order."""
+    step = index[1] - index[0] if len(index) > 1 else 1
+    if step < 1 or list(index) != list(range(index[0], index[-1] + 1, step)):
+        return None
+    dims, channels, dim = len(shape) - 2, shape[1], axis - 2
+    extent = (len(index) - 1) * step - shape[axis]
+    geometry = Geometry(
+        channels, channels, channels,
+        offsets=tuple((index[0],) if k == dim else (0,) for k in range(dims)),
+        stride=tuple(step if k == dim else 1 for k in range(dims)),
+        extent=tuple(extent if k == dim else -1 for k in range(dims)),
+    )  # fmt: skip
+    return AffineConv(geometry, torch.ones(geometry.kernel_shape))
+
+
+def _in_space(form: Form) -> Form:
+    """Write what keeps positions of a spatial axis as crops, which compose with convolutions."""
+    if form.axis is None or form.axis < 2 or len(form.shape) not in (3, 4, 5):
+        return form
+    terms = []
+    for atom, m in form.terms:
+        kernel = None if isinstance(m, Sized) else m.value.regroup(1).kernel
+        if kernel is None or form.bias is not None or not bool((kernel.sum(1) == 1).all()):
+            return form
+        index = kernel.argmax(1).tolist()
+        op = _crop(index, atom.shape, form.axis)
+        if op is None or int((kernel != 0).sum()) != len(index):
+            return form
+        terms.append((atom, Map.of(op)))
+    return replace(form, axis=1, terms=tuple(terms))
+
+
+def _within_borders(terms: dict[Atom, Map | Sized]) -> dict[Atom, Map | Sized]:
+    """Read a value that is also there with a border around it from the inside of that border.
+
+    So a 1x1 branch beside a 3x3 one over reflected borders is a map of what both see.
+    """
+    for bordered in list(terms):
+        if not (isinstance(bordered, Operation) and bordered.kind == "pad"):
+            continue
+        inner = bordered.args[0].atom
+        m = None if inner is None else terms.get(inner)
+        if inner is None or m is None:
+            continue
+        pads = dict[str, Any](bordered.attributes)["pads"]
+        missing = len(inner.shape) - 2 - len(pads)
+        crop = zero_pad(inner.shape[1], [(0, 0)] * missing + [(-a, -b) for a, b in pads])
+        try:
+            seen = _as_map(m, inner.shape[1]) @ Map.of(crop)
+            total = _sum(terms[bordered], seen, inner.shape[1])
+        except InexactError:
+            continue
+        if total is not None:
+            terms = {atom: total if atom is bordered else each for atom, each in terms.items()}
+            del terms[inner]
+    return terms
+
+
+def _reads(geometry: Geometry, shape: tuple[int, ...], dim: int, index: Sequence[int]) -> bool:
+    """Whether one of these output positions sees the input at all."""
+    if not geometry.dims:
+        return True
+    step, size = geometry.stride[dim], shape[dim + 2]
+    return any(0 <= step * at + tap < size for at in index for tap in geometry.offsets[dim])
+
+
 def _is_pointwise(operation: Operation) -> bool:
     same = all(arg.shape == operation.shape for arg in operation.args)
     return operation.kind in POINTWISE and same
+
+
+def _keeps_rows(operation: Operation, shape: tuple[int, ...]) -> bool:
+    """Whether an operation acts on the last axis alone, and a reshape leaves that one be."""
+    last = len(operation.shape) - 1
+    settings = dict[str, Any](operation.attributes)
+    alone = settings.get("axes") == (last,) or settings.get("axis") == last
+    known = operation.kind in ("layer_norm", "softmax")
+    return known and alone and bool(shape) and shape[-1] == operation.shape[-1]
 
 
 def kept_axis(before: tuple[int, ...], axis: int, after: tuple[int, ...]) -> int | None:
@@ -287,7 +477,7 @@ def _composed(
     """A map after those of a value, once they are known to compose."""
     bias = None
     if form.bias is not None:
-        bias = outer.of_constant(form.bias.spread(form.shape[axis]))
+        bias = outer.of_constant(form.bias, form.shape[axis + 1 :])
     terms = (
         (atom, outer.times(m) if isinstance(m, Sized) else outer @ m) for atom, m in form.terms
     )
@@ -301,9 +491,6 @@ def _pays(form: Form, outer: Map, axis: int) -> bool | None:
     by = outer.geometry
     apart, together = by.weights, 0
     try:
-        if form.bias is not None:
-            channels = form.shape[axis]
-            compose(by, Geometry.pointwise(channels, channels, dims=by.dims, bias=True))
         for _, m in form.terms:
             inner = m.geometry if isinstance(m, Map) else None
             apart += 0 if inner is None else inner.weights
@@ -321,6 +508,29 @@ def _sum(left: Map | Sized, right: Map | Sized, channels: int | None) -> Map | S
         return _as_map(left, channels) + _as_map(right, channels)
     except InexactError:
         return None
+
+
+def _is_cheap(total: Form, cut: Cut, m: Map | Sized) -> bool:
+    """Whether a sum has a map of each atom of a value, so that the value costs no more with it."""
+    present = dict(total.terms)
+    axis = total.axis
+    if axis is None or cut.form.axis not in (None, axis):
+        return False
+    before = after_it = 0
+    try:
+        outer = _as_map(m, total.shape[axis]).geometry
+        for atom, n in cut.form.terms:
+            if atom not in present:
+                return False
+            inner = _as_map(n, cut.shape[axis]).geometry
+            known = _as_map(present[atom], total.shape[axis]).geometry
+            dims = max(outer.dims, inner.dims, known.dims)
+            both = parallel(after(outer, inner).in_dims(dims), known.in_dims(dims))
+            before += inner.weights + known.weights
+            after_it += both.weights
+    except InexactError:
+        return False
+    return after_it <= before + outer.weights
 
 
 def _as_map(m: Map | Sized, channels: int) -> Map:

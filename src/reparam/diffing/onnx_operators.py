@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from reparam.diffing.values import Form
+from reparam.diffing.values import Form, Sized
 from reparam.diffing.vocabulary import Value, Vocabulary
 from reparam.errors import UnsupportedModelError
 
@@ -332,7 +332,7 @@ def _elu(w: Vocabulary, at: str, g: Given, a: Attributes) -> Value:
 
 @_is("PRelu")
 def _prelu(w: Vocabulary, at: str, g: Given, _: Attributes) -> Value:
-    slopes = w.build.constant(g[1].flatten(), at)
+    slopes = w.build.constant(Sized.of(g[1].flatten()), at)
     return w.build.operation("prelu", [g[0], slopes], g[0].shape, at)
 
 
@@ -486,6 +486,39 @@ def _gather(w: Vocabulary, at: str, g: Given, a: Attributes) -> Value:
     if isinstance(g[1], Form):
         raise UnsupportedModelError(f"gathering by a computed table at {at} has no normal form")
     return w.gather(g[0], a.get("axis", 0), torch.as_tensor(g[1]), at)
+
+
+@_is("ScatterND")
+def _scatter_nd(w: Vocabulary, at: str, g: Given, a: Attributes) -> Value:
+    x, table = w.form(g[0], at), torch.as_tensor(g[1])
+    depth = table.shape[-1]
+    shape = x.shape[:depth]
+    sizes = torch.tensor(shape)
+    flat = (table.long() % sizes).reshape(-1, depth)
+    written = torch.zeros(shape, dtype=torch.bool)
+    written[flat.unbind(1)] = True
+    slabs = [k for k in range(depth) if _is_slab(written, k)]
+    if a.get("reduction", "none") != "none" or not slabs:
+        raise UnsupportedModelError(f"ScatterND at {at} writes no whole slices")
+    axis = slabs[0]
+    rows = written.movedim(axis, 0).reshape(shape[axis], -1)
+    index = rows[:, 0].nonzero().flatten().tolist()
+    by = g[2]
+    if not isinstance(by, Form):
+        whole = torch.zeros(x.shape, dtype=torch.float64)
+        whole[flat.unbind(1)] = torch.as_tensor(by).double().reshape(-1, *x.shape[depth:])
+        by = whole.index_select(axis, torch.tensor(index))
+    elif depth > 1 or flat.flatten().tolist() != index:
+        raise UnsupportedModelError(f"ScatterND at {at} writes in an order of its own")
+    if index != list(range(index[0], index[-1] + 1)):
+        raise UnsupportedModelError(f"ScatterND at {at} writes positions that are apart")
+    return w.overwrite(x, by, axis, index[0], index[-1] + 1, 1, at)
+
+
+def _is_slab(written: Tensor, axis: int) -> bool:
+    """Whether along this axis, positions are written either everywhere or nowhere."""
+    rows = written.movedim(axis, 0).reshape(written.shape[axis], -1)
+    return bool((rows == rows[:, :1]).all())
 
 
 @_is("SplitToSequence")

@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from reparam.algebra import AffineConv, lower
+from reparam.algebra import AffineConv
 from reparam.diffing.kinds import KINDS
-from reparam.diffing.values import Atom, Constant, Cut, Form, Input, Map, Operation, Sized
+from reparam.diffing.values import Atom, Constant, Cut, Form, Input, Map, Operation, Sized, applied
 
 __all__ = ["Run", "reads"]
 
@@ -60,7 +60,7 @@ class Run:
         if form.bias is None:
             return total
         bias = self._moved(form.bias.value, form.bias.size)
-        if bias.dim() and form.axis is not None:
+        if bias.dim() == 1 and form.axis is not None:
             bias = bias.reshape(-1, *(1,) * (len(form.shape) - 1 - form.axis))
         return total + bias
 
@@ -82,17 +82,7 @@ def _mapped(m: Map | Sized, value: Tensor, axis: int | None) -> Tensor:
     if isinstance(m, Sized):
         return value * m.value
     assert axis is not None  # noqa: S101 (maps act on an axis)
-    op = m.value
-    if op.geometry.dims == 0 or op.geometry.is_pointwise:
-        return _pointwise(op.in_dims(0), value, axis)
-    arguments, weight, _ = lower(op)
-    return arguments(value, weight, None)
-
-
-def _pointwise(op: AffineConv, value: Tensor, axis: int) -> Tensor:
-    if op.geometry.is_diagonal:
-        return value * op.kernel.reshape(-1, *(1,) * (value.dim() - 1 - axis))
-    return op(value.movedim(axis, -1)).movedim(-1, axis)
+    return applied(m.value, value, axis)
 
 
 def _unknown(form: Form | Atom, known: Mapping[int, Tensor]) -> list[Form | Atom]:

@@ -12,15 +12,26 @@ multiple of its size times the unit of rounding, whatever way it was folded.
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from reparam.algebra import AffineConv, Geometry, compose, scale
+from reparam.algebra import AffineConv, Geometry, compose, lower, scale
 
-__all__ = ["Atom", "Constant", "Cut", "Form", "Input", "Map", "Operation", "Sized", "after"]
+__all__ = [
+    "Atom",
+    "Constant",
+    "Cut",
+    "Form",
+    "Input",
+    "Map",
+    "Operation",
+    "Sized",
+    "after",
+    "applied",
+]
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -47,13 +58,25 @@ class Sized:
         """What each number would be if nothing in its computation cancelled."""
         return self.value.abs() if self.uncancelled is None else self.uncancelled
 
+    def each(self, change: Callable[[Tensor], Tensor]) -> Sized:
+        """Lay the numbers, and their sizes, out in another way."""
+        own = self.uncancelled
+        return Sized(change(self.value), None if own is None else change(own))
+
     def spread(self, channels: int) -> Sized:
         """One number for each channel."""
-        own = self.uncancelled
-        return Sized(self.value.expand(channels), None if own is None else own.expand(channels))
+        return self.each(lambda each: each.expand(channels))
+
+    def over(self, dims: int) -> Sized:
+        """The same numbers for each position behind the channels, of which there is one so far."""
+        if self.value.dim() in (0, dims):
+            return self
+        return self.each(lambda each: each.reshape(-1, *(1,) * (dims - 1)))
 
     def __add__(self, other: Sized) -> Sized:
-        return Sized(self.value + other.value, self.size + other.size)
+        dims = max(self.value.dim(), other.value.dim())
+        first, second = self.over(dims), other.over(dims)
+        return Sized(first.value + second.value, first.size + second.size)
 
     def __mul__(self, other: Sized) -> Sized:
         plain = self.uncancelled is None and other.uncancelled is None
@@ -113,16 +136,37 @@ class Map:
         size = None if plain else self.size * factor.size.item()
         return Map(self.value * factor.value.item(), size)
 
-    def of_constant(self, constant: Sized) -> Sized:
-        """Apply to an input that is one constant for each channel; InexactError at zero padding."""
-        channels = self.geometry.in_channels
-        value, size = (
-            op @ scale(torch.zeros(channels), numbers.expand(channels)).in_dims(op.geometry.dims)
-            for op, numbers in ((self.value, constant.value), (self.size, constant.size))
+    def of_constant(self, constant: Sized, spatial: Sequence[int]) -> Sized:
+        """Apply to a constant input: one number for each channel, or one for each position too.
+
+        Where zero padding is read, the result has a number for each position.
+        """
+        padded = any(low > 0 or high > 0 for low, high in self.geometry.padding())
+        if not padded and constant.value.dim() < 2:
+            wide = constant.spread(self.geometry.in_channels)
+            return Sized(_summed(self.value) @ wide.value, _summed(self.size) @ wide.size)
+        shape = (self.geometry.in_channels, *spatial)
+        wide = constant.over(len(shape))
+        found = (
+            applied(op, numbers.expand(shape)[None])[0]
+            for op, numbers in ((self.value, wide.value), (self.size, wide.size))
         )
-        assert value.bias is not None  # noqa: S101 (the constant is the bias)
-        assert size.bias is not None  # noqa: S101
-        return Sized(value.bias, size.bias)
+        return Sized(*found)
+
+
+def _summed(op: AffineConv) -> Tensor:
+    """The matrix that acts on what is the same everywhere."""
+    return op.regroup(1).kernel.flatten(2).sum(2) if op.geometry.dims else op.regroup(1).kernel
+
+
+def applied(op: AffineConv, x: Tensor, axis: int = 1) -> Tensor:
+    """Apply an operator to a value whose channels are an axis: 1, unless it is pointwise."""
+    if op.geometry.is_diagonal:
+        return x * op.kernel.reshape(-1, *(1,) * (x.dim() - 1 - axis))
+    if op.geometry.is_pointwise:
+        return op.in_dims(0)(x.movedim(axis, -1)).movedim(-1, axis)
+    arguments, weight, _ = lower(op)
+    return arguments(x, weight, None)
 
 
 def after(outer: Geometry, inner: Geometry) -> Geometry:
@@ -189,7 +233,8 @@ class Form:
         shape: Shape of the value.
         axis: The axis that its maps act on; None where they are plain factors.
         terms: Each atom once, with its map, or with a factor.
-        bias: One number for each element of ``axis``, or one for all.
+        bias: One number for each element of ``axis``, or one for all; or, as a bias that was seen
+            through padding is not the same everywhere, one for each channel and position.
         where: Names of the operations that went into the maps, first to last.
 
     """
@@ -199,6 +244,11 @@ class Form:
     terms: tuple[tuple[Atom, Map | Sized], ...]
     bias: Sized | None
     where: tuple[str, ...] = ()
+
+    @property
+    def varies(self) -> bool:
+        """Whether its bias is not the same everywhere."""
+        return self.bias is not None and self.bias.value.dim() > 1
 
     @property
     def atom(self) -> Atom | None:

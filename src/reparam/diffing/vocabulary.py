@@ -11,6 +11,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from reparam.algebra import average_pool, batch_norm, conv, linear, zero_pad
 from reparam.diffing.kinds import KINDS
@@ -42,6 +44,22 @@ class Vocabulary:
         self.build = Builder()
         self.named = dict(named or {})
         self._births: dict[int, tuple[Hashable, Form]] = {}  # with what the ids stand for
+        self._strays = WeakTensorKeyDictionary()
+        self._shaped: dict[int, tuple[Form, Form]] = {}
+        self._turned: dict[int, tuple[Form, tuple[int, ...], Form]] = {}
+        self._sliced: dict[int, tuple[Form, int, list[int], Form]] = {}
+
+    def rounded(self, exact: Any, run: Any) -> None:
+        """Note numbers that the network computes itself, and what it makes of them as it runs."""
+        if isinstance(exact, Tensor) and exact.dtype is torch.float64:
+            self._strays[exact] = (exact - run).abs()
+
+    def sized(self, numbers: Tensor) -> Sized:
+        """Take numbers; the worst rounding of a network that computes them is in their size."""
+        stray, value = self._strays.get(numbers), numbers.to(torch.float64)
+        if stray is None or not numbers.numel() or not bool(stray.any()):
+            return Sized(value)
+        return Sized(value, value.abs() + stray.max() / torch.finfo(torch.float32).eps)
 
     def noted(self, key: Hashable, value: Any) -> Any:
         """Take a value that the network computes under a key."""
@@ -94,7 +112,7 @@ class Vocabulary:
         """A value as a form, constants too."""
         if isinstance(value, Form):
             return value
-        return self.build.constant(torch.as_tensor(value, dtype=torch.float64), where)
+        return self.build.constant(self.sized(torch.as_tensor(value).to(torch.float64)), where)
 
     def pointwise(self, kind: str, x: Value, where: str, **attributes: Any) -> Value:
         """An operation on every element by itself."""
@@ -118,7 +136,8 @@ class Vocabulary:
         elif not isinstance(x, Form):
             return torch.as_tensor(x) + alpha * torch.as_tensor(y)
         else:
-            constant = alpha * torch.as_tensor(y, dtype=torch.float64)
+            constant = torch.as_tensor(y, dtype=torch.float64)
+            constant = constant if alpha == 1 else alpha * constant
             return self._with_constant(x, None, constant, where)
         shape = torch.broadcast_shapes(x.shape, y.shape)
         return self.build.add([self.spread(x, shape), self.spread(y, shape)], shape, where)
@@ -160,31 +179,29 @@ class Vocabulary:
     ) -> Value:
         number = shift if factor is None else factor
         assert number is not None  # noqa: S101 (one of the two is given)
+        numbers = self.sized(number)
         shape = torch.broadcast_shapes(x.shape, tuple(number.shape))
         axis = _only_axis(number, shape)
         if tuple(shape) != x.shape or axis == _EVERY:
             x = self.spread(x, shape)
+        if axis == _EVERY and factor is None and self.build.varying(x, number):
+            field = numbers.each(lambda each: each.expand(shape)[0])
+            return self.build.affine(x, None, field, 1, where)
         if axis == _EVERY:
-            other = self.build.constant(number, where)
+            other = self.build.constant(numbers, where)
             if factor is None:
                 return self.build.add([x, self.spread(other, shape)], tuple(shape), where)
             return self._product("mul", x, other, shape, where)
-        flat = number.reshape(()) if axis is None else number.flatten()
-        return self.build.affine(
-            x,
-            None if factor is None else Sized.of(flat),
-            None if shift is None else Sized.of(flat),
-            axis,
-            where,
-        )
+        flat = numbers.each(lambda each: each.reshape(() if axis is None else -1))
+        if factor is None:
+            return self.build.affine(x, None, flat, axis, where)
+        return self.build.affine(x, flat, None, axis, where)
 
     def spread(self, x: Form, shape: Sequence[int], where: str = "expand") -> Form:
         """Repeat along axes of size one, and along new ones in front."""
         wanted = tuple(shape)
         if len(x.shape) < len(wanted):
-            grown = self.reshape(x, (*(1,) * (len(wanted) - len(x.shape)), *x.shape), where)
-            assert isinstance(grown, Form)  # noqa: S101 (of a form)
-            x = grown
+            x = self._laid_out(x, (*(1,) * (len(wanted) - len(x.shape)), *x.shape), where)
         if x.shape == wanted:
             return x
         axis = None if x.axis is None or x.shape[x.axis] != wanted[x.axis] else x.axis
@@ -243,7 +260,7 @@ class Vocabulary:
             )
         ]  # fmt: skip
         value = self.build.operation(
-            "conv_transpose", [x, self.build.constant(kernel, where)],
+            "conv_transpose", [x, self.build.constant(Sized(kernel), where)],
             (x.shape[0], weight.shape[1] * groups, *size), where, stride=tuple(stride),
             padding=tuple(padding), output_padding=tuple(output_padding), groups=groups,
             dilation=tuple(dilation),
@@ -271,12 +288,17 @@ class Vocabulary:
         if isinstance(x, Tensor) and isinstance(y, Tensor):
             return x @ y
         left, right = self.form(x, where), self.form(y, where)
-        shape = (
-            *torch.broadcast_shapes(left.shape[:-2], right.shape[:-2]),
-            left.shape[-2],
-            right.shape[-1],
+        batch = tuple(torch.broadcast_shapes(left.shape[:-2], right.shape[:-2]))
+        # Some runtimes lay all batches out along one axis, so here all do.
+        first, second = (
+            self._laid_out(
+                self.spread(side, (*batch, *side.shape[-2:]), where), (-1, *side.shape[-2:]), where
+            )
+            for side in (left, right)
         )
-        return self._product("matmul", left, right, shape, where)
+        shape = (math.prod(batch), left.shape[-2], right.shape[-1])
+        product = self._product("matmul", first, second, shape, where)
+        return self.reshape(product, (*batch, *shape[1:]), where)
 
     def batch_norm(
         self, x: Form, weight: Tensor | None, bias: Tensor | None, mean: Tensor, var: Tensor,
@@ -348,9 +370,20 @@ class Vocabulary:
         where: str,
     ) -> Value:  # fmt: skip
         """Group normalisation; with one group for each channel, instance normalisation."""
+        whole = self._shaped.get(id(x), (x, x))[0]
+        rows = len(x.shape) == 3 and x.shape[1] == groups and len(whole.shape) > 2
+        # Exporters write groups as the channels of another shape.
+        before = whole if rows and whole.shape[0] == x.shape[0] else x
         normal = self.build.operation(
-            "group_norm", [x], x.shape, where, groups=groups, eps=float(eps)
+            "group_norm", [before], before.shape, where, groups=groups, eps=float(eps)
         )
+        normal = self._laid_out(normal, x.shape, where)
+        if weight is not None and before is not x and bool((weight == 1).all()):
+            weight = None
+        if bias is not None and before is not x and not bool(bias.any()):
+            bias = None
+        if weight is None and bias is None:
+            return normal
         return self.build.affine(
             normal,
             None if weight is None else Sized.of(weight.flatten()),
@@ -400,24 +433,42 @@ class Vocabulary:
         if not isinstance(x, Form):
             return torch.as_tensor(x).permute(*order)
         at = tuple(axis % len(x.shape) for axis in order)
+        if id(x) in self._turned:
+            x, first, _ = self._turned[id(x)]
+            at = tuple(first[axis] for axis in at)
+        return self._permuted(x, at, where)
+
+    def _permuted(self, x: Form, at: tuple[int, ...], where: str) -> Form:
         if at == tuple(range(len(at))):
             return x
         shape = tuple(x.shape[axis] for axis in at)
+        long = [axis for axis in at if x.shape[axis] != 1]
+        if long == sorted(long):  # nothing moves but axes of one element
+            return self._laid_out(x, shape, where)
         axis = None if x.axis is None else at.index(x.axis)
-        return self.build.layout("permute", x, shape, where, axis=axis, order=at)
+        made = self.build.layout("permute", x, shape, where, axis=axis, order=at)
+        self._turned[id(made)] = (x, at, made)
+        return made
 
     def reshape(self, x: Value, shape: Sequence[int], where: str) -> Value:
         """Lay the elements out in another shape, of which one size may be -1."""
         if not isinstance(x, Form):
             return torch.as_tensor(x).reshape(*shape)
+        return self._laid_out(x, shape, where)
+
+    def _laid_out(self, x: Form, shape: Sequence[int], where: str) -> Form:
         sizes = list(shape)
         if -1 in sizes:
             known = math.prod(size for size in sizes if size != -1)
             sizes[sizes.index(-1)] = math.prod(x.shape) // max(known, 1)
         if tuple(sizes) == x.shape:
             return x
+        if self._shaped.get(id(x), (x, x))[0].shape == tuple(sizes):
+            return self._shaped[id(x)][0]
         axis = None if x.axis is None else kept_axis(x.shape, x.axis, tuple(sizes))
-        return self.build.layout("reshape", x, sizes, where, axis=axis, to=tuple(sizes))
+        made = self.build.layout("reshape", x, sizes, where, axis=axis, to=tuple(sizes))
+        self._shaped[id(made)] = (x, made)
+        return made
 
     def mean(self, x: Form, axes: Sequence[int], where: str, *, keep: bool) -> Form:
         """The mean over axes."""
@@ -431,13 +482,14 @@ class Vocabulary:
         if keep:
             return value
         left = [n for k, n in enumerate(x.shape) if k not in at]
-        flat = self.reshape(value, left, where)
-        assert isinstance(flat, Form)  # noqa: S101 (of a form)
-        return flat
+        return self._laid_out(value, left, where)
 
     def take(self, x: Form, axis: int, index: Sequence[int], where: str) -> Form:
         """Keep positions of an axis."""
-        return self.build.take(x, axis % len(x.shape), list(index), where)
+        at = axis % len(x.shape)
+        made = self.build.take(x, at, list(index), where)
+        self._sliced[id(made)] = (x, at, list(index), made)
+        return made
 
     def slice(
         self, x: Form, axis: int, start: int | None, stop: int | None, step: int, where: str
@@ -459,16 +511,40 @@ class Vocabulary:
         else:
             flat = (*x.shape[:at], len(order), *x.shape[at + 1 :])
             value = self.build.operation("gather", [x], flat, where, axis=at, order=order)
-        result = self.reshape(value, shape, where)
-        assert isinstance(result, Form)  # noqa: S101 (of a form)
-        return result
+        return self._laid_out(value, shape, where)
 
     def cat(self, parts: Sequence[Value], axis: int, where: str) -> Value:
         """Join along an axis."""
         if not any(isinstance(part, Form) for part in parts):
             return torch.cat([torch.as_tensor(part) for part in parts], axis)
         forms = [self.form(part, where) for part in parts]
-        return self.build.cat(forms, axis % len(forms[0].shape), where)
+        at = axis % len(forms[0].shape)
+        return self._rejoined(forms, at, where) or self.build.cat(forms, at, where)
+
+    def _rejoined(self, forms: Sequence[Form], axis: int, where: str) -> Form | None:
+        """Parts of one value that are joined to the value itself, or to it with a border."""
+        known = [self._sliced.get(id(form)) for form in forms]
+        whole = next((each[0] for each in known if each is not None), None)
+        if whole is None:
+            return None
+        order: list[int] = []
+        for form, each in zip(forms, known, strict=True):
+            if form is not whole and (each is None or each[0] is not whole or each[1] != axis):
+                return None
+            order += range(whole.shape[axis]) if each is None or form is whole else each[2]
+        size = whole.shape[axis]
+        if order == list(range(size)):
+            return whole
+        start = next((k for k in range(len(order)) if order[k : k + size] == [*range(size)]), None)
+        if start is None or axis < 2:
+            return None
+        pads = (start, len(order) - size - start)
+        line = torch.arange(size, dtype=torch.float64).reshape(1, 1, size)
+        for mode in ("circular", "reflect", "replicate"):
+            if max(pads) < size and F.pad(line, pads, mode).flatten().tolist() == order:
+                around = [pads, *[(0, 0)] * (len(whole.shape) - 1 - axis)]
+                return self.pad(whole, around, mode, 0.0, where)
+        return None
 
     def amax(self, x: Form, axes: Sequence[int], where: str, *, keep: bool) -> Form:
         """The maximum over axes."""
@@ -501,14 +577,49 @@ class Vocabulary:
             *x.shape[:kept],
             *(n + low + high for n, (low, high) in zip(x.shape[kept:], pads, strict=True)),
         )
-        if mode == "constant" and value == 0 and kept >= 2 and len(x.shape) in (3, 4, 5):
-            pads = [*[(0, 0)] * (kept - 2), *pads]
-            return self.build.layer(
-                x, zero_pad(x.shape[1], [(low, high) for low, high in pads]), 1, where
+        if mode != "constant":
+            axis = x.axis if x.axis is None or x.axis < kept else None
+            return self.build.layout("pad", x, shape, where, axis=axis, pads=pads, mode=mode)
+        if not math.isfinite(value) or kept < 2 or len(x.shape) not in (3, 4, 5):
+            return self.build.operation(
+                "pad", [x], shape, where, pads=pads, mode=mode, value=float(value)
             )
-        return self.build.operation(
-            "pad", [x], shape, where, pads=pads, mode=mode, value=float(value)
-        )
+        pads = [*[(0, 0)] * (kept - 2), *pads]
+        op = zero_pad(x.shape[1], [(low, high) for low, high in pads])
+        inner = x if value == 0 else self.scaled(x, 1.0, -value, where)
+        padded = self.build.layer(inner, op, 1, where)
+        return padded if value == 0 else self.scaled(padded, 1.0, value, where)
+
+    def overwrite(
+        self, x: Value, by: Value, axis: int, start: int | None, stop: int | None, step: int,
+        where: str,
+    ) -> Value:  # fmt: skip
+        """``x`` with ``x[start:stop:step]`` along an axis replaced."""
+        whole = self.form(x, where)
+        place = axis % len(whole.shape)
+        if id(whole) in self._turned:  # written to before its axes are reordered
+            inner, order, _ = self._turned[id(whole)]
+            back = sorted(range(len(order)), key=order.__getitem__)
+            by = self.permute(by, back, where)
+            made = self.overwrite(inner, by, order[place], start, stop, step, where)
+            return self.permute(made, order, where)
+        index = range(whole.shape[place])[slice(start, stop, step)]
+        if len(index) == whole.shape[place]:
+            return by
+        if not isinstance(by, Form) and place > 1:
+            written = self.build.written(whole, torch.as_tensor(by), place, index)
+            if written is not None:
+                return written
+        if step != 1:
+            raise UnsupportedModelError(f"writing every {step}th position at {where}")
+        parts = [
+            self.slice(whole, place, 0, index.start, 1, where) if index.start else None,
+            by,
+            self.slice(whole, place, index.stop, None, 1, where)
+            if index.stop < whole.shape[place]
+            else None,
+        ]
+        return self.cat([part for part in parts if part is not None], place, where)
 
 
 _STRANGE = (ArithmeticError, AttributeError, InexactError, LookupError, RuntimeError, TypeError,

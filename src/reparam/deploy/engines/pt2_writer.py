@@ -20,9 +20,9 @@ if TYPE_CHECKING:
 
     from reparam.deploy.engines.program import Axes, Conversion
 
-__all__ = ["pt2_metadata", "save_program", "write_pt2"]
+__all__ = ["METADATA_FILE", "pt2_metadata", "save_program", "write_pt2"]
 
-_METADATA_FILE = "reparam.json"
+METADATA_FILE = "reparam.json"
 """Name of the metadata inside the archive."""
 
 
@@ -44,7 +44,7 @@ def pt2_metadata(path: Path) -> dict[str, str]:
     """Return the metadata that a program holds."""
     with zipfile.ZipFile(path) as archive:
         for name in archive.namelist():
-            if name.endswith(_METADATA_FILE):
+            if name.endswith(METADATA_FILE):
                 content: dict[str, str] = json.loads(archive.read(name))
                 return content
     return {}
@@ -61,7 +61,5 @@ def _saved(program: ExportedProgram, metadata: Mapping[str, str]) -> bytes:
     """The content of a file; where the disk is full, PyTorch's own writer ends the process."""
     content = io.BytesIO()
     with quiet():
-        torch.export.save(
-            program, content, extra_files={_METADATA_FILE: json.dumps(dict(metadata))}
-        )
+        torch.export.save(program, content, extra_files={METADATA_FILE: json.dumps(dict(metadata))})
     return content.getvalue()

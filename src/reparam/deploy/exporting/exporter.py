@@ -18,6 +18,8 @@ from reparam.deploy.engines import UnsupportedCaseError, get_engine
 from reparam.deploy.engines._inputs import as_tuple, check_eval
 from reparam.deploy.engines.parity import Parity, Reference
 from reparam.deploy.engines.program import Axes, Conversion, Dynamic, other_shapes
+from reparam.deploy.exporting.certificate import Certificate
+from reparam.deploy.exporting.certificate import certify as certify_file
 from reparam.deploy.exporting.formats import Format, find_format
 from reparam.deploy.exporting.metadata import FORMS, describe_model, write_sidecar
 from reparam.errors import ExportError, InputError, ReparamError
@@ -48,6 +50,7 @@ class ExportResult:
         metadata: What the file says about itself.
         size_bytes: Size of the file or files.
         seconds: Time it took to write and check.
+        certificate: What was proven of the file, where that was asked for.
     """
 
     path: Path
@@ -58,6 +61,7 @@ class ExportResult:
     metadata: dict[str, str]
     size_bytes: int
     seconds: float
+    certificate: Certificate | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """Return the record as a dictionary that JSON can hold."""
@@ -78,6 +82,7 @@ class ExportResult:
     form=TEXT | NONE,
     source=TEXT | NONE,
     notes=a("a mapping of names to texts", Mapping) | NONE,
+    certify=FLAG,
 )
 @leaves_untouched
 def export(  # noqa: PLR0913 - each is one decision of the user
@@ -91,6 +96,7 @@ def export(  # noqa: PLR0913 - each is one decision of the user
     form: str | None = None,
     source: str | None = None,
     notes: Mapping[str, str] | None = None,
+    certify: bool = False,
 ) -> ExportResult:
     """Write a model in the format that the suffix names, checked in the engine that reads it.
 
@@ -123,6 +129,9 @@ def export(  # noqa: PLR0913 - each is one decision of the user
             reference other than the model itself is given, and ``"train"`` otherwise.
         source: What the model was made from, for the file's metadata. ``None`` is its class.
         notes: More for the file's metadata, by names of your own.
+        certify: Also prove the file equal to the reference by :func:`reparam.diff`, number by
+            number, and write into its metadata what was shown (``.onnx``, ``.pt2`` and
+            ``.safetensors``). That takes about as long as fusing.
 
     Returns:
         The record of what was written and how it compares.
@@ -157,6 +166,10 @@ def export(  # noqa: PLR0913 - each is one decision of the user
                 write_sidecar(temporary, metadata)
             runner = _load_back(entry, temporary, model)
             parity = _check(expected, runner, inputs, axes, entry)
+            certificate = None
+            if certify:
+                of = model if entry.suffix == ".safetensors" else None
+                certificate = certify_file(trained, temporary, inputs, model=of)
             size = sum(f.stat().st_size for f in temporary.parent.rglob("*") if f.is_file())
     except (ExportError, UnsupportedCaseError):
         raise
@@ -170,7 +183,9 @@ def export(  # noqa: PLR0913 - each is one decision of the user
             f"nothing was kept{_lack_of_room(target, model)}"
         ) from error
     seconds = time.perf_counter() - start
-    return ExportResult(target, entry.name, entry.engine, parity, axes, metadata, size, seconds)
+    return ExportResult(
+        target, entry.name, entry.engine, parity, axes, metadata, size, seconds, certificate
+    )
 
 
 def _lack_of_room(target: Path, model: nn.Module) -> str:

@@ -21,10 +21,11 @@ if TYPE_CHECKING:
 
     from reparam.deploy.engines import Format
 
-__all__ = ["FORMS", "describe_model", "read_metadata", "write_sidecar"]
+__all__ = ["FORMS", "KEY_OF_CERTIFICATE", "describe_model", "read_metadata", "write_sidecar"]
 
 FORMS = ("train", "fused")
 _PREFIX = "reparam."
+KEY_OF_CERTIFICATE = f"{_PREFIX}certificate"
 
 
 def describe_model(
@@ -66,8 +67,9 @@ def read_metadata(path: str | os.PathLike[str]) -> dict[str, Any]:
         model was made from), ``inputs`` (type and sizes of each that it was checked on),
         ``parameters`` (their number), ``written_with`` (versions by package), ``pruned`` (channels
         in and out by layer, if channels are gone), ``layout`` (of images, where the format knows
-        two), ``precision`` (if it is not float32), and notes of whoever wrote. Empty if the file
-        says nothing.
+        two), ``precision`` (if it is not float32), ``certificate`` (what was proven of it, see
+        :func:`reparam.deploy.exporting.check_certificate`), and notes of whoever wrote. Empty if
+        the file says nothing.
 
     Raises:
         InputError: The file does not exist, or is of a format that holds no metadata.
@@ -87,7 +89,7 @@ def read_metadata(path: str | os.PathLike[str]) -> dict[str, Any]:
     content: dict[str, Any] = {
         key.removeprefix(_PREFIX): value for key, value in found.items() if key.startswith(_PREFIX)
     }
-    for key in ("written_with", "inputs", "pruned"):
+    for key in ("written_with", "inputs", "pruned", "certificate"):
         if key in content:
             content[key] = json.loads(content[key])
     if "parameters" in content:

@@ -1,0 +1,40 @@
+"""``reparam read``: what a file says about itself, and whether that is still true."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+import reparam
+from reparam.cli.options import JsonOption
+from reparam.cli.terminal import Terminal
+from reparam.deploy.exporting import check_certificate
+
+__all__ = ["read"]
+
+FileArgument = Annotated[Path, typer.Argument(metavar="FILE", help="A file that fuse wrote.")]
+
+_CERTIFIED = (".onnx", ".pt2", ".safetensors")
+
+
+def read(file: FileArgument, *, as_json: JsonOption = False) -> None:
+    """Print the metadata of FILE; fail if its content is not the one that was compared.
+
+    Exit code 2: its content has been changed since its certificate was written.
+    """
+    terminal = Terminal()
+    metadata = reparam.read_metadata(file)
+    held = check_certificate(file) if file.suffix in _CERTIFIED else None
+    metadata.pop("certificate", None)
+    if as_json:
+        certificate = None if held is None else asdict(held)
+        terminal.json({"file": str(file), **metadata, "certificate": certificate})
+        return
+    terminal.table(str(file), ("", ""), [(key, str(value)) for key, value in metadata.items()])
+    if held is None:
+        terminal.hint("Note:", "it holds no certificate; reparam fuse --certify writes one")
+    else:
+        terminal.done(f"The content is the one that was compared: {held}")
