@@ -29,8 +29,6 @@ APART = {
     # Padding that is no zeros is a step of its own here, which branches without it do not share.
     ("reflect-branches", "core ATen"), ("circular-branches", "core ATen"),
     ("reflect-branches", "program"), ("circular-branches", "program"),
-    # Tokens are flattened before a linear layer.
-    ("token-linear-bn", "core ATen"),
     # Written as slices and joins; ONNX has no such padding before version 19 of its operators.
     ("circular-branches", "ONNX"),
     # The exporter makes one operation of the paddings of all branches: it is read by them all.

@@ -68,7 +68,7 @@ def wrong_rule(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def no_self_checks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Take away what the product does to find itself wrong."""
-    monkeypatch.setattr("reparam.fusing.modules.compare_runs", lambda *_: None)
+    monkeypatch.setattr("reparam.fusing.modules.compare_runs", lambda *_, **__: None)
     monkeypatch.setattr("reparam.fusing.fold.FoldedLayer.agrees", True)
 
 

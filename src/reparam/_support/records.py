@@ -110,7 +110,8 @@ class _Decoder:
     def _scalar(self, wanted: Any, value: object, path: str) -> Any:
         # bool is a subclass of int, and `true` is no count.
         if wanted is float and type(value) in (int, float):
-            if not (math.isfinite(cast("float", value)) and abs(cast("float", value)) <= _LARGEST):
+            largest = math.inf if self.strict else _LARGEST
+            if not (math.isfinite(cast("float", value)) and abs(cast("float", value)) <= largest):
                 raise self._misfit(value, "a finite number of a size that can be drawn", path)
             return float(cast("float", value))
         if type(value) is not wanted:

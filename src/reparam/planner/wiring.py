@@ -75,7 +75,15 @@ class Wiring:
 
     def content_readers(self, value: Node) -> list[Node]:
         """What reads a value and not its shape alone."""
-        return [user for user in self.users[value] if not isinstance(user, ShapeOf)]
+        return [
+            user
+            for user in self.users[value]
+            if not isinstance(user, ShapeOf) and not self._is_spent(user)
+        ]
+
+    def _is_spent(self, node: Node) -> bool:
+        """Whether a node is a copy that went on from here, with all that read it."""
+        return node in self.left and node.is_copy and not self.users[node]
 
     def is_read_once(self, value: Node) -> bool:
         """Whether one alone reads a value."""

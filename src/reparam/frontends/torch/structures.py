@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import operator
+from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from types import BuiltinFunctionType, FunctionType, MethodType, ModuleType
 from typing import Any
@@ -69,9 +69,13 @@ def snapshot(value: Any) -> Any:
         return type(value)(map(snapshot, value))
     if not isinstance(value, dict):
         return value
-    made = copy.copy(value)
+    # Not by its constructor, which may want what only its author knows.
+    made = type(value).__new__(type(value))
+    if hasattr(value, "__dict__"):
+        vars(made).update(vars(value))
+    put = OrderedDict.__setitem__ if isinstance(value, OrderedDict) else dict.__setitem__
     for key, part in value.items():
-        made[key] = snapshot(part)
+        put(made, key, snapshot(part))
     return made
 
 
