@@ -99,6 +99,24 @@ def test_training_without_its_extra_says_what_brings_it():
     assert "reparam[train]" in run_python(textwrap.dedent(program))
 
 
+@pytest.mark.parametrize(
+    ("room", "package", "extra"),
+    [("lightning", "lightning", "train"), ("onnx_passes", "onnxscript", "deploy"),
+     ("olive", "olive", "olive")],
+)  # fmt: skip
+def test_an_integration_without_its_extra_says_what_brings_it(room, package, extra):
+    program = f"""
+        import sys
+        sys.modules["{package}"] = None  # to the import system: not installed
+        import reparam
+        try:
+            import reparam.integrations.{room}
+        except reparam.ReparamError as error:
+            print(error)
+    """
+    assert f"reparam[{extra}]" in run_python(textwrap.dedent(program))
+
+
 def run_python(program):
     done = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, check=False, timeout=120

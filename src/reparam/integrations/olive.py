@@ -5,13 +5,17 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from reparam._support.optional import require
+from reparam.fusing import fuse_onnx_file
+
+require("olive", extra="olive", purpose="The pass of Olive")
+
+# ruff: noqa: E402 - the import comes behind the question whether it can be made
 from olive.model import ONNXModelHandler
 from olive.model.utils import resolve_onnx_path
 from olive.package_config import OlivePackageConfig
 from olive.passes import Pass
 from olive.passes.pass_config import PassConfigParam
-
-from reparam.fusing import fuse_onnx_file
 
 __all__ = ["CONFIG", "ReparamFuse"]
 

@@ -9,12 +9,16 @@ from __future__ import annotations
 
 from typing import Any
 
+import reparam
+from reparam._support.optional import require
+from reparam.fusing import Plan
+
+require("onnxscript.rewriter", extra="deploy", purpose="The passes for ONNX")
+
+# ruff: noqa: E402 - the imports come behind the question whether they can be made
 import onnx_ir as ir
 from onnx_ir import external_data
 from onnxscript.rewriter import RewriteRuleSet
-
-import reparam
-from reparam.fusing import Plan
 
 __all__ = ["FusePass", "FuseRules"]
 
