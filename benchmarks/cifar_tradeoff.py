@@ -44,9 +44,9 @@ BEST = 2
 SUFFIXES = {"onnxruntime": ".onnx", "openvino": ".xml"}
 
 
-def vgg(*depths: int, widths: tuple[int, ...]) -> nn.Module:
-    """Return a RepVGG that begins at 16 pixels."""
-    return in_channels_last(repvgg(depths, widths, stem_stride=2))
+def vgg(*depths: int, widths: tuple[int, ...], stem_stride: int = 2) -> nn.Module:
+    """Return a RepVGG; with a stem of stride 2 it begins at 16 pixels."""
+    return in_channels_last(repvgg(depths, widths, stem_stride=stem_stride))
 
 
 def mobile(*depths: int, widths: tuple[int, ...], stem_stride: int) -> nn.Module:
@@ -75,12 +75,20 @@ def residual(units: int) -> nn.Module:
 
 
 CANDIDATES: dict[str, Callable[[], nn.Module]] = {
+    "FastNet 16-48-96": partial(models.FastNet, (16, 48, 96)),
+    "FastNet 16-64-96": partial(models.FastNet, (16, 64, 96)),
+    "FastNet 16-64-128": partial(models.FastNet, (16, 64, 128)),
+    "FastNet 16-64-192": partial(models.FastNet, (16, 64, 192)),
+    "FastNet 16-96-128": partial(models.FastNet, (16, 96, 128)),
     "FastNet 24-64-96": partial(models.FastNet, (24, 64, 96)),
     "FastNet 32-96-96": partial(models.FastNet, (32, 96, 96)),
     "FastNet 32-96-128": partial(models.FastNet, (32, 96, 128)),
     "RepVGG 1-3-3": partial(vgg, 1, 3, 3, widths=(24, 64, 128)),
     "RepVGG 2-3-3": partial(vgg, 2, 3, 3, widths=(32, 64, 128)),
     "RepVGG 3-3-3": partial(vgg, 3, 3, 3, widths=(32, 64, 128)),
+    "RepVGG 2-2-2, whole size": partial(vgg, 2, 2, 2, widths=(16, 48, 96), stem_stride=1),
+    "RepVGG 3-3-3, whole size": partial(vgg, 3, 3, 3, widths=(16, 32, 64), stem_stride=1),
+    "RepVGG 2-3-2, whole size": partial(vgg, 2, 3, 2, widths=(16, 32, 96), stem_stride=1),
     "RepVGG 3-4-4": partial(vgg, 3, 4, 4, widths=(40, 80, 160)),
     "MobileOne 3-3-3": partial(mobile, 3, 3, 3, widths=(32, 64, 128), stem_stride=1),
     "MobileOne 3-4-3": partial(mobile, 3, 4, 3, widths=(40, 96, 192), stem_stride=1),

@@ -2,8 +2,8 @@
 
     python benchmarks/cifar_train.py RepVGG-S/0 ResNet-S/0 --threads 1
 
-For machines that are shared or stopped now and then: the three scripts that draw conclusions
-(branch_ablation.py, block_kinds.py, tradeoff_cifar.py) train what is missing themselves.
+For machines that are shared or stopped now and then: the scripts that draw conclusions from them
+(branch_ablation.py, block_kinds.py) train what is missing themselves.
 """
 
 from __future__ import annotations

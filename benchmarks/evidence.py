@@ -46,7 +46,6 @@ NEEDS: dict[str, tuple[str, str]] = {
     "prune_cifar": ("hours", f"{IMAGES}; nets of cifar_train"),
     "readme_tables": ("seconds", ""),
     "tradeoff": ("an hour", "timm, ncnn, pnnx; on a machine that does nothing else"),
-    "tradeoff_cifar": ("hours", IMAGES),
     "when": ("seconds", ""),
 }
 """About how long each script takes on two cores, and what it needs beside `make test`."""
