@@ -11,7 +11,7 @@ from tables import ROOT, fill, markdown
 
 from reparam.report.paired import Paired, paired
 
-__all__ = ["BATCHES", "ENGINES", "RESNETS", "half_of", "write"]
+__all__ = ["BATCHES", "ENGINES", "RESNETS", "against", "half_of", "write"]
 
 RESNETS = ("ResNet-20", "ResNet-32")
 ENGINES = {"onnxruntime": "ONNX Runtime", "openvino": "OpenVINO"}
@@ -180,7 +180,7 @@ def fastest(
     met = []
     for name in (name for name in runs if name not in RESNETS):
         mine = accuracy(runs[name], kind, case[0])
-        if not (its and mine):
+        if not its or len(mine) < len(its):  # one run beside several says too little
             continue
         gap = statistics.fmean(mine) - statistics.fmean(its)
         error = _standard_error(mine, its)
@@ -188,6 +188,37 @@ def fastest(
             told = f"{100 * gap:+.2f}" + (f" ± {100 * error:.2f}" if error else "")
             met.append((name, faster(content, name, other, case, kind), told))
     return max(met, key=lambda each: each[1].factor, default=(None, None, ""))
+
+
+def against(content: dict[str, Any]) -> str:
+    """Each ResNet beside the rival that was trained as often: points, and times faster."""
+    runs = trained(content)
+    rows = []
+    for other in (other for other in RESNETS if other in runs):
+        its = accuracy(runs[other], "float", "")
+        for name in (name for name in half_of(content, other) if name in runs):
+            mine = accuracy(runs[name], "float", "")
+            if len(mine) < len(its):
+                continue
+            gap, error = statistics.fmean(mine) - statistics.fmean(its), _standard_error(mine, its)
+            factors = [
+                faster(content, name, other, case, kind).factor
+                for kind in ("float", "int8")
+                for case in CASES
+            ]
+            rows.append(
+                (
+                    f"{other} ({100 * statistics.fmean(its):.2f} %)",
+                    name,
+                    f"{100 * gap:+.2f} ± {100 * error:.2f}",
+                    *(f"{factor:.2f}" for factor in factors),
+                )
+            )
+    header = (
+        "your net", "by", "points",
+        *(f"{ENGINES[e]}, {b}{kind}" for kind in ("", ", int8") for e, b in CASES),
+    )  # fmt: skip
+    return markdown(header, rows)
 
 
 def _standard_error(mine: list[float], its: list[float]) -> float:
