@@ -19,6 +19,7 @@ from typing import Any
 
 import fold_time as folding
 from cifar_fast import is_of_recipe
+from cifar_tradeoff_tables import in_short
 from tables import ROOT, fill, markdown
 from when import one_image
 
@@ -201,6 +202,7 @@ TABLES = {
     "fold-time": fold_time,
     "fold-cost": fold_cost,
     "tradeoff": tradeoff,
+    "cifar-tradeoff": lambda: in_short(read("cifar_tradeoff.json")),
     "cifar-fast": fast,
 }
 
