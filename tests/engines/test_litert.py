@@ -65,7 +65,7 @@ def test_half_weights_and_channels_last(litert, backend, net, tmp_path):
     result = export(fold(net), path, x, reference=net, backend=backend)
     assert result.parity.ok
     assert (result.parity.noise > 1e-5) == ("fp16" in backend)  # judged by float16's own rounding
-    (taken,) = (d["shape_signature"].tolist() for d in litert.load(path, Settings())._inputs)
+    (taken,) = (d["shape_signature"].tolist() for d in litert.load(path, Settings()).inputs)
     assert taken == ([1, 16, 16, 3] if "nhwc" in backend else [1, 3, 16, 16])
     assert declared_sizes_of(path) == [1, 3, 16, 16]  # channels first, whichever way it takes them
     assert read_metadata(path).get("precision", "fp32") == ("fp16" if "fp16" in backend else "fp32")
