@@ -90,7 +90,7 @@ def test_search_finds_a_public_name(site, chromium) -> None:
     page = chromium.new_page()
     page.goto(f"{address}/index.html", wait_until="load")
     page.fill("input.md-search__input", "load_fused")
-    page.wait_for_selector(".md-search-result__item a", timeout=20_000)
+    page.wait_for_selector(".md-search-result__item a", timeout=60_000)
     found = page.eval_on_selector_all(
         ".md-search-result__item a", "links => links.map(a => a.href)"
     )
