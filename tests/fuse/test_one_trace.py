@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections import OrderedDict
+from collections import OrderedDict, defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from typing import Any
@@ -184,6 +184,14 @@ class Record(OrderedDict[str, Any]):
                 self[entry.name] = value
 
 
+class Keyed(dict[str, Any]):
+    """A dict that cannot be built without what its author wants."""
+
+    def __init__(self, first: torch.Tensor) -> None:
+        super().__init__(first=first)
+        self.kept = first
+
+
 class Returns(TwoBranches):
     def __init__(self, make: Callable[[torch.Tensor], Any]) -> None:
         super().__init__()
@@ -198,6 +206,8 @@ RETURNS: dict[str, tuple[Callable[[Any], Any], Callable[[Any], Any]]] = {
     "attribute": (lambda x: Output(x=x), lambda out: out.x),
     "item": (lambda x: Output(x=x), lambda out: out["x"]),
     "dataclass": (lambda x: Record(first=x, second=2 * x), lambda out: out.first + out["second"]),
+    "own": (lambda x: {"a": [Keyed(x)]}, lambda out: out["a"][0]["first"] + out["a"][0].kept),
+    "default": (lambda x: defaultdict(list, x=x), lambda out: out["x"]),
     "values": (lambda x: {"a": x, "b": -x}, lambda out: sum(v * 2 for v in out.values())),
     "list": (lambda x: [x, [x, None]], lambda out: out[1][0] + out[0]),
 }
