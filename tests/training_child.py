@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import nn
+from torch import distributed, nn
 
 from reparam.lab.data import open_data
 from reparam.lab.training import Hardware, load_recipe, train
@@ -65,3 +65,9 @@ def main(out: str, options: dict[str, Any]) -> None:
 
 if __name__ == "__main__":
     main(sys.argv[1], json.loads(sys.argv[2]))
+    if distributed.is_initialized():
+        # All is written. DDP's reducers may still hold gloo's threads, and a shutdown of the
+        # interpreter that meets one running aborts the process.
+        distributed.barrier()
+        distributed.destroy_process_group()
+        os._exit(0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import os
 from pathlib import Path
 
 import pytest
@@ -155,8 +156,12 @@ def _worker(rank: int, folder: str) -> None:
                 dist.all_reduce(parameter.grad)
             optimizer.step()
         torch.save(online.state_dict(), f"{folder}/found{rank}.pt")
+        dist.barrier()  # neither closes its sockets while the other still reads
     finally:
         dist.destroy_process_group()
+    # All is written. The wrappers' reducers may still hold gloo's threads, and a shutdown of the
+    # interpreter that meets one running aborts the process.
+    os._exit(0)
 
 
 def test_two_processes_train_as_one_with_all_images(tmp_path: Path) -> None:
