@@ -75,8 +75,7 @@ def _neg(w: Vocabulary, at: str, x: Value) -> Value:
     return w.mul(x, -1.0, at)
 
 
-@_is("alias", "clone", "contiguous", "detach", "lift_fresh_copy", "type_as", "to", "_to_copy",
-     "_assert_tensor_metadata")  # fmt: skip
+@_is("alias", "clone", "detach", "lift_fresh_copy", "_to_copy", "_assert_tensor_metadata")
 def _same(_w: Vocabulary, at: str, x: Value, *rest: Any, dtype: Any = None, **_: Any) -> Value:
     kinds = [each for each in (*rest, dtype) if isinstance(each, torch.dtype)]
     if not all(kind.is_floating_point for kind in kinds):
@@ -84,21 +83,9 @@ def _same(_w: Vocabulary, at: str, x: Value, *rest: Any, dtype: Any = None, **_:
     return x
 
 
-@_is("dropout", "feature_dropout", "alpha_dropout")
-def _dropout(_w: Vocabulary, at: str, x: Value, p: float, train: bool) -> Value:
-    if train and p:
-        raise UnsupportedModelError(f"the dropout at {at} is in training mode")
-    return x
-
-
-@_is("matmul", "bmm", "mm")
+@_is("bmm", "mm")
 def _matmul(w: Vocabulary, at: str, x: Value, y: Value) -> Value:
     return w.matmul(x, y, at)
-
-
-@_is("linear")
-def _linear(w: Vocabulary, at: str, x: Value, weight: Value, bias: Value | None = None) -> Value:
-    return w.linear(x, weight, bias, at)
 
 
 @_is("addmm", "baddbmm")
@@ -111,130 +98,75 @@ def _addmm(
 
 
 @_is("_scaled_dot_product_flash_attention_for_cpu")
-def _flash(
+def _attention(
     w: Vocabulary, at: str, q: Form, k: Form, v: Form, dropout: float = 0.0,
     is_causal: bool = False, *, attn_mask: Value | None = None, scale: float | None = None,
 ) -> Any:  # fmt: skip
-    return _attention(w, at, q, k, v, attn_mask, dropout, is_causal, scale=scale), None
-
-
-@_is("_scaled_dot_product_attention_math")
-def _attention_math(
-    w: Vocabulary, at: str, q: Form, k: Form, v: Form, mask: Value | None = None,
-    dropout: float = 0.0, is_causal: bool = False, _drawn: Any = None, **options: Any,
-) -> Any:  # fmt: skip
-    return _attention(w, at, q, k, v, mask, dropout, is_causal, **options), None
-
-
-@_is("scaled_dot_product_attention")
-def _attention(
-    w: Vocabulary, at: str, q: Form, k: Form, v: Form, mask: Value | None = None,
-    dropout: float = 0.0, is_causal: bool = False, *, scale: float | None = None,
-    enable_gqa: bool = False,
-) -> Value:  # fmt: skip
-    if is_causal or enable_gqa or dropout:
-        raise UnsupportedModelError(f"causal or grouped attention at {at} has no normal form")
+    if is_causal or dropout:
+        raise UnsupportedModelError(f"causal attention at {at} has no normal form")
     turned = w.permute(k, (*range(len(k.shape) - 2), -1, -2), at)
     factor = q.shape[-1] ** -0.5 if scale is None else scale
     scores = w.mul(w.matmul(q, turned, at), factor, at)
-    scores = scores if mask is None else w.add(scores, mask, at)
-    return w.matmul(w.pointwise("softmax", scores, at, axis=len(q.shape) - 1), v, at)
+    scores = scores if attn_mask is None else w.add(scores, attn_mask, at)
+    shares = w.pointwise("softmax", scores, at, axis=len(q.shape) - 1)
+    return w.matmul(shares, v, at), None
 
 
 # ------------------------------------------------------------------ layers
 
 
-@_is("conv1d", "conv2d", "conv3d")
-def _conv(
-    w: Vocabulary, at: str, x: Form, weight: Value, bias: Value | None = None, stride: Any = 1,
-    padding: Any = 0, dilation: Any = 1, groups: int = 1,
-) -> Value:  # fmt: skip
-    dims = len(x.shape) - 2
-    pads = padding if isinstance(padding, str) else [(p, p) for p in _many(padding, dims)]
-    return w.conv(
-        x, weight, bias, at, stride=_many(stride, dims), padding=pads,
-        dilation=_many(dilation, dims), groups=groups,
-    )  # fmt: skip
-
-
 @_is("convolution")
-def _convolution(
+def _conv(
     w: Vocabulary, at: str, x: Form, weight: Value, bias: Value | None, stride: Any, padding: Any,
     dilation: Any, transposed: bool, output_padding: Any, groups: int,
 ) -> Value:  # fmt: skip
-    if transposed:
-        return _conv_transpose(
-            w, at, x, weight, bias, stride, padding, output_padding, groups, dilation
-        )
-    return _conv(w, at, x, weight, bias, stride, padding, dilation, groups)
-
-
-@_is("conv_transpose1d", "conv_transpose2d", "conv_transpose3d")
-def _conv_transpose(
-    w: Vocabulary, at: str, x: Form, weight: Value, bias: Value | None = None, stride: Any = 1,
-    padding: Any = 0, output_padding: Any = 0, groups: int = 1, dilation: Any = 1,
-) -> Value:  # fmt: skip
     dims = len(x.shape) - 2
-    return w.conv_transpose(
-        x, weight, bias, at, stride=_many(stride, dims), padding=_many(padding, dims),
-        output_padding=_many(output_padding, dims), groups=groups, dilation=_many(dilation, dims),
+    stride, padding, dilation = (_many(each, dims) for each in (stride, padding, dilation))
+    if transposed:
+        return w.conv_transpose(
+            x, weight, bias, at, stride=stride, padding=padding, groups=groups,
+            output_padding=_many(output_padding, dims), dilation=dilation,
+        )  # fmt: skip
+    return w.conv(
+        x, weight, bias, at, stride=stride, padding=[(p, p) for p in padding], dilation=dilation,
+        groups=groups,
     )  # fmt: skip
 
 
-@_is("batch_norm", "native_batch_norm")
+@_is("native_batch_norm")
 def _batch_norm(
     w: Vocabulary, at: str, x: Form, weight: Any, bias: Any, mean: Any, var: Any, training: bool,
-    _momentum: float, eps: float, *cudnn: bool,
+    _momentum: float, eps: float,
 ) -> Any:  # fmt: skip
     if training:
         raise UnsupportedModelError(f"{at} normalises by the statistics of the batch")
-    normal = w.batch_norm(x, weight, bias, mean, var, eps, at)
-    return normal if cudnn else (normal, None, None)
+    return w.batch_norm(x, weight, bias, mean, var, eps, at), None, None
 
 
 @_is("_native_batch_norm_legit_no_training")
-def _batch_norm_in_eval(w: Vocabulary, at: str, x: Form, *numbers: Any) -> Any:
-    return _batch_norm(w, at, x, *numbers[:4], False, *numbers[4:])
-
-
-@_is("layer_norm")
-def _layer_norm(
-    w: Vocabulary, at: str, x: Form, shape: Sequence[int], weight: Value | None = None,
-    bias: Value | None = None, eps: float = 1e-5, *_: Any,
-) -> Value:  # fmt: skip
-    return w.layer_norm(x, range(-len(shape), 0), weight, bias, eps, at)
+def _batch_norm_in_eval(
+    w: Vocabulary, at: str, x: Form, weight: Any, bias: Any, mean: Any, var: Any, _momentum: float,
+    eps: float,
+) -> Any:  # fmt: skip
+    return w.batch_norm(x, weight, bias, mean, var, eps, at), None, None
 
 
 @_is("native_layer_norm")
-def _native_layer_norm(w: Vocabulary, at: str, *args: Any) -> Any:
-    return _layer_norm(w, at, *args), None, None
-
-
-@_is("group_norm")
-def _group_norm(
-    w: Vocabulary, at: str, x: Form, groups: int, weight: Any = None, bias: Any = None,
-    eps: float = 1e-5, *_: Any,
-) -> Value:  # fmt: skip
-    return w.group_norm(x, groups, weight, bias, eps, at)
+def _layer_norm(
+    w: Vocabulary, at: str, x: Form, shape: Sequence[int], weight: Any, bias: Any, eps: float
+) -> Any:
+    return w.layer_norm(x, range(-len(shape), 0), weight, bias, eps, at), None, None
 
 
 @_is("native_group_norm")
-def _native_group_norm(
+def _group_norm(
     w: Vocabulary, at: str, x: Form, weight: Any, bias: Any, _n: int, _c: int, _area: int,
     groups: int, eps: float,
 ) -> Any:  # fmt: skip
     return w.group_norm(x, groups, weight, bias, eps, at), None, None
 
 
-@_is("instance_norm")
-def _instance_norm(
-    w: Vocabulary, at: str, x: Form, weight: Any, bias: Any, _mean: Any, _var: Any, _use: Any,
-    _momentum: float, eps: float, *_: Any,
-) -> Value:  # fmt: skip
-    return w.group_norm(x, x.shape[1], weight, bias, eps, at)
-
-
-@_is("avg_pool1d", "avg_pool2d", "avg_pool3d")
+@_is("avg_pool2d", "avg_pool3d")
 def _avg_pool(
     w: Vocabulary, at: str, x: Form, kernel: Any, stride: Any = (), padding: Any = 0,
     ceil: bool = False, count_pads: bool = True, divisor: int | None = None,
@@ -248,25 +180,20 @@ def _avg_pool(
     )  # fmt: skip
 
 
-@_is("max_pool1d", "max_pool2d", "max_pool3d")
+@_is("max_pool2d_with_indices", "max_pool3d_with_indices")
 def _max_pool(
     w: Vocabulary, at: str, x: Form, kernel: Any, stride: Any = (), padding: Any = 0,
     dilation: Any = 1, ceil: bool = False,
-) -> Value:  # fmt: skip
+) -> Any:  # fmt: skip
     dims = len(x.shape) - 2
-    return w.max_pool(
+    largest = w.max_pool(
         x, at, kernel=_many(kernel, dims), stride=_many(stride or kernel, dims),
         pads=[(p, p) for p in _many(padding, dims)], dilation=_many(dilation, dims), ceil=ceil,
     )  # fmt: skip
+    return largest, None
 
 
-@_is("max_pool2d_with_indices", "max_pool3d_with_indices")
-def _max_pool_and_where(w: Vocabulary, at: str, *args: Any) -> Any:
-    return _max_pool(w, at, *args), None
-
-
-@_is("adaptive_avg_pool1d", "adaptive_avg_pool2d", "adaptive_avg_pool3d", "_adaptive_avg_pool2d",
-     "_adaptive_avg_pool3d")  # fmt: skip
+@_is("_adaptive_avg_pool2d", "_adaptive_avg_pool3d")
 def _adaptive(w: Vocabulary, at: str, x: Form, size: Any) -> Value:
     wanted = _many(size, len(x.shape) - 2)
     if any(n % k for n, k in zip(x.shape[2:], wanted, strict=True)):
@@ -318,11 +245,6 @@ def _bicubic(
 @_is("relu")
 def _relu(w: Vocabulary, at: str, x: Value) -> Value:
     return w.relu(x, at)
-
-
-@_is("relu6")
-def _relu6(w: Vocabulary, at: str, x: Value) -> Value:
-    return w.clip(x, 0.0, 6.0, at)
 
 
 @_is("hardtanh")
@@ -378,14 +300,14 @@ def _softplus(
     return w.div(w.pointwise("softplus", w.mul(x, beta, at), at), beta, at)
 
 
-@_is("prelu")
+@_is("_prelu_kernel")
 def _prelu(w: Vocabulary, at: str, x: Form, weight: Tensor) -> Value:
     return w.build.operation(
         "prelu", [x, w.build.constant(Sized.of(weight.flatten()), at)], x.shape, at
     )
 
 
-@_is("softmax", "_softmax")
+@_is("_softmax")
 def _softmax(w: Vocabulary, at: str, x: Form, axis: int, *_: Any) -> Value:
     return w.pointwise("softmax", x, at, axis=axis % len(x.shape))
 
@@ -403,11 +325,6 @@ def _rsqrt(w: Vocabulary, at: str, x: Value) -> Value:
 @_is("reciprocal")
 def _reciprocal(w: Vocabulary, at: str, x: Value) -> Value:
     return w.power(x, -1.0, at)
-
-
-@_is("square")
-def _square(w: Vocabulary, at: str, x: Value) -> Value:
-    return w.power(x, 2.0, at)
 
 
 @_is("sqrt")
@@ -437,43 +354,16 @@ def _transpose(w: Vocabulary, at: str, x: Form, first: int, second: int) -> Valu
     return w.permute(x, order, at)
 
 
-@_is("t", "mT", "numpy_T")
+@_is("t")
 def _turned(w: Vocabulary, at: str, x: Form) -> Value:
     return w.permute(x, range(len(x.shape))[::-1], at)
 
 
-@_is("movedim")
-def _movedim(w: Vocabulary, at: str, x: Form, source: Any, target: Any) -> Value:
-    dims = len(x.shape)
-    moved = {
-        to % dims: one % dims for one, to in zip(_many(source, 1), _many(target, 1), strict=True)
-    }
-    rest = iter(k for k in range(dims) if k not in moved.values())
-    return w.permute(x, [moved[k] if k in moved else next(rest) for k in range(dims)], at)
-
-
-@_is("view_as", "reshape_as")
-def _reshape_as(w: Vocabulary, at: str, x: Value, other: Any) -> Value:
-    return w.reshape(x, other.shape, at)
-
-
-@_is("view", "_unsafe_view", "reshape", "_reshape_alias")
+@_is("view", "_unsafe_view", "_reshape_alias")
 def _reshape(w: Vocabulary, at: str, x: Value, shape: Sequence[int], *_: Any) -> Value:
     if isinstance(shape, torch.dtype):
         raise UnsupportedModelError(f"the bits of {at} read as {shape} have no normal form")
     return w.reshape(x, shape, at)
-
-
-@_is("flatten")
-def _flatten(w: Vocabulary, at: str, x: Form, start: int = 0, end: int = -1) -> Value:
-    first, last = start % len(x.shape), end % len(x.shape)
-    return w.reshape(x, (*x.shape[:first], -1, *x.shape[last + 1 :]), at)
-
-
-@_is("unflatten")
-def _unflatten(w: Vocabulary, at: str, x: Form, axis: int, sizes: Sequence[int]) -> Value:
-    place = axis % len(x.shape)
-    return w.reshape(x, (*x.shape[:place], *sizes, *x.shape[place + 1 :]), at)
 
 
 @_is("unsqueeze")
@@ -494,11 +384,6 @@ def _expand(w: Vocabulary, at: str, x: Form, shape: Sequence[int], **_: Any) -> 
     offset = len(shape) - len(x.shape)
     wanted = [x.shape[k - offset] if n == -1 else n for k, n in enumerate(shape)]
     return w.spread(x, wanted, at)
-
-
-@_is("expand_as")
-def _expand_as(w: Vocabulary, at: str, x: Form, other: Any) -> Value:
-    return w.spread(x, other.shape, at)
 
 
 @_is("mean")
@@ -526,7 +411,7 @@ def _norm(
 ) -> Value:
     if power != 2:
         raise UnsupportedModelError(f"the norm of power {power} at {at} has no normal form")
-    return _sqrt(w, at, _total(w, at, _square(w, at, x), axes, keep))
+    return _sqrt(w, at, _total(w, at, w.power(x, 2.0, at), axes, keep))
 
 
 @_is("amax")
@@ -582,11 +467,6 @@ def _select(w: Vocabulary, at: str, x: Form, axis: int, index: int) -> Value:
     return w.reshape(kept, [n for k, n in enumerate(x.shape) if k != place], at)
 
 
-@_is("chunk")
-def _chunk(w: Vocabulary, at: str, x: Form, count: int, axis: int = 0) -> list[Value]:
-    return _split(w, at, x, -(-x.shape[axis] // count), axis)
-
-
 @_is("split", "split_with_sizes")
 def _split(w: Vocabulary, at: str, x: Form, sizes: Any, axis: int = 0) -> list[Value]:
     whole = x.shape[axis]
@@ -605,7 +485,7 @@ def _unbind(w: Vocabulary, at: str, x: Form, axis: int = 0) -> list[Value]:
     return [_select(w, at, x, axis, index) for index in range(x.shape[axis])]
 
 
-@_is("repeat", "tile")
+@_is("repeat")
 def _repeat(w: Vocabulary, at: str, x: Form, times: Sequence[int]) -> Form:
     if len(times) > len(x.shape):
         raise UnsupportedModelError(f"repeating along a new axis at {at} has no normal form")
@@ -635,11 +515,6 @@ def _as_strided(
     return w.gather(w.form(w.reshape(x, (-1,), at)), 0, table, at)
 
 
-@_is("narrow")
-def _narrow(w: Vocabulary, at: str, x: Form, axis: int, start: int, length: int) -> Value:
-    return w.slice(x, axis, start, start + length, 1, at)
-
-
 @_is("flip")
 def _flip(w: Vocabulary, at: str, x: Form, axes: Sequence[int]) -> Value:
     for axis in axes:
@@ -647,7 +522,7 @@ def _flip(w: Vocabulary, at: str, x: Form, axes: Sequence[int]) -> Value:
     return x
 
 
-@_is("channel_shuffle", "native_channel_shuffle")
+@_is("channel_shuffle")
 def _shuffled(w: Vocabulary, at: str, x: Form, groups: int) -> Value:
     order = torch.arange(x.shape[1]).view(groups, -1).T.flatten()
     return w.take(x, 1, order.tolist(), at)

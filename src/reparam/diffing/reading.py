@@ -128,7 +128,7 @@ def _open_module(module: nn.Module, name: str) -> Side:
             text = str(error).strip().splitlines() or [type(error).__name__]
             msg = f"{name} cannot be exported by torch.export: {text[0]}"
             raise UnsupportedModelError(msg) from error
-        return read_exported(program)
+        return read_exported(program, inputs)
 
     def run(inputs: Sequence[Tensor]) -> list[Tensor]:
         with torch.no_grad():
@@ -167,7 +167,11 @@ def _open_program(program: ExportedProgram, name: str) -> Side:
         for node in program.graph.nodes
         if node.op == "placeholder" and node.name in users
     )
-    return Side(name, shapes, _unit(stored), lambda _: read_exported(program), run)
+
+    def read(inputs: Sequence[Tensor]) -> list[Form]:
+        return read_exported(program, _as_stored(inputs, stored))
+
+    return Side(name, shapes, _unit(stored), read, run)
 
 
 def _open_onnx(model: onnx.ModelProto, name: str) -> Side:

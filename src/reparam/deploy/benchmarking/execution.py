@@ -7,21 +7,20 @@ calls, fused and re-written graphs count like modules. Nothing is hooked onto th
 from __future__ import annotations
 
 import weakref
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
-from torch.nn.modules import module as hooks
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from reparam._support.modules import watch_modules
 from reparam.deploy.benchmarking.counting import bytes_moved, multiply_adds
 from reparam.deploy.engines._inputs import as_tuple, check_eval
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Sequence
 
 __all__ = ["Bytes", "Execution", "Op", "execute"]
 
@@ -93,7 +92,7 @@ def execute(model: nn.Module, example_inputs: torch.Tensor | Sequence[torch.Tens
     inputs = as_tuple(example_inputs)
     check_eval(model, "counting operators and memory")
     tracer = _Tracer(model)
-    with torch.no_grad(), tracer.watching_modules():
+    with torch.no_grad(), watch_modules(model, tracer.path):
         # Copies, so that nothing outside the call holds the input's storage.
         copies = [x.detach().clone() for x in inputs]
         tracer.result.inputs = frozenset(tracer.track(x) for x in copies)
@@ -109,8 +108,7 @@ class _Tracer(TorchDispatchMode):
     def __init__(self, model: nn.Module) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.result = Execution()
-        self._names = {module: name for name, module in model.named_modules()}
-        self._stack: list[str] = []
+        self.path: list[str] = []
         # A storage's address may be given to a new one after its release, so addresses are
         # forgotten then, and storages are numbered.
         self._ids: dict[int, int] = {}
@@ -144,7 +142,7 @@ class _Tracer(TorchDispatchMode):
         self.result.ops.append(
             Op(
                 name=func._schema.name.partition("::")[2],  # noqa: SLF001 - no public accessor
-                module=self._stack[-1] if self._stack else "",
+                module=self.path[-1] if self.path else "",
                 shapes=tuple(tuple(y.shape) for y in results if isinstance(y, torch.Tensor)),
                 multiply_adds=multiply_adds(func, args, output),
                 bytes_moved=bytes_moved(func, arguments, results),
@@ -172,26 +170,6 @@ class _Tracer(TorchDispatchMode):
         """Return the numbers of the tracked storages among some values."""
         addresses = (_address(x) for x in values if _has_storage(x))
         return frozenset(self._ids[a] for a in addresses if a in self._ids)
-
-    @contextmanager
-    def watching_modules(self) -> Iterator[None]:
-        """Keep track of the module that is running, without hooks on the model."""
-
-        def enter(module: nn.Module, _: Any) -> None:
-            self._stack.append(self._names.get(module, self._stack[-1] if self._stack else ""))
-
-        def leave(*_: Any) -> None:
-            self._stack.pop()
-
-        handles = (
-            hooks.register_module_forward_pre_hook(enter),
-            hooks.register_module_forward_hook(leave, always_call=True),
-        )
-        try:
-            yield
-        finally:
-            for handle in handles:
-                handle.remove()
 
     def _counts(self, value: Any) -> bool:
         return _has_storage(value) and _address(value) not in self._ignored
