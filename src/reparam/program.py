@@ -80,7 +80,7 @@ class Operation:
         """Whether the planner made the node: an operation of the program, moved."""
         if isinstance(self, Sum):
             return self.kept is not None
-        return isinstance(self, Affine | Alias) and self.moved is not None
+        return isinstance(self, (Affine, Alias)) and self.moved is not None
 
     @property
     def is_virtual(self) -> bool:

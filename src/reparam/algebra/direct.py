@@ -76,7 +76,8 @@ def convolving(
         places = at.places
     starts = [[p * every for p in here] for here, every in zip(places, stride, strict=True)]
     if groups == x.shape[1] and at is None:
-        return partial(_tap_by_tap, F.pad(x, flat_pads(pads)), starts, list(dilation))
+        padded = F.pad(x, flat_pads(pads))
+        return partial(_tap_by_tap, _windows(padded, sizes, kernel_size, stride, dilation))
     values = x
     for dim, (first, taps, step) in enumerate(zip(starts, kernel_size, dilation, strict=True)):
         met = [start + step * tap - pads[dim][0] for start in first for tap in range(taps)]
@@ -140,24 +141,43 @@ def telling_positions(sizes: Sequence[int], geometry: Geometry) -> Positions | N
     return Positions(tuple(chosen), tuple(counts)) if fewer else None
 
 
-def _tap_by_tap(
-    padded: Tensor, starts: list[list[int]], dilation: list[int], weight: Tensor,
-    bias: Tensor | None,
+def _tap_by_tap(windows: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """Convolve each channel by itself: every tap scales what it meets, and these add up.
+
+    Args:
+        windows: What each tap meets, ``(*taps, N, *positions, 1, C)``.
+        weight: ``(C * copies, 1, *taps)``.
+        bias: ``(C * copies,)``, or None.
+
+    """
+    dims, width = weight.dim() - 2, windows.shape[-1]
+    scales = weight.reshape(width, -1, *weight.shape[2:]).movedim((0, 1), (-1, -2)).contiguous()
+    y = windows.new_zeros(*windows.shape[dims:-2], *scales.shape[-2:])
+    for met, scale in zip(_unbound(windows, dims), _unbound(scales, dims), strict=True):
+        y.addcmul_(met, scale)
+    y = y.movedim((-1, -2), (1, 2)).flatten(1, 2)
+    return y if bias is None else y + bias.view(-1, *(1,) * dims)
+
+
+def _unbound(values: Tensor, dims: int) -> list[Tensor]:
+    """What lies along the first dimensions of a tensor."""
+    if dims == 0:
+        return [values]
+    return [part for row in values.unbind() for part in _unbound(row, dims - 1)]
+
+
+def _windows(
+    padded: Tensor, sizes: Sequence[int], taps: Sequence[int], stride: Sequence[int],
+    dilation: Sequence[int],
 ) -> Tensor:  # fmt: skip
-    """Convolve each channel by itself: every tap scales what it meets, and these add up."""
-    copies = len(weight) // padded.shape[1]
-    wide = padded if copies == 1 else padded.repeat_interleave(copies, 1)
-    ones = (1,) * len(starts)
-    y = wide.new_zeros(*wide.shape[:2], *map(len, starts))
-    for tap in itertools.product(*map(range, weight.shape[2:])):
-        met, scale = wide, weight[:, 0]
-        for dim, (first, index, step) in enumerate(zip(starts, tap, dilation, strict=True)):
-            every = first[1] - first[0] if len(first) > 1 else 1
-            cut = slice(first[0] + index * step, first[-1] + index * step + 1, every)
-            met = met[(*(slice(None),) * (2 + dim), cut)]
-            scale = scale[:, index]
-        y.addcmul_(met, scale.view(-1, *ones))
-    return y if bias is None else y + bias.view(-1, *ones)
+    """What each tap meets of a padded input, ``(*taps, N, *positions, 1, C)``."""
+    # The channels last, which are many where the positions are few.
+    padded = padded.movedim(1, -1).contiguous()
+    first, *steps, last = padded.stride()
+    between = [step * every for step, every in zip(steps, dilation, strict=True)]
+    moves = [step * every for step, every in zip(steps, stride, strict=True)]
+    shape = (*taps, len(padded), *sizes, 1, padded.shape[-1])
+    return padded.as_strided(shape, (*between, first, *moves, last, last))
 
 
 def _products(

@@ -120,15 +120,14 @@ class Geometry:
     @property
     def is_pointwise(self) -> bool:
         """Whether the only tap is the position itself, at stride 1 and equal size."""
-        return all(
-            taps == (0,) and step == 1 and extent == -1
-            for taps, step, extent in zip(self.offsets, self.stride, self.extent, strict=True)
-        )
+        dims = len(self.offsets)
+        where = (self.offsets, self.stride, self.extent)
+        return where == (((0,),) * dims, (1,) * dims, (-1,) * dims)
 
     @property
     def is_diagonal(self) -> bool:
         """Whether every output channel is a multiple of the same input channel (BN, identity)."""
-        return self.is_pointwise and self.groups == self.in_channels == self.out_channels
+        return self.groups == self.in_channels == self.out_channels and self.is_pointwise
 
     def padding(self) -> tuple[tuple[int, int], ...]:
         """Zeros read before and after the input, per dimension (negative: input never read)."""

@@ -154,7 +154,9 @@ def _run(model: nn.Module, arguments: Arguments) -> Any:
     """Run on a copy of the arguments, random operations with the same seed."""
     positional, named = with_numbers(arguments)
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
+        torch.default_generator.manual_seed(0)
+        if torch.cuda.is_initialized():
+            torch.cuda.manual_seed_all(0)
         return model(*positional, **named)
 
 

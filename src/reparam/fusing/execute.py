@@ -70,7 +70,7 @@ def run_nodes(
         values[region.source] = pad_as(region.source, x)
     done = done or {}
     values |= done
-    scale = float(x.abs().max())
+    scale = _largest(x)
     ordered = in_order(region.nodes, set(values))
     whole = {*values, *_read_beyond_positions(ordered)}
     for node in ordered:
@@ -82,8 +82,13 @@ def run_nodes(
                 here = None
             passes = isinstance(node, Alias)
             values[node] = given[node.inputs[0]] if passes else run(node, given, here)
-        scale = max(scale, float(values[node].abs().max()))
+        scale = max(scale, _largest(values[node]))
     return values[region.output], scale
+
+
+def _largest(value: Tensor) -> float:
+    least, most = value.aminmax()  # one pass, where abs and max are two
+    return max(-float(least), float(most))
 
 
 def _read_beyond_positions(ordered: list[Node]) -> set[Node]:
@@ -99,10 +104,7 @@ def _keeps_positions(node: Node) -> bool:
     """Whether each position of a value is made of the same position of the inputs."""
     if not isinstance(node, Affine):
         return True
-    geometry = node.leaf.geometry
-    return (geometry.extent, geometry.stride) == ((-1,) * geometry.dims, (1,) * geometry.dims) and (
-        set(geometry.offsets) <= {(0,)}
-    )
+    return node.leaf.geometry.is_pointwise
 
 
 def pad_as(source: Node, x: Tensor) -> Tensor:

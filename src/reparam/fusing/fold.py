@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import TypeVar
 
 import torch
@@ -102,6 +104,9 @@ def in_parallel(
     that no thread is left alone with one at the end.
     """
     threads = torch.get_num_threads()
+    if threads == 1:
+        yield from ((region, function(region)) for region in regions)
+        return
     try:
         with ThreadPoolExecutor(max(1, threads), initializer=_single_threaded) as pool:
             largest_first = sorted(range(len(regions)), key=lambda k: -size(regions[k]))
@@ -226,14 +231,13 @@ def probe_input(region: Candidate, device: torch.device) -> Tensor:
     """Make a random input, just large enough to have an interior and every border."""
     assert region.expression is not None  # noqa: S101 (regions are never the identity)
     geometry = region.expression.geometry
-    generator = torch.Generator().manual_seed(0)
     spatial = [
         max(taps[-1] - taps[0] + 1, -extent) + (step - 1)
         for taps, extent, step in zip(
             geometry.offsets, geometry.extent, geometry.stride, strict=True
         )
     ]
-    small = geometry.weights < SLICE
+    small = geometry.weights * math.prod(spatial) < SLICE
     batch = 4 if geometry.dims == 0 else 2 if small else 1
     if small:
         spatial = [size + step for size, step in zip(spatial, geometry.stride, strict=True)]
@@ -241,7 +245,14 @@ def probe_input(region: Candidate, device: torch.device) -> Tensor:
         # A border is reflected from elements further in.
         spatial = [max(n, *pads) + 1 for n, pads in zip(spatial, region.source.pads, strict=True)]
     shape = (batch, geometry.in_channels, *spatial)
-    return torch.randn(shape, dtype=torch.float64, generator=generator).to(device)
+    count = math.prod(shape)
+    return _noise(1 << count.bit_length())[:count].reshape(shape).to(device, copy=True)
+
+
+@lru_cache(maxsize=32)
+def _noise(count: int) -> Tensor:
+    """Random numbers, the same for every region."""
+    return torch.randn(count, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
 
 
 def _row_slices(geometry: Geometry) -> list[tuple[int, int] | None]:

@@ -8,6 +8,7 @@ from torch import Tensor, fx, nn
 
 from reparam.frontends.torch.effects import base_of
 from reparam.frontends.torch.lift import Lifted
+from reparam.frontends.torch.skeleton import tensors_of
 from reparam.frontends.torch.trace import Call, Key
 from reparam.fusing.chosen import EVERYTHING, Chosen
 from reparam.planner import Candidate
@@ -81,8 +82,7 @@ class Objections:
                     self._module_calls[stack[depth - 1].path].append(stack[:depth])
             if node.op == "call_module":
                 self._module_calls[trace.keys[node].target].append(self._full_stack(node))
-                module = trace.module(node)
-                for tensor in (*module.parameters(), *module.buffers()):
+                for tensor in tensors_of(trace.module(node)):
                     self._readers[tensor].add(trace.keys[node])
             elif node not in constants:
                 for source in node.all_input_nodes:

@@ -205,6 +205,7 @@ def fuse(
 ) -> ModelProto: ...
 @overload
 def fuse(model: ExportedProgram, *, where: Where | None = None) -> ExportedProgram: ...
+@paused_collector()
 def fuse(model: Any, example_inputs: Any = None, **how: Any) -> Any:
     """Fold everything in a model, or in a part of it, that folds exactly: ``plan(...).apply()``.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import lru_cache
 
 from reparam.algebra import rerouted
 from reparam.planner.crossing import Channels, are_parts, spreads
@@ -175,7 +176,12 @@ Place = tuple[Node, Node, Affine]
 
 def all_of(node: Affine) -> Channels:
     """The channels of an operation on a value as wide as itself."""
-    return tuple(range(node.leaf.geometry.out_channels))
+    return _first(node.leaf.geometry.out_channels)
+
+
+@lru_cache(maxsize=1024)
+def _first(count: int) -> Channels:
+    return tuple(range(count))
 
 
 def copied(
@@ -197,9 +203,11 @@ def copied(
     """
     every = all_of(node)
     whence = node.moved or Moved(node.axis, len(every), every)
-    act = tuple(None if c is None else whence.channels[c] for c in channels)
-    same = (channels, shift, inverse) == (every, 1.0, False)
-    part = len(set(act) - {None}), len(set(whence.channels) - {None}) * share
+    act = whence.channels
+    if channels is not every:
+        act = tuple([None if c is None else act[c] for c in channels])
+    same = shift == 1.0 and not inverse and channels == every
+    part = _used(act), _used(whence.channels) * share
     return replace(
         node, inputs=(source,), axis=axis,
         leaf=node.leaf if same else rerouted(node.leaf, channels, shift=shift, inverse=inverse),
@@ -212,4 +220,11 @@ def copied(
 
 def is_idle(copy: Affine) -> bool:
     """Whether an operation acts on none of the channels that it was moved to."""
-    return copy.moved is not None and set(copy.moved.channels) <= {None}
+    return copy.moved is not None and not _used(copy.moved.channels)
+
+
+def _used(channels: Channels) -> int:
+    """How many channels of an operation act somewhere."""
+    if channels is _first(len(channels)):
+        return len(channels)
+    return len(set(channels) - {None})

@@ -12,7 +12,7 @@ from reparam.algebra import Geometry, compose, parallel
 from reparam.branching.online.pieces import Operand, Piece, Reader, is_layer
 from reparam.branching.online.steps import Kind, Step
 from reparam.errors import InexactError
-from reparam.frontends.torch.effects import base_of, mutated_argument
+from reparam.frontends.torch.effects import base_of
 from reparam.frontends.torch.trace import Trace
 
 __all__ = ["Found", "regions_in"]
@@ -54,9 +54,7 @@ class _Finder:
         self._single = single
         self._order = {node: k for k, node in enumerate(trace.graph.nodes)}
         self._changes = [
-            (self._order[n], base_of(target))
-            for n in trace.graph.nodes
-            if (target := mutated_argument(n, trace.module)) is not None
+            (self._order[node], base_of(target)) for node, target in trace.changes.items()
         ]
         reader = Reader(trace, watched)
         read = ((node, reader.piece(node)) for node in trace.graph.nodes)

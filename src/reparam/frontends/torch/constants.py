@@ -6,9 +6,9 @@ import operator
 from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, fx
 
-from reparam.frontends.torch.effects import FACTORIES, is_random, mutated_argument
+from reparam.frontends.torch.effects import FACTORIES, is_random
 from reparam.frontends.torch.guards import planned_for
 from reparam.frontends.torch.trace import Trace
 
@@ -26,14 +26,13 @@ class Constants:
         """Find them, in program order."""
         self._trace = trace
         self._nodes: set[fx.Node] = set()
+        self._attributes: dict[str, object] = {}
         for node in trace.graph.nodes:
             if self._is_constant(node):
                 self._nodes.add(node)
-        for node in trace.graph.nodes:
-            # What is written in place is not constant, nor is what was computed from it.
-            target = mutated_argument(node, trace.module)
-            if target is not None and target in self._nodes:
-                self._drop(target)
+        # What is written in place is not constant, nor is what was computed from it.
+        for target in self._nodes.intersection(trace.changes.values()):
+            self._drop(target)
 
     def __contains__(self, value: object) -> bool:
         """Whether a node is constant; literals are."""
@@ -66,19 +65,28 @@ class Constants:
     def sources(self, node: fx.Node) -> set[Tensor]:
         """The parameters and buffers that a constant is computed from."""
         if node.op == "get_attr":
-            value = _attribute(self._trace.root, str(node.target))
+            value = self._attribute(node)
             return {value} if isinstance(value, Tensor) else set()
         return {t for source in node.all_input_nodes for t in self.sources(source)}
 
     def _is_constant(self, node: fx.Node) -> bool:
         if node.op == "get_attr":
-            return isinstance(_attribute(self._trace.root, str(node.target)), Tensor)
+            return isinstance(self._attribute(node), Tensor)
         if node.op not in {"call_function", "call_method"} or node.target is planned_for:
             return False
-        if not node.all_input_nodes and node.target not in FACTORIES:
+        sources = node.all_input_nodes
+        if not sources and node.target not in FACTORIES:
             return False
-        pure = mutated_argument(node, self._trace.module) is None and not is_random(node)
-        return pure and all(source in self._nodes for source in node.all_input_nodes)
+        if not all(source in self._nodes for source in sources):
+            return False
+        return node not in self._trace.changes and not is_random(node)
+
+    def _attribute(self, node: fx.Node) -> object:
+        """The parameter or buffer that a node reads."""
+        path = str(node.target)
+        if path not in self._attributes:
+            self._attributes[path] = operator.attrgetter(path)(self._trace.root)
+        return self._attributes[path]
 
     def _drop(self, node: fx.Node) -> None:
         self._nodes.discard(node)
@@ -90,7 +98,7 @@ class Constants:
         if node in known:
             return known[node]
         if node.op == "get_attr":
-            value = _attribute(self._trace.root, str(node.target))
+            value = self._attribute(node)
             if isinstance(value, Tensor):
                 if value.is_floating_point() and device is None:
                     value = value.to(torch.float64)
@@ -109,7 +117,3 @@ class Constants:
                     result = result.to(torch.float64)
         known[node] = result
         return result
-
-
-def _attribute(root: nn.Module, path: str) -> object:
-    return operator.attrgetter(path)(root)

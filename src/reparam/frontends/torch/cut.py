@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from reparam.frontends.torch.effects import base_of, mutated_argument
+from reparam.frontends.torch.effects import base_of
 from reparam.frontends.torch.frames import Frame, Key
 from reparam.frontends.torch.structures import leaves
 from reparam.frontends.torch.told_sizes import Size, is_size_read, sizes_of
@@ -364,10 +364,8 @@ class Cut(Everything):
     def _find_writers(self) -> dict[fx.Node, list[fx.Node]]:
         """The operations that write in place, by the value whose memory they write to."""
         found: dict[fx.Node, list[fx.Node]] = defaultdict(list)
-        for node in self._trace.graph.nodes:
-            target = mutated_argument(node, self._trace.module)
-            if target is not None:
-                found[self._base(target)].append(node)
+        for node, target in self._trace.changes.items():
+            found[self._base(target)].append(node)
         return found
 
     def _used_by(self, nodes: Iterable[fx.Node]) -> set[str]:

@@ -29,7 +29,7 @@ from reparam.frontends.torch.constants import Constants
 from reparam.frontends.torch.frames import first_line
 from reparam.frontends.torch.recording import Recorder, storages, writes_to
 from reparam.frontends.torch.running import Arguments as Call
-from reparam.frontends.torch.running import run_until
+from reparam.frontends.torch.running import run_graph, run_until
 from reparam.frontends.torch.skeleton import on_meta, runnable_copy
 from reparam.frontends.torch.structures import leaves, tensors_in
 from reparam.frontends.torch.trace import Trace, bound_arguments
@@ -189,8 +189,7 @@ def _operators_of(traced: Trace) -> list[Any] | None:
 
 def _run_trace(traced: Trace, twin: nn.Module, module: nn.Module, call: Call) -> Any:
     """Run a trace on the arguments of a call, with the tensors of a copy of its module."""
-    inputs = inputs_of(traced, module, call)
-    return fx.Interpreter(twin, graph=traced.graph, garbage_collect_values=True).run(*inputs)
+    return run_graph(traced.graph, twin, inputs_of(traced, module, call))
 
 
 def inputs_of(traced: Trace, module: nn.Module, call: Call) -> list[Any]:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from types import FunctionType, MethodType
 from typing import Any
 
 from torch import fx, nn
@@ -51,6 +53,7 @@ class Frame:
         arguments: What it was called with, by the names of forward's parameters.
         items: The operations in its forward, and the calls of modules that were traced as well.
         result: What it returned.
+        read: The parameters and buffers that its forward has read, by their names.
 
     """
 
@@ -59,6 +62,7 @@ class Frame:
     arguments: dict[str, Any]
     items: list[fx.Node | Frame] = field(default_factory=list)
     result: Any = None
+    read: dict[str, Any] = field(default_factory=dict, repr=False)
 
     def nodes(self) -> Iterator[fx.Node]:
         """All operations in the call, those of inner calls included, in order."""
@@ -95,7 +99,7 @@ def first_line(error: BaseException) -> str:
 def by_name(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
     """Arguments of a call by the names that forward has for them."""
     try:
-        return dict(inspect.signature(module.forward).bind(*args, **kwargs).arguments)
+        return dict(_signature(module, follow=True).bind(*args, **kwargs).arguments)
     except (TypeError, ValueError):
         return {**{f"*{k}": value for k, value in enumerate(args)}, **kwargs}
 
@@ -108,10 +112,25 @@ def check_call(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any])
 
     """
     try:
-        signature = inspect.signature(module.forward, follow_wrapped=False)
+        signature = _signature(module, follow=False)
     except ValueError:
         return
     signature.bind(*args, **kwargs)
+
+
+def _signature(module: nn.Module, *, follow: bool) -> inspect.Signature:
+    """The parameters of a forward: of what it was wrapped from, or of itself."""
+    forward: Any = module.forward
+    function = getattr(forward, "__func__", None)
+    if type(forward) is MethodType and type(function) is FunctionType:
+        return _signature_of(function, follow)
+    return inspect.signature(forward, follow_wrapped=follow)
+
+
+@functools.lru_cache(maxsize=1024)
+def _signature_of(function: FunctionType, follow: bool) -> inspect.Signature:  # noqa: FBT001
+    """The parameters of a method behind its first one, which is the same for all its modules."""
+    return inspect.signature(MethodType(function, object()), follow_wrapped=follow)
 
 
 def as_called(

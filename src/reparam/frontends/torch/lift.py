@@ -12,7 +12,7 @@ from reparam.algebra import AffineConv
 from reparam.errors import InexactError
 from reparam.frontends.builder import Builder, Facts
 from reparam.frontends.torch.constants import Constants
-from reparam.frontends.torch.effects import base_of, metadata_read, mutated_argument
+from reparam.frontends.torch.effects import base_of, metadata_read
 from reparam.frontends.torch.trace import Trace
 from reparam.program import Affine, Alias, Node, Opaque, Program, ShapeOf
 from reparam.reasons import Reason
@@ -98,7 +98,7 @@ class Lifter(Builder[fx.Node, fx.Node]):
         self.vectors = vectors
         self.probed = probed
         self.hosts: dict[int, Callable[[], nn.Module]] = {}
-        self._changed = _changed_bases(trace)
+        self._changed = set(map(base_of, trace.changes.values()))
         self._done: dict[Hashable, fx.Node] = {}
         self._mutations: list[tuple[int, fx.Node, fx.Node]] = []
         self._order = 0
@@ -215,7 +215,7 @@ class Lifter(Builder[fx.Node, fx.Node]):
             self.pinned.add(lifted)
 
     def _note_mutation(self, order: int, node: fx.Node) -> None:
-        target = mutated_argument(node, self.trace.module)
+        target = self.trace.changes.get(node)
         if target is not None:
             self._mutations.append((order, node, base_of(target)))
 
@@ -238,12 +238,6 @@ def _is_read_beside(base: fx.Node, change: fx.Node) -> bool:
             break
         value = reader
     return True
-
-
-def _changed_bases(trace: Trace) -> set[fx.Node]:
-    """The values that some operation of a trace changes in place."""
-    targets = (mutated_argument(node, trace.module) for node in trace.graph.nodes)
-    return {base_of(target) for target in targets if target is not None}
 
 
 Rule = Callable[[Lifter, fx.Node], Node | None]

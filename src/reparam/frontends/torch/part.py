@@ -9,6 +9,7 @@ from __future__ import annotations
 import inspect
 import operator
 from collections import Counter
+from functools import cached_property
 from typing import Any
 
 from torch import Tensor, fx, nn
@@ -60,10 +61,16 @@ class _Part:
         self._buffers: set[str] = set()
         root = trace.root.get_submodule(self._path[len(trace.path) :].lstrip("."))
         self.trace = Trace(root, self._path, self._graph, {}, {})
-        self._own = _names_of(root)
         self._read_arguments()
         self._copy_items(frame)
         self._graph.output(rebuilt_for(self._graph, frame.result, self._returned))
+
+    @cached_property
+    def _own(self) -> dict[int, str]:
+        """What the module holds, by identity: each by its first name."""
+        root = self.trace.root
+        found = [*root.named_modules(), *root.named_parameters(), *root.named_buffers()]
+        return {id(what): name for name, what in reversed(found)}
 
     def code(self) -> list[str]:
         """What the forward does, to compare it with that of another call."""
@@ -241,12 +248,6 @@ class _Part:
             return self._own[id(what)]
         msg = f"it reads {path}, which lies outside of it"
         raise Unwritable(msg)
-
-
-def _names_of(root: nn.Module) -> dict[int, str]:
-    """What a module holds, by identity: modules, parameters and buffers, each by its first name."""
-    found = [*root.named_modules(), *root.named_parameters(), *root.named_buffers()]
-    return {id(what): name for name, what in reversed(found)}
 
 
 def _call_of(frame: Frame) -> tuple[tuple[Any, ...], dict[str, Any]]:

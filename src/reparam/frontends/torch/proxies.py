@@ -4,16 +4,32 @@ from __future__ import annotations
 
 import builtins
 import contextlib
+import inspect
 import operator
+import sys
+from abc import abstractmethod
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import Tensor, fx
 
-if TYPE_CHECKING:
-    from reparam.frontends.torch.tracer import Tracer
+__all__ = ["KnowingTracer", "TracedValue", "taken_for_tensors"]
 
-__all__ = ["TracedValue", "taken_for_tensors"]
+
+class KnowingTracer(fx.Tracer):
+    """A tracer that knows of its values what a real one would say."""
+
+    @abstractmethod
+    def is_tensor(self, node: fx.Node) -> bool:
+        """Whether a value is known to be a tensor."""
+
+    @abstractmethod
+    def may_have(self, node: fx.Node, name: str) -> bool:
+        """Whether a value has an attribute, as far as is known."""
+
+    @abstractmethod
+    def plain(self, kind: str, target: Callable[..., Any], obj: fx.Proxy) -> Any:
+        """The number that the code of a model makes of a value."""
 
 
 class TracedValue(fx.Proxy):
@@ -24,7 +40,7 @@ class TracedValue(fx.Proxy):
     but every other name of ``a`` sees the change, which a residual branch may read.
     """
 
-    tracer: Tracer
+    tracer: KnowingTracer
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__") or not self.tracer.may_have(self.node, name):
@@ -96,12 +112,14 @@ class _Attribute(TracedValue):
 
 @contextlib.contextmanager
 def taken_for_tensors() -> Iterator[None]:
-    """Let ``isinstance(x, torch.Tensor)`` hold of traced tensors, for Python's code alone.
+    """Let ``isinstance(x, torch.Tensor)`` hold of traced tensors, for the code of models alone.
 
     A class that says the same to everybody (``__class__``) would say it to torch's own code as
-    well, which then reads the memory of a tensor where there is none.
+    well, which then reads the memory of a tensor where there is none. What records a trace asks
+    most of all and knows what it has before it: it keeps the plain function, which is faster.
     """
     plain = builtins.isinstance
+    recording = [vars(sys.modules[name]) for name in _RECORDING if name in sys.modules]
 
     def checked(value: Any, kind: Any) -> bool:
         if plain(value, kind):
@@ -110,12 +128,27 @@ def taken_for_tensors() -> Iterator[None]:
             return False
         return value.tracer.is_tensor(value.node) and issubclass(Tensor, kind)
 
+    for names in recording:
+        names["isinstance"] = plain
     builtins.isinstance = checked
     try:
         yield
     finally:
         builtins.isinstance = plain
+        for names in recording:
+            names.pop("isinstance", None)
 
+
+_RECORDING = (
+    *(f"torch.fx.{name}" for name in ("_symbolic_trace", "graph", "node", "proxy")),
+    *(f"torch.{name}" for name in ("_library.opaque_object", "nn.parameter", "utils._pytree")),
+    *(
+        f"{__package__}.{name}"
+        for name in ("builtin", "containers", "effects", "recording", "structures", "tracer")
+    ),
+    inspect.__name__,
+)
+"""Modules whose code runs within a trace and takes traced values for what they are."""
 
 _TRACED = frozenset({TracedValue, _Attribute})
 

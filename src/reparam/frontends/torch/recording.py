@@ -36,6 +36,11 @@ class Recorder(TorchDispatchMode):
         self.operators: list[tuple[str, Any, Any]] = []
         self.written: set[int] = set()
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """Not to be wrapped for torch.compile, which would take longer than what is recorded."""
+        return False
+
     @contextlib.contextmanager
     def pause(self) -> Iterator[None]:
         """Note nothing for a while."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Hashable
 from typing import Any
 
 import torch
@@ -67,6 +68,11 @@ def rule_for(lifter: Lifter, node: fx.Node) -> Rule | None:
     return rule if lifter.is_value(first) else None
 
 
+@functools.lru_cache(maxsize=512)
+def _rule_of_kind(kind: Any) -> Rule | None:
+    return next((rule for base, rule in MODULES.items() if issubclass(kind, base)), None)
+
+
 def _rule_of(lifter: Lifter, node: fx.Node) -> Rule | None:
     if node.op == "call_module":
         module = lifter.module(node)
@@ -74,7 +80,8 @@ def _rule_of(lifter: Lifter, node: fx.Node) -> Rule | None:
             return probed_module
         if not is_builtin(module):
             return hosted_module if is_hosted(module) else None
-        return next((rule for kind, rule in MODULES.items() if isinstance(module, kind)), None)
+        kind: Hashable = type(module)
+        return _rule_of_kind(kind)
     if node.op == "call_function":
         return FUNCTIONS.get(node.target)
     if node.op == "call_method":

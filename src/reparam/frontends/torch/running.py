@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -11,7 +12,7 @@ from torch.utils._pytree import tree_map
 
 from reparam.frontends.torch.effects import FACTORIES
 
-__all__ = ["Arguments", "is_parameter_only", "run_until"]
+__all__ = ["Arguments", "is_parameter_only", "run_graph", "run_until"]
 
 Arguments = tuple[tuple[Any, ...], dict[str, Any]]
 """Positional and keyword arguments of one call."""
@@ -26,6 +27,27 @@ def is_parameter_only(node: fx.Node) -> bool:
         return node.op == "call_function" and node.target in FACTORIES
     called = node.op in {"call_function", "call_method"}
     return called and all(is_parameter_only(n) for n in inputs)
+
+
+def run_graph(graph: fx.Graph, root: nn.Module, inputs: Iterable[Any]) -> Any:
+    """Run a graph with the modules and tensors of ``root``.
+
+    As torch.fx's interpreter does, which takes most of the time of a run without numbers.
+    """
+    read_last: dict[fx.Node, list[fx.Node]] = {}
+    read: set[fx.Node] = set()
+    for step in reversed(graph.nodes):
+        read_last[step] = [source for source in step.all_input_nodes if source not in read]
+        read.update(read_last[step])
+    given = iter(inputs)
+    values: dict[fx.Node, Any] = {}
+    for step in graph.nodes:
+        if step.op == "output":
+            return fx.map_arg(step.args[0], values.__getitem__)
+        values[step] = next(given) if step.op == "placeholder" else _run_step(step, root, values)
+        for source in read_last[step]:
+            del values[source]
+    return None
 
 
 def run_until(node: fx.Node, twin: nn.Module, inputs: dict[str, Any]) -> Any:
@@ -55,9 +77,10 @@ def _ancestors(node: fx.Node) -> list[fx.Node]:
 def _run_step(step: fx.Node, twin: nn.Module, values: dict[fx.Node, Any]) -> Any:
     if step.op == "get_attr":
         return operator.attrgetter(str(step.target))(twin)
-    args, kwargs = fx.map_arg((step.args, step.kwargs), values.__getitem__)
+    args = fx.map_arg(step.args, values.__getitem__)
+    kwargs = fx.map_arg(step.kwargs, values.__getitem__) if step.kwargs else {}
     if step.op == "call_module":
-        return twin.get_submodule(str(step.target))(*args, **kwargs)
+        return operator.attrgetter(str(step.target))(twin)(*args, **kwargs)
     if step.op == "call_method":
         return getattr(args[0], str(step.target))(*args[1:], **kwargs)
     target: Any = step.target

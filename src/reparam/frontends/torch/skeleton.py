@@ -266,9 +266,10 @@ class Copier:
         if isinstance(value, Tensor):
             made = self._tensor(value)
         elif type(value) in {dict, OrderedDict}:
-            made = type(value)((k, self.value(v)) for k, v in value.items())
+            made = {k: v if type(v) in _ATOMS else self.value(v) for k, v in value.items()}
+            made = made if type(value) is dict else OrderedDict(made)
         elif type(value) in {list, set, tuple}:
-            made = type(value)(self.value(v) for v in value)
+            made = type(value)([v if type(v) in _ATOMS else self.value(v) for v in value])
             if type(value) is tuple and all(map(operator.is_, made, value)):
                 made = value
         else:

@@ -29,6 +29,9 @@ _LITERALS = (
     torch.memory_format, torch.layout, torch.Size,
 )  # fmt: skip
 
+_SINGLE = frozenset({fx.Node, Tensor, nn.Parameter, str, int, float, bool, type(None)})
+"""Kinds of values, most of those that there are, with no others in them."""
+
 
 class Unwritable(LookupError):  # noqa: N818 (internal; says why code cannot be written)
     """A value cannot be written into the code of a forward."""
@@ -40,12 +43,17 @@ def leaves(value: Any, path: tuple[Step, ...] = (), depth: int = 0) -> Iterator[
     Traced values are yielded as their nodes. Of an object that is no container (an image with its
     mask) only the traced values are yielded, or the object itself if it has none.
     """
-    if isinstance(value, fx.Proxy):
+    if type(value) in _SINGLE:
+        yield path, value
+    elif isinstance(value, fx.Proxy):
         yield path, value.node
     elif isinstance(value, dict | tuple | list):
         parts = value.items() if isinstance(value, dict) else enumerate(value)
         for key, part in parts:
-            yield from leaves(part, (*path, (operator.getitem, key)), depth)
+            if type(part) in _SINGLE:  # most are, and a generator for each of them takes long
+                yield (*path, (operator.getitem, key)), part
+            else:
+                yield from leaves(part, (*path, (operator.getitem, key)), depth)
         for name, part in getattr(value, "__dict__", {}).items():
             for steps, leaf in leaves(part, (*path, (getattr, name)), depth + 1):
                 if isinstance(leaf, fx.Node):

@@ -11,6 +11,7 @@ import contextlib
 import inspect
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -18,6 +19,7 @@ from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_map
 
 from reparam.frontends.torch.decisions import Decision, Place, raised_by_the_model
+from reparam.frontends.torch.effects import mutated_argument
 from reparam.frontends.torch.frames import Call, Frame, Key, first_line, join
 from reparam.frontends.torch.recording import Recorder
 from reparam.frontends.torch.running import Arguments
@@ -70,6 +72,12 @@ class Trace:
         if node.target not in self._called:
             self._called[node.target] = self.root.get_submodule(str(node.target))
         return self._called[node.target]
+
+    @cached_property
+    def changes(self) -> dict[fx.Node, fx.Node]:
+        """The operations that change a value in place, and these values."""
+        found = ((node, mutated_argument(node, self.module)) for node in self.graph.nodes)
+        return {node: target for node, target in found if target is not None}
 
     def plain_arguments(self) -> dict[Any, Any]:
         """The numbers and words that the root is called with."""

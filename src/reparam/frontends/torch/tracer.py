@@ -39,7 +39,7 @@ from reparam.frontends.torch.frames import (
     join,
 )
 from reparam.frontends.torch.guards import planned_for
-from reparam.frontends.torch.proxies import TracedValue, taken_for_tensors
+from reparam.frontends.torch.proxies import KnowingTracer, TracedValue, taken_for_tensors
 from reparam.frontends.torch.recording import Factories, Recorder
 from reparam.frontends.torch.skeleton import on_meta, without_numbers
 from reparam.frontends.torch.structures import leaves, snapshot
@@ -52,7 +52,7 @@ _MOST_DECISIONS = 10_000
 _UNKNOWN = object()
 
 
-class Tracer(fx.Tracer):
+class Tracer(KnowingTracer):
     """Trace one module.
 
     Attributes:
@@ -97,11 +97,15 @@ class Tracer(fx.Tracer):
         self._levels: dict[fx.Node, Level] = {}
         self._calls: Counter[str] = Counter()
         self._targets: Counter[tuple[Call, str]] = Counter()
-        self._tensors: dict[int, str] | None = None
+        self._tensors: dict[int, str] = {}
+        self._without_numbers: dict[str, Tensor] = {}
         self._evaluating = False
 
     def record(self, root: nn.Module) -> Frame:
         """Trace a module; its graph is ``self.graph`` afterwards."""
+        tensors = (*root.named_parameters(), *root.named_buffers())
+        self._tensors = {id(tensor): name for name, tensor in tensors}
+        self._without_numbers = {name: without_numbers(tensor) for name, tensor in tensors}
         with torch.no_grad(), self.recorder, Factories(self.create_proxy), taken_for_tensors():
             self.trace(root)
         return self.frames[0]
@@ -154,18 +158,22 @@ class Tracer(fx.Tracer):
         return self.create_proxy("call_module", name, args, kwargs)
 
     def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:  # noqa: ARG002
-        """Read a parameter or buffer as a symbolic value."""
-        if isinstance(attr_val, Tensor) and not self._evaluating and not _is_traced(attr_val):
-            name = self._tensor_names().get(id(attr_val))
-            if name is not None:
-                return self.create_proxy("get_attr", name, (), {})
-        return attr_val
+        """Read a parameter or buffer as a symbolic value, once in each call of a module."""
+        name = self._tensors.get(id(attr_val))
+        if name is None or self._evaluating or not isinstance(attr_val, Tensor):
+            return attr_val
+        read = self.frames[-1].read
+        if name not in read:
+            read[name] = self.create_proxy("get_attr", name, (), {})
+        return read[name]
 
     def create_arg(self, a: Any) -> Any:
         """Write an argument into a node; objects that torch.fx does not know stay as they are."""
+        if type(a) is tuple:
+            return tuple([self.create_arg(part) for part in a])
         if _is_traced(a):
             return a.node
-        if isinstance(a, fx.Node | nn.Module):
+        if type(a) in _WRITTEN_AS_THEY_ARE or isinstance(a, nn.Module):
             return a
         if is_special(a):  # its class is kept
             parts = tuple(self.create_arg(part) for part in Maker.parts(a))
@@ -199,8 +207,10 @@ class Tracer(fx.Tracer):
         """Record an operation; what is the same in every call comes back as a plain value."""
         if self._evaluating:  # inside a module that is not traced
             return target(*args, **{**kwargs, "device": "meta"})
-        proxy = super().create_proxy(kind, target, args, kwargs, *more, **rest)
-        node = proxy.node
+        node = self.create_node(
+            kind, target, self.create_arg(args), self.create_arg(kwargs), *more, **rest
+        )
+        proxy = TracedValue(node, self)
         value = self.values.get(node, _UNKNOWN)
         plain = isinstance(value, bool | int | float | torch.Size)
         if plain and self._levels.get(node, Level.DATA) is Level.CONSTANT:
@@ -378,9 +388,7 @@ class Tracer(fx.Tracer):
 
     def _run(self, node: fx.Node) -> Any:
         if node.op == "get_attr":
-            value: Any = functools.reduce(getattr, str(node.target).split("."), self._original)
-            with self.recorder.pause():
-                return without_numbers(value) if isinstance(value, Tensor) else value
+            return self._attribute(str(node.target))
         args, kwargs = fx.map_arg((node.args, node.kwargs), self.values.__getitem__)
         target: Any = node.target
         if node.op == "call_module":
@@ -394,6 +402,13 @@ class Tracer(fx.Tracer):
         if target in FACTORIES:
             kwargs = {**kwargs, "device": "meta"}
         return target(*args, **kwargs)
+
+    def _attribute(self, name: str) -> Any:
+        if name in self._without_numbers:
+            return self._without_numbers[name]
+        value: Any = functools.reduce(getattr, name.split("."), self._original)
+        with self.recorder.pause():
+            return without_numbers(value) if isinstance(value, Tensor) else value
 
     def _level_of(self, node: fx.Node) -> Level:
         inputs = node.all_input_nodes
@@ -420,13 +435,11 @@ class Tracer(fx.Tracer):
                 reads.append(repr(value))
         return f"{kind}:{name_of(target)}({', '.join(reads)})"
 
-    def _tensor_names(self) -> dict[int, str]:
-        if self._tensors is None:
-            root: Any = self.root
-            tensors = (*root.named_parameters(), *root.named_buffers())
-            self._tensors = {id(tensor): name for name, tensor in tensors}
-        return self._tensors
-
 
 def _is_traced(value: object) -> bool:
     return issubclass(type(value), fx.Proxy)
+
+
+_WRITTEN_AS_THEY_ARE = frozenset({
+    str, int, float, bool, type(None), fx.Node, torch.dtype, torch.device,
+})  # fmt: skip
