@@ -10,6 +10,7 @@ from typer.core import TyperGroup
 
 from reparam import __version__
 from reparam.cli.command import Command, check_checkpoints
+from reparam.cli.groups import flat
 from reparam.cli.guard import DEBUG_FLAG, guarded
 from reparam.cli.terminal import Terminal
 
@@ -50,7 +51,7 @@ class _Commands(TyperGroup):
             return None
         module = importlib.import_module(f"reparam.cli.{cmd_name}_command")
         alone = typer.Typer(add_completion=False, rich_markup_mode=None)
-        alone.command(cmd_name, cls=Command)(getattr(module, cmd_name))
+        alone.command(cmd_name, cls=Command)(flat(getattr(module, cmd_name)))
         return typer.main.get_command(alone)
 
     def format_commands(self, ctx: Any, formatter: Any) -> None:  # noqa: ARG002 - typer passes it

@@ -9,29 +9,16 @@ import typer
 
 from reparam._support.files import check_destination
 from reparam.cli.bench import (
+    MeasureOptions,
     Request,
-    figure1_models,
     is_file,
     measure,
-    numbers,
     picked,
     summary,
     tell,
     tell_picked,
-    usable_engines,
-    words,
 )
-from reparam.cli.options import (
-    InputSizeOption,
-    JsonOption,
-    KeyOption,
-    NumClassesOption,
-    ShapesOption,
-    StrictOption,
-    WeightsOption,
-    inputs_from,
-    target_from,
-)
+from reparam.cli.options import JsonOption, ModelOptions, NamedInputOptions
 from reparam.cli.targets import command
 from reparam.cli.terminal import Terminal
 from reparam.errors import InputError
@@ -39,9 +26,6 @@ from reparam.report import from_benchmark, render
 
 __all__ = ["bench"]
 
-_ROUNDS, _MOST_ROUNDS = 15, 60
-_FIGURE1_SECONDS = 480.0
-_FIGURE1_TITLE = "Accuracy against latency: re-parameterized nets and others on this machine"
 _FIGURE1_OUT = Path("reparam-figure1.json")
 
 ModelsArgument = Annotated[
@@ -50,31 +34,6 @@ ModelsArgument = Annotated[
         metavar="MODEL...",
         help="repvgg_a0, timm:NAME, torchvision:NAME, package.module:factory, or an exported file.",
     ),
-]
-EnginesOption = Annotated[
-    str | None,
-    typer.Option(
-        "--engines", metavar="A,B", help="eager,onnxruntime,openvino as far as installed; others."
-    ),
-]
-PrecisionsOption = Annotated[
-    str, typer.Option("--precisions", metavar="A,B", help="fp32, bf16, or both.")
-]
-FormsOption = Annotated[
-    str | None,
-    typer.Option("--forms", metavar="A,B", help="train, deploy, or both (the default)."),
-]
-BatchesOption = Annotated[str, typer.Option("--batches", metavar="N,M", help="Inputs a call.")]
-ThreadsOption = Annotated[
-    str | None,
-    typer.Option("--threads", metavar="N,M", help="CPU threads; each engine's default if left."),
-]
-RoundsOption = Annotated[
-    int | None, typer.Option("--rounds", metavar="N", min=1, help="Interleaved rounds, at most.")
-]
-SecondsOption = Annotated[
-    float | None,
-    typer.Option("--seconds", metavar="S", min=1, help="Fit the rounds into this time."),
 ]
 OutOption = Annotated[
     Path | None,
@@ -85,64 +44,23 @@ OutOption = Annotated[
 PickOption = Annotated[
     bool, typer.Option("--pick", help="Name the fastest engine that agrees; write its file to OUT.")
 ]
-Figure1Option = Annotated[
-    bool,
-    typer.Option(
-        "--figure1",
-        help="RepVGG, MobileOne and others against ResNets, deploy form, with a page; 10 minutes.",
-    ),
-]
 
 
-def bench(  # noqa: PLR0913 - one argument for each option
+def bench(
     models: ModelsArgument = None,
     *,
-    engines: EnginesOption = None,
-    precisions: PrecisionsOption = "fp32",
-    forms: FormsOption = None,
-    batches: BatchesOption = "1",
-    threads: ThreadsOption = None,
-    shape: ShapesOption = None,
-    input_size: InputSizeOption = None,
-    weights: WeightsOption = None,
-    key: KeyOption = None,
-    strict: StrictOption = True,
-    num_classes: NumClassesOption = None,
-    rounds: RoundsOption = None,
-    seconds: SecondsOption = None,
+    how: MeasureOptions,
+    about: ModelOptions,
+    given: NamedInputOptions,
     out: OutOption = None,
     pick: PickOption = False,
-    figure1: Figure1Option = False,
     as_json: JsonOption = False,
 ) -> None:
     """Time models in train and deploy form, in every engine, in interleaved rounds."""
     terminal = Terminal()
-    if figure1 and pick:
+    if how.figure1 and pick:
         raise InputError("--figure1 compares many models and --pick is about one; leave one out")
-    installed, missing = usable_engines()
-    if missing and engines is None:
-        terminal.note(f"note: {missing}")
-    if figure1 and not models:
-        drawn, left_out = figure1_models()
-        models = list(drawn)
-        if left_out:
-            terminal.note(f"note: {left_out}")
-    seconds = seconds or (_FIGURE1_SECONDS if figure1 else None)
-    request = Request(
-        models=tuple(models or ()),
-        forms=words(forms or ("deploy" if figure1 else "train,deploy"), "--forms"),
-        engines=installed if engines is None else words(engines, "--engines"),
-        precisions=words(precisions, "--precisions"),
-        batches=numbers(batches, "--batches"),
-        threads=(None,) if threads is None else numbers(threads, "--threads"),
-        inputs=inputs_from(shape, input_size),
-        checkpoint=target_from("", weights, key, strict).checkpoint,
-        num_classes=num_classes,
-        rounds=rounds or (_ROUNDS if seconds is None else _MOST_ROUNDS),
-        seconds=seconds,
-        title=_FIGURE1_TITLE if figure1 else "",
-        figure1=figure1,
-    )
+    request = how.request(models, about, given, terminal.note)
     if pick:
         outcome = picked(request, terminal, stem=out)
         if as_json:
@@ -150,13 +68,13 @@ def bench(  # noqa: PLR0913 - one argument for each option
         else:
             tell_picked(terminal, outcome)
         return
-    target = out or (_FIGURE1_OUT if figure1 else None)
+    target = out or (_FIGURE1_OUT if how.figure1 else None)
     _check_destination(target)
     result = measure(request, terminal)
     if target is not None:
         result.save(target)
     results = from_benchmark(result)
-    page = render(results, target.with_suffix(".html")) if target and figure1 else None
+    page = render(results, target.with_suffix(".html")) if target and how.figure1 else None
     if as_json:
         terminal.json(summary(results))
         return

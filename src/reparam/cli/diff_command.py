@@ -12,18 +12,7 @@ from torch import nn
 
 import reparam
 from reparam._support.files import check_destination
-from reparam.cli.options import (
-    InputSizeOption,
-    JsonOption,
-    KeyOption,
-    NumClassesOption,
-    ShapeOption,
-    StrictOption,
-    WeightsOption,
-    inputs_from,
-    refuse_for_files,
-    target_from,
-)
+from reparam.cli.options import InputOptions, JsonOption, ModelOptions, refuse_for_files
 from reparam.cli.targets import Checkpoint, Inputs, Target, example_inputs, load_model
 from reparam.cli.terminal import Terminal
 from reparam.diffing.explaining import write_part
@@ -53,17 +42,13 @@ OverwriteOption = Annotated[
 ]
 
 
-def diff(  # noqa: PLR0913 - one argument for each option
+def diff(  # noqa: PLR0913 - one argument for each option or group of them
     first: FirstArgument,
     second: SecondArgument,
     *,
-    weights: WeightsOption = None,
-    key: KeyOption = None,
-    strict: StrictOption = True,
+    about: ModelOptions,
     candidate_weights: SecondWeightsOption = None,
-    shape: ShapeOption = None,
-    input_size: InputSizeOption = None,
-    num_classes: NumClassesOption = None,
+    example: InputOptions,
     explain: ExplainOption = False,
     overwrite: OverwriteOption = False,
     as_json: JsonOption = False,
@@ -74,10 +59,10 @@ def diff(  # noqa: PLR0913 - one argument for each option
     """
     terminal = Terminal()
     written = _parts(first, second, overwrite=overwrite) if explain else ()
-    inputs = inputs_from(shape, input_size)
-    left, sample = _side(target_from(first, weights, key, strict, num_classes), inputs)
+    inputs = example.inputs
+    left, sample = _side(about.target(first), inputs)
     checkpoint = None if candidate_weights is None else Checkpoint(candidate_weights)
-    right, other = _side(Target(second, checkpoint, num_classes), inputs)
+    right, other = _side(Target(second, checkpoint, about.num_classes), inputs)
     asked = inputs.shape is not None or inputs.size is not None
     given = sample if sample is not None else other
     with terminal.progress(f"Comparing {first} with {second}"):

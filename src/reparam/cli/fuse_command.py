@@ -22,24 +22,15 @@ from reparam.cli.exported_files import (
 )
 from reparam.cli.notes import warnings_noted
 from reparam.cli.options import (
-    FixOption,
-    InputSizeOption,
     JsonOption,
-    KeyOption,
     ModelArgument,
-    NumClassesOption,
+    ModelOptions,
+    NamedInputOptions,
     OutFileOption,
-    OutputsOption,
-    ShapesOption,
-    StrictOption,
-    WeightsOption,
-    WhereOption,
-    asked_of,
+    PartOptions,
     check_out,
-    inputs_from,
     refuse_for_files,
     refuse_names,
-    target_from,
 )
 from reparam.cli.plan_command import plan_as_dict
 from reparam.cli.targets import Inputs, command, example_inputs, load_model, reference_of
@@ -88,19 +79,13 @@ FreezeOption = Annotated[
 ]
 
 
-def fuse(  # noqa: PLR0913 - one argument for each option
+def fuse(  # noqa: PLR0913 - one argument for each option or group of them
     model: ModelArgument,
     *,
     out: OutFileOption,
-    weights: WeightsOption = None,
-    key: KeyOption = None,
-    strict: StrictOption = True,
-    shape: ShapesOption = None,
-    input_size: InputSizeOption = None,
-    num_classes: NumClassesOption = None,
-    where: WhereOption = None,
-    outputs: OutputsOption = None,
-    fix: FixOption = None,
+    about: ModelOptions,
+    given: NamedInputOptions,
+    part: PartOptions,
     fixed_shapes: FixedOption = False,
     backend: BackendOption = None,
     check: CheckOption = True,
@@ -110,10 +95,8 @@ def fuse(  # noqa: PLR0913 - one argument for each option
 ) -> None:
     """Fold MODEL and write it to OUT, once it is shown to compute what MODEL computes."""
     terminal = Terminal()
-    inputs = inputs_from(shape, input_size)
     check_out(out, backend)
-    target = target_from(model, weights, key, strict, num_classes)
-    asked = asked_of(where, outputs, fix)
+    inputs, target, asked = given.inputs, about.target(model), part.asked()
     if is_onnx(model):
         refuse_for_files(target, backend=backend, fixed_shapes=fixed_shapes or None)
         how = {"check": check, "freeze_inputs": freeze_inputs, **asked}

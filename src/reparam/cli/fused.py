@@ -23,6 +23,7 @@ from reparam.errors import InputError
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from reparam.cli.options import PixelOptions
     from reparam.lab.data import ImageData
 
 __all__ = ["load_and_check", "normalised"]
@@ -55,12 +56,13 @@ def load_and_check(target: Target, data: ImageData | None, inputs: Inputs) -> tu
     return loaded, sample
 
 
-def normalised(data: ImageData, mean: str | None, std: str | None) -> ImageData:
+def normalised(data: ImageData, pixels: PixelOptions) -> ImageData:
     """The data as the net was trained on it, where that was normalised in another way.
 
     Raises:
         InputError: one of the two is missing, or is not a number for each channel.
     """
+    mean, std = pixels.mean, pixels.std
     if mean is None and std is None:
         return data
     if mean is None or std is None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -22,28 +22,19 @@ from reparam.errors import InputError
 __all__ = [
     "MOST_PROCESSES",
     "SUFFIXES",
-    "FixOption",
-    "InputSizeOption",
+    "EvaluateOption",
+    "InputOptions",
     "JsonOption",
-    "KeyOption",
-    "MeanOption",
     "ModelArgument",
-    "NumClassesOption",
+    "ModelOptions",
+    "NamedInputOptions",
     "OutFileOption",
-    "OutputsOption",
-    "ShapeOption",
-    "ShapesOption",
-    "StdOption",
-    "StrictOption",
-    "WeightsOption",
-    "WhereOption",
-    "asked_of",
-    "asked_words",
+    "PartOptions",
+    "PixelOptions",
+    "SizeOption",
     "check_out",
-    "inputs_from",
     "refuse_for_files",
     "refuse_names",
-    "target_from",
 ]
 
 MOST_CLASSES = 1_000_000
@@ -55,81 +46,10 @@ _MODEL = (
     "repvgg_a0, timm:NAME, torchvision:NAME, hf:FOLDER, ultralytics:FILE, package.module:factory "
     "or net.onnx"
 )
-
-ModelArgument = Annotated[str, typer.Argument(metavar="MODEL", help=f"{_MODEL}.")]
-WeightsOption = Annotated[
-    Path | None,
-    typer.Option(*CHECKPOINT_FLAGS[:2], metavar="FILE", help="Checkpoint to load into MODEL."),
-]
-KeyOption = Annotated[
-    str | None,
-    typer.Option("--key", metavar="NAME", help="Entry of FILE with the weights; found if left."),
-]
-StrictOption = Annotated[
-    bool,
-    typer.Option("--strict/--no-strict", help="Refuse weights that do not match in everything."),
-]
-WhereOption = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--where", metavar="NAME", help="Fold this part only; * fits anything. Repeatable."
-    ),
-]
-OutputsOption = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--outputs",
-        metavar="NAME",
-        help="Keep this result only: a name or position; dots lead into nested ones. Repeatable.",
-    ),
-]
-FixOption = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--fix",
-        metavar="NAME=VALUE",
-        help="Fix an input for good: a file.npy, a number, true, false or null. Repeatable.",
-    ),
-]
-NumClassesOption = Annotated[
-    int | None,
-    typer.Option(
-        "--num-classes",
-        metavar="N",
-        min=1,
-        max=MOST_CLASSES,
-        help="Classes, if not MODEL's default.",
-    ),
-]
-ShapeOption = Annotated[
-    str | None,
-    typer.Option("--shape", metavar="N,C,H,W", help="Shape of the example input, batch included."),
-]
-ShapesOption = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--shape",
-        metavar="[NAME=]N,C,H,W",
-        help="Shape of the example input, batch included; one for each input of an ONNX file.",
-    ),
-]
-InputSizeOption = Annotated[
-    int | None,
-    typer.Option(
-        "--input-size", "--size", metavar="PIXELS", min=1, help="Side of a square example image."
-    ),
-]
-MeanOption = Annotated[
-    str | None,
-    typer.Option("--mean", metavar="R,G,B", help="Subtracted from images of 0 to 1, with --std."),
-]
-StdOption = Annotated[
-    str | None,
-    typer.Option("--std", metavar="R,G,B", help="What images are divided by, with --mean."),
-]
 SUFFIXES = tuple(dict.fromkeys(entry.suffix for entry in formats()))
 """Of the formats that a model can be written in."""
 
+ModelArgument = Annotated[str, typer.Argument(metavar="MODEL", help=f"{_MODEL}.")]
 OutFileOption = Annotated[
     Path,
     typer.Option(
@@ -140,6 +60,168 @@ OutFileOption = Annotated[
     ),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for a program to read.")]
+SizeOption = Annotated[
+    int | None,
+    typer.Option(
+        "--input-size", "--size", metavar="PIXELS", min=1, help="Side of a square example image."
+    ),
+]
+EvaluateOption = Annotated[
+    int | None,
+    typer.Option("--evaluate", metavar="N", min=1, help="Judge on N held-out images, not all."),
+]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelOptions:
+    """What is said about a MODEL beside its name."""
+
+    weights: Annotated[
+        Path | None,
+        typer.Option(*CHECKPOINT_FLAGS[:2], metavar="FILE", help="Checkpoint to load into MODEL."),
+    ] = None
+    key: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="Entry of FILE with the weights; found if left."),
+    ] = None
+    strict: Annotated[
+        bool, typer.Option(help="Refuse weights that do not match in everything.")
+    ] = True
+    num_classes: Annotated[
+        int | None,
+        typer.Option(metavar="N", min=1, max=MOST_CLASSES, help="Classes, if not MODEL's default."),
+    ] = None
+
+    @property
+    def checkpoint(self) -> Checkpoint | None:
+        """The weights to load.
+
+        Raises:
+            InputError: there is an option about a checkpoint, and none to load.
+        """
+        if self.weights is not None:
+            return Checkpoint(self.weights, self.key, self.strict)
+        for option, given in (("--key", self.key is not None), ("--no-strict", not self.strict)):
+            if given:
+                raise InputError(f"{option} is about a checkpoint; give --weights too")
+        return None
+
+    def target(self, model: str) -> Target:
+        """All that is said about one MODEL.
+
+        Raises:
+            InputError: there is an option about a checkpoint, and none to load.
+        """
+        return Target(model, self.checkpoint, self.num_classes)
+
+
+@dataclass(frozen=True, kw_only=True)
+class InputOptions:
+    """What is said about the example input of a net that takes one."""
+
+    shape: Annotated[
+        str | None,
+        typer.Option(metavar="N,C,H,W", help="Shape of the example input, batch included."),
+    ] = None
+    input_size: SizeOption = None
+
+    @property
+    def inputs(self) -> Inputs:
+        """The two together.
+
+        Raises:
+            InputError: the shape is none.
+        """
+        return _inputs([] if self.shape is None else [self.shape], self.input_size)
+
+
+@dataclass(frozen=True, kw_only=True)
+class NamedInputOptions:
+    """What is said about the example inputs of a net or a file, which may take several."""
+
+    shape: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="[NAME=]N,C,H,W",
+            help="Shape of the example input, batch included; one for each input of an ONNX file.",
+        ),
+    ] = None
+    input_size: SizeOption = None
+
+    @property
+    def inputs(self) -> Inputs:
+        """All together.
+
+        Raises:
+            InputError: a shape is none, or one is given twice.
+        """
+        return _inputs(self.shape or [], self.input_size)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PartOptions:
+    """What of a MODEL is to fold, or to stay at all."""
+
+    where: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME", help="Fold this part only; * fits anything. Repeatable."),
+    ] = None
+    outputs: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME",
+            help="Keep this result only: a name or position; dots lead into nested ones. "
+            "Repeatable.",
+        ),
+    ] = None
+    fix: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=VALUE",
+            help="Fix an input for good: a file.npy, a number, true, false or null. Repeatable.",
+        ),
+    ] = None
+
+    def asked(self) -> dict[str, Any]:
+        """What :func:`reparam.plan` takes.
+
+        Raises:
+            InputError: a value to fix cannot be read, or there are two for one name.
+        """
+        fixed: dict[str, Any] = {}
+        for text in self.fix or ():
+            name, equals, value = text.partition("=")
+            if not equals or not name or name in fixed:
+                why = "is the second one for it" if name in fixed else "names no value"
+                raise InputError(f"--fix {text} {why}; give name=file.npy, or name=0.5")
+            fixed[name] = _value(name, value)
+        # One name alone asks for that result itself.
+        kept = self.outputs
+        one = kept[0] if kept and len(kept) == 1 else kept
+        return {"where": self.where or None, "outputs": one or None, "fixed": fixed or None}
+
+    def words(self) -> list[str]:
+        """The same, as it is written on the command line."""
+        given = {"--where": self.where, "--outputs": self.outputs, "--fix": self.fix}
+        return [
+            word
+            for option, names in given.items()
+            for name in names or ()
+            for word in (option, name)
+        ]
+
+
+@dataclass(frozen=True, kw_only=True)
+class PixelOptions:
+    """How images are normalised, where not as the data set says."""
+
+    mean: Annotated[
+        str | None,
+        typer.Option(metavar="R,G,B", help="Subtracted from images of 0 to 1, with --std."),
+    ] = None
+    std: Annotated[
+        str | None, typer.Option(metavar="R,G,B", help="What images are divided by, with --mean.")
+    ] = None
 
 
 def refuse_for_files(target: Target, **options: object) -> None:
@@ -172,33 +254,7 @@ def check_out(out: Path, backend: str | None = None) -> None:
     get_engine(entry.engine).require()
 
 
-def target_from(
-    model: str,
-    weights: Path | None,
-    key: str | None,
-    strict: bool,  # noqa: FBT001 - passed on by every command
-    num_classes: int | None = None,
-) -> Target:
-    """What MODEL and the options about it say together.
-
-    Raises:
-        InputError: there is an option about a checkpoint, and none to load.
-    """
-    if weights is None:
-        for option, given in (("--key", key is not None), ("--no-strict", not strict)):
-            if given:
-                raise InputError(f"{option} is about a checkpoint; give --weights too")
-        return Target(model, None, num_classes)
-    return Target(model, Checkpoint(weights, key, strict), num_classes)
-
-
-def inputs_from(shape: str | list[str] | None, input_size: int | None) -> Inputs:
-    """What the two options say about the input together.
-
-    Raises:
-        InputError: a shape is none, or one is given twice.
-    """
-    texts = [shape] if isinstance(shape, str) else shape or []
+def _inputs(texts: list[str], input_size: int | None) -> Inputs:
     named: dict[str, tuple[int, ...]] = {}
     alone = None
     for text in texts:
@@ -210,37 +266,6 @@ def inputs_from(shape: str | list[str] | None, input_size: int | None) -> Inputs
         else:
             alone = parse_shape(sizes)
     return Inputs(shape=alone, size=input_size, named=named)
-
-
-def asked_of(
-    where: list[str] | None, outputs: list[str] | None, fix: list[str] | None
-) -> dict[str, Any]:
-    """What the options ask of a model, as :func:`reparam.plan` takes it.
-
-    Raises:
-        InputError: a value to fix cannot be read, or there are two for one name.
-    """
-    fixed: dict[str, Any] = {}
-    for text in fix or ():
-        name, equals, value = text.partition("=")
-        if not equals or not name or name in fixed:
-            why = "is the second one for it" if name in fixed else "names no value"
-            raise InputError(f"--fix {text} {why}; give name=file.npy, or name=0.5")
-        fixed[name] = _value(name, value)
-    # One name alone asks for that result itself.
-    kept = outputs[0] if outputs and len(outputs) == 1 else outputs
-    return {"where": where or None, "outputs": kept or None, "fixed": fixed or None}
-
-
-def asked_words(asked: Mapping[str, Any], fix: list[str] | None) -> list[str]:
-    """The same, as it is written on the command line."""
-    given = {"--where": asked["where"], "--outputs": asked["outputs"], "--fix": fix}
-    return [
-        word
-        for option, names in given.items()
-        for name in ([names] if isinstance(names, str) else names or ())
-        for word in (option, name)
-    ]
 
 
 def _value(name: str, text: str) -> Any:

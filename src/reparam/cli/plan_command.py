@@ -11,22 +11,12 @@ import typer
 import reparam
 from reparam.cli.exported_files import is_onnx, is_program, read, read_program
 from reparam.cli.options import (
-    FixOption,
-    InputSizeOption,
+    InputOptions,
     JsonOption,
-    KeyOption,
     ModelArgument,
-    NumClassesOption,
-    OutputsOption,
-    ShapeOption,
-    StrictOption,
-    WeightsOption,
-    WhereOption,
-    asked_of,
-    asked_words,
-    inputs_from,
+    ModelOptions,
+    PartOptions,
     refuse_for_files,
-    target_from,
 )
 from reparam.cli.pages import PageOption, check_page, leave_page, provenance
 from reparam.cli.targets import command, example_inputs, load_model, reference_of
@@ -41,19 +31,13 @@ EveryOption = Annotated[
 ]
 
 
-def plan(  # noqa: PLR0913 - one argument for each option
+def plan(  # noqa: PLR0913 - one argument for each option or group of them
     context: typer.Context,
     model: ModelArgument,
     *,
-    weights: WeightsOption = None,
-    key: KeyOption = None,
-    strict: StrictOption = True,
-    shape: ShapeOption = None,
-    input_size: InputSizeOption = None,
-    num_classes: NumClassesOption = None,
-    where: WhereOption = None,
-    outputs: OutputsOption = None,
-    fix: FixOption = None,
+    about: ModelOptions,
+    example: InputOptions,
+    part: PartOptions,
     every: EveryOption = False,
     report: PageOption = None,
     as_json: JsonOption = False,
@@ -61,9 +45,7 @@ def plan(  # noqa: PLR0913 - one argument for each option
     """Say what would fold in MODEL, what not, and why. Nothing is changed."""
     terminal = Terminal()
     check_page(report)
-    inputs = inputs_from(shape, input_size)
-    target = target_from(model, weights, key, strict, num_classes)
-    asked = asked_of(where, outputs, fix)
+    inputs, target, asked = example.inputs, about.target(model), part.asked()
     if is_onnx(model):
         refuse_for_files(target)
         with terminal.progress(f"Reading {model}"):
@@ -88,8 +70,8 @@ def plan(  # noqa: PLR0913 - one argument for each option
         return
     terminal.lines((line.text, line.kind) for line in found.page(terminal.width, every=every))
     terminal.text()
-    words = [*target.words(), *inputs.words(), *asked_words(asked, fix)]
-    if found.regions or outputs or fix:
+    words = [*target.words(), *inputs.words(), *part.words()]
+    if found.regions or part.outputs or part.fix:
         terminal.hint("Next:", command("fuse", *words, "-o", out))
     elif any(refusal.reason.kind is Why.OVERRIDABLE for refusal in found.refusals):
         terminal.hint("Next:", command("fuse", model, "--freeze-inputs", "-o", out))

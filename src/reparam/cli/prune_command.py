@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -13,23 +13,17 @@ import reparam
 from reparam.cli.exported_files import is_onnx
 from reparam.cli.notes import warnings_noted
 from reparam.cli.options import (
-    InputSizeOption,
+    EvaluateOption,
+    InputOptions,
     JsonOption,
-    KeyOption,
-    MeanOption,
     ModelArgument,
-    NumClassesOption,
+    ModelOptions,
     OutFileOption,
-    ShapeOption,
-    StdOption,
-    StrictOption,
-    WeightsOption,
+    PixelOptions,
     check_out,
-    inputs_from,
-    target_from,
 )
 from reparam.cli.pages import PageOption, check_page, leave_page, provenance
-from reparam.cli.pruning import as_dict, load_material, score, tell
+from reparam.cli.pruning import MaterialOptions, as_dict, load_material, score, tell
 from reparam.cli.targets import Checkpoint, Target, command, sized
 from reparam.cli.terminal import Terminal
 from reparam.errors import InputError
@@ -42,139 +36,84 @@ if TYPE_CHECKING:
 
 __all__ = ["prune"]
 
-DataOption = Annotated[
-    str | None,
-    typer.Option(
-        "--data",
-        "-d",
-        metavar="DATA",
-        help="digits, a folder or zip, torchvision:NAME, or shards: to judge, weigh and solve on.",
-    ),
-]
-ValidationOption = Annotated[
-    str | None,
-    typer.Option("--validation", metavar="DATA", help="A second source, to judge the result on."),
-]
-MacsOption = Annotated[
-    float | None,
-    typer.Option("--macs", metavar="SHARE", help="Share of the multiply-adds to keep, as in 0.5."),
-]
-LatencyOption = Annotated[
-    str | None,
-    typer.Option(
-        "--latency", metavar="SHARE", help="Share of the latency to keep, or a time: 0.5, 2.5ms."
-    ),
-]
-EngineOption = Annotated[
-    str | None,
-    typer.Option("--engine", metavar="E", help="Where latency is measured; onnxruntime."),
-]
-ThreadsOption = Annotated[
-    int | None,
-    typer.Option("--threads", metavar="N", min=1, help="CPU threads; the engine's default."),
-]
-ImportanceOption = Annotated[
-    str | None,
-    typer.Option(
-        "--importance",
-        metavar="I",
-        help="magnitude, bn_scale or first_order; first_order where there are data.",
-    ),
-]
-TrainedOption = Annotated[
-    Path | None,
-    typer.Option(
-        "--trained", metavar="FILE", help="Checkpoint of MODEL in training form, for bn_scale."
-    ),
-]
-MultipleOption = Annotated[
-    int, typer.Option("--multiple", metavar="N", min=1, help="Widths become multiples of N.")
-]
-KeepOption = Annotated[
-    list[str] | None,
-    typer.Option("--keep", metavar="LAYER", help="A layer whose outputs stay; may be repeated."),
-]
-ImagesOption = Annotated[
-    int, typer.Option("--images", metavar="N", min=1, help="Training images to weigh and solve on.")
-]
-EvaluateOption = Annotated[
-    int | None,
-    typer.Option("--evaluate", metavar="N", min=1, help="Judge on N held-out images, not all."),
-]
-ReconstructOption = Annotated[
-    bool,
-    typer.Option(
-        "--reconstruct/--no-reconstruct", help="Solve layers on data for what they gave before."
-    ),
-]
+_FILE_GIVEN = (
+    "{model} is a file, and channels are pruned in the net that it was written from; give that as "
+    "MODEL, with its fused weights as --weights"
+)
 
 
-def prune(  # noqa: PLR0913 - one argument for each option
+@dataclass(frozen=True, kw_only=True)
+class PruneOptions:
+    """Arguments of :func:`reparam.prune`."""
+
+    macs: Annotated[
+        float | None,
+        typer.Option(metavar="SHARE", help="Share of the multiply-adds to keep, as in 0.5."),
+    ] = None
+    latency: Annotated[
+        str | None,
+        typer.Option(metavar="SHARE", help="Share of the latency to keep, or a time: 0.5, 2.5ms."),
+    ] = None
+    engine: Annotated[
+        str | None, typer.Option(metavar="E", help="Where latency is measured; onnxruntime.")
+    ] = None
+    threads: Annotated[
+        int | None, typer.Option(metavar="N", min=1, help="CPU threads; the engine's default.")
+    ] = None
+    importance: Annotated[
+        str | None,
+        typer.Option(
+            metavar="I",
+            help="magnitude, bn_scale or first_order; first_order where there are data.",
+        ),
+    ] = None
+    reconstruct: Annotated[
+        bool, typer.Option(help="Solve layers on data for what they gave before.")
+    ] = True
+    multiple: Annotated[
+        int, typer.Option(metavar="N", min=1, help="Widths become multiples of N.")
+    ] = 8
+    keep: Annotated[
+        list[str] | None,
+        typer.Option(metavar="LAYER", help="A layer whose outputs stay; may be repeated."),
+    ] = None
+
+    def arguments(self, *, data: bool) -> dict[str, Any]:
+        """The same as they are passed, which depends on whether there are data."""
+        usual = "first_order" if data else "magnitude"
+        return {**vars(self), "importance": self.importance or usual, "keep": self.keep or ()}
+
+
+def prune(  # noqa: PLR0913 - one argument for each option or group of them
     context: typer.Context,
     model: ModelArgument,
     *,
     out: OutFileOption,
-    weights: WeightsOption = None,
-    key: KeyOption = None,
-    strict: StrictOption = True,
-    macs: MacsOption = None,
-    latency: LatencyOption = None,
-    engine: EngineOption = None,
-    threads: ThreadsOption = None,
-    data: DataOption = None,
-    validation: ValidationOption = None,
-    importance: ImportanceOption = None,
-    trained: TrainedOption = None,
-    reconstruct: ReconstructOption = True,
-    multiple: MultipleOption = 8,
-    keep: KeepOption = None,
-    images: ImagesOption = 1024,
+    about: ModelOptions,
+    how: PruneOptions,
+    on: MaterialOptions,
     evaluate: EvaluateOption = None,
-    mean: MeanOption = None,
-    std: StdOption = None,
-    shape: ShapeOption = None,
-    input_size: InputSizeOption = None,
-    num_classes: NumClassesOption = None,
+    pixels: PixelOptions,
+    example: InputOptions,
     report: PageOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Remove channels from the fused MODEL down to a target, and write what is left to OUT."""
     terminal = Terminal()
-    target = target_from(model, weights, key, strict, num_classes)
-    inputs = inputs_from(shape, input_size)
+    target, inputs = about.target(model), example.inputs
     check_out(out)
     check_page(report)
     if is_onnx(model):
-        raise InputError(
-            f"{model} is a file, and channels are pruned in the net that it was written from; give "
-            "that as MODEL, with its fused weights as --weights"
-        )
-    criterion = importance or ("magnitude" if data is None else "first_order")
+        raise InputError(_FILE_GIVEN.format(model=model))
     with terminal.progress(f"Pruning {model}") as update, warnings_noted(terminal):
-        material = load_material(
-            target,
-            data=data,
-            validation=validation,
-            normalize=(mean, std),
-            trained=trained,
-            images=images,
-            inputs=inputs,
-            note=lambda what: update(0, 1, what),
-        )
+        material = load_material(target, on, pixels, inputs, note=lambda what: update(0, 1, what))
         result = reparam.prune(
             material.model,
             material.sample,
-            macs=macs,
-            latency=latency,
-            engine=engine,
-            threads=threads,
-            importance=criterion,
             data=material.batches or None,
             trained=material.trained,
-            reconstruct=reconstruct,
-            multiple=multiple,
-            keep=keep or (),
             progress=update,
+            **how.arguments(data=on.data is not None),
         )
         update(1, 1, "judging and writing")
         judged = _judged(material, result, evaluate)
@@ -190,9 +129,9 @@ def prune(  # noqa: PLR0913 - one argument for each option
         terminal.json(as_dict(model, result, judged, written))
     else:
         tell(terminal, material, result, judged, written)
-        if weights is None:
+        if about.weights is None:
             terminal.hint("Note:", "no --weights were given; the model has those it was built with")
-        for command in _next(target, out, material, data):
+        for command in _next(target, out, material, on.data):
             terminal.hint("Next:", command)
     if report is not None:
         told = from_prune(

@@ -23,17 +23,11 @@ from reparam.cli.exported_files import (
 )
 from reparam.cli.notes import warnings_noted
 from reparam.cli.options import (
-    InputSizeOption,
     JsonOption,
-    KeyOption,
-    NumClassesOption,
-    ShapesOption,
-    StrictOption,
-    WeightsOption,
-    inputs_from,
+    ModelOptions,
+    NamedInputOptions,
     refuse_for_files,
     refuse_names,
-    target_from,
 )
 from reparam.cli.targets import Checkpoint, Loaded, Target, example_inputs, load_model
 from reparam.cli.terminal import Terminal
@@ -62,17 +56,13 @@ CandidateWeightsOption = Annotated[
 ]
 
 
-def verify(  # noqa: PLR0913 - one argument for each option
+def verify(
     reference: ReferenceArgument,
     candidate: CandidateArgument,
     *,
-    weights: WeightsOption = None,
-    key: KeyOption = None,
-    strict: StrictOption = True,
+    about: ModelOptions,
     candidate_weights: CandidateWeightsOption = None,
-    shape: ShapesOption = None,
-    input_size: InputSizeOption = None,
-    num_classes: NumClassesOption = None,
+    given: NamedInputOptions,
     as_json: JsonOption = False,
 ) -> None:
     """Compare CANDIDATE with REFERENCE on the same input; exit code 1 if they differ.
@@ -80,8 +70,7 @@ def verify(  # noqa: PLR0913 - one argument for each option
     The tolerance is measured: a small multiple of the rounding error of REFERENCE itself.
     """
     terminal = Terminal()
-    inputs = inputs_from(shape, input_size)
-    target = target_from(reference, weights, key, strict, num_classes)
+    inputs, target = given.inputs, about.target(reference)
     compared: list[int] | None = None
     if is_onnx(reference):
         refuse_for_files(target, candidate_weights=candidate_weights)
@@ -100,7 +89,7 @@ def verify(  # noqa: PLR0913 - one argument for each option
             inputs = taken_by(candidate, inputs)
         sample = example_inputs(loaded, inputs)
         with terminal.progress(f"Comparing {candidate} with {reference}"), warnings_noted(terminal):
-            run = _runnable(loaded, candidate, candidate_weights, num_classes)
+            run = _runnable(loaded, candidate, candidate_weights, about.num_classes)
             allowed = _allowed(terminal, loaded, candidate, sample)
             verdict = reparam.verify(loaded.model, run, sample, tolerance=allowed)
         origin, compared = loaded.origin, list(sample.shape)

@@ -3,29 +3,18 @@
 from __future__ import annotations
 
 from reparam.cli.bench.measuring import is_file, measure
-from reparam.cli.bench.picking import Picked, picked, tell_picked
-from reparam.cli.bench.request import (
-    FIGURE1_MODELS,
-    Request,
-    figure1_models,
-    numbers,
-    usable_engines,
-    words,
-)
+from reparam.cli.bench.picking import picked, tell_picked
+from reparam.cli.bench.request import FIGURE1_MODELS, MeasureOptions, Request
 from reparam.cli.bench.summary import summary, tell
 
 __all__ = [
     "FIGURE1_MODELS",
-    "Picked",
+    "MeasureOptions",
     "Request",
-    "figure1_models",
     "is_file",
     "measure",
-    "numbers",
     "picked",
     "summary",
     "tell",
     "tell_picked",
-    "usable_engines",
-    "words",
 ]

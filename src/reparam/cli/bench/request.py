@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Annotated
+
+import typer
 
 from reparam._support.optional import available
+from reparam.cli.options import ModelOptions, NamedInputOptions
 from reparam.cli.targets import Checkpoint, Inputs, Target, command
 from reparam.deploy.engines import Settings, get_engine
 from reparam.errors import InputError
@@ -14,6 +18,7 @@ from reparam.errors import InputError
 __all__ = [
     "FIGURE1_MODELS",
     "FORMS",
+    "MeasureOptions",
     "Request",
     "figure1_models",
     "numbers",
@@ -43,6 +48,10 @@ FIGURE1_MODELS = (
 """Nets of the first figure of RepVGG (arXiv 2101.03697), the families that came after it, and what
 they compete with, as far as a small machine runs them in time."""
 
+_ROUNDS, _MOST_ROUNDS = 15, 60
+_FIGURE1_SECONDS = 480.0
+_FIGURE1_TITLE = "Accuracy against latency: re-parameterized nets and others on this machine"
+
 _USUAL_ENGINES = ("eager", "onnxruntime", "openvino")
 
 
@@ -68,18 +77,18 @@ class Request:
     """
 
     models: tuple[str, ...]
-    forms: tuple[str, ...] = FORMS
-    engines: tuple[str, ...] = ("eager",)
-    precisions: tuple[str, ...] = ("fp32",)
-    batches: tuple[int, ...] = (1,)
-    threads: tuple[int | None, ...] = (None,)
-    inputs: Inputs = field(default_factory=Inputs)
-    checkpoint: Checkpoint | None = None
-    num_classes: int | None = None
-    rounds: int = 15
-    seconds: float | None = None
-    title: str = ""
-    figure1: bool = False
+    forms: tuple[str, ...]
+    engines: tuple[str, ...]
+    precisions: tuple[str, ...]
+    batches: tuple[int, ...]
+    threads: tuple[int | None, ...]
+    inputs: Inputs
+    checkpoint: Checkpoint | None
+    num_classes: int | None
+    rounds: int
+    seconds: float | None
+    title: str
+    figure1: bool
 
     def __post_init__(self) -> None:
         """Refuse what cannot be measured.
@@ -124,6 +133,73 @@ class Request:
         parts += [*self.inputs.words(), "--rounds", str(self.rounds)]
         return command(
             *parts, *([] if self.seconds is None else ["--seconds", f"{self.seconds:g}"])
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class MeasureOptions:
+    """What ``reparam bench`` measures, and how."""
+
+    engines: Annotated[
+        str | None,
+        typer.Option(metavar="A,B", help="eager,onnxruntime,openvino as far as installed; others."),
+    ] = None
+    precisions: Annotated[str, typer.Option(metavar="A,B", help="fp32, bf16, or both.")] = "fp32"
+    forms: Annotated[
+        str | None, typer.Option(metavar="A,B", help="train, deploy, or both (the default).")
+    ] = None
+    batches: Annotated[str, typer.Option(metavar="N,M", help="Inputs a call.")] = "1"
+    threads: Annotated[
+        str | None, typer.Option(metavar="N,M", help="CPU threads; each engine's default if left.")
+    ] = None
+    rounds: Annotated[
+        int | None, typer.Option(metavar="N", min=1, help="Interleaved rounds, at most.")
+    ] = None
+    seconds: Annotated[
+        float | None, typer.Option(metavar="S", min=1, help="Fit the rounds into this time.")
+    ] = None
+    figure1: Annotated[
+        bool,
+        typer.Option(
+            "--figure1",
+            help="RepVGG, MobileOne and others against ResNets, deploy form, with a page; "
+            "10 minutes.",
+        ),
+    ] = False
+
+    def request(
+        self,
+        models: Sequence[str] | None,
+        about: ModelOptions,
+        given: NamedInputOptions,
+        note: Callable[[str], None],
+    ) -> Request:
+        """Make a measurement of it, and note what is left out of it.
+
+        Raises:
+            InputError: a value is unknown or out of range.
+            MissingExtraError: an engine is not installed.
+        """
+        installed, missing = usable_engines()
+        drawn, left_out = figure1_models() if self.figure1 and not models else (models or (), "")
+        for told in (missing if self.engines is None else "", left_out):
+            if told:
+                note(f"note: {told}")
+        seconds = self.seconds or (_FIGURE1_SECONDS if self.figure1 else None)
+        return Request(
+            models=tuple(drawn),
+            forms=words(self.forms or ("deploy" if self.figure1 else "train,deploy"), "--forms"),
+            engines=installed if self.engines is None else words(self.engines, "--engines"),
+            precisions=words(self.precisions, "--precisions"),
+            batches=numbers(self.batches, "--batches"),
+            threads=(None,) if self.threads is None else numbers(self.threads, "--threads"),
+            inputs=given.inputs,
+            checkpoint=about.checkpoint,
+            num_classes=about.num_classes,
+            rounds=self.rounds or (_ROUNDS if seconds is None else _MOST_ROUNDS),
+            seconds=seconds,
+            title=_FIGURE1_TITLE if self.figure1 else "",
+            figure1=self.figure1,
         )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from reparam.cli.pruning.inputs import Material, load_material, score
+from reparam.cli.pruning.inputs import Material, MaterialOptions, load_material, score
 from reparam.cli.pruning.summary import as_dict, tell
 
-__all__ = ["Material", "as_dict", "load_material", "score", "tell"]
+__all__ = ["Material", "MaterialOptions", "as_dict", "load_material", "score", "tell"]

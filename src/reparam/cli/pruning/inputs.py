@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 import torch
+import typer
 from torch import Tensor, nn
 
 from reparam.cli.fused import load_and_check, normalised
+from reparam.cli.options import PixelOptions
 from reparam.cli.targets import Checkpoint, Inputs, Target, load_model, sized
 from reparam.errors import InputError
 from reparam.lab.data import ArraySplit, ImageData, StoredSplit, eval_loader, open_data
@@ -19,7 +21,7 @@ if TYPE_CHECKING:
 
     from reparam.lab.data import Split
 
-__all__ = ["Material", "load_material", "score"]
+__all__ = ["Material", "MaterialOptions", "load_material", "score"]
 
 _BATCH = 128
 
@@ -45,14 +47,37 @@ class Material:
     batches: tuple[tuple[Tensor, Tensor], ...]
 
 
-def load_material(  # noqa: PLR0913 - each is one option
+@dataclass(frozen=True, kw_only=True)
+class MaterialOptions:
+    """What pruning is to work with."""
+
+    data: Annotated[
+        str | None,
+        typer.Option(
+            "--data",
+            "-d",
+            metavar="DATA",
+            help="digits, a folder or zip, torchvision:NAME, or shards: to judge, weigh and solve "
+            "on.",
+        ),
+    ] = None
+    validation: Annotated[
+        str | None,
+        typer.Option(metavar="DATA", help="A second source, to judge the result on."),
+    ] = None
+    trained: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Checkpoint of MODEL in training form, for bn_scale."),
+    ] = None
+    images: Annotated[
+        int, typer.Option(metavar="N", min=1, help="Training images to weigh and solve on.")
+    ] = 1024
+
+
+def load_material(
     target: Target,
-    *,
-    data: str | None,
-    validation: str | None,
-    normalize: tuple[str | None, str | None],
-    trained: Path | None,
-    images: int,
+    on: MaterialOptions,
+    pixels: PixelOptions,
     inputs: Inputs,
     note: Callable[[str], None],
 ) -> Material:
@@ -62,23 +87,23 @@ def load_material(  # noqa: PLR0913 - each is one option
         InputError: MODEL, weights and data do not fit together, or the net is not fused.
     """
     found = None
-    if data is not None:
-        note(f"opening {data}")
-        found = open_data(data, validation=validation, image_size=inputs.size)
-        found = normalised(found, *normalize)
-    elif validation is not None:
+    if on.data is not None:
+        note(f"opening {on.data}")
+        found = open_data(on.data, validation=on.validation, image_size=inputs.size)
+        found = normalised(found, pixels)
+    elif on.validation is not None:
         raise InputError("--validation is a second source of data; give --data too")
-    elif normalize != (None, None):
+    elif pixels != PixelOptions():
         raise InputError("--mean and --std are about the data; give --data too")
     note(f"building {target.name}")
     loaded, sample = load_and_check(target, found, inputs)
     return Material(
         origin=loaded.origin,
         model=loaded.model,
-        trained=None if trained is None else _training_form(sized(target, found), trained),
+        trained=None if on.trained is None else _training_form(sized(target, found), on.trained),
         sample=sample,
         data=found,
-        batches=() if found is None else _batches(found, images),
+        batches=() if found is None else _batches(found, on.images),
     )
 
 

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import torch
+import typer
 
 from reparam._support.optional import available
 from reparam.branching import kinds
-from reparam.cli.targets import Checkpoint
+from reparam.cli.options import MOST_PROCESSES, ModelOptions
 from reparam.deploy.engines import get_engine
 from reparam.deploy.exporting import formats
 from reparam.errors import InputError
@@ -21,60 +22,117 @@ if TYPE_CHECKING:
 
 __all__ = ["TrainRequest", "overrides"]
 
+_MOST_SEED = (1 << 63) - 1
+"""What PyTorch's generators take."""
 _ACCELERATORS = ("auto", "cpu", "cuda", "mps")
 
 
-@dataclass(frozen=True)
-class TrainRequest:
-    """One run.
+@dataclass(frozen=True, kw_only=True)
+class TrainRequest(ModelOptions):
+    """One run: the options of ``reparam train``."""
 
-    Attributes:
-        data: as :func:`reparam.lab.data.open_data` takes it.
-        out: folder of the run.
-        model: MODEL, or None for the recipe's own, or else a small RepVGG.
-        recipe: a name or a file, or None for the one that fits the data.
-        branch: a kind of branching, to widen a plain MODEL with, or None.
-        checkpoint: weights to begin from, or None for fresh ones.
-        num_classes: classes of MODEL, or None for those of the data.
-        validation: a second source of data, or None.
-        size: side of the images in pixels, or None for the data's own.
-        changes: values of the recipe to replace, by their names with double underscores.
-        seed: of everything random.
-        resume: go on with the run in `out`.
-        save_every_steps: write the resume checkpoint within an epoch too.
-        tensorboard: write TensorBoard events.
-        workers: processes that decode images.
-        accelerator: ``"auto"``, ``"cpu"``, ``"cuda"`` or ``"mps"``.
-        devices: processes on each machine.
-        nodes: machines.
-        sync_batchnorm: batch statistics over all processes.
-        online: merge branches while training; None: where that is faster.
-        exports: names of files to export the fused model to, or None for ONNX where it can be.
-        deploy: ``"best"`` or ``"last"``: the epoch whose weights are fused.
-    """
-
-    data: str
-    out: Path
-    model: str | None = None
-    recipe: str | None = None
-    branch: str | None = None
-    checkpoint: Checkpoint | None = None
-    num_classes: int | None = None
-    validation: str | None = None
-    size: int | None = None
-    changes: dict[str, Any] = field(default_factory=dict)
-    seed: int = 0
-    resume: bool = False
-    save_every_steps: int | None = None
-    tensorboard: bool = False
-    workers: int = 0
-    accelerator: str = "auto"
-    devices: int = 1
-    nodes: int = 1
-    sync_batchnorm: bool = False
-    online: bool | None = None
-    exports: tuple[str, ...] | None = None
-    deploy: str = "best"
+    data: Annotated[
+        str,
+        typer.Option(
+            "--data",
+            "-d",
+            metavar="DATA",
+            help="digits, an ImageFolder directory or zip, torchvision:NAME, or shards (*.tar).",
+        ),
+    ]
+    model: Annotated[
+        str | None,
+        typer.Option(
+            "--model",
+            "-m",
+            metavar="MODEL",
+            help="Any MODEL; if left out the recipe's own, or a small RepVGG.",
+        ),
+    ] = None
+    recipe: Annotated[
+        str | None,
+        typer.Option(
+            "--recipe",
+            "-r",
+            metavar="NAME",
+            help="A recipe by its name, as digits, or a TOML file.",
+        ),
+    ] = None
+    branch: Annotated[
+        str | None,
+        typer.Option(metavar="KIND", help="Widen MODEL by a kind of branching, as repvgg."),
+    ] = None
+    out: Annotated[
+        Path, typer.Option("--out", "-o", metavar="FOLDER", help="Folder of the run.")
+    ] = Path("reparam-run")
+    validation: Annotated[
+        str | None, typer.Option(metavar="DATA", help="A second source of the same kind.")
+    ] = None
+    input_size: Annotated[
+        int | None,
+        typer.Option(
+            "--input-size", "--size", metavar="PIXELS", min=1, help="Side of the images MODEL sees."
+        ),
+    ] = None
+    epochs: Annotated[
+        int | None, typer.Option(metavar="N", min=1, help="Instead of the recipe's.")
+    ] = None
+    batch_size: Annotated[
+        int | None, typer.Option(metavar="N", min=1, help="Images a step, over all processes.")
+    ] = None
+    precision: Annotated[
+        str | None, typer.Option(metavar="P", help="auto, fp32, bf16 or fp16.")
+    ] = None
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="NAME=VALUE", help="Replace any value of the recipe."),
+    ] = None
+    seed: Annotated[
+        int,
+        typer.Option(metavar="N", min=0, max=_MOST_SEED, help="Decides all that is random."),
+    ] = 0
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with the run in FOLDER, if there is one.")
+    ] = False
+    save_every_steps: Annotated[
+        int | None,
+        typer.Option(metavar="N", min=1, help="Checkpoint within an epoch too."),
+    ] = None
+    tensorboard: Annotated[
+        bool,
+        typer.Option("--tensorboard", help="Write TensorBoard events beside the CSV table."),
+    ] = False
+    workers: Annotated[
+        int,
+        typer.Option(metavar="N", min=0, max=MOST_PROCESSES, help="Processes that decode images."),
+    ] = 0
+    accelerator: Annotated[str, typer.Option(metavar="A", help="auto, cpu, cuda or mps.")] = "auto"
+    devices: Annotated[
+        int,
+        typer.Option(metavar="N", min=1, max=MOST_PROCESSES, help="Processes on each machine."),
+    ] = 1
+    nodes: Annotated[int, typer.Option(metavar="N", min=1, help="Machines.")] = 1
+    sync_batchnorm: Annotated[
+        bool,
+        typer.Option("--sync-batchnorm", help="Batch statistics over all processes (GPUs)."),
+    ] = False
+    online: Annotated[
+        bool | None,
+        typer.Option(
+            "--online/--no-online",
+            help="Merge branches while training, exactly; if left out, where that is faster.",
+        ),
+    ] = None
+    exports: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--export", metavar="FILE", help="Export to FOLDER/FILE; deploy.onnx if left out."
+        ),
+    ] = None
+    deploy: Annotated[
+        str,
+        typer.Option(metavar="W", help="Fuse the best epoch on validation, or the last."),
+    ] = "best"
 
     def __post_init__(self) -> None:
         """Refuse what no run can begin with.
@@ -83,6 +141,7 @@ class TrainRequest:
             InputError: a value is unknown, or `out` holds another run.
             MissingExtraError: the engine of an export is not installed.
         """
+        _told = self.checkpoint, self.changes  # each says what is wrong with it
         if self.branch is not None and self.branch not in kinds():
             raise InputError(f"--branch {self.branch!r} is no kind; give {', '.join(kinds())}")
         if self.accelerator not in _ACCELERATORS:
@@ -111,10 +170,19 @@ class TrainRequest:
             )
 
     @property
+    def changes(self) -> dict[str, Any]:
+        """Values of the recipe to replace, by their names with double underscores.
+
+        Raises:
+            InputError: a setting is not of the form NAME=VALUE.
+        """
+        return overrides(self.settings or (), self.epochs, self.batch_size, self.precision)
+
+    @property
     def export_names(self) -> tuple[str, ...]:
         """The files to export: those asked for, else ONNX where it can be written and checked."""
-        if self.exports is not None:
-            return self.exports
+        if self.exports:
+            return tuple(self.exports)
         needed = ("onnx", "onnxscript", "onnxruntime")
         return ("deploy.onnx",) if all(map(available, needed)) else ()
 

@@ -136,7 +136,7 @@ def _is_first_process() -> bool:
 
 
 def _open(request: TrainRequest, terminal: Terminal) -> ImageData:
-    size = request.size
+    size = request.input_size
     if request.data == "digits" and size is None:
         size = _DIGITS_SIZE
     with terminal.progress(f"Opening {request.data}"):
