@@ -1,4 +1,4 @@
-"""Read an ONNX graph into normal form."""
+"""Read an ONNX graph into normal form: carry its operators out in torch."""
 
 from __future__ import annotations
 
@@ -7,13 +7,15 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_leaves
 
 from reparam._support.optional import require
-from reparam.diffing.onnx_operators import HANDLERS
+from reparam.diffing.recording import Recorder, read_run
 from reparam.diffing.values import Form
-from reparam.diffing.vocabulary import Vocabulary, read
 from reparam.errors import UnsupportedModelError
+from reparam.frontends.onnx.in_torch import IN_TORCH
+from reparam.frontends.onnx.inputs import required_inputs
+from reparam.frontends.onnx.nodes import attributes
+from reparam.frontends.onnx.tensors import FLOATS, to_torch
 
 if TYPE_CHECKING:
     import onnx
@@ -21,54 +23,40 @@ if TYPE_CHECKING:
 __all__ = ["read_onnx"]
 
 
-def read_onnx(model: onnx.ModelProto, shapes: Sequence[Sequence[int]]) -> list[Form]:
-    """Return the outputs of a graph in normal form, for inputs of these shapes.
+def read_onnx(model: onnx.ModelProto, inputs: Sequence[Tensor]) -> list[Form]:
+    """Return the outputs of a graph in normal form, for inputs like these; see ``recording``."""
+    graph, free = model.graph, required_inputs(model)
+    types = [FLOATS.get(entry.type.tensor_type.elem_type) for entry in free]
+    like = [x if kind is None else x.to(kind) for x, kind in zip(inputs, types, strict=True)]
 
-    Raises:
-        UnsupportedModelError: It holds an operator that normal form does not know.
+    def run(recorder: Recorder, inputs: list[Tensor]) -> list[Tensor]:
+        known: dict[str, Any] = {tensor.name: to_torch(tensor) for tensor in graph.initializer}
+        known |= dict(zip((entry.name for entry in free), inputs, strict=True))
+        for node in graph.node:
+            given = [known[name] if name else None for name in node.input]
+            recorder.path[:] = [node.name or node.output[0]]
+            known |= zip(node.output, _results(recorder, node, given, model), strict=False)
+        return [known[entry.name] for entry in graph.output]
 
-    """
-    return read(lambda words: _walk(words, model, shapes))
-
-
-def _walk(words: Vocabulary, model: onnx.ModelProto, shapes: Sequence[Sequence[int]]) -> list[Form]:
-    helper = require("onnx.numpy_helper", extra="deploy", purpose="reading ONNX files")
-    graph = model.graph
-    known: dict[str, Any] = {"": None}
-    for stored in graph.initializer:
-        known[stored.name] = torch.from_numpy(helper.to_array(stored).copy())
-    free = [entry for entry in graph.input if entry.name not in known]
-    for index, (entry, shape) in enumerate(zip(free, shapes, strict=True)):
-        known[entry.name] = words.build.input(index, shape)
-    for node in graph.node:
-        results = _run(words, node, [known[name] for name in node.input], model)
-        noted = words.noted(node.output[0], list(results))
-        known.update(zip(node.output, noted, strict=False))
-    return [words.form(known[entry.name]) for entry in graph.output]
+    return read_run(run, like)
 
 
-def _run(
-    words: Vocabulary, node: onnx.NodeProto, given: list[Any], model: onnx.ModelProto
+def _results(
+    recorder: Recorder, node: onnx.NodeProto, given: list[Any], model: onnx.ModelProto
 ) -> Sequence[Any]:
-    if node.op_type == "Shape" and isinstance(given[0], Form):
-        return [torch.tensor(given[0].shape)]
-    if not any(isinstance(value, Form) for value in tree_leaves(given)):
+    if not recorder.depends(given):
         return _constants(node, given, model)
-    handler = HANDLERS.get(node.op_type)
-    where = node.name or node.output[0]
-    if handler is None:
-        raise UnsupportedModelError(f"{node.op_type} at {where} has no normal form")
-    attributes = {entry.name: _attribute(entry) for entry in node.attribute}
-    result = words.translated(handler, node.op_type, where, [*given, *[None] * 8], attributes)
+    function = IN_TORCH.get(node.op_type)
+    if function is None:
+        raise UnsupportedModelError(f"{node.op_type} at {recorder.path[0]} has no normal form")
+    try:
+        result = function(*given, **attributes(node))
+    except Exception as error:
+        msg = (
+            f"{node.op_type} at {recorder.path[0]} has no normal form as it is used there: {error}"
+        )
+        raise UnsupportedModelError(msg) from error
     return result if isinstance(result, (list, tuple)) else [result]
-
-
-def _attribute(entry: onnx.AttributeProto) -> Any:
-    onnx = require("onnx", extra="deploy", purpose="reading ONNX files")
-    value = onnx.helper.get_attribute_value(entry)
-    if isinstance(value, bytes):
-        return value.decode()
-    return list(value) if hasattr(value, "extend") else value
 
 
 def _constants(node: onnx.NodeProto, given: list[Any], model: onnx.ModelProto) -> Sequence[Tensor]:

@@ -307,6 +307,19 @@ class Builder:
         )
         return replace(form, bias=Sized(value, size))
 
+    @staticmethod
+    def without_padding(
+        form: Form, pads: Sequence[tuple[int, int]], value: float
+    ) -> tuple[Form, Sequence[tuple[int, int]]]:
+        """Read a value that was padded by a number as one that is yet to be."""
+        atom = form.atom
+        given = dict[str, Any](atom.attributes) if isinstance(atom, Operation) else {}
+        if not isinstance(atom, Operation) or atom.kind != "pad" or given.get("value") != value:
+            return form, pads
+        before = [(0, 0)] * (len(pads) - len(given["pads"])) + list(given["pads"])
+        both = zip(before, pads, strict=True)
+        return atom.args[0], [(a + low, b + high) for (a, b), (low, high) in both]
+
     def unscaled(self, form: Form) -> tuple[Form, float]:
         """Divide a value by its largest number, which no choice of the front end changes."""
         numbers = [m.value.kernel if isinstance(m, Map) else m.value for _, m in form.terms]

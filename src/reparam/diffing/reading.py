@@ -202,7 +202,7 @@ def _open_onnx(model: onnx.ModelProto, name: str) -> Side:
         name,
         shapes,
         _unit(weights),
-        lambda inputs: read_onnx(model, [x.shape for x in inputs]),
+        lambda inputs: read_onnx(model, inputs),
         run,
     )
 

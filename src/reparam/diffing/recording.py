@@ -186,6 +186,9 @@ def _called(words: Vocabulary, target: Any, where: str, args: Any, kwargs: Any) 
     name = _name(target)
     if name == "_assert_tensor_metadata":  # of types that are not kept here
         return None
+    if not any(isinstance(each, Form) for each in tree_leaves((args, kwargs))):
+        args, kwargs = tree_map(_wide, (args, kwargs))
+        return target(*args, **kwargs)
     if name.startswith(_FRESH) or name.endswith("_like"):  # reads a shape alone
         args, kwargs = tree_map(_blank, (args, kwargs))
         return target(*args, **kwargs)

@@ -343,7 +343,8 @@ class Vocabulary:
         self, x: Form, where: str, *, kernel: Sequence[int], stride: Sequence[int], pads: Pads,
         dilation: Sequence[int], ceil: bool,
     ) -> Form:  # fmt: skip
-        """Maximum pooling."""
+        """Maximum pooling; padding by minus infinity before it is its own."""
+        x, pads = self.build.without_padding(x, pads, -math.inf)
         size = [
             _pooled(n, d * (k - 1) + 1, s, sum(p), ceil=ceil)
             for n, k, s, p, d in zip(x.shape[2:], kernel, stride, pads, dilation, strict=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from reparam.errors import InputError
@@ -15,6 +15,7 @@ __all__ = [
     "in_order",
     "inner_graphs",
     "outer_reads",
+    "padding",
     "remove_bounds",
     "sorted_model",
 ]
@@ -40,6 +41,36 @@ def attributes(proto: NodeProto) -> dict[str, Any]:
             case 7:
                 found[attribute.name] = list(attribute.ints)
     return found
+
+
+def padding(
+    given: Mapping[str, Any], window: Sequence[int], strides: Sequence[int],
+    sizes: Sequence[int] | None = None,
+) -> list[tuple[int, int]] | None:  # fmt: skip
+    """Numbers of elements before and after the input, per dimension, of a layer or a pooling.
+
+    Args:
+        given: The attributes ``pads`` and ``auto_pad``, as far as the operation has them.
+        window: How many elements the kernel spans, its dilation included.
+        strides: Steps of the window.
+        sizes: Sizes of the input.
+
+    Returns:
+        None where the padding depends on the sizes, and they are not given.
+
+    """
+    mode, dims = given.get("auto_pad", "NOTSET"), len(window)
+    if mode == "NOTSET":
+        flat = given.get("pads") or [0] * (2 * dims)
+        return list(zip(flat[:dims], flat[dims:], strict=True))
+    if mode == "VALID":
+        return [(0, 0)] * dims
+    if sizes is None and any(step != 1 for step in strides):
+        return None
+    rests = [(size - 1) % step for size, step in zip(sizes or window, strides, strict=True)]
+    totals = [max(span - 1 - rest, 0) for span, rest in zip(window, rests, strict=True)]
+    halves = [(total // 2, total - total // 2) for total in totals]
+    return halves if mode == "SAME_UPPER" else [pair[::-1] for pair in halves]
 
 
 def inner_graphs(node: NodeProto) -> Iterator[GraphProto]:

@@ -13,7 +13,7 @@ from reparam import algebra
 from reparam.algebra import AffineConv, Geometry, Leaf, Rows
 from reparam.frontends.hosted import convolution_of, rows_of_transposed, turned_kernel
 from reparam.frontends.onnx.lift import OnnxLifter
-from reparam.frontends.onnx.nodes import attributes
+from reparam.frontends.onnx.nodes import attributes, padding
 from reparam.frontends.onnx.table import reads
 from reparam.frontends.products import contraction
 from reparam.frontends.weights import all_finite, weight_loader
@@ -204,18 +204,9 @@ def pads_of(
     proto: NodeProto, sizes: Sequence[int], strides: Sequence[int], dilations: Sequence[int]
 ) -> tuple[tuple[int, int], ...] | None:
     """Zeros before and after the input per dimension; None where they depend on its size."""
-    given, dims = attributes(proto), len(sizes)
-    mode = given.get("auto_pad", "NOTSET")
-    if mode == "NOTSET":
-        flat = given.get("pads", [0] * (2 * dims))
-        return tuple(zip(flat[:dims], flat[dims:], strict=True))
-    if mode == "VALID":
-        return ((0, 0),) * dims
-    if any(step != 1 for step in strides):
-        return None
-    totals = [gap * (size - 1) for size, gap in zip(sizes, dilations, strict=True)]
-    halves = [(total // 2, total - total // 2) for total in totals]
-    return tuple(pair if mode == "SAME_UPPER" else pair[::-1] for pair in halves)
+    window = [gap * (size - 1) + 1 for size, gap in zip(sizes, dilations, strict=True)]
+    pads = padding(attributes(proto), window, strides)
+    return None if pads is None else tuple(pads)
 
 
 def _mixing(
