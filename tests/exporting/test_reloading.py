@@ -161,6 +161,31 @@ def test_a_net_that_was_cut_is_cut_again(how, tmp_path):
             reparam.load_fused(TwoHeads(), path, (x, gate))
 
 
+def test_an_exported_net_whose_input_was_fixed_is_not_taken_for_the_whole(tmp_path):
+    """What is fixed may fold without a trace in the names; the file tells what it was given."""
+    x, gate = torch.randn(2, 3, 8, 8), torch.full((4, 1, 1), 0.5)
+    cut = reparam.fuse(trained(Gated), x, fixed={"gate": gate})
+    whole = reparam.fuse(trained(Gated), (x, gate))
+    assert cut.state_dict().keys() == whole.state_dict().keys()
+    path = by_export(cut, tmp_path / "cut", x)
+    for example in (None, (x, gate)):
+        with pytest.raises(CheckpointError, match="fixed="):
+            reparam.load_fused(Gated(), path, example)
+    again = reparam.load_fused(Gated(), path, x, fixed={"gate": gate})
+    torch.testing.assert_close(again(x), cut(x), rtol=0, atol=0)
+
+
+class Gated(nn.Module):
+    """A gate right behind a convolution, into which it folds once it is fixed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)
+
+    def forward(self, x, gate):
+        return self.norm(self.conv(x)) * gate
+
+
 def test_what_folds_does_not_depend_on_the_factors_of_a_fresh_instance(tmp_path):
     """Nets that start their last norms at zero have none to divide by until they are trained."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -56,7 +57,8 @@ def load_fused(
         example_inputs: As for :func:`reparam.plan`, where what folds depends on them. Otherwise
             they are made: as the file says, and an image where it says nothing.
         outputs: What :func:`reparam.fuse` was given, if the fused net was cut by it.
-        fixed: The same, with values of the same shapes; the numbers are those of the file.
+        fixed: The same, with values of the same shapes; the numbers are those of the file. Where it
+            is left out by mistake, an exported file tells so; a plain state dict may not.
 
     Returns:
         A new module in eval mode, in the type of the file's numbers.
@@ -105,6 +107,7 @@ def load_fused(
             fused = plan.apply()
             fused = fused.to(next(iter(dtypes))) if len(dtypes) == 1 else fused
             load_checkpoint(fused, file)
+            _check_takes(fused, notes)
         except (CheckpointError, InputError) as error:  # the model may not take such an example
             misfit = misfit or error
         else:
@@ -132,6 +135,25 @@ def _notes(file: Path) -> dict[str, Any]:
         return read_metadata(file)
     except (ReparamError, ValueError):
         return {}
+
+
+def _check_takes(fused: nn.Module, notes: Mapping[str, Any]) -> None:
+    """Refuse a net that needs what the file's net was no longer given: the names may be the same.
+
+    Raises:
+        CheckpointError: It takes more than the file tells of.
+    """
+    told = notes.get("inputs", ())
+    needed = [
+        p
+        for p in inspect.signature(fused.forward).parameters.values()
+        if p.default is p.empty and p.kind not in {p.VAR_POSITIONAL, p.VAR_KEYWORD}
+    ]
+    if told and len(needed) > len(told):
+        raise CheckpointError(
+            f"it needs {len(needed)} inputs ({', '.join(p.name for p in needed)}), and the net of "
+            f"the file took {len(told)}"
+        )
 
 
 def _examples(given: Any, notes: Mapping[str, Any], model: nn.Module) -> Iterator[Any]:
