@@ -10,7 +10,7 @@ import browser
 from reparam.lab.quantizing.diagnosing import LayerDiagnosis
 from reparam.report import from_benchmark, merge, render
 
-from . import compressed_cases
+from . import compressed_cases, difference_cases
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -350,3 +350,50 @@ def test_the_target_is_drawn_where_it_is(chromium: Any, compressed_file: Path) -
         "line.parentElement.getBoundingClientRect().width]"
     )
     assert goal / width == pytest.approx(0.5, abs=0.01)
+
+
+@pytest.fixture
+def difference_file(tmp_path: Path) -> Path:
+    """Two networks that part at a tap of a kernel."""
+    return render(difference_cases.page(difference_cases.parted("weight")), tmp_path / "page.html")
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_a_difference_loads_silently_with_contrast_and_alternatives(
+    chromium: Any, difference_file: Path, scheme: str
+) -> None:
+    page, faults = browser.opened(chromium, difference_file, viewport=WIDE, color_scheme=scheme)
+    assert faults == []
+    assert page.evaluate(CONTRAST) >= 4.5
+    assert page.evaluate(SILENT_DRAWINGS) == 0
+
+
+def test_networks_stand_side_by_side_and_on_a_phone_below_one_another(
+    chromium: Any, difference_file: Path
+) -> None:
+    sides = "[...document.querySelectorAll('.parting figure')].map(e => e.getBoundingClientRect())"
+    page, _ = browser.opened(chromium, difference_file, viewport=WIDE)
+    first, second = page.evaluate(f"{sides}.map(b => [b.left, b.right, b.top])")
+    assert first[1] <= second[0]
+    assert first[2] == second[2]
+    page, _ = browser.opened(chromium, difference_file, viewport=PHONE)
+    first, second = page.evaluate(f"{sides}.map(b => [b.top, b.bottom])")
+    assert first[1] <= second[0]
+    assert page.evaluate("document.documentElement.scrollWidth") <= PHONE["width"]
+
+
+def test_squares_are_as_large_as_the_numbers_below_them(
+    chromium: Any, difference_file: Path
+) -> None:
+    page, _ = browser.opened(chromium, difference_file, viewport=WIDE)
+    drawn = page.evaluate("""[...document.querySelectorAll('.parting figure')].map(side =>
+      [...side.querySelectorAll('.kernel td:has(i)')].map(cell => [
+        Number(cell.innerText),
+        getComputedStyle(cell.querySelector('i'), '::before').width.slice(0, -2) ** 2]))""")
+    for cells in drawn:
+        largest = max(abs(number) for number, _ in cells)
+        area = max(area for _, area in cells)
+        for number, size in cells:
+            assert size / area == pytest.approx(abs(number) / largest, abs=0.02)
+    marked = page.locator(".kernel td.at").all_inner_texts()
+    assert marked[0] != marked[1]

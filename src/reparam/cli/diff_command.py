@@ -13,10 +13,12 @@ from torch import nn
 import reparam
 from reparam._support.files import check_destination
 from reparam.cli.options import InputOptions, JsonOption, ModelOptions, refuse_for_files
+from reparam.cli.pages import PageOption, check_page, leave_page, provenance
 from reparam.cli.targets import Checkpoint, Inputs, Target, example_inputs, load_model
 from reparam.cli.terminal import Terminal
 from reparam.diffing.explaining import write_part
 from reparam.errors import InputError
+from reparam.report import from_diff
 
 __all__ = ["diff"]
 
@@ -43,6 +45,7 @@ OverwriteOption = Annotated[
 
 
 def diff(  # noqa: PLR0913 - one argument for each option or group of them
+    context: typer.Context,
     first: FirstArgument,
     second: SecondArgument,
     *,
@@ -51,6 +54,7 @@ def diff(  # noqa: PLR0913 - one argument for each option or group of them
     example: InputOptions,
     explain: ExplainOption = False,
     overwrite: OverwriteOption = False,
+    report: PageOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Say whether A and B are the same function, by proof, and where they part if not.
@@ -58,6 +62,7 @@ def diff(  # noqa: PLR0913 - one argument for each option or group of them
     Exit code 0: equal. 1: different, an input shows it. 3: not shown to be equal.
     """
     terminal = Terminal()
+    check_page(report)
     written = _parts(first, second, overwrite=overwrite) if explain else ()
     inputs = example.inputs
     left, sample = _side(about.target(first), inputs)
@@ -71,6 +76,9 @@ def diff(  # noqa: PLR0913 - one argument for each option or group of them
     if written and any(found.parts):
         for path, name, parts in zip(written, (first, second), found.parts, strict=True):
             write_part(name, parts, path)
+    if report is not None:
+        told = from_diff(found, first=first, second=second, **provenance(context, "torch"))
+        leave_page(None if as_json else terminal, told, report)
     if as_json:
         terminal.json({"first": first, "second": second, **asdict(found)})
     elif found.outcome == "equal":

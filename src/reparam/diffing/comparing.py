@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from textwrap import shorten
 from typing import Any
 
 import torch
@@ -14,9 +13,10 @@ from reparam.diffing.aligning import align
 from reparam.diffing.difference import Difference
 from reparam.diffing.matching import Match, Matcher, Parting
 from reparam.diffing.reading import Network, Side, open_side
+from reparam.diffing.regions import Region, names, region_of, setting
 from reparam.diffing.running import Run
 from reparam.diffing.showing import show
-from reparam.diffing.values import Atom, Constant, Cut, Form, Input, Operation
+from reparam.diffing.values import Atom, Cut, Form, Operation
 from reparam.errors import InputError, ReparamError
 
 __all__ = ["diff"]
@@ -77,7 +77,7 @@ def diff(
             if not off <= max(_MISREAD, _PER_UNIT * side.unit):
                 detail = {"side": side.name, "off": off}
                 return Difference("not shown", what="reading", detail=detail, shapes=shapes)
-        return _compare(read[0], read[1], max(side.unit for side in sides), inputs)
+        return _compare(read[0], read[1], sides, inputs)
     except Exception as error:  # noqa: BLE001 (nothing is claimed of what is not understood)
         why = str(error) if isinstance(error, ReparamError) else _unforeseen(side, error)
         return Difference("not shown", what="unread", detail={"why": why}, shapes=shapes)
@@ -117,13 +117,13 @@ def _off(found: Tensor, expected: Tensor) -> float:
 
 
 def _compare(
-    left: list[Form], right: list[Form], unit: float, inputs: Sequence[Tensor]
+    left: list[Form], right: list[Form], sides: tuple[Side, Side], inputs: Sequence[Tensor]
 ) -> Difference:
     shapes = tuple(tuple(x.shape) for x in inputs)
     if len(left) != len(right):
         counts = {"left": len(left), "right": len(right)}
         return Difference("different", what="outputs", detail=counts, shapes=shapes)
-    matcher = Matcher(unit)
+    matcher = Matcher(max(side.unit for side in sides))
     outcomes = [matcher.forms(a, b) for a, b in zip(left, right, strict=True)]
     partings = [each for each in outcomes if isinstance(each, Parting)]
     if not partings:
@@ -151,27 +151,30 @@ def _compare(
         detail=detail,
         effect=shown.effect,
         shapes=shapes,
+        regions=_regions((ours, others), sides, parting),
     )
+
+
+def _regions(
+    values: tuple[Sequence[Form | Atom], Sequence[Form | Atom]], sides: tuple[Side, Side],
+    parting: Parting,
+) -> tuple[Region, Region]:  # fmt: skip
+    """Both sides of the place where the networks part."""
+    index: Any = parting.detail.get("index", ())
+    first, second = (
+        region_of(each, side.kind, numbers, index)
+        for each, side, numbers in zip(values, sides, parting.numbers, strict=True)
+    )
+    return first, second
 
 
 def _named(values: Sequence[Form | Atom]) -> dict[str, str]:
     """The operations that values are made of: how each is called, and its bare name."""
-    return {words: name for each in values for words, name in _names(each)}
-
-
-def _names(value: Form | Atom) -> list[tuple[str, str]]:
-    match value:
-        case Operation(where=where, kind=kind, args=args):
-            inner = [(name, name) for arg in args for name in arg.where if name]
-            return [(f"{kind} at {where}", where), *inner]
-        case Cut(form=form):
-            return _names(form)
-        case Form(where=where):
-            return [(name, name) for name in where if name] or [("an input", "")]
-        case Constant(where=where):
-            return [(where, where)]
-        case Input():
-            return [("an input", "")]
+    return {
+        words: name
+        for each in values
+        for words, name in sorted(names(each), key=lambda n: n[0] == n[1])
+    }
 
 
 def _kinds(values: Sequence[Form | Atom]) -> str:
@@ -179,7 +182,6 @@ def _kinds(values: Sequence[Form | Atom]) -> str:
 
 
 def _set(value: Form | Atom) -> str:
-    if not isinstance(value, Operation):
-        return "a sum" if isinstance(value, (Cut, Form)) else type(value).__name__.lower()
-    settings = ", ".join(f"{name}={setting}" for name, setting in value.attributes)
-    return f"{value.kind}({shorten(settings, 100)})"
+    if isinstance(value, Operation):
+        return setting(value)
+    return "a sum" if isinstance(value, (Cut, Form)) else type(value).__name__.lower()

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from textwrap import shorten
 from typing import Any, Literal
 
+from reparam.diffing.regions import Region
+
 __all__ = ["PARTINGS", "Difference"]
 
 PARTINGS = {
@@ -44,6 +46,7 @@ class Difference:
         effect: Largest change of an output, relative to the largest output, by that part alone
             where it could be singled out, on the input that showed it.
         shapes: Shapes of the inputs that this holds for.
+        regions: Both sides of the place where they part: operations, kernels around the number.
 
     """
 
@@ -57,18 +60,24 @@ class Difference:
     detail: Mapping[str, Any] = field(default_factory=dict)
     effect: float | None = None
     shapes: tuple[tuple[int, ...], ...] = ()
+    regions: tuple[Region, Region] | None = None
 
     def __str__(self) -> str:
         """Say it in a few lines."""
         lines = [_HEADS[self.outcome].format(**self._facts())]
         if self.what is not None:
-            lines.append("  " + PARTINGS[self.what].format(**self.detail))
+            lines.append(f"  {self.parting}")
         if self.where is not None:
             first, second = (shorten(names, _WIDTH, placeholder=" ...") for names in self.where)
             lines += [f"  first  {first}", f"  second {second}"]
         if self.effect is not None:
             lines.append(f"  that changes an output by {self.effect:.1e} of the largest")
         return "\n".join(lines)
+
+    @property
+    def parting(self) -> str:
+        """How they part, in a sentence; empty where they do not."""
+        return "" if self.what is None else PARTINGS[self.what].format(**self.detail)
 
     def _facts(self) -> dict[str, Any]:
         shapes = ", ".join("x".join(map(str, shape)) for shape in self.shapes)

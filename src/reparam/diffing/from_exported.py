@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from torch import Tensor, fx
@@ -14,7 +14,7 @@ from reparam.diffing.values import Form
 from reparam.errors import UnsupportedModelError
 from reparam.frontends.torch.exported import path_of, stored_in
 
-__all__ = ["read_exported"]
+__all__ = ["kinds_in", "read_exported"]
 
 
 def read_exported(program: ExportedProgram, inputs: Sequence[Tensor]) -> list[Form]:
@@ -77,3 +77,13 @@ class _Told(fx.Interpreter):
 
 def _where(node: fx.Node) -> str:
     return path_of(node) or node.name
+
+
+def kinds_in(program: ExportedProgram) -> Callable[[str], str]:
+    """Say of a name what it is: the class of a submodule, or else an operator."""
+    kinds: dict[str, str] = {}
+    for node in program.graph.nodes:
+        stack = node.meta.get("nn_module_stack") or {}
+        made = next((made for _, made in reversed(stack.values())), node.target)
+        kinds.setdefault(_where(node), str(made).rpartition(".")[2])
+    return lambda name: kinds.get(name, "")

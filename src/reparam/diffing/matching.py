@@ -47,6 +47,7 @@ class Parting:
         detail: Numbers and names that go with it.
         depth: Minus the distance from the inputs.
         sure: Whether the two certainly belong together.
+        numbers: All numbers of both, where one of them differs.
 
     """
 
@@ -56,6 +57,7 @@ class Parting:
     detail: dict[str, object]
     depth: int
     sure: bool = True
+    numbers: tuple[Tensor | None, Tensor | None] = (None, None)
 
     @property
     def local(self) -> bool:
@@ -108,6 +110,13 @@ class Matcher:
     ) -> Parting:
         return Parting(left, right, what, detail, self._depth(left))
 
+    def _parted(
+        self, left: Form | Atom, right: Form | Atom, what: str,
+        found: tuple[Tensor, Tensor, Tensor], place: int,
+    ) -> Parting:  # fmt: skip
+        parting = self._parting(left, right, what, **_telling(found, place))
+        return replace(parting, numbers=found[:2])
+
     def _forms(self, left: Form, right: Form) -> Outcome:
         pairs = self._pairs(left, right)
         if isinstance(pairs, Parting):
@@ -129,7 +138,7 @@ class Matcher:
             self.numbers += numbers[0].numel()
             ratio, place = self._furthest(*numbers)
             if not ratio <= 1:
-                return self._parting(left, right, what, **_telling(numbers, place))
+                return self._parted(left, right, what, numbers, place)
             worst = max(worst, ratio)
         self.worst = max(self.worst, worst)
         return Match(worst)
@@ -171,12 +180,10 @@ class Matcher:
             case Input(index=first), Input(index=second) if first == second:
                 return Match()
             case Constant(), Constant() if left.shape == right.shape:
-                found = (left.numbers, right.numbers)
-                ratio, place = self._furthest(*_joined(*found))
+                found = _joined(left.numbers, right.numbers)
+                ratio, place = self._furthest(*found)
                 if not ratio <= 1:
-                    return self._parting(
-                        left, right, "constant", **_telling(_joined(*found), place)
-                    )
+                    return self._parted(left, right, "constant", found, place)
                 return Match(ratio)
             case Cut(form=first), Cut(form=second):
                 return self.forms(first, second)

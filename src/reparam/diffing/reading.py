@@ -15,7 +15,7 @@ from torch.export import ExportedProgram
 
 from reparam._support.arguments import check_module, in_training
 from reparam._support.optional import require
-from reparam.diffing.from_exported import read_exported
+from reparam.diffing.from_exported import kinds_in, read_exported
 from reparam.diffing.from_module import read_module, tensors
 from reparam.diffing.from_onnx import read_onnx
 from reparam.diffing.values import Form
@@ -44,6 +44,7 @@ class Side:
         unit: Unit of rounding of the coarsest type that its weights are stored in.
         read: Its outputs in normal form, for inputs like these.
         run: Its outputs as its own runtime computes them.
+        kind: What an operation of this name in it is.
 
     """
 
@@ -52,6 +53,7 @@ class Side:
     unit: float
     read: Callable[[Sequence[Tensor]], list[Form]]
     run: Callable[[Sequence[Tensor]], list[Tensor]]
+    kind: Callable[[str], str]
 
     def outputs(self, inputs: Sequence[Tensor]) -> list[Tensor]:
         """What it computes.
@@ -134,7 +136,8 @@ def _open_module(module: nn.Module, name: str) -> Side:
         with torch.no_grad():
             return tensors(module(*_as_stored(inputs, stored)))
 
-    return Side(name, None, _unit(stored), read, run)
+    kinds = {path: type(part).__name__ for path, part in module.named_modules()}
+    return Side(name, None, _unit(stored), read, run, lambda path: kinds.get(path, ""))
 
 
 def _loaded(load: Callable[[Path], Any], path: Path, name: str) -> Any:
@@ -171,7 +174,7 @@ def _open_program(program: ExportedProgram, name: str) -> Side:
     def read(inputs: Sequence[Tensor]) -> list[Form]:
         return read_exported(program, _as_stored(inputs, stored))
 
-    return Side(name, shapes, _unit(stored), read, run)
+    return Side(name, shapes, _unit(stored), read, run, kinds_in(program))
 
 
 def _open_onnx(model: onnx.ModelProto, name: str) -> Side:
@@ -197,6 +200,7 @@ def _open_onnx(model: onnx.ModelProto, name: str) -> Side:
         }
         return [torch.as_tensor(value) for value in session.run(None, feeds)]
 
+    kinds = {node.name or node.output[0]: node.op_type for node in model.graph.node}
     weights = [torch.from_numpy(helper.to_array(e).copy()) for e in model.graph.initializer]
     return Side(
         name,
@@ -204,6 +208,7 @@ def _open_onnx(model: onnx.ModelProto, name: str) -> Side:
         _unit(weights),
         lambda inputs: read_onnx(model, inputs),
         run,
+        lambda node: kinds.get(node, ""),
     )
 
 

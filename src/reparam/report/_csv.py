@@ -28,7 +28,7 @@ def to_csv(results: Results) -> str:
     writer.writerow(_HEADER)
     sections = (
         *(_models, _training, _accuracy, _twins, _plan, _checks, _latency, _memory),
-        *(_quantizations, _prunings),
+        *(_quantizations, _prunings, _differences),
     )
     for section in sections:
         writer.writerows(section(results))
@@ -162,3 +162,12 @@ def _prunings(results: Results) -> Iterator[_Row]:
             yield "pruning", "", net.model, "judged on", net.samples, "samples"
         for kept in net.kept:
             yield "pruning", "left alone", f"{net.model}, {kept.where}", "reason", kept.why, ""
+
+
+def _differences(results: Results) -> Iterator[_Row]:
+    for record in results.differences:
+        pair = f"{record.first} and {record.second}"
+        yield "difference", record.outcome, pair, "numbers compared", record.numbers, "count"
+        yield "difference", record.outcome, pair, "operations matched", record.proven, "share"
+        if record.effect is not None:
+            yield "difference", record.outcome, pair, "effect", record.effect, "share"

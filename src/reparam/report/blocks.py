@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from reparam.report._markup import element, text, typeset
+from reparam.report.differences import DifferenceRecord, drawing, place
 from reparam.report.numbers import count, error
 from reparam.report.results import Results
 
@@ -135,3 +137,53 @@ def _models(results: Results) -> Section | None:
         lines,
     )
     return Section("models", "The models", tables=[table])
+
+
+_OUTCOMES = {"equal": "ok", "different": "bad"}
+
+
+@section
+def _differences(results: Results) -> Section | None:
+    if not results.differences:
+        return None
+    columns = [
+        Column("Networks", numbers=False),
+        Column("Result", numbers=False),
+        *map(Column, ("Operations matched", "Numbers compared", "Worst", "Effect")),
+        Column("Inputs", numbers=False),
+    ]
+    lines = [
+        Line(
+            f"{record.first} and {record.second}",
+            [
+                Cell(record.outcome, verdict=_OUTCOMES.get(record.outcome, "")),
+                Cell(f"{record.proven:.1%}", repr(record.proven)),
+                Cell(count(record.numbers), str(record.numbers)),
+                Cell(f"{record.worst:.0%}" if record.outcome == "equal" else "–"),
+                Cell("–" if record.effect is None else error(record.effect)),
+                Cell(", ".join("×".join(map(str, shape)) for shape in record.shapes)),
+            ],
+        )
+        for record in results.differences
+    ]
+    caption = (
+        "The worst number as a share of what rounding of stored weights explains; the effect of "
+        "the part that differs relative to the largest output"
+    )
+    return Section(
+        "difference",
+        "Where the networks part" if any(each.what for each in results.differences) else "Proof",
+        chart="".join(map(_parted, results.differences)),
+        tables=[Table("Networks compared", caption, columns, lines)],
+    )
+
+
+def _parted(record: DifferenceRecord) -> str:
+    """What is said above the drawing of one pair, and the drawing."""
+    if not record.what:
+        return ""
+    told = [element("p", text(typeset(record.parts[:1].upper() + record.parts[1:])))]
+    if where := place(record):
+        values = " against ".join(side.value for side in record.sides if side.value)
+        told = [element("p", text(f"{record.what.capitalize()} of {where}: {values}"))]
+    return element("div", *told, drawing(record), class_="chart")

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from reparam._support.records import decode
 from reparam.errors import InputError
 from reparam.report import benchmarks, from_training
+from reparam.report.differences import check_differences
 from reparam.report.older import FIRST, from_first
 from reparam.report.results import SCHEMA, Results
 
@@ -70,10 +71,11 @@ def _from_object(value: object, where: str) -> Results:
         found = repr(schema)
         raise InputError(
             f"{where}: found the schema {found[:80]}, needed {known}; give a results file "
-            "that `reparam demo`, `train`, `bench`, `quantize` or `prune` wrote"
+            "that `reparam demo`, `train`, `bench`, `diff`, `quantize` or `prune` wrote"
         )
     _check_references(results)
     _check_counts(results, where)
+    check_differences(results.differences, where)
     for quantized in results.quantizations:
         _check_quantization(quantized, where)
     for pruned in results.prunings:
@@ -178,7 +180,7 @@ def merge(parts: Sequence[Results]) -> Results:
         name: tuple(record for part in renamed for record in getattr(part, name))
         for name in (
             "models", "training", "accuracy", "agreement", "checks", "latency", "benchmarks",
-            "memory", "quantizations", "prunings",
+            "memory", "quantizations", "prunings", "differences",
         )
     }  # fmt: skip
     for name in ("data", "twins", "plan", "block"):

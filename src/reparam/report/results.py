@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass, field
 
 from reparam.errors import InputError
 from reparam.report.compressed import PruningRecord, QuantizationRecord
+from reparam.report.differences import DifferenceRecord
 
 __all__ = [
     "SCHEMA",
@@ -301,6 +302,7 @@ class Results:
     memory: tuple[MemoryRecord, ...] = ()
     quantizations: tuple[QuantizationRecord, ...] = ()
     prunings: tuple[PruningRecord, ...] = ()
+    differences: tuple[DifferenceRecord, ...] = ()
     files: dict[str, str] = field(default_factory=dict)
     environment: dict[str, str] = field(default_factory=dict)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from reparam.report.differences import difference_sentence
 from reparam.report.int8_sentences import int8_figures, int8_sentence
 from reparam.report.numbers import (
     count,
@@ -81,6 +82,8 @@ def _sentences(results: Results) -> list[list[Phrase]]:
         found.append(sentence(int8_sentence(results.quantizations)))
     if results.prunings:
         found.append(sentence(pruned_sentence(results.prunings)))
+    if results.differences:
+        found.append(sentence(difference_sentence(results.differences)))
     told = [each for each in found if each]
     # Beside what was measured, the plan has its own section alone.
     return told or ([sentence(plan_sentence(results.plan))] if results.plan else [])
