@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from itertools import product
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from torch import nn
 
 import reparam
 from bad_inputs import MODELS, PATHS, SAMPLES, leaving_no_trace
+from reparam.deploy.exporting import certify, check_certificate
 from reparam.errors import InputError, ReparamError, TrainingModeError
 
 
@@ -23,7 +25,16 @@ def fused() -> nn.Module:
     return reparam.fuse(net())
 
 
+def written(folder: Path) -> Path:
+    """A file of the net's weights outside of a folder, which a call is not to change."""
+    path = folder.parent / f"{folder.name}.safetensors"
+    if not path.exists():
+        reparam.export(HELD, path, X)
+    return path
+
+
 X = torch.randn(2, 3, 12, 12)
+HELD = net()
 SGD = torch.optim.SGD(net().parameters(), lr=0.1)
 
 # Each is called with the value, and the folder it may try to write to.
@@ -37,6 +48,8 @@ WITH_MODEL = {
     "export model": lambda m, to: reparam.export(m, to / "net.safetensors", X),
     "diff first": lambda m, _: reparam.diff(m, net(), X),
     "diff second": lambda m, _: reparam.diff(net(), m, X),
+    "certify reference": lambda m, to: certify(m, written(to), X, model=HELD),
+    "certify model": lambda m, to: certify(HELD, written(to), X, model=m),
     "online model": lambda m, _: reparam.online(m),
     "online_plan model": lambda m, _: reparam.online_plan(m),
     "online_mode net": lambda m, _: reparam.online_mode(m, "batch").__enter__(),
@@ -78,12 +91,15 @@ WITH_SAMPLE = {
     "benchmark": lambda x, _: reparam.benchmark({"it": net()}, x, rounds=1),
     "pick": lambda x, _: reparam.pick(net(), x, engines=["eager"], rounds=1),
     "prune": lambda x, _: reparam.prune(fused(), x, macs=0.5),
+    "diff": lambda x, _: reparam.diff(net(), net(), x),
+    "certify": lambda x, to: certify(HELD, written(to), x, model=HELD),
     "verify": lambda x, _: reparam.verify(net(), net(), x).raise_if_different(),
     "quantize": lambda x, to: reparam.quantize(fused(), to / "net.onnx", x),
 }
 ALLOWED_SAMPLES = {
     ("plan", "None"), ("fuse", "None"), ("plan", "on the meta device"),
     ("fuse", "on the meta device"), ("quantize", "two arguments"),
+    ("diff", "float64"), ("certify", "float64"),  # taken in the type of the weights
 }  # fmt: skip
 
 
@@ -102,6 +118,9 @@ WITH_PATH = {
     "quantize": lambda p: reparam.quantize(fused(), p, X),
     "load_checkpoint": lambda p: reparam.load_checkpoint(net(), p),
     "read_metadata": reparam.read_metadata,
+    "diff": lambda p: reparam.diff(net(), p, X),
+    "certify": lambda p: certify(net(), p, X),
+    "check_certificate": check_certificate,
     "benchmark": lambda p: reparam.benchmark({"it": p}, X, rounds=1),
     "train": lambda p: reparam.train(net(), None, recipe="digits", out=p),
     "train's recipe": lambda p: reparam.train(net(), None, recipe=p, out="run"),

@@ -99,6 +99,12 @@ def reloaded(model, folder):
     return reparam.load_fused(model, folder / "net.pth")
 
 
+def certified(model, x, folder):
+    path = folder / "net.safetensors"
+    reparam.export(model, path, X)
+    return reparam.deploy.exporting.certify(model, path, x, model=model)
+
+
 CALLS = {
     "plan": (net, lambda m, x, _: folded(m, x)),
     "fuse": (net, lambda m, x, _: reparam.fuse(m, x)),
@@ -117,6 +123,7 @@ CALLS = {
     "online_plan": (lambda: net().train(), lambda m, x, _: reparam.online_plan(m, x)),
     "verify": (net, lambda m, x, _: reparam.verify(m, m, x)),
     "diff": (net, lambda m, x, _: reparam.diff(m, m, x)),
+    "certify": (lambda: net(counts=False), certified),
     "load_fused": (lambda: net().train(), lambda m, _, to: reloaded(m, to)),
     "export": (plain, lambda m, x, to: reparam.export(m, to / "net.safetensors", x)),
     "benchmark": (net, lambda m, x, _: reparam.benchmark({"it": m}, x, rounds=1)),

@@ -218,6 +218,11 @@ OUTPUTS = {
     ),
     ("quantize", FUSED, "-d", "data", "-o", "new.onnx", "--report"): ("other.pth", "text.html"),
     ("prune", FUSED, *SMALL, "--macs", "0.5", "-o", "new.onnx", "--report"): ("absent/a.html",),
+    ("diff", NET, NET, *SMALL, "--report"): (
+        "absent/a.html", "text.html", "folder.html", "device.html", "new.json", "new",
+    ),
+    ("fuse", NET, *SMALL, "--certify", "-o"): ("new.mlpackage", "absent/new.onnx", "new"),
+    ("fuse", "good.onnx", "--certify", "-o"): ("good.onnx", "new.pt2", "absent/new.onnx"),
     ("bench", NET, *SMALL, "--engines", "eager", "--rounds", "1", "-o"): (
         "absent/new.json", "folder.json", "pipe.json", "device.json", "new.html", "new",
     ),
@@ -338,6 +343,7 @@ NUMBERS = {
     (*_TRAIN, "--accelerator"): ("tpu", "cuda"),
 }
 _ONNX = [f"{kind}.onnx" for kind in (*KINDS, "cut", "unfed", "unknown")]
+_READ = [f"{kind}{end}" for kind in KINDS for end in (".onnx", ".pt2", ".safetensors", ".xml")]
 FILES = {
     ("plan",): _ONNX,
     ("fuse", "-o", "new.onnx"): _ONNX,
@@ -345,6 +351,9 @@ FILES = {
     ("diff", "good.onnx"): _ONNX,
     ("diff", NET, *SMALL): [f"{kind}{suffix}" for kind in KINDS for suffix in (".pt2", ".xyz")],
     ("diff", NET, "--size", "32"): ("good.onnx",),
+    ("diff", "good.onnx", "--explain"): (NET, "missing.onnx", "text.onnx"),
+    ("read",): [NET, "data", "other.pth", "cut.safetensors", "cut.onnx", "", *_READ],
+    ("fuse", "-o", "new.onnx", "--certify"): ("cut.onnx", "unknown.onnx", "missing.pt2"),
     ("bench", "--engines", "onnxruntime"): _ONNX,
     ("bench", "good.onnx", "--engines", "onnxruntime", "--size"): ("32",),
     ("verify", NET, *SMALL): [

@@ -355,3 +355,30 @@ def test_nothing_of_the_caller_is_changed():
 def test_every_way_to_part_can_be_said(what):
     detail = {"left": 1.0, "right": 2.0, "index": (0,), "why": "", "side": "first", "off": 0.1}
     assert str(difference.Difference("not shown", what=what, detail=detail, where=("a", "b")))
+
+
+class Resizing(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv, self.linear = nn.Conv2d(3, 8, 3, stride=2), nn.Linear(8, 4)
+
+    def forward(self, x):
+        y = self.conv(x).relu()
+        b, c, h, w = y.shape
+        y = self.linear(y.view(b, c, h * w).transpose(1, 2)).mean(1)
+        return F.interpolate(x, scale_factor=2).mean((2, 3))[:, :1] + y
+
+
+def test_what_takes_several_sizes_is_compared_at_the_size_that_is_asked_for():
+    model, x = Resizing().eval(), torch.randn(2, 3, 16, 16)
+    free = ({0: torch.export.Dim.AUTO, 2: torch.export.Dim.AUTO, 3: torch.export.Dim.AUTO},)
+    program = torch.export.export(model, (x,), dynamic_shapes=free)
+    graph = torch.onnx.export(
+        model, (x,), dynamo=True, verbose=False, dynamic_shapes=free
+    ).model_proto
+    for shape in ((2, 3, 16, 16), (1, 3, 24, 20)):
+        for other in (program, graph):
+            found = reparam.diff(model, other, torch.randn(shape))
+            assert found.outcome == "equal", str(found)
+            assert found.shapes == (shape,)
+    assert reparam.diff(program.run_decompositions(), graph).outcome == "equal"

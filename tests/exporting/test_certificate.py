@@ -124,3 +124,60 @@ def test_what_holds_no_certificate_is_refused(tmp_path):
             call()
     with pytest.raises(InputError):
         check_certificate(tmp_path / "missing.onnx")
+
+
+@pytest.mark.parametrize(("suffix", "package"), [(".xml", "openvino"), (".param", "ncnn")])
+def test_what_diff_does_not_read_says_what_was_proven_and_what_was_sampled(
+    suffix, package, tmp_path
+):
+    pytest.importorskip(package)
+    path = tmp_path / f"net{suffix}"
+    model = net()
+    notes = {"author": '<"me">'}
+    result = reparam.export(
+        reparam.fuse(model, X), path, X, reference=model, certify=True, notes=notes
+    )
+    held = check_certificate(path)
+    assert held == result.certificate
+    assert (held.of, held.outcome) == ("model", "equal")
+    assert "sampled" in held.sampled
+    assert reparam.read_metadata(path)["author"] == notes["author"]
+    weights = path.with_suffix(".bin")
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(bytes(content))
+    with pytest.raises(InputError):
+        check_certificate(path)
+    with pytest.raises(InputError):
+        certify(model, path, X, model=model)
+
+
+def test_a_file_of_weights_is_certified_for_the_module_that_has_them_alone(tmp_path):
+    path = tmp_path / "net.safetensors"
+    model, other = net(), net()
+    reparam.export(model, path, X)
+    other[3].weight.data[0, 0] *= 2
+    with pytest.raises(InputError):
+        certify(other, path, X, model=other)
+    assert check_certificate(path) is None
+    assert certify(model, path, X, model=model).of == "weights"
+
+
+def test_programs_and_files_are_references_too(tmp_path):
+    model = net()
+    program = torch.export.export(model, (X,))
+    for suffix in (".onnx", ".pt2"):
+        reparam.export(model, tmp_path / f"net{suffix}", X)
+    assert certify(program, tmp_path / "net.onnx", X).outcome == "equal"
+    assert certify(tmp_path / "net.onnx", tmp_path / "net.pt2", X).outcome == "equal"
+
+
+def test_a_certificate_that_is_none_is_refused(tmp_path):
+    path = tmp_path / "net.onnx"
+    reparam.export(net(), path, X)
+    for text in ("[]", "3", "{}", '{"outcome": 3}', "no json"):
+        model = onnx.load(path)
+        model.metadata_props.add(key="reparam.certificate", value=text)
+        onnx.save(model, tmp_path / "other.onnx")
+        with pytest.raises(InputError):
+            check_certificate(tmp_path / "other.onnx")

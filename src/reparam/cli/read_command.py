@@ -11,13 +11,11 @@ import typer
 import reparam
 from reparam.cli.options import JsonOption
 from reparam.cli.terminal import Terminal
-from reparam.deploy.exporting import check_certificate
+from reparam.deploy.exporting.certificate import KEPT_IN, check_certificate
 
 __all__ = ["read"]
 
 FileArgument = Annotated[Path, typer.Argument(metavar="FILE", help="A file that fuse wrote.")]
-
-_CERTIFIED = (".onnx", ".pt2", ".safetensors")
 
 
 def read(file: FileArgument, *, as_json: JsonOption = False) -> None:
@@ -27,7 +25,7 @@ def read(file: FileArgument, *, as_json: JsonOption = False) -> None:
     """
     terminal = Terminal()
     metadata = reparam.read_metadata(file)
-    held = check_certificate(file) if file.suffix in _CERTIFIED else None
+    held = check_certificate(file) if file.suffix in KEPT_IN else None
     metadata.pop("certificate", None)
     if as_json:
         certificate = None if held is None else asdict(held)

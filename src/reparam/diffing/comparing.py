@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from reparam._support.arguments import NONE, TENSORS, takes
 from reparam._support.untouched import leaves_untouched
 from reparam.diffing.aligning import align
 from reparam.diffing.difference import Difference
@@ -19,7 +20,7 @@ from reparam.diffing.showing import show
 from reparam.diffing.values import Atom, Cut, Form, Operation
 from reparam.errors import InputError, ReparamError
 
-__all__ = ["diff"]
+__all__ = ["compared", "diff"]
 
 _MISREAD = 1e-3
 """Share of the largest output by which a network as read may differ from its own runtime."""
@@ -29,6 +30,7 @@ _PER_UNIT = 64
 """The same in units of rounding, for runtimes that compute in half precision."""
 
 
+@takes(example_inputs=TENSORS | NONE)
 @leaves_untouched
 def diff(
     first: Network, second: Network, example_inputs: Tensor | Sequence[Tensor] | None = None
@@ -64,7 +66,19 @@ def diff(
     'equal'
 
     """
-    sides = open_side(first, "first"), open_side(second, "second")
+    return compared(open_side(first, "first"), open_side(second, "second"), example_inputs)
+
+
+def compared(
+    first: Side, second: Side, example_inputs: Tensor | Sequence[Tensor] | None
+) -> Difference:
+    """Say whether two networks that are opened are the same function.
+
+    Raises:
+        InputError: The shape of the inputs is not known, or one does not run on them.
+
+    """
+    sides = first, second
     inputs = _inputs(sides, example_inputs)
     shapes = tuple(tuple(x.shape) for x in inputs)
     expected = [side.outputs(inputs) for side in sides]
@@ -91,12 +105,12 @@ def _unforeseen(side: Side, error: Exception) -> str:
 def _inputs(sides: tuple[Side, Side], given: Any) -> list[Tensor]:
     if given is not None:
         inputs = [given] if isinstance(given, Tensor) else list(given)
-        if not all(isinstance(x, Tensor) for x in inputs):
-            raise InputError("example_inputs must be a tensor or a sequence of tensors")
+        if not all(isinstance(x, Tensor) and x.numel() for x in inputs):
+            raise InputError("example_inputs must be a tensor or tensors with numbers in them")
         return inputs
     shapes = next((side.shapes for side in sides if side.shapes is not None), None)
     if shapes is None:
-        raise InputError("two modules need example_inputs: tensors of the shape to compare for")
+        raise InputError("two modules need example_inputs, tensors of the shape to compare for")
     generator = torch.Generator().manual_seed(0)
     return [torch.randn(shape, generator=generator) for shape in shapes]
 

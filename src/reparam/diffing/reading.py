@@ -31,7 +31,7 @@ else:
 __all__ = ["Network", "Side", "open_side"]
 
 _FREE = 2, 64
-"""Batch and size that are tried where an ONNX file leaves them open."""
+"""Batch and size that are tried where a file or a program leaves them open."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,8 +68,8 @@ class Side:
             shapes = ", ".join("x".join(map(str, x.shape)) for x in inputs)
             text = (str(error).strip().splitlines() or [type(error).__name__])[0]
             raise InputError(
-                f"{self.name} does not run on inputs of shape {shapes}, which both networks are "
-                f"compared for: {text}"
+                f"{self.name} does not run on inputs of shape {shapes} (example_inputs), which "
+                f"both networks are compared for: {text}"
             ) from error
 
 
@@ -166,7 +166,10 @@ def _open_program(program: ExportedProgram, name: str) -> Side:
 
     users = set(program.graph_signature.user_inputs)
     shapes = tuple(
-        tuple(n if isinstance(n, int) else _FREE[0] for n in node.meta["val"].shape)
+        tuple(
+            n if isinstance(n, int) else _FREE[min(axis, 1)]
+            for axis, n in enumerate(node.meta["val"].shape)
+        )
         for node in program.graph.nodes
         if node.op == "placeholder" and node.name in users
     )
@@ -215,9 +218,7 @@ def _open_onnx(model: onnx.ModelProto, name: str) -> Side:
 def _declared(entry: onnx.ValueInfoProto) -> tuple[int, ...]:
     dims = entry.type.tensor_type.shape.dim
     known = [dim.dim_value if dim.dim_value > 0 else None for dim in dims]
-    return tuple(
-        size or (_FREE[0] if position == 0 else _FREE[1]) for position, size in enumerate(known)
-    )
+    return tuple(size or _FREE[min(axis, 1)] for axis, size in enumerate(known))
 
 
 def _unit(stored: Any) -> float:

@@ -283,8 +283,10 @@ class Vocabulary:
 
     def matmul(self, x: Value, y: Value, where: str) -> Value:
         """A matrix product; a linear map where one side is a constant matrix."""
-        if isinstance(x, Form) and isinstance(y, Tensor) and y.dim() == 2:
-            return self.linear(x, y.T, None, where)
+        if isinstance(x, Form) and isinstance(y, Tensor):
+            alike = _one_matrix(y, x.shape[:-2])
+            if alike is not None:
+                return self.linear(x, alike.T, None, where)
         if isinstance(x, Tensor) and isinstance(y, Tensor):
             return x @ y
         left, right = self.form(x, where), self.form(y, where)
@@ -621,6 +623,15 @@ class Vocabulary:
             else None,
         ]
         return self.cat([part for part in parts if part is not None], place, where)
+
+
+def _one_matrix(stack: Tensor, batch: tuple[int, ...]) -> Tensor | None:
+    """The matrix that all of a batch are multiplied by, if there is one."""
+    if stack.dim() < 2 or len(stack.shape) - 2 > len(batch):
+        return None
+    flat = stack.flatten(0, -3) if stack.dim() > 2 else stack[None]
+    fits = torch.broadcast_shapes(stack.shape[:-2], batch) == torch.Size(batch)
+    return flat[0] if fits and bool((flat == flat[:1]).all()) else None
 
 
 _STRANGE = (ArithmeticError, AttributeError, InexactError, LookupError, RuntimeError, TypeError,

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from reparam._support import optional
 from reparam.deploy.engines.program import quiet
-from reparam.errors import ExportError
+from reparam.errors import ExportError, InputError
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -72,6 +72,8 @@ def onnx_metadata(path: Path) -> dict[str, str]:
     """Return the metadata that a file holds."""
     onnx = optional.require("onnx", extra="deploy", purpose="reading ONNX")
     model = onnx.load(str(path), load_external_data=False)
+    if not model.HasField("graph"):
+        raise InputError(f"{path.name!r} is no ONNX file: it holds no graph")
     return {entry.key: entry.value for entry in model.metadata_props}
 
 

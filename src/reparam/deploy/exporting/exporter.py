@@ -18,8 +18,7 @@ from reparam.deploy.engines import UnsupportedCaseError, get_engine
 from reparam.deploy.engines._inputs import as_tuple, check_eval
 from reparam.deploy.engines.parity import Parity, Reference
 from reparam.deploy.engines.program import Axes, Conversion, Dynamic, other_shapes
-from reparam.deploy.exporting.certificate import Certificate
-from reparam.deploy.exporting.certificate import certify as certify_file
+from reparam.deploy.exporting.certificate import KEPT_IN, Certificate, certified
 from reparam.deploy.exporting.formats import Format, find_format
 from reparam.deploy.exporting.metadata import FORMS, describe_model, write_sidecar
 from reparam.errors import ExportError, InputError, ReparamError
@@ -130,8 +129,10 @@ def export(  # noqa: PLR0913 - each is one decision of the user
         source: What the model was made from, for the file's metadata. ``None`` is its class.
         notes: More for the file's metadata, by names of your own.
         certify: Also prove the file equal to the reference by :func:`reparam.diff`, number by
-            number, and write into its metadata what was shown (``.onnx``, ``.pt2`` and
-            ``.safetensors``). That takes about as long as fusing.
+            number, and write into its metadata what was shown. Of ``.onnx`` and ``.pt2`` the file
+            itself is compared, of other kinds the model that it is written from; what was sampled
+            in its engine is noted beside it. That takes about as long as fusing. Core ML and
+            machine code (``"aoti"``) cannot hold it.
 
     Returns:
         The record of what was written and how it compares.
@@ -150,6 +151,10 @@ def export(  # noqa: PLR0913 - each is one decision of the user
         form = "train" if reference is None or reference is model else "fused"
     elif form not in FORMS:
         raise InputError(f"form is {form!r}; it must be one of {', '.join(FORMS)}")
+    if certify and (entry.suffix not in KEPT_IN or entry.backend == "aoti"):
+        raise InputError(
+            f"{entry.name} files cannot hold a certificate; kinds that do: {', '.join(KEPT_IN)}"
+        )
     check_eval(model, "exporting")
     trained = model if reference is None else reference
     check_eval(trained, "exporting against a reference")
@@ -168,8 +173,7 @@ def export(  # noqa: PLR0913 - each is one decision of the user
             parity = _check(expected, runner, inputs, axes, entry)
             certificate = None
             if certify:
-                of = model if entry.suffix == ".safetensors" else None
-                certificate = certify_file(trained, temporary, inputs, model=of)
+                certificate = certified(trained, temporary, inputs, model, _sampled(entry, parity))
             size = sum(f.stat().st_size for f in temporary.parent.rglob("*") if f.is_file())
     except (ExportError, UnsupportedCaseError):
         raise
@@ -185,6 +189,13 @@ def export(  # noqa: PLR0913 - each is one decision of the user
     seconds = time.perf_counter() - start
     return ExportResult(
         target, entry.name, entry.engine, parity, axes, metadata, size, seconds, certificate
+    )
+
+
+def _sampled(entry: Format, parity: Parity) -> str:
+    return (
+        f"sampled in {entry.engine}: {parity.samples} samples, largest difference "
+        f"{parity.max_abs:.1e}, where rounding explains {parity.tolerance:.1e}"
     )
 
 

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from reparam._support.arguments import PATH, takes
-from reparam._support.files import is_there
+from reparam._support.files import is_there, write_text
 from reparam.deploy.exporting.formats import formats
-from reparam.errors import InputError
+from reparam.errors import InputError, ReparamError
 
 if TYPE_CHECKING:
     import os
@@ -21,7 +21,14 @@ if TYPE_CHECKING:
 
     from reparam.deploy.engines import Format
 
-__all__ = ["FORMS", "KEY_OF_CERTIFICATE", "describe_model", "read_metadata", "write_sidecar"]
+__all__ = [
+    "FORMS",
+    "KEY_OF_CERTIFICATE",
+    "add_to_sidecar",
+    "describe_model",
+    "read_metadata",
+    "write_sidecar",
+]
 
 FORMS = ("train", "fused")
 _PREFIX = "reparam."
@@ -84,6 +91,16 @@ def read_metadata(path: str | os.PathLike[str]) -> dict[str, Any]:
         raise InputError(
             f"{file.name!r} holds no metadata that can be read; formats that do: {known}"
         )
+    try:
+        return _content(file, entries)
+    except ReparamError:
+        raise
+    except Exception as error:  # of whatever library reads such files
+        why = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise InputError(f"{file.name!r} cannot be read as {file.suffix}: {why}") from error
+
+
+def _content(file: Path, entries: Sequence[Format]) -> dict[str, Any]:
     readers = dict.fromkeys(entry.read_metadata or _read_sidecar for entry in entries)
     found = {key: value for read in readers for key, value in read(file).items()}
     content: dict[str, Any] = {
@@ -100,6 +117,12 @@ def read_metadata(path: str | os.PathLike[str]) -> dict[str, Any]:
 def write_sidecar(file: Path, metadata: Mapping[str, str]) -> None:
     """Write metadata beside a file of a format that holds none."""
     _sidecar(file).write_text(json.dumps(dict(metadata), indent=1) + "\n", encoding="utf-8")
+
+
+def add_to_sidecar(file: Path, more: Mapping[str, str]) -> None:
+    """Add to the metadata beside a file."""
+    content = _read_sidecar(file) | dict(more)
+    write_text(_sidecar(file), json.dumps(content, indent=1) + "\n")
 
 
 def _sidecar(file: Path) -> Path:
