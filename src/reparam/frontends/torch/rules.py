@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Hashable
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -80,7 +80,7 @@ def _rule_of(lifter: Lifter, node: fx.Node) -> Rule | None:
             return probed_module
         if not is_builtin(module):
             return hosted_module if is_hosted(module) else None
-        kind: Hashable = type(module)
+        kind: Any = type(module)
         return _rule_of_kind(kind)
     if node.op == "call_function":
         return FUNCTIONS.get(node.target)
