@@ -119,6 +119,7 @@ class Why(enum.Enum):
     )
     TIED = "its weight is tied to [that of {to}|another]"
     USED_ELSEWHERE = "its weight is also used elsewhere"
+    NUMBERS_WRITTEN = "a forward writes to the numbers that it computes with"
     WRITES_ITS_INPUT = "an in-place operation of it changes its own input, which others may read"
     WRITTEN_BETWEEN = "its input is changed in place [by {by} ]between its operations"
     VIEWED = "what it lays out in memory is viewed[ by {by}], which without it could not be done"

@@ -40,9 +40,17 @@ The folds themselves are compared in float64; this run is to notice a wrongly co
 
 @torch.no_grad()
 def compare_runs(
-    model: nn.Module, fused: nn.Module, calls: Mapping[str, Arguments], *, needs_hooks: bool = False
-) -> None:
+    model: nn.Module, fused: nn.Module, calls: Mapping[str, Arguments], *,
+    needs_hooks: bool = False, writes_weights: bool = False,
+) -> None:  # fmt: skip
     """Compare every module that was traced with its successor, on the inputs of its trace.
+
+    Args:
+        model: The old model.
+        fused: The new one.
+        calls: The arguments of the modules, by path.
+        needs_hooks: Whether they do not run without their hooks.
+        writes_weights: Whether running them may change their parameters.
 
     Raises:
         VerificationError: One of them returns something else, or nothing that can be compared.
@@ -55,18 +63,21 @@ def compare_runs(
         old = model.get_submodule(path)
         if needs_hooks:
             old, successor = (shared_copy(m, needs_hooks=True) for m in (old, successor))
-        compare_models(path or type(old).__name__, old, successor, call)
+        name = path or type(old).__name__
+        compare_models(name, old, successor, call, writes_weights=writes_weights)
 
 
 @torch.no_grad()
-def compare_models(name: str, old: nn.Module, new: nn.Module, call: Arguments) -> None:
+def compare_models(
+    name: str, old: nn.Module, new: nn.Module, call: Arguments, *, writes_weights: bool = False
+) -> None:
     """Compare what two modules return for the arguments of one call.
 
     Raises:
         VerificationError: They return something else, or nothing that can be compared.
 
     """
-    old, new = (runnable_copy(module, shares_weights=True) for module in (old, new))
+    old, new = (runnable_copy(module, shares_weights=not writes_weights) for module in (old, new))
     _compare(name, old, new, _on_device(with_numbers(call), old))
 
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from reparam._support.arguments import running_on
 from reparam.algebra import AffineConv
@@ -22,6 +22,7 @@ from reparam.frontends.torch.faithful import (
     does_run,
     guess_calls,
     guess_for_module,
+    read_from_outside,
     with_numbers,
 )
 from reparam.frontends.torch.lift import Lifted
@@ -40,7 +41,8 @@ from reparam.fusing.modules import ModuleDiscovery, Probed
 from reparam.fusing.objections import Objections, owners_of
 from reparam.fusing.place import place_all
 from reparam.fusing.probe import identify
-from reparam.fusing.ways import select_alike
+from reparam.fusing.ways import Selected, select_alike
+from reparam.planner import Candidate, Selection, Veto
 from reparam.reasons import Reason, Why
 
 __all__ = ["discover"]
@@ -93,6 +95,8 @@ class _Finder:
         self._visited: set[nn.Module] = set()
         self._account = self.result.account
         self._seen: set[str] = set()
+        self._written: set[Tensor] = set()
+        self._elsewhere: set[Tensor] = set()
         self._untraced: set[str] = set()
 
     def check_example(self, example_inputs: Any) -> None:
@@ -118,6 +122,10 @@ class _Finder:
             self._visit_parts(path, module)
             return
         traced, ways, report = self._believed(module, traced, ways)
+        tensors = dict((*module.named_parameters(), *module.named_buffers()))
+        written = {tensors[name] for name in report.written}
+        self._written |= written
+        self.result.writes_weights |= any(isinstance(t, nn.Parameter) for t in written)
         if report.call is not None:
             self.result.calls[path] = report.call
         if report.outcome is Outcome.DIFFERENT:
@@ -161,11 +169,14 @@ class _Finder:
 
     def _compare(self, module: nn.Module, traced: Trace) -> Report:
         """Compare a trace with eager execution on the inputs that are known or can be made up."""
-        return compare(module, traced, self._calls(traced))
+        return compare(module, traced, self._calls(module, traced))
 
-    def _calls(self, traced: Trace) -> list[Arguments]:
+    def _calls(self, module: nn.Module, traced: Trace) -> list[Arguments]:
         call = self._known_call(traced.path)
-        return guess_calls(traced) if call is None else [call]
+        if call is not None:
+            return [call]
+        guessed = guess_for_module(module)
+        return guess_calls(traced) or ([] if guessed is None else [guessed])
 
     def _known_call(self, path: str) -> Arguments | None:
         """The arguments of a module, where an example of the model's is given."""
@@ -236,6 +247,10 @@ class _Finder:
     def _visit_parts(self, path: str, module: nn.Module) -> None:
         """Go on with what can be read of a module that cannot be traced as a whole."""
         self._untraced.add(path)
+        call = self._known_call(path) or guess_for_module(module)
+        names = frozenset[str]() if call is None else read_from_outside(module, call)
+        tensors = dict((*module.named_parameters(), *module.named_buffers()))
+        self._elsewhere.update(tensors[name] for name in names if name in tensors)
         self._plan_chains(path, module)
         self._visit_children(path, module)
 
@@ -266,20 +281,44 @@ class _Finder:
                 self.visit(inner, child)
 
     def _plan(self, lifted: Lifted, report: Report, ways: list[Lifted]) -> None:
-        selected = select_alike(
-            [lifted, *ways], lambda way: Objections(way, self._hooked, self._owners, self._chosen),
-            self.result.found_in,
-        )  # fmt: skip
-        seen = Counter(one.keys for one in selected.found)
+        selected = self._selected([lifted, *ways])
 
         def doubt(one: ModuleFound) -> Reason | None:
-            calls = selected.objections.calls_of(one.block)
-            if seen[one.keys] < calls:
-                return Why.FOLDS_IN_SOME_CALLS(calls=calls, folds=seen[one.keys])
             return self._is_believable(one, report) or doubt_of(one)
 
         self.result.keep(selected.selection, selected.found, doubt)
         self._seen |= {node.where for node in lifted.program.nodes}
+
+    def _selected(self, ways: list[Lifted]) -> Selected:
+        """Choose what folds in every way, and in every call of the modules that it is in.
+
+        Where a region is not in every call, less of it may be.
+        """
+        in_some: dict[frozenset[Hashable], Reason] = {}
+
+        def choose(way: Lifted, veto: Veto) -> tuple[Selection, list[ModuleFound]]:
+            def own(region: Candidate) -> Reason | None:
+                keys = frozenset(node.key for node in region.nodes) if in_some else frozenset()
+                return in_some.get(keys) or veto(region)
+
+            return self.result.found_in(way, own)
+
+        while True:
+            selected = select_alike(ways, self._objections, choose)
+            folds = Counter(one.keys for one in selected.found)
+            fewer = {
+                one.keys: Why.FOLDS_IN_SOME_CALLS(calls=calls, folds=folds[one.keys])
+                for one in selected.found
+                if folds[one.keys] < (calls := selected.objections.calls_of(one.block))
+            }
+            if not fewer:
+                return selected
+            in_some |= fewer
+
+    def _objections(self, way: Lifted) -> Objections:
+        return Objections(
+            way, self._hooked, self._owners, self._chosen, self._written, self._elsewhere
+        )
 
     def place(self) -> None:
         """Keep the regions whose blocks can be rewritten."""

@@ -44,6 +44,7 @@ class ModuleDiscovery(TracedDiscovery[nn.Module]):
         parts: Parts of the trace to rewrite, by path and inlined children, for one use each.
         needs_hooks: Whether the model does not run without its hooks.
         training: Modules outside of the chosen part that are in training mode.
+        writes_weights: Whether a forward writes to parameters.
 
     """
 
@@ -57,6 +58,7 @@ class ModuleDiscovery(TracedDiscovery[nn.Module]):
         self.calls: dict[str, Arguments] = {}
         self.parts: Parts = {}
         self.training: frozenset[str] = frozenset()
+        self.writes_weights = False
 
     def records(self) -> Iterator[Region]:
         """The regions, and the modules that were probed."""
@@ -88,7 +90,10 @@ class ModuleDiscovery(TracedDiscovery[nn.Module]):
     def checked(self, fused: nn.Module, *, edited: bool) -> nn.Module:
         """Run every module that was traced and its successor side by side, in eval mode."""
         if edited or self.probed:
-            compare_runs(self.model, fused, self.calls, needs_hooks=self.needs_hooks)
+            compare_runs(
+                self.model, fused, self.calls, needs_hooks=self.needs_hooks,
+                writes_weights=self.writes_weights,
+            )  # fmt: skip
         for name, module in fused.named_modules():
             module.training = module.training or name in self.training
         return fused

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Collection
 
 from torch import Tensor, fx, nn
 
-from reparam.frontends.torch.effects import base_of
+from reparam.frontends.torch.effects import base_of, metadata_read
 from reparam.frontends.torch.lift import Lifted
 from reparam.frontends.torch.skeleton import tensors_of
 from reparam.frontends.torch.trace import Call, Key
 from reparam.fusing.chosen import EVERYTHING, Chosen
 from reparam.planner import Candidate
-from reparam.program import Alias, Concat, HostedInput, Layout, Node, Routed
+from reparam.program import Alias, Concat, HostedInput, Layout, Node, Routed, Sum
 from reparam.reasons import Reason, Why
 
 __all__ = ["Objections", "common_call"]
@@ -29,6 +30,8 @@ class Objections:
         hooked: dict[str, str],
         owners: dict[Tensor, set[str]],
         chosen: Chosen,
+        written: Collection[Tensor] = (),
+        elsewhere: Collection[Tensor] = (),
     ) -> None:
         """Index the trace.
 
@@ -37,14 +40,18 @@ class Objections:
             hooked: Modules with hooks, by path, with the kind of hook.
             owners: Paths of the modules that hold a parameter or buffer.
             chosen: Paths of the modules that may be changed.
+            written: Parameters and buffers that some forward writes to.
+            elsewhere: Those that code computes with which could not be traced.
 
         """
         self._lifted = lifted
         self._hooked = hooked
         self._owners = owners
         self._chosen = chosen
+        self._written, self._elsewhere = written, elsewhere
         self._module_calls: dict[str, list[Stack]] = defaultdict(list)
         self._readers: dict[Tensor, set[Key]] = defaultdict(set)
+        self._asked: dict[Tensor, set[Key]] = defaultdict(set)
         self._index()
 
     def __call__(self, region: Candidate) -> Reason | None:
@@ -86,9 +93,12 @@ class Objections:
                     self._readers[tensor].add(trace.keys[node])
             elif node not in constants:
                 for source in node.all_input_nodes:
-                    if constants.is_tensor(source):
+                    # What is written to is no constant.
+                    if constants.is_tensor(source) or source.op == "get_attr":
+                        asks = "kind" in {metadata_read(node), metadata_read(source)}
+                        readers = self._asked if asks else self._readers
                         for tensor in constants.sources(source):
-                            self._readers[tensor].add(trace.keys[node])
+                            readers[tensor].add(trace.keys[node])
 
     def _full_stack(self, node: fx.Node) -> Stack:
         """The module calls around a node, a called leaf module included."""
@@ -128,13 +138,28 @@ class Objections:
         held_by = {k.target if k.is_module else k.owner for k in keys if isinstance(k, Key)}
         for node in region.nodes:
             for tensor in self._lifted.reads(node):
+                if tensor in self._written:
+                    return Why.NUMBERS_WRITTEN()
                 others = {path for path in self._owners.get(tensor, set()) if path not in held_by}
                 others = {p for p in others if not any(_inside(p, h) for h in held_by)}
                 if others:
                     return Why.TIED(to=min(others))
-                if not self._readers[tensor] <= keys:
+                asked = tensor in self._asked and not self._stays(region, tensor)
+                if asked or tensor in self._elsewhere or not self._readers[tensor] <= keys:
                     return Why.USED_ELSEWHERE()
         return None
+
+    def _stays(self, region: Candidate, tensor: Tensor) -> bool:
+        """Whether a tensor is the weight of a layer that is replaced where it stands.
+
+        Its successor has the same name, type and device, so that these can be asked for.
+        """
+        layers = [node for node in region.nodes if node.is_mixing]
+        if len(layers) != 1 or any(isinstance(node, Sum) for node in region.nodes):
+            return False
+        origin = self._lifted.node_of(layers[0])
+        called = origin.op == "call_module"
+        return called and getattr(self._lifted.trace.module(origin), "weight", None) is tensor
 
     def _stored_once(self, region: Candidate) -> Reason | None:
         """Refuse where one layer would store more than layers that share their weight."""

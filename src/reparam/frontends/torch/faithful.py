@@ -27,7 +27,7 @@ from reparam.frontends.torch.arguments import CONVOLUTIONS, bind
 from reparam.frontends.torch.builtin import is_builtin
 from reparam.frontends.torch.constants import Constants
 from reparam.frontends.torch.frames import first_line
-from reparam.frontends.torch.recording import Recorder, storages, writes_to
+from reparam.frontends.torch.recording import OutsideReads, Recorder, storages, written_by
 from reparam.frontends.torch.running import Arguments as Call
 from reparam.frontends.torch.running import run_graph, run_until
 from reparam.frontends.torch.skeleton import on_meta, runnable_copy
@@ -43,6 +43,7 @@ __all__ = [
     "guess_calls",
     "guess_for_module",
     "inputs_of",
+    "read_from_outside",
     "with_numbers",
 ]
 
@@ -68,12 +69,14 @@ class Report:
         outcome: Whether the trace does what the module does.
         why: The reason, where it does not or where that is not known.
         call: The arguments of the run, where there was one.
+        written: Names of the parameters and buffers that the module writes to when it runs.
 
     """
 
     outcome: Outcome
     why: str = ""
     call: Call | None = None
+    written: frozenset[str] = frozenset()
 
 
 def compare(module: nn.Module, traced: Trace, calls: list[Call]) -> Report:
@@ -117,6 +120,20 @@ def does_run(model: nn.Module, call: Call) -> bool:
     return False
 
 
+def read_from_outside(module: nn.Module, call: Call) -> frozenset[str]:
+    """Names of the tensors of modules inside that a module's own code computes with."""
+    for twin, arguments in _twins(module, call):
+        reads = OutsideReads(twin)
+        try:
+            with torch.no_grad(), reads:
+                twin(*arguments[0], **arguments[1])
+        except Exception:  # noqa: BLE001 (any error of the user's model: the next twin)
+            reads.found()
+            continue
+        return reads.found()
+    return frozenset()
+
+
 def guess_calls(traced: Trace) -> list[Call]:
     """Make up arguments for a traced module from the layers that read its inputs."""
     placeholders = [n for n in traced.graph.nodes if n.op == "placeholder"]
@@ -151,16 +168,17 @@ def guess_for_module(module: nn.Module) -> Call | None:
 
 def _compare_once(module: nn.Module, traced: Trace, call: Call) -> Report:
     twin = on_meta(module)
-    weights = storages(twin.named_parameters())
+    tensors = storages((*twin.named_parameters(), *twin.named_buffers()))
     try:
         arguments = _to_meta(call)
         with torch.no_grad(), torch.device("meta"), Recorder() as eager:
             twin(*arguments[0], **arguments[1])
     except Exception as error:  # noqa: BLE001 (a model may need numbers, or other inputs)
         return _compare_numbers(module, traced, call, error)
-    written = writes_to(eager, weights, twin)
-    if written is not None:
-        return Report(Outcome.DIFFERENT, f"its forward writes to its own {written}")
+    written = written_by(eager, tensors, twin)
+    writes = _writes_weights(module, written)
+    if writes is not None:
+        return writes
     operators = _operators_of(traced)
     if operators is None:
         # What is called is torch's own, which a run leaves as it was, or else it is copied anew.
@@ -174,7 +192,7 @@ def _compare_once(module: nn.Module, traced: Trace, call: Call) -> Report:
             )
         operators = replayed.operators
     if eager.operators == operators:
-        return Report(Outcome.EQUAL)
+        return Report(Outcome.EQUAL, written=written)
     return _compare_numbers(module, traced, call, None)
 
 
@@ -222,12 +240,28 @@ def _compare_numbers(
             Outcome.UNKNOWN,
             f"it does not run on the inputs at hand ({first_line(error or second)})",
         )
-    for name, weight in module.named_parameters():
-        if not torch.equal(weight.nan_to_num(), twin.get_parameter(name).nan_to_num()):
-            return Report(Outcome.DIFFERENT, f"its forward writes to its own {name}")
+    now = dict((*twin.named_parameters(), *twin.named_buffers()))
+    written = frozenset(
+        name
+        for name, before in (*module.named_parameters(), *module.named_buffers())
+        if name not in now or not torch.equal(before.nan_to_num(), now[name].nan_to_num())
+    )
+    writes = _writes_weights(module, written)
+    if writes is not None:
+        return writes
     if _close(expected, found):
-        return Report(Outcome.EQUAL)
-    return Report(Outcome.DIFFERENT, "its trace returns other values than the module itself")
+        return Report(Outcome.EQUAL, written=written)
+    why = "its trace returns other values than the module itself"
+    return Report(Outcome.DIFFERENT, why, written=written)
+
+
+def _writes_weights(module: nn.Module, written: frozenset[str]) -> Report | None:
+    """Say that a forward writes its own parameters, which no graph of it can be relied on for."""
+    for name, _ in module.named_parameters():
+        if name in written:
+            why = f"its forward writes to its own {name}"
+            return Report(Outcome.DIFFERENT, why, written=written)
+    return None
 
 
 def _twins(model: nn.Module, call: Call) -> Iterator[tuple[nn.Module, Call]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
@@ -16,7 +17,7 @@ from torch.utils._pytree import tree_flatten
 
 from reparam.frontends.torch.effects import FACTORIES
 
-__all__ = ["Factories", "Recorder", "storages", "writes_to"]
+__all__ = ["Factories", "OutsideReads", "Recorder", "storages", "written_by"]
 
 
 class Recorder(TorchDispatchMode):
@@ -210,16 +211,70 @@ _FACTORIES: dict[str, Callable[..., Any]] = {
 """Those that are called by their names in ``torch``."""
 
 
-def writes_to(recorder: Recorder, before: dict[str, int], module: nn.Module) -> str | None:
-    """The parameter that a run has written to, or put other numbers into, if there is one."""
+def written_by(recorder: Recorder, before: dict[str, int], module: nn.Module) -> frozenset[str]:
+    """The parameters and buffers that a run has written to, or put other numbers into."""
+    found = set()
     for name, storage in before.items():
         owner, _, last = name.rpartition(".")
         tensor = getattr(module.get_submodule(owner), last, None)
-        if storage in recorder.written or not isinstance(tensor, Tensor):
-            return name
-        if _storage(tensor) != storage:
-            return name
-    return None
+        kept = isinstance(tensor, Tensor) and _storage(tensor) == storage
+        if storage in recorder.written or not kept:
+            found.add(name)
+    return frozenset(found)
+
+
+class OutsideReads(TorchDispatchMode):
+    """Note which parameters and buffers are read outside of the modules that hold them.
+
+    What the code of a module does with the numbers of one inside is not seen in the graph of that
+    one. Sharing modules and tensors is no matter: each may be held in several places.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        """Watch the calls of what lies in a module; see :meth:`stop`."""
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._holders: dict[int, set[nn.Module]] = defaultdict(set)
+        self._names: dict[int, str] = {}
+        self._running: list[nn.Module] = []
+        self._read: set[int] = set()
+        for path, inner in module.named_modules(remove_duplicate=False):
+            around = [module.get_submodule(path[:k]) for k, sign in enumerate(path) if sign == "."]
+            held = (*inner.named_parameters(recurse=False), *inner.named_buffers(recurse=False))
+            for name, tensor in held if path else ():
+                self._holders[_storage(tensor)].update((inner, *around))
+                self._names.setdefault(_storage(tensor), f"{path}.{name}")
+        inside = [inner for path, inner in module.named_modules() if path]
+        self._handles = [inner.register_forward_pre_hook(self._enter) for inner in inside]
+        self._handles += [
+            inner.register_forward_hook(self._leave, always_call=True) for inner in inside
+        ]
+
+    def found(self) -> frozenset[str]:
+        """The names of what was read; nothing is watched any more."""
+        for handle in self._handles:
+            handle.remove()
+        return frozenset(self._names[storage] for storage in self._read)
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        """Run an operator and note whose numbers it reads."""
+        for tensor in filter(_is_tensor, tree_flatten((args, kwargs))[0]):
+            storage = _storage(tensor)
+            holders = self._holders.get(storage)
+            if holders is not None and holders.isdisjoint(self._running):
+                self._read.add(storage)
+        return func(*args, **(kwargs or {}))
+
+    def _enter(self, module: nn.Module, _args: Any) -> None:
+        self._running.append(module)
+
+    def _leave(self, _module: nn.Module, _args: Any, _result: Any) -> None:
+        self._running.pop()
+
+
+def _is_tensor(value: object) -> bool:
+    return isinstance(value, Tensor)
 
 
 def storages(named: Iterable[tuple[str, Tensor]]) -> dict[str, int]:
