@@ -30,6 +30,7 @@ from reparam.frontends.torch.rules import lift
 from reparam.frontends.torch.running import Arguments
 from reparam.frontends.torch.skeleton import (
     hooked_modules,
+    named_tensors,
     runnable_copy,
     with_plain_weights,
 )
@@ -122,8 +123,7 @@ class _Finder:
             self._visit_parts(path, module)
             return
         traced, ways, report = self._believed(module, traced, ways)
-        tensors = dict((*module.named_parameters(), *module.named_buffers()))
-        written = {tensors[name] for name in report.written}
+        written = _named(module, report.written)
         self._written |= written
         self.result.writes_weights |= any(isinstance(t, nn.Parameter) for t in written)
         if report.call is not None:
@@ -249,8 +249,7 @@ class _Finder:
         self._untraced.add(path)
         call = self._known_call(path) or guess_for_module(module)
         names = frozenset[str]() if call is None else read_from_outside(module, call)
-        tensors = dict((*module.named_parameters(), *module.named_buffers()))
-        self._elsewhere.update(tensors[name] for name in names if name in tensors)
+        self._elsewhere |= _named(module, names)
         self._plan_chains(path, module)
         self._visit_children(path, module)
 
@@ -330,6 +329,11 @@ class _Finder:
 
     def _leave(self, path: str, module: nn.Module, reason: Reason) -> None:
         self._account.leave(path or "the model", type(module).__name__, reason, path)
+
+
+def _named(module: nn.Module, names: frozenset[str]) -> set[Tensor]:
+    """The parameters and buffers of a module that have these names."""
+    return {t for name, t in named_tensors(module).items() if name in names} if names else set()
 
 
 def _upwards(path: str) -> Iterator[str]:

@@ -79,18 +79,34 @@ def make_layer(folded: FoldedLayer) -> nn.Module:
 
 def _empty_layer(arguments: LayerArguments, like: torch.Tensor, mode: Any) -> nn.Module:
     """Make the layer without drawing (and paying for) initial numbers."""
+    kind = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)[arguments.dims]
+    make: Any = _UNDRAWN[kind]
+    layer: nn.Module
     if arguments.dims == 0:
-        return nn.Linear(
+        layer = make(
             arguments.in_channels, arguments.out_channels, bias=arguments.bias, device="meta",
             dtype=like.dtype,
         )  # fmt: skip
-    kind = (nn.Conv1d, nn.Conv2d, nn.Conv3d)[arguments.dims - 1]
-    return kind(
-        arguments.in_channels, arguments.out_channels, arguments.kernel_size,  # type: ignore[arg-type]
-        stride=arguments.stride, padding=arguments.padding,  # type: ignore[arg-type]
-        dilation=arguments.dilation, groups=arguments.groups,  # type: ignore[arg-type]
-        bias=arguments.bias, device="meta", dtype=like.dtype, padding_mode=mode,
-    )  # fmt: skip
+    else:
+        layer = make(
+            arguments.in_channels, arguments.out_channels, arguments.kernel_size,
+            stride=arguments.stride, padding=arguments.padding, dilation=arguments.dilation,
+            groups=arguments.groups, bias=arguments.bias, device="meta", dtype=like.dtype,
+            padding_mode=mode,
+        )  # fmt: skip
+    layer.__class__ = kind
+    return layer
+
+
+def _draws_nothing(_layer: nn.Module) -> None:
+    """Leave a layer without initial numbers."""
+
+
+_UNDRAWN = {
+    kind: type(kind.__name__, (kind,), {"reset_parameters": _draws_nothing})
+    for kind in (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+}
+"""Layers that are made without these."""
 
 
 class _Edits:

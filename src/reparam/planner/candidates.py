@@ -91,9 +91,10 @@ class Candidate:
         """The batch norm that can take everything else, where no layer is among the nodes."""
         if self.expression is None or not self.geometry.is_diagonal or self.source.is_virtual:
             return None
+        if any(n.is_mixing for n in self.nodes):
+            return None
         norms = (n for n in self.nodes if isinstance(n, Affine) and n.is_norm and not n.is_copy)
-        mixes = any(n.is_mixing for n in self.nodes)
-        return None if mixes else min(norms, key=lambda n: n.order, default=None)
+        return min(norms, key=lambda n: n.order, default=None)
 
     @property
     def gone(self) -> frozenset[Node]:

@@ -217,8 +217,9 @@ def _bias_numbers(candidate: Candidate) -> int:
 
 def _pays(candidate: Candidate, candidates: Candidates, veto: Veto) -> bool:
     """Whether a candidate may become a region; notes the reason where it may not."""
-    takes = candidate.norm is not None or any(node.is_layer for node in candidate.nodes)
-    if candidate.cost.layers <= 1 or not takes:
+    if candidate.cost.layers <= 1:
+        return False
+    if not any(node.is_layer for node in candidate.nodes) and candidate.norm is None:
         return False
     before, after = candidate.cost, candidate.cost_after
     reason = None

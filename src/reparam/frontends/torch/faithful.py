@@ -30,7 +30,7 @@ from reparam.frontends.torch.frames import first_line
 from reparam.frontends.torch.recording import OutsideReads, Recorder, storages, written_by
 from reparam.frontends.torch.running import Arguments as Call
 from reparam.frontends.torch.running import run_graph, run_until
-from reparam.frontends.torch.skeleton import on_meta, runnable_copy
+from reparam.frontends.torch.skeleton import named_tensors, on_meta, runnable_copy
 from reparam.frontends.torch.structures import leaves, tensors_in
 from reparam.frontends.torch.trace import Trace, bound_arguments
 
@@ -168,14 +168,14 @@ def guess_for_module(module: nn.Module) -> Call | None:
 
 def _compare_once(module: nn.Module, traced: Trace, call: Call) -> Report:
     twin = on_meta(module)
-    tensors = storages((*twin.named_parameters(), *twin.named_buffers()))
+    tensors = storages(named_tensors(twin))
     try:
         arguments = _to_meta(call)
         with torch.no_grad(), torch.device("meta"), Recorder() as eager:
             twin(*arguments[0], **arguments[1])
     except Exception as error:  # noqa: BLE001 (a model may need numbers, or other inputs)
         return _compare_numbers(module, traced, call, error)
-    written = written_by(eager, tensors, twin)
+    written = written_by(eager, tensors, named_tensors(twin))
     writes = _writes_weights(module, written)
     if writes is not None:
         return writes
@@ -240,10 +240,10 @@ def _compare_numbers(
             Outcome.UNKNOWN,
             f"it does not run on the inputs at hand ({first_line(error or second)})",
         )
-    now = dict((*twin.named_parameters(), *twin.named_buffers()))
+    now = named_tensors(twin)
     written = frozenset(
         name
-        for name, before in (*module.named_parameters(), *module.named_buffers())
+        for name, before in named_tensors(module).items()
         if name not in now or not torch.equal(before.nan_to_num(), now[name].nan_to_num())
     )
     writes = _writes_weights(module, written)
@@ -257,8 +257,8 @@ def _compare_numbers(
 
 def _writes_weights(module: nn.Module, written: frozenset[str]) -> Report | None:
     """Say that a forward writes its own parameters, which no graph of it can be relied on for."""
-    for name, _ in module.named_parameters():
-        if name in written:
+    for name, tensor in named_tensors(module).items() if written else ():
+        if name in written and isinstance(tensor, nn.Parameter):
             why = f"its forward writes to its own {name}"
             return Report(Outcome.DIFFERENT, why, written=written)
     return None

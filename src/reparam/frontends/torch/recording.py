@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -211,16 +211,15 @@ _FACTORIES: dict[str, Callable[..., Any]] = {
 """Those that are called by their names in ``torch``."""
 
 
-def written_by(recorder: Recorder, before: dict[str, int], module: nn.Module) -> frozenset[str]:
-    """The parameters and buffers that a run has written to, or put other numbers into."""
-    found = set()
-    for name, storage in before.items():
-        owner, _, last = name.rpartition(".")
-        tensor = getattr(module.get_submodule(owner), last, None)
-        kept = isinstance(tensor, Tensor) and _storage(tensor) == storage
-        if storage in recorder.written or not kept:
-            found.add(name)
-    return frozenset(found)
+def written_by(
+    recorder: Recorder, before: Mapping[str, int], after: Mapping[str, Tensor]
+) -> frozenset[str]:
+    """The tensors that a run has written to, or put other numbers into."""
+    return frozenset(
+        name
+        for name, storage in before.items()
+        if storage in recorder.written or name not in after or _storage(after[name]) != storage
+    )
 
 
 class OutsideReads(TorchDispatchMode):
@@ -277,9 +276,9 @@ def _is_tensor(value: object) -> bool:
     return isinstance(value, Tensor)
 
 
-def storages(named: Iterable[tuple[str, Tensor]]) -> dict[str, int]:
+def storages(named: Mapping[str, Tensor]) -> dict[str, int]:
     """The memory of each tensor."""
-    return {name: _storage(tensor) for name, tensor in named}
+    return {name: _storage(tensor) for name, tensor in named.items()}
 
 
 def _storage(tensor: Tensor) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import operator
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
@@ -22,6 +23,7 @@ __all__ = [
     "Copier",
     "fill_graph_module",
     "hooked_modules",
+    "named_tensors",
     "on_meta",
     "runnable_copy",
     "shared_copy",
@@ -80,6 +82,17 @@ def tensors_of(model: nn.Module) -> Iterator[Tensor]:
             if tensor is not None and id(tensor) not in seen:
                 seen.add(id(tensor))
                 yield tensor
+
+
+def named_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """All parameters and buffers, shared ones once, by their names."""
+    found: dict[int, tuple[str, Tensor]] = {}
+    for path, module in model.named_modules():
+        for table in (module._parameters, module._buffers):
+            for name, tensor in table.items():
+                if tensor is not None:
+                    found.setdefault(id(tensor), (f"{path}.{name}" if path else name, tensor))
+    return dict(found.values())
 
 
 def shared_copy(model: nn.Module, *, needs_hooks: bool = False) -> nn.Module:
@@ -227,7 +240,7 @@ class Copier:
             memo: Objects, by ``id``, and what takes their place.
 
         """
-        self._tensor = tensor
+        self._copy_tensor = tensor
         self._keep_hooks = keep_hooks
         self._memo = {} if memo is None else memo
         self._kept: list[Any] = []
@@ -256,25 +269,43 @@ class Copier:
         known = self._memo.get(id(value))
         if known is not None:
             return known
-        made: Any
-        if isinstance(value, fx.Graph) and not self._keep_hooks:
-            return value  # read, never run or edited
-        if isinstance(value, fx.GraphModule) and self._keep_hooks:
-            return self._graph_module(value)
-        if isinstance(value, nn.Module):
-            return self._by_itself(value) if _copies_itself(value) else self._module(value)
-        if isinstance(value, Tensor):
-            made = self._tensor(value)
-        elif type(value) in {dict, OrderedDict}:
-            made = {k: v if type(v) in _ATOMS else self.value(v) for k, v in value.items()}
-            made = made if type(value) is dict else OrderedDict(made)
-        elif type(value) in {list, set, tuple}:
-            made = type(value)([v if type(v) in _ATOMS else self.value(v) for v in value])
-            if type(value) is tuple and all(map(operator.is_, made, value)):
-                made = value
-        else:
-            made = self._deep(value)
-        return self._remember(value, made)
+        kind: Any = type(value)
+        return self._way_to_copy(kind)(self, value)
+
+    @classmethod
+    @functools.lru_cache(maxsize=1024)
+    def _way_to_copy(cls, kind: Any) -> Callable[[Copier, Any], Any]:
+        """How values of a class are copied, which is asked of every attribute of every module."""
+        own = hasattr(kind, "__deepcopy__") and not issubclass(kind, fx.GraphModule)
+        ways: list[tuple[bool, Callable[[Copier, Any], Any]]] = [
+            (issubclass(kind, fx.Graph), cls._graph),
+            (issubclass(kind, fx.GraphModule), cls._graph_module),
+            (issubclass(kind, nn.Module), cls._by_itself if own else cls._module),
+            (issubclass(kind, Tensor), cls._tensor),
+            (kind in {dict, OrderedDict}, cls._table),
+            (kind in {list, set, tuple}, cls._sequence),
+        ]
+        return next((way for fits, way in ways if fits), cls._other)
+
+    def _graph(self, graph: fx.Graph) -> Any:
+        if not self._keep_hooks:
+            return graph  # read, never run or edited
+        return self._remember(graph, self._deep(graph))
+
+    def _tensor(self, tensor: Tensor) -> Any:
+        return self._remember(tensor, self._copy_tensor(tensor))
+
+    def _table(self, table: dict[Any, Any]) -> Any:
+        made = {k: v if type(v) in _ATOMS else self.value(v) for k, v in table.items()}
+        return self._remember(table, made if type(table) is dict else OrderedDict(made))
+
+    def _sequence(self, parts: Any) -> Any:
+        made = type(parts)([v if type(v) in _ATOMS else self.value(v) for v in parts])
+        same = type(parts) is tuple and all(map(operator.is_, made, parts))
+        return self._remember(parts, parts if same else made)
+
+    def _other(self, value: Any) -> Any:
+        return self._remember(value, self._deep(value))
 
     def _deep(self, value: Any) -> Any:
         try:
@@ -291,6 +322,8 @@ class Copier:
 
     def _graph_module(self, module: fx.GraphModule) -> nn.Module:
         """Make a graph module to keep, with a class of its own, which holds its code."""
+        if not self._keep_hooks:
+            return self._module(module)
         twin = self._remember(module, fx.GraphModule.__new__(fx.GraphModule))
         tables = {name: self.value(vars(module)[name]) for name in TABLES}
         return fill_graph_module(twin, tables, copy.deepcopy(module.graph))
@@ -327,10 +360,6 @@ def fill_graph_module(
     vars(holder).update(tables, training=False)
     fx.GraphModule.__init__(module, holder, graph)
     return module
-
-
-def _copies_itself(module: nn.Module) -> bool:
-    return hasattr(type(module), "__deepcopy__") and not isinstance(module, fx.GraphModule)
 
 
 _OWN = frozenset(name for name, value in vars(nn.Module()).items() if type(value) is not bool)

@@ -41,7 +41,7 @@ from reparam.frontends.torch.frames import (
 from reparam.frontends.torch.guards import planned_for
 from reparam.frontends.torch.proxies import KnowingTracer, TracedValue, taken_for_tensors
 from reparam.frontends.torch.recording import Factories, Recorder
-from reparam.frontends.torch.skeleton import on_meta, without_numbers
+from reparam.frontends.torch.skeleton import named_tensors, on_meta, without_numbers
 from reparam.frontends.torch.structures import leaves, snapshot
 
 __all__ = ["Tracer"]
@@ -103,9 +103,9 @@ class Tracer(KnowingTracer):
 
     def record(self, root: nn.Module) -> Frame:
         """Trace a module; its graph is ``self.graph`` afterwards."""
-        tensors = (*root.named_parameters(), *root.named_buffers())
-        self._tensors = {id(tensor): name for name, tensor in tensors}
-        self._without_numbers = {name: without_numbers(tensor) for name, tensor in tensors}
+        tensors = named_tensors(root)
+        self._tensors = {id(tensor): name for name, tensor in tensors.items()}
+        self._without_numbers = {name: without_numbers(t) for name, t in tensors.items()}
         with torch.no_grad(), self.recorder, Factories(self.create_proxy), taken_for_tensors():
             self.trace(root)
         return self.frames[0]
