@@ -32,16 +32,15 @@ def _average(
     x: Tensor, *, kernel: Any, stride: Any, pads: Any, ceil: bool, count_pads: bool
 ) -> Tensor:
     function = (F.avg_pool1d, F.avg_pool2d, F.avg_pool3d)[len(kernel) - 1]
-    result: Tensor = function(x, kernel, stride, [low for low, _ in pads], ceil, count_pads)
+    result: Tensor = function(x, kernel, stride, pads, ceil, count_pads)
     return result
 
 
 def _conv(
-    x: Tensor, weight: Tensor, *, stride: Any, pads: Any, dilation: Any, groups: int
+    x: Tensor, weight: Tensor, *, stride: Any, padding: Any, dilation: Any, groups: int
 ) -> Tensor:
     function = (F.conv1d, F.conv2d, F.conv3d)[len(stride) - 1]
-    flat = [side for pair in reversed(pads) for side in pair]
-    return function(F.pad(x, flat), weight, None, stride, 0, dilation, groups)
+    return function(x, weight, None, stride, padding, dilation, groups)
 
 
 def _conv_transpose(

@@ -25,6 +25,7 @@ class Builder:
         self._known: dict[Hashable, Form] = {}
         self._alive: list[Form] = []  # what ids in keys stand for has to live as long as they
         self.cuts: dict[int, bool] = {}
+        self.at = ""
 
     # ------------------------------------------------------------------ atoms
 
@@ -32,24 +33,30 @@ class Builder:
         """An input of the network."""
         return _alone(Input(index, tuple(shape)))
 
-    def constant(self, numbers: Sized, where: str) -> Form:
+    def constant(self, numbers: Sized) -> Form:
         """Stored numbers of any shape."""
-        return _alone(Constant(numbers, tuple(numbers.value.shape), where))
+        return _alone(Constant(numbers, tuple(numbers.value.shape), self.at))
 
     def operation(
-        self, kind: str, args: Sequence[Form], shape: Sequence[int], where: str, **attributes: Any
+        self,
+        kind: str,
+        args: Sequence[Form],
+        shape: Sequence[int],
+        *,
+        at: str = "",
+        **attributes: Any,
     ) -> Form:
         """What an operation that is not affine returns."""
         named = tuple(sorted((name, _frozen(value)) for name, value in attributes.items()))
         key = (kind, named, tuple(_identity(arg) for arg in args))
         if key not in self._known:
             self._alive += args
-            made = Operation(kind, tuple(args), named, tuple(shape), where)
+            made = Operation(kind, tuple(args), named, tuple(shape), at or self.at)
             self._known[key] = _alone(made)
         return self._known[key]
 
     def layout(
-        self, kind: str, form: Form, shape: Sequence[int], where: str, *, axis: int | None,
+        self, kind: str, form: Form, shape: Sequence[int], *, axis: int | None,
         **attributes: Any,
     ) -> Form:  # fmt: skip
         """An operation that treats all channels alike and keeps what is constant in each.
@@ -60,27 +67,25 @@ class Builder:
         """
         if form.axis is not None and axis is None:
             if kind == "reshape":
-                form = self._flattened(form, where)
-            return self.operation(kind, [form], shape, where, **attributes)
+                form = self._flattened(form)
+            return self.operation(kind, [form], shape, **attributes)
         if form.varies:
             assert form.bias is not None  # noqa: S101 (which varies)
-            plain = self.layout(
-                kind, replace(form, bias=None), shape, where, axis=axis, **attributes
-            )
+            plain = self.layout(kind, replace(form, bias=None), shape, axis=axis, **attributes)
             field = (
                 KINDS[kind](each.expand(form.shape), **attributes)
                 for each in (form.bias.value, form.bias.size)
             )
-            constant = _alone(Constant(Sized(*field), tuple(shape), where))
-            return self.add([plain, constant], tuple(shape), where)
+            constant = _alone(Constant(Sized(*field), tuple(shape), self.at))
+            return self.add([plain, constant], tuple(shape))
         if all(isinstance(m, Sized) or m.geometry.is_pointwise for _, m in form.terms):
-            return self._moved_atoms(kind, form, tuple(shape), where, axis, attributes)
+            return self._moved_atoms(kind, form, tuple(shape), axis, attributes)
         plain, factor, shift = _normalised(form)
-        moved = self._moved(kind, plain, tuple(shape), where, attributes)
-        behind = self.affine(moved, factor, shift, None if form.axis is None else axis, where)
-        return replace(behind, where=(*form.where, where))
+        moved = self._moved(kind, plain, tuple(shape), attributes)
+        behind = self.affine(moved, factor, shift, None if form.axis is None else axis)
+        return replace(behind, where=(*form.where, self.at))
 
-    def _flattened(self, form: Form, where: str) -> Form:
+    def _flattened(self, form: Form) -> Form:
         """Lay out alike what stands before and behind the axis of a value's maps."""
         assert form.axis is not None  # noqa: S101 (the caller's condition)
         ahead, behind = math.prod(form.shape[: form.axis]), math.prod(form.shape[form.axis + 1 :])
@@ -88,10 +93,10 @@ class Builder:
         axis = kept_axis(form.shape, form.axis, shape)
         if axis is None or shape == form.shape:
             return form
-        return self.layout("reshape", form, shape, where, axis=axis, to=shape)
+        return self.layout("reshape", form, shape, axis=axis, to=shape)
 
     def _moved_atoms(
-        self, kind: str, form: Form, shape: tuple[int, ...], where: str, axis: int | None,
+        self, kind: str, form: Form, shape: tuple[int, ...], axis: int | None,
         attributes: dict[str, Any],
     ) -> Form:  # fmt: skip
         parts = []
@@ -101,18 +106,18 @@ class Builder:
                 size[axis] = atom.shape[form.axis]  # the map makes other channels of these
                 if "to" in given:
                     given["to"] = tuple(size)
-            moved = self._moved(kind, _alone(atom), tuple(size), where, given)
+            moved = self._moved(kind, _alone(atom), tuple(size), given)
             if isinstance(m, Sized):
-                parts.append(self.affine(moved, m, None, None, where))
+                parts.append(self.affine(moved, m, None, None))
             else:
                 assert axis is not None  # noqa: S101 (a map acts on channels)
-                parts.append(self.apply(moved, m.in_dims(0), axis, shape, where))
-        total = self.add(parts, shape, where)
+                parts.append(self.apply(moved, m.in_dims(0), axis, shape))
+        total = self.add(parts, shape)
         axis = total.axis if form.axis is None else axis
-        return replace(total, axis=axis, bias=form.bias, where=(*form.where, where))
+        return replace(total, axis=axis, bias=form.bias, where=(*form.where, self.at))
 
     def _moved(
-        self, kind: str, form: Form, shape: tuple[int, ...], where: str, attributes: dict[str, Any]
+        self, kind: str, form: Form, shape: tuple[int, ...], attributes: dict[str, Any]
     ) -> Form:
         """Two moves of one kind are one; one that changes nothing is none."""
         before = form.atom
@@ -131,33 +136,33 @@ class Builder:
         inner = form.atom
         if isinstance(inner, Operation) and kind in _MOVES and _is_pointwise(inner):
             # Optimisers put these on either side of an activation; here they stand before it.
-            args = [self._relaid(kind, arg, shape, where, attributes) for arg in inner.args]
+            args = [self._relaid(kind, arg, shape, attributes) for arg in inner.args]
             settings: dict[str, Any] = dict(inner.attributes)
-            return self.operation(inner.kind, args, shape, inner.where, **settings)
+            return self.operation(inner.kind, args, shape, at=inner.where, **settings)
         if isinstance(inner, Operation) and kind == "reshape" and _keeps_rows(inner, shape):
-            args = [self._relaid(kind, arg, shape, where, attributes) for arg in inner.args]
+            args = [self._relaid(kind, arg, shape, attributes) for arg in inner.args]
             last = len(shape) - 1
             along = {"axes": (last,)} if inner.kind == "layer_norm" else {"axis": last}
             settings = {**dict[str, Any](inner.attributes), **along}
-            return self.operation(inner.kind, args, shape, inner.where, **settings)
+            return self.operation(inner.kind, args, shape, at=inner.where, **settings)
         if kind == "permute" and attributes["order"] == tuple(range(len(shape))):
             return form
-        return self.operation(kind, [form], shape, where, **attributes)
+        return self.operation(kind, [form], shape, **attributes)
 
     def _relaid(
-        self, kind: str, form: Form, shape: tuple[int, ...], where: str, attributes: dict[str, Any]
+        self, kind: str, form: Form, shape: tuple[int, ...], attributes: dict[str, Any]
     ) -> Form:
         axis = form.axis
         if axis is not None and kind == "permute":
             axis = attributes["order"].index(axis)
         elif axis is not None:
             axis = kept_axis(form.shape, axis, shape)
-        return self.layout(kind, form, shape, where, axis=axis, **attributes)
+        return self.layout(kind, form, shape, axis=axis, **attributes)
 
     # ------------------------------------------------------------------ affine maps
 
     def affine(
-        self, form: Form, factor: Sized | None, shift: Sized | None, axis: int | None, where: str
+        self, form: Form, factor: Sized | None, shift: Sized | None, axis: int | None
     ) -> Form:
         """Multiply by factors and add shifts, along an axis or the same everywhere (None)."""
         if axis is None:
@@ -168,28 +173,28 @@ class Builder:
             )
             bias = form.bias if form.bias is None else form.bias * number
             bias = shift if bias is None else bias if shift is None else bias + shift
-            return replace(form, terms=terms, bias=bias, where=(*form.where, where))
+            return replace(form, terms=terms, bias=bias, where=(*form.where, self.at))
         channels = form.shape[axis]
         numbers = factor or Sized.of(torch.ones(channels))
-        scaled = self.apply(form, Map.diagonal(numbers.spread(channels)), axis, form.shape, where)
+        scaled = self.apply(form, Map.diagonal(numbers.spread(channels)), axis, form.shape)
         if shift is None:
             return scaled
         bias = shift if scaled.bias is None else scaled.bias + shift
         return replace(scaled, bias=bias)
 
-    def layer(self, form: Form, op: AffineConv, axis: int, where: str) -> Form:
+    def layer(self, form: Form, op: AffineConv, axis: int) -> Form:
         """Apply a convolution (``axis`` 1) or a linear map of any axis, with its bias."""
         shape = list(form.shape)
         shape[axis] = op.geometry.out_channels
         if op.geometry.dims:
             shape[2:] = op.geometry.output_size(form.shape[2:])
-        applied = self.apply(form, Map.of(op), axis, tuple(shape), where)
+        applied = self.apply(form, Map.of(op), axis, tuple(shape))
         if op.bias is None:
             return applied
         bias = Sized.of(op.bias)
         return replace(applied, bias=bias if applied.bias is None else applied.bias + bias)
 
-    def apply(self, form: Form, outer: Map, axis: int, shape: tuple[int, ...], where: str) -> Form:
+    def apply(self, form: Form, outer: Map, axis: int, shape: tuple[int, ...]) -> Form:
         """Apply a linear map to a value, composed with the value's maps where that is exact."""
         if axis == 1:
             form = _in_space(form)
@@ -197,9 +202,9 @@ class Builder:
         if not pays:
             form = self.cut(form, priced=pays is not None)
         terms, bias = _composed(form, outer, axis)
-        return self._dissolved(Form(shape, axis, terms, bias, (*form.where, where)))
+        return self._dissolved(Form(shape, axis, terms, bias, (*form.where, self.at)))
 
-    def add(self, forms: Sequence[Form], shape: tuple[int, ...], where: str) -> Form:
+    def add(self, forms: Sequence[Form], shape: tuple[int, ...]) -> Form:
         """Add values of one shape."""
         axes = {form.axis for form in forms if form.axis is not None}
         if len(axes) > 1:
@@ -229,7 +234,7 @@ class Builder:
         terms = _within_borders(terms)
         if axis is None and any(isinstance(m, Map) for m in terms.values()):
             axis = 1
-        total = Form(shape, axis, tuple(terms.items()), bias, tuple(names) or (where,))
+        total = Form(shape, axis, tuple(terms.items()), bias, tuple(names) or (self.at,))
         return self._merged(total)
 
     def _merged(self, total: Form) -> Form:
@@ -242,10 +247,10 @@ class Builder:
             outer = _as_map(m, total.shape[total.axis])
             terms, bias = _composed(cut.form, outer, total.axis)
             part = Form(total.shape, total.axis, terms, bias, cut.form.where)
-            return self.add([rest, part], total.shape, "")
+            return self.add([rest, part], total.shape)
         return total
 
-    def cat(self, forms: Sequence[Form], axis: int, where: str) -> Form:
+    def cat(self, forms: Sequence[Form], axis: int) -> Form:
         """Join along an axis: each part goes to its own rows."""
         total = sum(form.shape[axis] for form in forms)
         if any(form.axis not in (None, axis) for form in forms):
@@ -257,28 +262,28 @@ class Builder:
             if _is_spatial(form, axis):
                 pads = [(0, 0)] * (len(shape) - 2)
                 pads[axis - 2] = (start, total - start - width)
-                parts.append(self.layer(form, zero_pad(form.shape[1], pads), 1, where))
+                parts.append(self.layer(form, zero_pad(form.shape[1], pads), 1))
             else:
                 rows = torch.zeros(total, width)
                 rows[start : start + width] = torch.eye(width)
-                parts.append(self.apply(form, Map.of(linear(rows)), axis, shape, where))
+                parts.append(self.apply(form, Map.of(linear(rows)), axis, shape))
             start += width
-        return self.add(parts, shape, where)
+        return self.add(parts, shape)
 
-    def take(self, form: Form, axis: int, index: Sequence[int], where: str) -> Form:
+    def take(self, form: Form, axis: int, index: Sequence[int]) -> Form:
         """Keep some positions of an axis, in the order given."""
         if form.axis not in (None, axis):
             form = _in_space(form)
         if _is_spatial(form, axis):
             op = _crop(index, form.shape, axis)
             if op is not None:
-                return self.layer(form, op, 1, where)
+                return self.layer(form, op, 1)
         rows = torch.zeros(len(index), form.shape[axis])
         rows[torch.arange(len(index)), torch.as_tensor(index)] = 1.0
         shape = tuple(len(index) if k == axis else n for k, n in enumerate(form.shape))
         if len(index) == form.shape[axis] and list(index) == list(range(len(index))):
             return form
-        return self.apply(form, Map.of(linear(rows)), axis, shape, where)
+        return self.apply(form, Map.of(linear(rows)), axis, shape)
 
     @staticmethod
     def varying(form: Form, numbers: Tensor) -> bool:
@@ -327,7 +332,7 @@ class Builder:
         largest = max(float(each.abs().max()) for each in numbers)
         if largest in (0.0, 1.0) or not math.isfinite(largest):
             return form, 1.0
-        return self.affine(form, Sized.of(1 / largest), None, None, ""), largest
+        return self.affine(form, Sized.of(1 / largest), None, None), largest
 
     def cut(self, form: Form, *, priced: bool = False) -> Form:
         """Name a value, so that what follows is a map of it alone."""
@@ -344,7 +349,7 @@ class Builder:
         """Name a value but for the scale and shift of its channels, which go on to its readers."""
         plain, factor, shift = _normalised(form)
         named = plain if plain.atom is not None else _alone(Cut(plain, priced=True))
-        return replace(self.affine(named, factor, shift, form.axis, ""), where=form.where)
+        return replace(self.affine(named, factor, shift, form.axis), where=form.where)
 
     def _dissolved(self, form: Form) -> Form:
         """Compose with what was cut only because of its price, where that pays by now."""

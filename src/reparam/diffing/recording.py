@@ -18,7 +18,8 @@ from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_mod
 from torch.utils._pytree import tree_leaves, tree_map, tree_map_only
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from reparam.diffing.aten import HANDLERS
+from reparam.diffing import aten  # noqa: F401 (it enters its operators)
+from reparam.diffing.table import HANDLERS
 from reparam.diffing.values import Form
 from reparam.diffing.vocabulary import Vocabulary, read
 from reparam.errors import UnsupportedModelError
@@ -62,7 +63,12 @@ class _Slot:
 
 @dataclass(frozen=True, eq=False)
 class _Call:
-    """An operator, its arguments (slots, and numbers that depend on no input), its results."""
+    """An operator, its arguments (slots, and numbers that depend on no input), its results.
+
+    Attributes:
+        shape: Shape of its result, or of the first of several.
+
+    """
 
     func: Any
     where: str
@@ -70,6 +76,7 @@ class _Call:
     kwargs: Any
     results: tuple[_Slot, ...]
     single: bool
+    shape: Sequence[int] | None
 
 
 class Recorder(TorchDispatchMode):
@@ -127,7 +134,8 @@ class Recorder(TorchDispatchMode):
         made = (result,) if single else tuple(result)
         if depends:
             symbols, named = seen
-            self.tape.append(_Call(func, where, symbols, named, self._numbered(made), single))
+            slots, shape = self._numbered(made), getattr(next(iter(made), None), "shape", None)
+            self.tape.append(_Call(func, where, symbols, named, slots, single, shape))
         elif not targets and any(isinstance(each, Tensor) for each in tree_leaves(seen)):
             self._keep_exact(func, seen, made)
         return result
@@ -173,7 +181,7 @@ def _replay(
         words.rounded(exact, run)
     for key, each in enumerate(recorder.tape):
         args, kwargs = tree_map_only(_Slot, value, (each.args, each.kwargs))
-        made = words.noted(key, _called(words, each.func, each.where, args, kwargs))
+        made = words.noted(key, _called(words, each, args, kwargs))
         results = (made,) if each.single else made
         known.update(
             (slot.index, result) for slot, result in zip(each.results, results, strict=False)
@@ -181,8 +189,9 @@ def _replay(
     return [words.form(value(each) if isinstance(each, _Slot) else each) for each in outputs]
 
 
-def _called(words: Vocabulary, target: Any, where: str, args: Any, kwargs: Any) -> Any:
+def _called(words: Vocabulary, call: _Call, args: Any, kwargs: Any) -> Any:
     """What an operator makes of forms and numbers."""
+    target, where = call.func, call.where
     name = _name(target)
     if name == "_assert_tensor_metadata":  # of types that are not kept here
         return None
@@ -195,7 +204,7 @@ def _called(words: Vocabulary, target: Any, where: str, args: Any, kwargs: Any) 
     handler = HANDLERS.get(name.removesuffix("_"))
     if handler is None:
         raise UnsupportedModelError(f"{target} at {where} has no normal form")
-    return words.translated(handler, str(target), where, *args, **kwargs)
+    return words.translated(handler, str(target), where, call.shape, args, kwargs)
 
 
 def _name(target: Any) -> str:

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from reparam.algebra import average_pool, batch_norm, conv, linear, zero_pad
+from reparam.algebra import linear, zero_pad
 from reparam.diffing.kinds import KINDS
 from reparam.diffing.normal import Builder, kept_axis
 from reparam.diffing.values import Form, Sized
@@ -42,6 +42,7 @@ class Vocabulary:
     def __init__(self, named: Mapping[Hashable, bool] | None = None) -> None:
         """Prepare to read a network; the values ``named`` are cut for all who read them."""
         self.build = Builder()
+        self.shape: tuple[int, ...] = ()
         self.named = dict(named or {})
         self._births: dict[int, tuple[Hashable, Form]] = {}  # with what the ids stand for
         self._strays = WeakTensorKeyDictionary()
@@ -91,92 +92,97 @@ class Vocabulary:
             for key in {**self.named, **fresh}
         }
 
+    @property
+    def at(self) -> str:
+        """Where the network is that is read: the name of what it makes is of."""
+        return self.build.at
+
     def translated(
-        self, handler: Callable[..., Any], name: str, where: str, *args: Any, **kwargs: Any
-    ) -> Any:
+        self, handler: Callable[..., Any], name: str, at: str, shape: Sequence[int] | None,
+        args: Any, kwargs: Any,
+    ) -> Any:  # fmt: skip
         """Call what a front end knows of an operator; its arguments may be of a kind it does not.
 
         Raises:
             UnsupportedModelError: They are.
 
         """
+        self.build.at, self.shape = at, () if shape is None else tuple(shape)
         try:
-            return handler(self, where, *args, **kwargs)
+            return handler(self, *args, **kwargs)
         except UnsupportedModelError:
             raise
         except _STRANGE as error:
-            msg = f"{name} at {where} has no normal form as it is used there: {error}"
+            msg = f"{name} at {self.at} has no normal form as it is used there: {error}"
             raise UnsupportedModelError(msg) from error
 
-    def form(self, value: Value, where: str = "a constant") -> Form:
+    def form(self, value: Value) -> Form:
         """A value as a form, constants too."""
         if isinstance(value, Form):
             return value
-        return self.build.constant(self.sized(torch.as_tensor(value).to(torch.float64)), where)
+        return self.build.constant(self.sized(torch.as_tensor(value).to(torch.float64)))
 
-    def pointwise(self, kind: str, x: Value, where: str, **attributes: Any) -> Value:
+    def pointwise(self, kind: str, x: Value, **attributes: Any) -> Value:
         """An operation on every element by itself."""
         if not isinstance(x, Form):
             return KINDS[kind](torch.as_tensor(x, dtype=torch.float64), **attributes)
-        return self.build.operation(kind, [x], x.shape, where, **attributes)
+        return self.build.operation(kind, [x], x.shape, **attributes)
 
     # ------------------------------------------------------------------ arithmetic
 
-    def scaled(self, x: Form, factor: float, shift: float, where: str) -> Form:
+    def scaled(self, x: Form, factor: float, shift: float) -> Form:
         """``factor * x + shift``."""
         numbers = None if factor == 1 else Sized.of(factor)
-        return self.build.affine(x, numbers, Sized.of(shift) if shift else None, None, where)
+        return self.build.affine(x, numbers, Sized.of(shift) if shift else None, None)
 
-    def add(self, x: Value, y: Value, where: str, alpha: float = 1.0) -> Value:
+    def add(self, x: Value, y: Value, alpha: float = 1.0) -> Value:
         """``x + alpha * y``."""
         if isinstance(y, Form):
-            y = y if alpha == 1 else self.scaled(y, alpha, 0.0, where)
+            y = y if alpha == 1 else self.scaled(y, alpha, 0.0)
             if not isinstance(x, Form):
-                return self.add(y, x, where)
+                return self.add(y, x)
         elif not isinstance(x, Form):
             return torch.as_tensor(x) + alpha * torch.as_tensor(y)
         else:
             constant = torch.as_tensor(y, dtype=torch.float64)
             constant = constant if alpha == 1 else alpha * constant
-            return self._with_constant(x, None, constant, where)
+            return self._with_constant(x, None, constant)
         shape = torch.broadcast_shapes(x.shape, y.shape)
-        return self.build.add([self.spread(x, shape), self.spread(y, shape)], shape, where)
+        return self.build.add([self.spread(x, shape), self.spread(y, shape)], shape)
 
-    def mul(self, x: Value, y: Value, where: str) -> Value:
+    def mul(self, x: Value, y: Value) -> Value:
         """``x * y``."""
         if isinstance(x, Form) and isinstance(y, Form):
-            return self._product("mul", x, y, torch.broadcast_shapes(x.shape, y.shape), where)
+            return self._product("mul", x, y, torch.broadcast_shapes(x.shape, y.shape))
         if isinstance(x, Form):
-            return self._with_constant(x, torch.as_tensor(y, dtype=torch.float64), None, where)
+            return self._with_constant(x, torch.as_tensor(y, dtype=torch.float64), None)
         if isinstance(y, Form):
-            return self.mul(y, x, where)
+            return self.mul(y, x)
         return torch.as_tensor(x) * torch.as_tensor(y)
 
-    def _product(self, kind: str, x: Form, y: Form, shape: Sequence[int], where: str) -> Form:
+    def _product(self, kind: str, x: Form, y: Form, shape: Sequence[int]) -> Form:
         """A product of two values; one number that either is multiplied by stands behind it."""
         (left, first), (right, second) = self.build.unscaled(x), self.build.unscaled(y)
-        value = self.build.operation(kind, [left, right], shape, where)
+        value = self.build.operation(kind, [left, right], shape)
         factor = first * second
-        return value if factor == 1 else self.scaled(value, factor, 0.0, where)
+        return value if factor == 1 else self.scaled(value, factor, 0.0)
 
-    def power(self, x: Value, exponent: float, where: str) -> Value:
+    def power(self, x: Value, exponent: float) -> Value:
         """``x ** exponent``; small whole powers are products, as some exporters write them."""
         if exponent in _PRODUCTS:
             value = x
             for _ in range(int(exponent) - 1):
-                value = self.mul(value, x, where)
+                value = self.mul(value, x)
             return value
-        return self.pointwise("pow", x, where, exponent=float(exponent))
+        return self.pointwise("pow", x, exponent=float(exponent))
 
-    def div(self, x: Value, y: Value, where: str) -> Value:
+    def div(self, x: Value, y: Value) -> Value:
         """``x / y``."""
         if not isinstance(y, Form):
-            return self.mul(x, 1 / torch.as_tensor(y, dtype=torch.float64), where)
-        return self.mul(x, self.power(y, -1.0, where), where)
+            return self.mul(x, 1 / torch.as_tensor(y, dtype=torch.float64))
+        return self.mul(x, self.power(y, -1.0))
 
-    def _with_constant(
-        self, x: Form, factor: Tensor | None, shift: Tensor | None, where: str
-    ) -> Value:
+    def _with_constant(self, x: Form, factor: Tensor | None, shift: Tensor | None) -> Value:
         number = shift if factor is None else factor
         assert number is not None  # noqa: S101 (one of the two is given)
         numbers = self.sized(number)
@@ -186,191 +192,59 @@ class Vocabulary:
             x = self.spread(x, shape)
         if axis == _EVERY and factor is None and self.build.varying(x, number):
             field = numbers.each(lambda each: each.expand(shape)[0])
-            return self.build.affine(x, None, field, 1, where)
+            return self.build.affine(x, None, field, 1)
         if axis == _EVERY:
-            other = self.build.constant(numbers, where)
+            other = self.build.constant(numbers)
             if factor is None:
-                return self.build.add([x, self.spread(other, shape)], tuple(shape), where)
-            return self._product("mul", x, other, shape, where)
+                return self.build.add([x, self.spread(other, shape)], tuple(shape))
+            return self._product("mul", x, other, shape)
         flat = numbers.each(lambda each: each.reshape(() if axis is None else -1))
         if factor is None:
-            return self.build.affine(x, None, flat, axis, where)
-        return self.build.affine(x, flat, None, axis, where)
+            return self.build.affine(x, None, flat, axis)
+        return self.build.affine(x, flat, None, axis)
 
-    def spread(self, x: Form, shape: Sequence[int], where: str = "expand") -> Form:
+    def spread(self, x: Form, shape: Sequence[int]) -> Form:
         """Repeat along axes of size one, and along new ones in front."""
         wanted = tuple(shape)
         if len(x.shape) < len(wanted):
-            x = self._laid_out(x, (*(1,) * (len(wanted) - len(x.shape)), *x.shape), where)
+            x = self._laid_out(x, (*(1,) * (len(wanted) - len(x.shape)), *x.shape))
         if x.shape == wanted:
             return x
         axis = None if x.axis is None or x.shape[x.axis] != wanted[x.axis] else x.axis
-        return self.build.layout("expand", x, wanted, where, axis=axis, to=wanted)
+        return self.build.layout("expand", x, wanted, axis=axis, to=wanted)
 
     # ------------------------------------------------------------------ layers
 
-    def conv(
-        self, x: Form, weight: Value, bias: Value | None, where: str, *, stride: Sequence[int],
-        padding: Pads | str, dilation: Sequence[int], groups: int,
-    ) -> Value:  # fmt: skip
-        """A convolution; ``padding`` per side, or a word."""
-        if isinstance(weight, Tensor) and not isinstance(bias, Form):
-            numbers = None if bias is None else torch.as_tensor(bias)
-            pads = padding if isinstance(padding, str) else [(low, high) for low, high in padding]
-            op = conv(
-                weight.detach(), numbers, stride=tuple(stride), padding=pads,
-                dilation=tuple(dilation), groups=groups,
-            )  # fmt: skip
-            return self.build.layer(x, op, 1, where)
-        by = self.form(weight, where)
-        spans = [d * (k - 1) for d, k in zip(dilation, by.shape[2:], strict=True)]
-        if isinstance(padding, str):
-            padding = [(0, 0) if padding == "valid" else (n // 2, n - n // 2) for n in spans]
-        size = [
-            (n + sum(p) - span - 1) // step + 1
-            for n, p, span, step in zip(x.shape[2:], padding, spans, stride, strict=True)
-        ]
-        value = self.build.operation(
-            "conv", [x, by], (x.shape[0], by.shape[0], *size), where, stride=tuple(stride),
-            pads=padding, dilation=tuple(dilation), groups=groups,
-        )  # fmt: skip
-        return value if bias is None else self.add(value, self._shift(bias, len(size)), where)
-
-    def conv_transpose(
-        self, x: Form, weight: Value, bias: Value | None, where: str, *, stride: Sequence[int],
-        padding: Sequence[int], output_padding: Sequence[int], dilation: Sequence[int],
-        groups: int,
-    ) -> Value:  # fmt: skip
-        """A transposed convolution; the scale of each output channel stands behind it."""
-        if not isinstance(weight, Tensor):
-            raise UnsupportedModelError(f"computed weights of {where} have no normal form")
-        by_output = weight.double().unflatten(0, (groups, -1)).transpose(1, 2)
-        rows = by_output.flatten(0, 1).flatten(1)
-        factor = rows.gather(1, rows.abs().argmax(1, keepdim=True)).flatten()
-        factor = torch.where(factor == 0, 1.0, factor)
-        plain = (by_output.flatten(0, 1) / factor.view(-1, *(1,) * (weight.dim() - 1))).unflatten(
-            0, by_output.shape[:2]
-        )
-        kernel = plain.transpose(1, 2).flatten(0, 1)
-        size = [
-            (n - 1) * s - 2 * p + d * (k - 1) + o + 1
-            for n, s, p, d, k, o in zip(
-                x.shape[2:], stride, padding, dilation, weight.shape[2:], output_padding,
-                strict=True,
-            )
-        ]  # fmt: skip
-        value = self.build.operation(
-            "conv_transpose", [x, self.build.constant(Sized(kernel), where)],
-            (x.shape[0], weight.shape[1] * groups, *size), where, stride=tuple(stride),
-            padding=tuple(padding), output_padding=tuple(output_padding), groups=groups,
-            dilation=tuple(dilation),
-        )  # fmt: skip
-        scaled = self.build.affine(value, Sized.of(factor), None, 1, where)
-        return scaled if bias is None else self.add(scaled, self._shift(bias, len(size)), where)
-
-    def _shift(self, bias: Value, dims: int) -> Value:
-        shape = (-1, *(1,) * dims)
-        return self.reshape(bias, shape, "bias")
-
-    def linear(self, x: Value, weight: Value, bias: Value | None, where: str) -> Value:
+    def linear(self, x: Value, weight: Value, bias: Value | None) -> Value:
         """``x @ weight.T + bias`` along the last axis."""
         if isinstance(x, Form) and isinstance(weight, Tensor) and not isinstance(bias, Form):
             op = linear(weight.detach(), None if bias is None else torch.as_tensor(bias))
-            return self.build.layer(x, op, len(x.shape) - 1, where)
-        turned = self.permute(weight, (1, 0), where)
-        product = self.matmul(x, turned, where)
-        return product if bias is None else self.add(product, bias, where)
+            return self.build.layer(x, op, len(x.shape) - 1)
+        turned = self.permute(weight, (1, 0))
+        product = self.matmul(x, turned)
+        return product if bias is None else self.add(product, bias)
 
-    def matmul(self, x: Value, y: Value, where: str) -> Value:
+    def matmul(self, x: Value, y: Value) -> Value:
         """A matrix product; a linear map where one side is a constant matrix."""
         if isinstance(x, Form) and isinstance(y, Tensor):
             alike = _one_matrix(y, x.shape[:-2])
             if alike is not None:
-                return self.linear(x, alike.T, None, where)
+                return self.linear(x, alike.T, None)
         if isinstance(x, Tensor) and isinstance(y, Tensor):
             return x @ y
-        left, right = self.form(x, where), self.form(y, where)
+        left, right = self.form(x), self.form(y)
         batch = tuple(torch.broadcast_shapes(left.shape[:-2], right.shape[:-2]))
         # Some runtimes lay all batches out along one axis, so here all do.
         first, second = (
-            self._laid_out(
-                self.spread(side, (*batch, *side.shape[-2:]), where), (-1, *side.shape[-2:]), where
-            )
+            self._laid_out(self.spread(side, (*batch, *side.shape[-2:])), (-1, *side.shape[-2:]))
             for side in (left, right)
         )
         shape = (math.prod(batch), left.shape[-2], right.shape[-1])
-        product = self._product("matmul", first, second, shape, where)
-        return self.reshape(product, (*batch, *shape[1:]), where)
-
-    def batch_norm(
-        self, x: Form, weight: Tensor | None, bias: Tensor | None, mean: Tensor, var: Tensor,
-        eps: float, where: str,
-    ) -> Form:  # fmt: skip
-        """Batch normalisation by stored statistics."""
-        op = batch_norm(mean, var, weight, bias, eps=eps)
-        # The shift is a difference, so it is as large as the larger of its two parts.
-        parts = (mean.double() * op.kernel.flatten()).abs()
-        size = parts if bias is None else parts + bias.double().abs()
-        assert op.bias is not None  # noqa: S101 (a batch norm has a shift)
-        factor = Sized.of(op.kernel.flatten())
-        return self.build.affine(x, factor, Sized(op.bias, size), 1, where)
-
-    def average_pool(
-        self, x: Form, where: str, *, kernel: Sequence[int], stride: Sequence[int], pads: Pads,
-        ceil: bool, count_pads: bool,
-    ) -> Form:  # fmt: skip
-        """Average pooling: a convolution, unless borders are weighted by themselves."""
-        padded = any(any(pair) for pair in pads)
-        size = [
-            _pooled(n, k, s, sum(p), ceil=ceil)
-            for n, k, s, p in zip(x.shape[2:], kernel, stride, pads, strict=True)
-        ]
-        floor = [
-            _pooled(n, k, s, sum(p), ceil=False)
-            for n, k, s, p in zip(x.shape[2:], kernel, stride, pads, strict=True)
-        ]
-        if (count_pads or not padded) and size == floor:
-            if list(kernel) == list(x.shape[2:]) and not padded:
-                return self.mean(x, tuple(range(2, len(x.shape))), where, keep=True)
-            op = average_pool(
-                x.shape[1], kernel, tuple(stride), [(low, high) for low, high in pads]
-            )
-            return self.build.layer(x, op, 1, where)
-        return self.build.operation(
-            "average_pool", [x], (*x.shape[:2], *size), where, kernel=kernel, stride=stride,
-            pads=pads, ceil=ceil, count_pads=count_pads,
-        )  # fmt: skip
-
-    def max_pool(
-        self, x: Form, where: str, *, kernel: Sequence[int], stride: Sequence[int], pads: Pads,
-        dilation: Sequence[int], ceil: bool,
-    ) -> Form:  # fmt: skip
-        """Maximum pooling; padding by minus infinity before it is its own."""
-        x, pads = self.build.without_padding(x, pads, -math.inf)
-        size = [
-            _pooled(n, d * (k - 1) + 1, s, sum(p), ceil=ceil)
-            for n, k, s, p, d in zip(x.shape[2:], kernel, stride, pads, dilation, strict=True)
-        ]
-        return self.build.operation(
-            "max_pool", [x], (*x.shape[:2], *size), where, kernel=kernel, stride=stride, pads=pads,
-            dilation=dilation, ceil=ceil,
-        )  # fmt: skip
-
-    def layer_norm(
-        self, x: Form, axes: Sequence[int], weight: Value | None, bias: Value | None, eps: float,
-        where: str,
-    ) -> Value:  # fmt: skip
-        """Layer normalisation; its scale and shift are affine behind it."""
-        at = tuple(sorted(axis % len(x.shape) for axis in axes))
-        value: Value = self.build.operation(
-            "layer_norm", [x], x.shape, where, axes=at, eps=float(eps)
-        )
-        value = value if weight is None else self.mul(value, weight, where)
-        return value if bias is None else self.add(value, bias, where)
+        product = self._product("matmul", first, second, shape)
+        return self.reshape(product, (*batch, *shape[1:]))
 
     def group_norm(
         self, x: Form, groups: int, weight: Tensor | None, bias: Tensor | None, eps: float,
-        where: str,
     ) -> Value:  # fmt: skip
         """Group normalisation; with one group for each channel, instance normalisation."""
         whole = self._shaped.get(id(x), (x, x))[0]
@@ -378,9 +252,9 @@ class Vocabulary:
         # Exporters write groups as the channels of another shape.
         before = whole if rows and whole.shape[0] == x.shape[0] else x
         normal = self.build.operation(
-            "group_norm", [before], before.shape, where, groups=groups, eps=float(eps)
+            "group_norm", [before], before.shape, groups=groups, eps=float(eps)
         )
-        normal = self._laid_out(normal, x.shape, where)
+        normal = self._laid_out(normal, x.shape)
         if weight is not None and before is not x and bool((weight == 1).all()):
             weight = None
         if bias is not None and before is not x and not bool(bias.any()):
@@ -392,46 +266,45 @@ class Vocabulary:
             None if weight is None else Sized.of(weight.flatten()),
             None if bias is None else Sized.of(bias.flatten()),
             1,
-            where,
         )
 
     # ------------------------------------------------------------------ activations
 
-    def clip(self, x: Value, low: float, high: float, where: str) -> Value:
+    def clip(self, x: Value, low: float, high: float) -> Value:
         """``min(max(x, low), high)``."""
-        return self.pointwise("clip", x, where, low=float(low), high=float(high))
+        return self.pointwise("clip", x, low=float(low), high=float(high))
 
-    def relu(self, x: Value, where: str) -> Value:
+    def relu(self, x: Value) -> Value:
         """``max(x, 0)``."""
-        return self.clip(x, 0.0, math.inf, where)
+        return self.clip(x, 0.0, math.inf)
 
-    def hardsigmoid(self, x: Value, where: str, slope: float = 1 / 6, shift: float = 0.5) -> Value:
-        """``clip(slope * x + shift, 0, 1)``."""
-        return self.clip(self.add(self.mul(x, slope, where), shift, where), 0.0, 1.0, where)
+    def hardsigmoid(self, x: Value) -> Value:
+        """``clip(x / 6 + 1 / 2, 0, 1)``."""
+        return self.clip(self.add(self.mul(x, 1 / 6), 0.5), 0.0, 1.0)
 
-    def gated(self, x: Value, gate: str, where: str) -> Value:
+    def gated(self, x: Value, gate: str) -> Value:
         """``x * gate(x)``: silu by sigmoid, hardswish by hardsigmoid, gelu by the normal law."""
         match gate:
             case "hardsigmoid":
-                by = self.hardsigmoid(x, where)
+                by = self.hardsigmoid(x)
             case "normal":
-                inner = self.mul(x, math.sqrt(0.5), where)
-                half = self.mul(self.pointwise("erf", inner, where), 0.5, where)
-                by = self.add(half, 0.5, where)
+                inner = self.mul(x, math.sqrt(0.5))
+                half = self.mul(self.pointwise("erf", inner), 0.5)
+                by = self.add(half, 0.5)
             case "normal_tanh":
-                cube = self.mul(self.power(x, 3.0, where), 0.044715, where)
-                inner = self.mul(self.add(x, cube, where), math.sqrt(2 / math.pi), where)
-                half = self.mul(self.pointwise("tanh", inner, where), 0.5, where)
-                by = self.add(half, 0.5, where)
+                cube = self.mul(self.power(x, 3.0), 0.044715)
+                inner = self.mul(self.add(x, cube), math.sqrt(2 / math.pi))
+                half = self.mul(self.pointwise("tanh", inner), 0.5)
+                by = self.add(half, 0.5)
             case "softplus_tanh":
-                by = self.pointwise("tanh", self.pointwise("softplus", x, where), where)
+                by = self.pointwise("tanh", self.pointwise("softplus", x))
             case _:
-                by = self.pointwise(gate, x, where)
-        return self.mul(x, by, where)
+                by = self.pointwise(gate, x)
+        return self.mul(x, by)
 
     # ------------------------------------------------------------------ layout
 
-    def permute(self, x: Value, order: Sequence[int], where: str) -> Value:
+    def permute(self, x: Value, order: Sequence[int]) -> Value:
         """Reorder the axes."""
         if not isinstance(x, Form):
             return torch.as_tensor(x).permute(*order)
@@ -439,27 +312,27 @@ class Vocabulary:
         if id(x) in self._turned:
             x, first, _ = self._turned[id(x)]
             at = tuple(first[axis] for axis in at)
-        return self._permuted(x, at, where)
+        return self._permuted(x, at)
 
-    def _permuted(self, x: Form, at: tuple[int, ...], where: str) -> Form:
+    def _permuted(self, x: Form, at: tuple[int, ...]) -> Form:
         if at == tuple(range(len(at))):
             return x
         shape = tuple(x.shape[axis] for axis in at)
         long = [axis for axis in at if x.shape[axis] != 1]
         if long == sorted(long):  # nothing moves but axes of one element
-            return self._laid_out(x, shape, where)
+            return self._laid_out(x, shape)
         axis = None if x.axis is None else at.index(x.axis)
-        made = self.build.layout("permute", x, shape, where, axis=axis, order=at)
+        made = self.build.layout("permute", x, shape, axis=axis, order=at)
         self._turned[id(made)] = (x, at, made)
         return made
 
-    def reshape(self, x: Value, shape: Sequence[int], where: str) -> Value:
+    def reshape(self, x: Value, shape: Sequence[int]) -> Value:
         """Lay the elements out in another shape, of which one size may be -1."""
         if not isinstance(x, Form):
             return torch.as_tensor(x).reshape(*shape)
-        return self._laid_out(x, shape, where)
+        return self._laid_out(x, shape)
 
-    def _laid_out(self, x: Form, shape: Sequence[int], where: str) -> Form:
+    def _laid_out(self, x: Form, shape: Sequence[int]) -> Form:
         sizes = list(shape)
         if -1 in sizes:
             known = math.prod(size for size in sizes if size != -1)
@@ -469,11 +342,11 @@ class Vocabulary:
         if self._shaped.get(id(x), (x, x))[0].shape == tuple(sizes):
             return self._shaped[id(x)][0]
         axis = None if x.axis is None else kept_axis(x.shape, x.axis, tuple(sizes))
-        made = self.build.layout("reshape", x, sizes, where, axis=axis, to=tuple(sizes))
+        made = self.build.layout("reshape", x, sizes, axis=axis, to=tuple(sizes))
         self._shaped[id(made)] = (x, made)
         return made
 
-    def mean(self, x: Form, axes: Sequence[int], where: str, *, keep: bool) -> Form:
+    def mean(self, x: Form, axes: Sequence[int], *, keep: bool) -> Form:
         """The mean over axes."""
         at = tuple(sorted(axis % len(x.shape) for axis in axes))
         shape = [1 if k in at else n for k, n in enumerate(x.shape)]
@@ -481,27 +354,28 @@ class Vocabulary:
         axis = None if x.axis is None or x.axis in long else x.axis
         value = x
         if long:
-            value = self.build.layout("mean", x, shape, where, axis=axis, axes=long, keep=True)
+            value = self.build.layout("mean", x, shape, axis=axis, axes=long, keep=True)
         if keep:
             return value
         left = [n for k, n in enumerate(x.shape) if k not in at]
-        return self._laid_out(value, left, where)
+        return self._laid_out(value, left)
 
-    def take(self, x: Form, axis: int, index: Sequence[int], where: str) -> Form:
+    def take(self, x: Form, axis: int, index: Sequence[int]) -> Form:
         """Keep positions of an axis."""
         at = axis % len(x.shape)
-        made = self.build.take(x, at, list(index), where)
+        made = self.build.take(x, at, list(index))
         self._sliced[id(made)] = (x, at, list(index), made)
         return made
 
     def slice(
-        self, x: Form, axis: int, start: int | None, stop: int | None, step: int, where: str
-    ) -> Form:
+        self, x: Form, axis: int = 0, start: int | None = None, stop: int | None = None,
+        step: int = 1,
+    ) -> Form:  # fmt: skip
         """``x[start:stop:step]`` along an axis."""
         size = x.shape[axis]
-        return self.take(x, axis, range(size)[slice(start, stop, step)], where)
+        return self.take(x, axis, range(size)[slice(start, stop, step)])
 
-    def gather(self, x: Form, axis: int, table: Tensor, where: str) -> Form:
+    def gather(self, x: Form, axis: int, table: Tensor) -> Form:
         """Read positions of an axis in the order of a table, whose shape takes the axis's place."""
         at = axis % len(x.shape)
         size = x.shape[at]
@@ -510,21 +384,21 @@ class Vocabulary:
         if order == list(range(size)):
             value = x
         elif table.dim() < 2:
-            value = self.take(x, at, order, where)
+            value = self.take(x, at, order)
         else:
             flat = (*x.shape[:at], len(order), *x.shape[at + 1 :])
-            value = self.build.operation("gather", [x], flat, where, axis=at, order=order)
-        return self._laid_out(value, shape, where)
+            value = self.build.operation("gather", [x], flat, axis=at, order=order)
+        return self._laid_out(value, shape)
 
-    def cat(self, parts: Sequence[Value], axis: int, where: str) -> Value:
+    def cat(self, parts: Sequence[Value], axis: int = 0) -> Value:
         """Join along an axis."""
         if not any(isinstance(part, Form) for part in parts):
             return torch.cat([torch.as_tensor(part) for part in parts], axis)
-        forms = [self.form(part, where) for part in parts]
+        forms = [self.form(part) for part in parts]
         at = axis % len(forms[0].shape)
-        return self._rejoined(forms, at, where) or self.build.cat(forms, at, where)
+        return self._rejoined(forms, at) or self.build.cat(forms, at)
 
-    def _rejoined(self, forms: Sequence[Form], axis: int, where: str) -> Form | None:
+    def _rejoined(self, forms: Sequence[Form], axis: int) -> Form | None:
         """Parts of one value that are joined to the value itself, or to it with a border."""
         known = [self._sliced.get(id(form)) for form in forms]
         whole = next((each[0] for each in known if each is not None), None)
@@ -546,30 +420,10 @@ class Vocabulary:
         for mode in ("circular", "reflect", "replicate"):
             if max(pads) < size and F.pad(line, pads, mode).flatten().tolist() == order:
                 around = [pads, *[(0, 0)] * (len(whole.shape) - 1 - axis)]
-                return self.pad(whole, around, mode, 0.0, where)
+                return self.pad(whole, around, mode, 0.0)
         return None
 
-    def amax(self, x: Form, axes: Sequence[int], where: str, *, keep: bool) -> Form:
-        """The maximum over axes."""
-        at = tuple(sorted(axis % len(x.shape) for axis in axes)) or tuple(range(len(x.shape)))
-        shape = [1 if k in at else n for k, n in enumerate(x.shape) if keep or k not in at]
-        return self.build.operation("amax", [x], shape, where, axes=at, keep=keep)
-
-    def pixel_shuffle(self, x: Form, factor: int, where: str) -> Form:
-        """Channels become space."""
-        batch, channels, height, width = x.shape
-        shape = (batch, channels // factor**2, height * factor, width * factor)
-        return self.build.operation("pixel_shuffle", [x], shape, where, factor=factor)
-
-    def upsample(self, x: Form, size: Sequence[int], mode: str, where: str, *, align: bool) -> Form:
-        """Interpolate to a size."""
-        shape = (*x.shape[:2], *size)
-        axis = 1 if x.axis == 1 else None
-        return self.build.layout(
-            "upsample", x, shape, where, axis=axis, size=tuple(size), mode=mode, align=align
-        )
-
-    def pad(self, x: Form, pads: Pads, mode: str, value: float, where: str) -> Form:
+    def pad(self, x: Form, pads: Pads, mode: str, value: float) -> Form:
         """Pad the last axes; ``pads`` are (before, after), first axis first."""
         if not any(any(pair) for pair in pads):
             return x
@@ -582,30 +436,28 @@ class Vocabulary:
         )
         if mode != "constant":
             axis = x.axis if x.axis is None or x.axis < kept else None
-            return self.build.layout("pad", x, shape, where, axis=axis, pads=pads, mode=mode)
+            return self.build.layout("pad", x, shape, axis=axis, pads=pads, mode=mode)
         if not math.isfinite(value) or kept < 2 or len(x.shape) not in (3, 4, 5):
-            return self.build.operation(
-                "pad", [x], shape, where, pads=pads, mode=mode, value=float(value)
-            )
+            return self.build.operation("pad", [x], shape, pads=pads, mode=mode, value=float(value))
         pads = [*[(0, 0)] * (kept - 2), *pads]
         op = zero_pad(x.shape[1], [(low, high) for low, high in pads])
-        inner = x if value == 0 else self.scaled(x, 1.0, -value, where)
-        padded = self.build.layer(inner, op, 1, where)
-        return padded if value == 0 else self.scaled(padded, 1.0, value, where)
+        inner = x if value == 0 else self.scaled(x, 1.0, -value)
+        padded = self.build.layer(inner, op, 1)
+        return padded if value == 0 else self.scaled(padded, 1.0, value)
 
     def overwrite(
-        self, x: Value, by: Value, axis: int, start: int | None, stop: int | None, step: int,
-        where: str,
+        self, x: Value, by: Value, axis: int = 0, start: int | None = None,
+        stop: int | None = None, step: int = 1,
     ) -> Value:  # fmt: skip
         """``x`` with ``x[start:stop:step]`` along an axis replaced."""
-        whole = self.form(x, where)
+        whole = self.form(x)
         place = axis % len(whole.shape)
         if id(whole) in self._turned:  # written to before its axes are reordered
             inner, order, _ = self._turned[id(whole)]
             back = sorted(range(len(order)), key=order.__getitem__)
-            by = self.permute(by, back, where)
-            made = self.overwrite(inner, by, order[place], start, stop, step, where)
-            return self.permute(made, order, where)
+            by = self.permute(by, back)
+            made = self.overwrite(inner, by, order[place], start, stop, step)
+            return self.permute(made, order)
         index = range(whole.shape[place])[slice(start, stop, step)]
         if len(index) == whole.shape[place]:
             return by
@@ -614,15 +466,15 @@ class Vocabulary:
             if written is not None:
                 return written
         if step != 1:
-            raise UnsupportedModelError(f"writing every {step}th position at {where}")
+            raise UnsupportedModelError(f"writing every {step}th position at {self.at}")
         parts = [
-            self.slice(whole, place, 0, index.start, 1, where) if index.start else None,
+            self.slice(whole, place, 0, index.start, 1) if index.start else None,
             by,
-            self.slice(whole, place, index.stop, None, 1, where)
+            self.slice(whole, place, index.stop, None, 1)
             if index.stop < whole.shape[place]
             else None,
         ]
-        return self.cat([part for part in parts if part is not None], place, where)
+        return self.cat([part for part in parts if part is not None], place)
 
 
 def _one_matrix(stack: Tensor, batch: tuple[int, ...]) -> Tensor | None:
@@ -650,10 +502,3 @@ def _only_axis(number: Tensor, shape: Sequence[int]) -> int | None:
     if not long:
         return None
     return len(shape) - number.dim() + long[0] if len(long) == 1 else _EVERY
-
-
-def _pooled(size: int, window: int, stride: int, pads: int, *, ceil: bool) -> int:
-    free = size + pads - window
-    count = -(-free // stride) + 1 if ceil else free // stride + 1
-    # A window may not start in the padding behind the input.
-    return count - 1 if ceil and (count - 1) * stride >= size + pads // 2 else count
