@@ -10,6 +10,8 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING
 
+from reparam._support.version import __version__ as __version__
+
 if TYPE_CHECKING:
     from reparam import models
     from reparam.algebra import AffineConv
@@ -27,8 +29,6 @@ if TYPE_CHECKING:
     from reparam.lab.training import train
     from reparam.reasons import Reason, Refusal, Why
     from reparam.verifying import Verdict, verify
-
-__version__ = "0.2.0"
 
 __all__ = [
     "AffineConv",

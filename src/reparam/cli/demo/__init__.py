@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from reparam.cli.demo.run import Outcome, Reporter, run
+from reparam.cli.demo.reporter import Reporter
+from reparam.cli.demo.run import Outcome, run
 from reparam.cli.demo.settings import FULL, QUICK, Settings
 from reparam.cli.demo.summary import caption, table
 

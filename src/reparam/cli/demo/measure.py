@@ -20,7 +20,7 @@ from reparam.report.results import MemoryRecord, ModelRecord, Results, TraceReco
 from reparam.report.sentences import latency_remarks
 
 if TYPE_CHECKING:
-    from reparam.cli.demo.run import Reporter
+    from reparam.cli.demo.reporter import Reporter
     from reparam.cli.demo.settings import Settings
 
 __all__ = ["measure"]

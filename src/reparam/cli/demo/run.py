@@ -6,10 +6,8 @@ import copy
 import datetime as dt
 import tempfile
 from collections.abc import Callable
-from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +16,7 @@ import reparam
 from reparam._support import files
 from reparam.cli.demo import measure, records
 from reparam.cli.demo.nets import build_repvgg, build_resnet
+from reparam.cli.demo.reporter import Reporter
 from reparam.cli.demo.settings import Settings
 from reparam.cli.demo.twins import train_twins
 from reparam.deploy.engines import Settings as EngineSettings
@@ -36,9 +35,7 @@ from reparam.report.results import (
     TrainingRecord,
 )
 
-__all__ = ["Outcome", "Reporter", "run"]
-
-Update = Callable[[float, float, str], None]
+__all__ = ["Outcome", "run"]
 
 _CONTROL_IMAGES = 64
 
@@ -49,16 +46,6 @@ _FILES = {
     "train-form.safetensors": "weights of the train form, to train on",
     "results.json": "every number on this page, raw timings included",
 }
-
-
-class Reporter(Protocol):
-    """Whoever watches the story."""
-
-    def step(self, title: str) -> AbstractContextManager[Update]:
-        """Begin a step; what is yielded is told how far it is."""
-
-    def outcome(self, text: str) -> None:
-        """Hear what a step came to."""
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from reparam.report.results import Results, TwinRecord, TwinsRecord
 from reparam.report.twins import twins_remarks
 
 if TYPE_CHECKING:
-    from reparam.cli.demo.run import Reporter
+    from reparam.cli.demo.reporter import Reporter
     from reparam.cli.demo.settings import Settings, Twin, Twins
 
 __all__ = ["train_twins"]

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from reparam._support.processor import instruction_sets
+from reparam._support.version import __version__
 from reparam.deploy.engines import engine_names, get_engine
 
 __all__ = ["cpu_count", "describe_environment"]
@@ -23,8 +24,6 @@ def describe_environment() -> dict[str, Any]:
     >>> sorted(describe_environment())[:3]
     ['cores', 'cpu', 'cpu_capability']
     """
-    from reparam import __version__
-
     versions = {name: _version(name) for name in _packages()}
     versions |= {"reparam": __version__, "python": platform.python_version()}
     return {

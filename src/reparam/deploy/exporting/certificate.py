@@ -13,6 +13,7 @@ from reparam._support.arguments import MODULE, NONE, PATH, TENSORS, takes
 from reparam._support.optional import require
 from reparam._support.records import decode
 from reparam._support.untouched import leaves_untouched
+from reparam._support.version import __version__
 from reparam.deploy.engines.pytorch import is_package
 from reparam.deploy.exporting.content import (
     KEPT_IN,
@@ -145,8 +146,6 @@ def certified(
         InputError: It computes something else.
 
     """
-    from reparam import __version__
-
     itself = file.suffix in _READ and not is_package(file)
     of = "file" if itself else "weights" if file.suffix == ".safetensors" else "model"
     made_of: Any = file if itself else model

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from reparam._support.arguments import PATH, takes
 from reparam._support.files import is_there, write_text
+from reparam._support.version import __version__
 from reparam.deploy.exporting.formats import formats
 from reparam.errors import InputError, ReparamError
 
@@ -45,8 +46,6 @@ def describe_model(
     notes: Mapping[str, str] | None = None,
 ) -> dict[str, str]:
     """Return the metadata of a file: keys with a common prefix, values that are text."""
-    from reparam import __version__
-
     packages = ("torch", *entry.packages)
     versions = {name: importlib.metadata.version(name) for name in packages}
     content = {

@@ -8,7 +8,7 @@ import torch
 from torch.utils.data import Dataset
 
 from reparam.lab.data._images import augment_image, view
-from reparam.lab.data.dataset import ArraySplit
+from reparam.lab.data.splits import ArraySplit
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from reparam.lab.data.augment import Augment
-    from reparam.lab.data.dataset import StoredSplit
+    from reparam.lab.data.splits import StoredSplit
 
     Batch: TypeAlias = tuple[Tensor, Tensor]
 

@@ -5,114 +5,21 @@ from __future__ import annotations
 import hashlib
 import warnings
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol, TypeAlias
+from typing import TYPE_CHECKING
 
 import torch
 
 from reparam._support.spelling import advice
-from reparam.errors import DataError, InputError
+from reparam.errors import InputError
+from reparam.lab.data.evaluation import eval_loader
+from reparam.lab.data.splits import ArraySplit, ShardSplit, Split
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from torch import Tensor
 
-__all__ = [
-    "ArraySplit",
-    "ImageData",
-    "ImageSource",
-    "ShardSplit",
-    "Split",
-    "StoredSplit",
-    "channel_statistics",
-    "fingerprint_arrays",
-]
-
-
-@dataclass(frozen=True, eq=False)
-class ArraySplit:
-    """Images of one size held in memory.
-
-    Attributes:
-        images: uint8, shape (N, C, H, W).
-        labels: int64, shape (N,).
-    """
-
-    images: Tensor
-    labels: Tensor
-
-    def __post_init__(self) -> None:
-        """Check shapes and types once, so that loaders need not."""
-        if self.images.dtype != torch.uint8 or self.images.ndim != 4:
-            found = f"{self.images.dtype} of shape {tuple(self.images.shape)}"
-            raise DataError(f"images must be uint8 of shape (N, C, H, W), found {found}")
-        if self.labels.dtype != torch.int64 or self.labels.shape != self.images.shape[:1]:
-            found = f"{self.labels.dtype} of shape {tuple(self.labels.shape)}"
-            needed = f"int64 of shape ({self.images.shape[0]},), one for each image"
-            raise DataError(f"labels must be {needed}, found {found}")
-
-    def __len__(self) -> int:
-        """Return the number of images."""
-        return int(self.images.shape[0])
-
-    def take(self, indices: Tensor) -> ArraySplit:
-        """Return the images at `indices` (int64) as a split of their own."""
-        return ArraySplit(self.images[indices], self.labels[indices])
-
-
-class ImageSource(Protocol):
-    """Images that are decoded when they are asked for; may be pickled into worker processes."""
-
-    def read(self, index: int) -> Tensor:
-        """Return one image at the size it is stored in, uint8, shape (3, H, W)."""
-        ...
-
-
-@dataclass(frozen=True, eq=False)
-class StoredSplit:
-    """Images in files, of any size, each decoded when it is needed.
-
-    Attributes:
-        source: Reads one image.
-        indices: Which images of the source, int64, shape (N,).
-        labels: Their classes, int64, shape (N,).
-    """
-
-    source: ImageSource
-    indices: Tensor
-    labels: Tensor
-
-    def __len__(self) -> int:
-        """Return the number of images."""
-        return len(self.indices)
-
-    def take(self, positions: Tensor) -> StoredSplit:
-        """Return the images at `positions` (int64) of this split as a split of their own."""
-        return StoredSplit(self.source, self.indices[positions], self.labels[positions])
-
-    def read(self, position: int) -> Tensor:
-        """Return one image at the size it is stored in, uint8, shape (3, H, W)."""
-        return self.source.read(int(self.indices[position]))
-
-
-@dataclass(frozen=True)
-class ShardSplit:
-    """Images in tar files (WebDataset), read as streams.
-
-    Attributes:
-        urls: The shards; whatever WebDataset can open.
-        counts: Number of images in each.
-    """
-
-    urls: tuple[str, ...]
-    counts: tuple[int, ...]
-
-    def __len__(self) -> int:
-        """Return the number of images."""
-        return sum(self.counts)
-
-
-Split: TypeAlias = ArraySplit | StoredSplit | ShardSplit
+__all__ = ["ImageData", "channel_statistics", "fingerprint_arrays"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -195,8 +102,6 @@ class ImageData:
         Returns:
             Float32 images, normalised, shape (N, C, H, W), and int64 labels, shape (N,).
         """
-        from reparam.lab.data.evaluation import eval_loader  # loaders know data sets
-
         count = len(split) if limit is None else min(limit, len(split))
         images: list[Tensor] = []
         labels: list[Tensor] = []

@@ -8,7 +8,8 @@ from torch.nn import functional
 
 from reparam._support.optional import require
 from reparam.lab.data._seeds import generator
-from reparam.lab.data.dataset import ArraySplit, ImageData, channel_statistics, fingerprint_arrays
+from reparam.lab.data.dataset import ImageData, channel_statistics, fingerprint_arrays
+from reparam.lab.data.splits import ArraySplit
 
 __all__ = ["open_digits"]
 

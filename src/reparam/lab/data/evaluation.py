@@ -9,8 +9,8 @@ import torch
 from torch.utils.data import DataLoader
 
 from reparam.lab.data.batches import Images, rebatch
-from reparam.lab.data.dataset import ArraySplit, ShardSplit
 from reparam.lab.data.shards import ShardStream
+from reparam.lab.data.splits import ArraySplit, ShardSplit
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from reparam.lab.data.batches import Batch
-    from reparam.lab.data.dataset import ImageData, Split
+    from reparam.lab.data.dataset import ImageData
+    from reparam.lab.data.splits import Split
 
 __all__ = ["EvalLoader", "eval_loader"]
 

@@ -15,7 +15,7 @@ import torch
 
 from reparam.errors import DataError
 from reparam.lab.data._images import SUFFIXES, decode
-from reparam.lab.data.dataset import StoredSplit
+from reparam.lab.data.splits import StoredSplit
 
 __all__ = ["FolderContent", "read_folder"]
 

@@ -18,8 +18,8 @@ from reparam.errors import DataError
 from reparam.lab.data._seeds import generator
 from reparam.lab.data.augment import augment_batch, draw_batch
 from reparam.lab.data.batches import Images, rebatch
-from reparam.lab.data.dataset import ArraySplit, ShardSplit, StoredSplit
 from reparam.lab.data.shards import CHUNK, ShardStream
+from reparam.lab.data.splits import ArraySplit, ShardSplit, StoredSplit
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -11,16 +11,11 @@ import torch
 from reparam.errors import DataError
 from reparam.lab.data._images import view
 from reparam.lab.data._seeds import generator
-from reparam.lab.data.dataset import (
-    ArraySplit,
-    ImageData,
-    ShardSplit,
-    StoredSplit,
-    channel_statistics,
-)
+from reparam.lab.data.dataset import ImageData, channel_statistics
 from reparam.lab.data.digits import open_digits
 from reparam.lab.data.folder import FolderContent, read_folder
 from reparam.lab.data.shards import ShardIndex, is_shard_pattern, read_shards
+from reparam.lab.data.splits import ArraySplit, ShardSplit, StoredSplit
 from reparam.lab.data.tv import DEFAULT_ROOT, read_torchvision
 
 if TYPE_CHECKING:

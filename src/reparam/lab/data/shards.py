@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from reparam.lab.data.augment import Augment
-    from reparam.lab.data.dataset import ShardSplit
+    from reparam.lab.data.splits import ShardSplit
 
 __all__ = ["ShardIndex", "ShardStream", "index_shards", "is_shard_pattern", "read_shards"]
 

@@ -14,8 +14,8 @@ import torch
 from reparam._support.optional import require
 from reparam.errors import DataError
 from reparam.lab.data._images import from_pil
-from reparam.lab.data.dataset import StoredSplit
 from reparam.lab.data.folder import FolderContent
+from reparam.lab.data.splits import StoredSplit
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""The two quantizers: NNCF for OpenVINO files, ONNX Runtime's own for ONNX files."""
+"""What a quantizer is given, what it returns, and what is said of it: a record for each engine."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from reparam.lab.quantizing.layers import Layer
     from reparam.lab.quantizing.samples import Samples
 
-__all__ = ["Job", "Quantizer", "Written", "batch_of"]
+__all__ = ["Backend", "Job", "Quantizer", "Written", "batch_of"]
 
 _BATCH = 32
 
@@ -53,6 +53,27 @@ class Written:
 
 Quantizer: TypeAlias = Callable[[Job, "Path"], Written]
 """Writes a file at the path."""
+
+
+@dataclass(frozen=True)
+class Backend:
+    """An engine that runs nets in integers, and the quantizer of its files.
+
+    Attributes:
+        engine: Name of the engine.
+        suffix: Of its files.
+        write: Its quantizer.
+        packages: What is needed beside what the engine itself needs.
+        weight_bits: What the weights may have.
+        joins_taps: See :class:`~reparam.lab.quantizing.arithmetic.Arithmetic`.
+    """
+
+    engine: str
+    suffix: str
+    write: Quantizer
+    packages: tuple[str, ...] = ()
+    weight_bits: tuple[int, ...] = (8, 7)
+    joins_taps: bool = False
 
 
 def batch_of(axes: Axes) -> int:

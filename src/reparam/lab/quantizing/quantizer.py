@@ -37,7 +37,7 @@ from reparam.deploy.exporting.metadata import describe_model, write_sidecar
 from reparam.errors import ExportError, InputError, MachineWarning, ReparamError, VerificationError
 from reparam.fusing import plan
 from reparam.lab.quantizing.arithmetic import Arithmetic
-from reparam.lab.quantizing.backends import Job, Quantizer, Written, batch_of
+from reparam.lab.quantizing.backends import Backend, Job, Written, batch_of
 from reparam.lab.quantizing.correcting import correct_with_samples
 from reparam.lab.quantizing.diagnosing import Diagnosis, diagnose_samples
 from reparam.lab.quantizing.equalizing import Equalisation, equalize_samples
@@ -56,24 +56,24 @@ if TYPE_CHECKING:
 
     from reparam.lab.quantizing.samples import Evaluation
 
-__all__ = ["ENGINES", "check_fused", "check_target", "quantize"]
+__all__ = ["BACKENDS", "check_fused", "check_target", "quantize"]
 
 Progress: TypeAlias = Callable[[float, float, str], object]
 """Called with steps done, steps in all, and what is done next."""
 
-ENGINES = {".xml": "openvino", ".onnx": "onnxruntime", ".tflite": "litert"}
-"""The engine of each kind of file."""
+BACKENDS = {
+    backend.engine: backend
+    for backend in (
+        Backend("openvino", ".xml", write_openvino_int8, ("openvino", "nncf")),
+        Backend(
+            "onnxruntime", ".onnx", write_onnx_int8, ("onnx", "onnxscript", "onnxruntime"),
+            joins_taps=True,
+        ),
+        Backend("litert", ".tflite", write_litert_int8, weight_bits=(8,)),
+    )
+}  # fmt: skip
+"""The engines that there are quantizers for, by their names."""
 
-_QUANTIZERS: dict[str, Quantizer] = {
-    "openvino": write_openvino_int8,
-    "onnxruntime": write_onnx_int8,
-    "litert": write_litert_int8,
-}
-_NEEDED = {
-    "openvino": ("openvino", "nncf"),
-    "onnxruntime": ("onnx", "onnxscript", "onnxruntime"),
-    "litert": (),  # the engine's own
-}
 _STEPS = 5.0
 
 
@@ -166,7 +166,8 @@ def quantize(  # noqa: PLR0913 - each is one decision of the user
     start, file = time.perf_counter(), Path(path)
     entry = check_target(file, engine)
     processors = find_target(target, entry.engine)
-    arithmetic = _arithmetic(processors, weight_bits, entry.engine)
+    backend = BACKENDS[entry.engine]
+    arithmetic = _arithmetic(processors, weight_bits, backend)
     tell = _Teller(progress)
     check_eval(fused, "quantizing")
     check_eval(fused if reference is None else reference, "quantizing against a reference")
@@ -231,16 +232,16 @@ def quantize(  # noqa: PLR0913 - each is one decision of the user
     )
 
 
-def _arithmetic(target: Target, weight_bits: int | None, engine: str) -> Arithmetic:
+def _arithmetic(target: Target, weight_bits: int | None, backend: Backend) -> Arithmetic:
     """Return how the file will be computed on its target, and warn where this machine differs."""
-    if engine == "litert" and weight_bits not in (None, 8):
+    if weight_bits == 7 and 7 not in backend.weight_bits:
         raise InputError(
-            f"weight_bits is {weight_bits}, and LiteRT has weights of 8 bits; its sums do not "
-            "saturate, so leave it out"
+            f"weight_bits is {weight_bits}, and {backend.engine} has weights of 8 bits; its sums "
+            "do not saturate, so leave it out"
         )
     bits = weight_bits if weight_bits is not None else 7 if target.saturates else 8
-    arithmetic = Arithmetic(bits, target.saturates and bits == 8, engine == "onnxruntime")
-    if arithmetic.saturates and not sums_saturate(engine):
+    arithmetic = Arithmetic(bits, target.saturates and bits == 8, backend.joins_taps)
+    if arithmetic.saturates and not sums_saturate(backend.engine):
         warnings.warn(
             f"with weights of eight bits, sums of products saturate on {target.what} and not on "
             "this machine: what the file loses there is in the diagnosis and not in the verdict; "
@@ -288,18 +289,17 @@ def check_target(target: Path, engine: str | None = None) -> Format:
             folder does not exist.
         MissingExtraError: A package is not installed.
     """
-    suffix = target.suffix.lower()
-    if suffix not in ENGINES:
-        known = " and ".join(f"{key} (for {name})" for key, name in ENGINES.items())
+    found = next((b for b in BACKENDS.values() if b.suffix == target.suffix.lower()), None)
+    if found is None:
+        known = " and ".join(f"{each.suffix} (for {name})" for name, each in BACKENDS.items())
         raise InputError(f"{target.name!r} is of no kind that is quantized here; these are {known}")
-    if engine is not None and engine not in _QUANTIZERS:
-        known = ", ".join(_QUANTIZERS)
+    if engine is not None and engine not in BACKENDS:
+        known = ", ".join(BACKENDS)
         raise InputError(f"no quantizer is for the engine {engine!r}; there are some for: {known}")
-    if engine not in (None, ENGINES[suffix]):
-        fitting = next(key for key, name in ENGINES.items() if name == engine)
+    if engine not in (None, found.engine):
         raise InputError(
-            f"{target.name!r} is a file for {ENGINES[suffix]}, and the engine asked for is "
-            f"{engine}, which takes {fitting} files here; change one of the two"
+            f"{target.name!r} is a file for {found.engine}, and the engine asked for is {engine}, "
+            f"which takes {BACKENDS[engine].suffix} files here; change one of the two"
         )
     if not target.parent.is_dir():
         raise InputError(
@@ -307,8 +307,8 @@ def check_target(target: Path, engine: str | None = None) -> Format:
         )
     entry = find_format(target)
     get_engine(entry.engine).require()
-    for package in _NEEDED[entry.engine]:
-        optional.require(package, extra="quantize", purpose=f"Quantizing for {entry.engine}")
+    for package in found.packages:
+        optional.require(package, extra="quantize", purpose=f"Quantizing for {found.engine}")
     return entry
 
 
@@ -404,7 +404,7 @@ def _write(entry: Format, job: Job, temporary: Path) -> Written:
     """Let the engine's quantizer write, and see that it did what it was asked for."""
     try:
         with torch.no_grad():
-            written = _QUANTIZERS[entry.engine](job, temporary)
+            written = BACKENDS[entry.engine].write(job, temporary)
     except ReparamError:
         raise
     except Exception as error:
