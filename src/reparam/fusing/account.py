@@ -73,7 +73,7 @@ class Account:
             if reason is not None:
                 self.leave_node(node, reason)
 
-    def settle(self, folded: Collection[Hashable]) -> tuple[Refusal, ...]:
+    def refusals(self, folded: Collection[Hashable]) -> tuple[Refusal, ...]:
         """What is refused, where these operations fold after all."""
         return tuple(refusal for name, refusal in self._left.items() if name not in folded)
 

@@ -143,7 +143,7 @@ class Discovery(ABC, Generic[Model, Piece]):
     def refusals(self) -> tuple[Refusal, ...]:
         """What is left as it is."""
         name = self.account.name_of
-        return self.account.settle({name(n) for one in self.regions for n in one.region.gone})
+        return self.account.refusals({name(n) for one in self.regions for n in one.region.gone})
 
     def found_in(self, lifted: Lifted, veto: Veto) -> tuple[Selection, list[Piece]]:
         """What may fold in one program, as the planner chooses."""

@@ -102,7 +102,7 @@ class Cut(Everything):
         self._before, self._all_sizes_read = self.live, False
         self.fixed, self.known = dict(fixed), fixed
         self.buffers: dict[str, dict[str, Tensor]] = defaultdict(dict)
-        self.rewritten = self._settle(_nodes_in(trace.frame.result))
+        self.rewritten = self._live_modules(_nodes_in(trace.frame.result))
 
     def runs(self, item: Item) -> bool:  # noqa: D102 (said above)
         if isinstance(item, fx.Node):
@@ -170,7 +170,7 @@ class Cut(Everything):
 
     # ---------------------------------------------------------------- which modules change
 
-    def _settle(self, kept: list[fx.Node]) -> set[str]:
+    def _live_modules(self, kept: list[fx.Node]) -> set[str]:
         """Find what is left, and the modules that have to change for it.
 
         What a module is passed may decide what it does, so one that keeps its forward is passed
