@@ -32,7 +32,9 @@ def _conv(
     elif isinstance(weight, Tensor) and not isinstance(bias, Form):
         numbers = None if bias is None else torch.as_tensor(bias)
         pads = [(each, each) for each in padding]
-        return w.build.layer(x, conv(weight.detach(), numbers, **{**how, "padding": pads}), 1)
+        kernel, how = w.sized(weight), {**how, "padding": pads}
+        size = None if kernel.uncancelled is None else conv(kernel.uncancelled, None, **how)
+        return w.build.layer(x, conv(kernel.value, numbers, **how), 1, size)
     else:
         value = w.build.operation("conv", [x, w.form(weight)], w.shape, **how)
     return value if bias is None else w.add(value, w.reshape(bias, (-1, *(1,) * dims)))

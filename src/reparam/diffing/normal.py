@@ -12,6 +12,7 @@ from torch import Tensor
 
 from reparam.algebra import AffineConv, Geometry, linear, parallel, scale, zero_pad
 from reparam.diffing.kinds import KINDS, POINTWISE
+from reparam.diffing.moves import MOVES, Moves
 from reparam.diffing.values import Atom, Constant, Cut, Form, Input, Map, Operation, Sized, after
 from reparam.errors import InexactError
 
@@ -120,21 +121,14 @@ class Builder:
         self, kind: str, form: Form, shape: tuple[int, ...], attributes: dict[str, Any]
     ) -> Form:
         """Two moves of one kind are one; one that changes nothing is none."""
-        before = form.atom
-        if isinstance(before, Operation) and before.kind == kind == "reshape":
-            form = before.args[0]
-        if isinstance(before, Operation) and before.kind == kind == "pad":
-            both = _joined_pads(dict(before.attributes), attributes)
-            if both is not None:
-                form, attributes = before.args[0], both
-        if isinstance(before, Operation) and before.kind == kind == "permute":
-            order = dict[str, Any](before.attributes)["order"]
-            form = before.args[0]
-            attributes = {"order": tuple(order[k] for k in attributes["order"])}
-        if kind == "reshape" and form.shape == shape:
-            return form
         inner = form.atom
-        if isinstance(inner, Operation) and kind in _MOVES and _is_pointwise(inner):
+        if isinstance(inner, Operation) and inner.kind == kind == "pad":
+            both = _joined_pads(dict(inner.attributes), attributes)
+            if both is not None:
+                form, attributes = inner.args[0], both
+        if kind not in MOVES:
+            return self.operation(kind, [form], shape, **attributes)
+        if isinstance(inner, Operation) and _is_pointwise(inner):
             # Optimisers put these on either side of an activation; here they stand before it.
             args = [self._relaid(kind, arg, shape, attributes) for arg in inner.args]
             settings: dict[str, Any] = dict(inner.attributes)
@@ -145,9 +139,23 @@ class Builder:
             along = {"axes": (last,)} if inner.kind == "layer_norm" else {"axis": last}
             settings = {**dict[str, Any](inner.attributes), **along}
             return self.operation(inner.kind, args, shape, at=inner.where, **settings)
-        if kind == "permute" and attributes["order"] == tuple(range(len(shape))):
-            return form
-        return self.operation(kind, [form], shape, **attributes)
+        return self._rearranged(kind, form, shape, attributes)
+
+    def _rearranged(
+        self, kind: str, form: Form, shape: tuple[int, ...], attributes: dict[str, Any]
+    ) -> Form:
+        """One more move behind those that a value is made by, all as they are written here."""
+        source, made = _source(form)
+        after = made.then(kind, shape, attributes.get("order", ()))
+        if after is None:
+            return self.operation(kind, [form], shape, **attributes)
+        value = source
+        for step, size, settings in after.steps():
+            if value is source is not form:  # which may let the step pass, as it is now
+                value = self._moved(step, value, size, settings)
+            else:
+                value = self.operation(step, [value], size, **settings)
+        return value
 
     def _relaid(
         self, kind: str, form: Form, shape: tuple[int, ...], attributes: dict[str, Any]
@@ -182,13 +190,17 @@ class Builder:
         bias = shift if scaled.bias is None else scaled.bias + shift
         return replace(scaled, bias=bias)
 
-    def layer(self, form: Form, op: AffineConv, axis: int) -> Form:
-        """Apply a convolution (``axis`` 1) or a linear map of any axis, with its bias."""
+    def layer(self, form: Form, op: AffineConv, axis: int, size: AffineConv | None = None) -> Form:
+        """Apply a convolution (``axis`` 1) or a linear map of any axis, with its bias.
+
+        ``size`` holds the sizes of its numbers, where they are more than their absolute values.
+        """
         shape = list(form.shape)
         shape[axis] = op.geometry.out_channels
         if op.geometry.dims:
             shape[2:] = op.geometry.output_size(form.shape[2:])
-        applied = self.apply(form, Map.of(op), axis, tuple(shape))
+        outer = Map(AffineConv(op.geometry, op.kernel), size)
+        applied = self.apply(form, outer, axis, tuple(shape))
         if op.bias is None:
             return applied
         bias = Sized.of(op.bias)
@@ -365,7 +377,14 @@ class Builder:
         return replace(form, terms=terms, bias=total, where=(*atom.form.where, *form.where))
 
 
-_MOVES = ("permute", "reshape")
+def _source(form: Form) -> tuple[Form, Moves]:
+    """The value that others are moves of, as far back as they are written as one, and these."""
+    atom = form.atom
+    if not (isinstance(atom, Operation) and atom.kind in MOVES):
+        return form, Moves.none(form.shape)
+    source, before = _source(atom.args[0])
+    made = before.then(atom.kind, atom.shape, dict[str, Any](atom.attributes).get("order", ()))
+    return (form, Moves.none(form.shape)) if made is None else (source, made)
 
 
 def _joined_pads(first: dict[str, Any], second: dict[str, Any]) -> dict[str, Any] | None:

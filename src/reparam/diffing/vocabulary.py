@@ -218,18 +218,23 @@ class Vocabulary:
     def linear(self, x: Value, weight: Value, bias: Value | None) -> Value:
         """``x @ weight.T + bias`` along the last axis."""
         if isinstance(x, Form) and isinstance(weight, Tensor) and not isinstance(bias, Form):
-            op = linear(weight.detach(), None if bias is None else torch.as_tensor(bias))
-            return self.build.layer(x, op, len(x.shape) - 1)
+            return self._linear(x, self.sized(weight), bias)
         turned = self.permute(weight, (1, 0))
         product = self.matmul(x, turned)
         return product if bias is None else self.add(product, bias)
+
+    def _linear(self, x: Form, weight: Sized, bias: Tensor | float | None) -> Form:
+        op = linear(weight.value, None if bias is None else torch.as_tensor(bias))
+        size = None if weight.uncancelled is None else linear(weight.uncancelled)
+        return self.build.layer(x, op, len(x.shape) - 1, size)
 
     def matmul(self, x: Value, y: Value) -> Value:
         """A matrix product; a linear map where one side is a constant matrix."""
         if isinstance(x, Form) and isinstance(y, Tensor):
             alike = _one_matrix(y, x.shape[:-2])
             if alike is not None:
-                return self.linear(x, alike.T, None)
+                turned = self.sized(y).each(lambda each: each.reshape(-1, *alike.shape)[0].T)
+                return self._linear(x, turned, None)
         if isinstance(x, Tensor) and isinstance(y, Tensor):
             return x @ y
         left, right = self.form(x), self.form(y)
