@@ -59,7 +59,6 @@ def _precision(entry: Entry, model: nn.Module, x: Any) -> torch.dtype:
 
 def measure(entry: Entry, model: nn.Module, *, timed: bool = False) -> dict[str, Any]:
     """Fuse one model and return what was found."""
-    calibrate(model, cloned(entry.example(entry.batch, entry.image_px), torch.float32), entry.run)
     dtype = _precision(entry, model, entry.example(2, entry.image_px))
     x = cloned(entry.example(2, entry.image_px), dtype)
     started = time.process_time()
@@ -339,11 +338,13 @@ def main() -> None:
 
 
 def _result(entry: Entry, *, timed: bool) -> dict[str, Any]:
-    """Measure a model; one that cannot be built, or raises, must not end the run."""
+    """Measure a model; one that cannot be built and run, or raises, must not end the run."""
     built = False
     torch.manual_seed(0)
     try:
         model = entry.build()
+        example = entry.example(entry.batch, entry.image_px)
+        calibrate(model, cloned(example, torch.float32), entry.run)
         built = True
         with contextlib.redirect_stdout(sys.stderr):
             return measure(entry, model, timed=timed)

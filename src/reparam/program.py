@@ -216,7 +216,15 @@ class Padded(Operation):
 
 @dataclass(frozen=True, eq=False, slots=True, repr=False, kw_only=True)
 class HostedInput(Operation):
-    """What a layer makes of its input that is no ordinary convolution; its weight acts on that."""
+    """What a layer makes of its input that is no ordinary convolution; its weight acts on that.
+
+    Attributes:
+        spread: For each of its channels the one of the input whose elements it holds, and zeros
+            beside them, so that it is multiplied by what that is; None where that is not known.
+
+    """
+
+    spread: tuple[int, ...] | None = None
 
 
 @dataclass(frozen=True, eq=False, slots=True, repr=False, kw_only=True)

@@ -255,3 +255,50 @@ def test_a_fixed_value_is_the_callers_no_more():
     cut = reparam.fuse(model, image(), fixed={"text": text})
     text.zero_()
     equal(cut(image()), wanted)
+
+
+class Entries(dict):
+    """A result whose entries are its attributes as well, as those of transformers are."""
+
+    def __init__(self, **entries: object) -> None:
+        super().__init__(entries)
+        vars(self).update(entries)
+
+
+class Detector(nn.Module):
+    """Looks for what a text asks for; its results lie in one another."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.conv, self.norm = nn.Embedding(5, 4), conv(), norm()
+
+    def forward(self, x: Tensor, words: Tensor, mask: Tensor) -> Entries:
+        mask = mask.to(device=x.device, dtype=torch.bool)
+        texts = self.embed(words)
+        if (missing := texts.shape[1] - mask.shape[1]) > 0:
+            mask = F.pad(mask, (0, missing))
+        text = (texts * mask[:, :, None]).mean(1)
+        seen = self.norm(self.conv(x))
+        scores = torch.einsum("bchw,bc->bhw", seen, text)
+        return Entries(scores=scores, text=Entries(pooled=text, whole=texts), seen=seen)
+
+
+@pytest.mark.parametrize("outputs", [None, "scores", ["scores", "text.pooled"]])
+def test_a_text_that_is_fixed_in_a_detector_with_nested_results(outputs):
+    model, x = double(Detector()), image()
+    texts = {"words": torch.tensor([[1, 3, 2], [0, 4, 4]]), "mask": torch.ones(2, 3)}
+    texts["mask"][1, 2] = 0
+    cut = reparam.fuse(model, {"x": x}, fixed=texts, outputs=outputs)
+    assert names(cut) == {"conv.weight", "conv.bias"} if outputs else {"conv.weight"} <= names(cut)
+    found, expected = cut(x), model(x, **texts)
+    if outputs is None:
+        assert type(found) is type(found.text) is Entries
+        assert found.text is found["text"]
+        equal(found.text.pooled, expected.text.pooled)
+        equal(found.seen, expected.seen)
+        equal(found.scores, expected.scores)
+    elif outputs == "scores":
+        equal(found, expected.scores)
+    else:
+        equal(found["text.pooled"], expected.text.pooled)
+        equal(found["scores"], expected.scores)

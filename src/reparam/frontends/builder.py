@@ -161,17 +161,22 @@ class Builder(Generic[Operation, Value]):
         leaf = algebra.pad_leaf(channels, pads)
         return self.affine(operation, source, leaf, what, axis=-dims - 1, stored=0, rank=dims + 2)
 
-    def hosted(
+    def hosted(  # noqa: PLR0913 (what a rule knows of a layer)
         self, operation: Operation, sources: Sequence[Node], leaf: Leaf, what: str,
         reads: Collection[Any], *, computed: int = 0, like: Hashable = None,
+        spread: tuple[int, ...] | None = None,
     ) -> Node:  # fmt: skip
         """Make two nodes: what a layer reads from its input, and the layer as an operator on it.
 
         Layers that read the same from one value, as ``like`` says, can be branches of each other.
+        For ``spread`` see :class:`~reparam.program.HostedInput`.
         """
         read = None if like is None else self._hosted.get((*sources, like))
         if read is None:
-            read = self.node(HostedInput, operation, sources, f"the input of {what}")
+            axis = None if spread is None else -leaf.geometry.dims - 1
+            read = self.node(
+                HostedInput, operation, sources, f"the input of {what}", axis=axis, spread=spread
+            )
             self._hosted[*sources, like] = read
         dims, channels = leaf.geometry.dims, leaf.geometry.out_channels
         return self.node(

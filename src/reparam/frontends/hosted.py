@@ -9,6 +9,7 @@ of that something, which is a value that nothing else reads.
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -23,6 +24,7 @@ __all__ = [
     "is_hosted",
     "rebuilt",
     "rows_of_transposed",
+    "spread_of_transposed",
     "transposed_of_rows",
     "turned_kernel",
     "weight_as_rows",
@@ -100,6 +102,11 @@ def turned_kernel(weight: Tensor, groups: int) -> Tensor:
     rows = rows_of_transposed(weight, groups)
     turned = rows.reshape(rows.shape[0], -1, *weight.shape[2:])
     return turned.flip(tuple(range(2, weight.dim())))
+
+
+def spread_of_transposed(shape: Sequence[int]) -> tuple[int, ...]:
+    """For each column of :func:`rows_of_transposed`, in all groups, the input channel it meets."""
+    return tuple(channel for channel in range(shape[0]) for _ in range(math.prod(shape[2:])))
 
 
 def transposed_of_rows(rows: Tensor, groups: int, kernel_size: Sequence[int]) -> Tensor:

@@ -13,7 +13,7 @@ from reparam._support.arguments import running_on
 from reparam.algebra import AffineConv
 from reparam.frontends.kinds import AnyConv, AnyNorm
 from reparam.frontends.torch.builtin import is_builtin
-from reparam.frontends.torch.chains import chains, runs_as_chain, trace_of
+from reparam.frontends.torch.chains import chains, opened, runs_as_chain, trace_of
 from reparam.frontends.torch.faithful import (
     Outcome,
     Report,
@@ -23,6 +23,7 @@ from reparam.frontends.torch.faithful import (
     guess_calls,
     guess_for_module,
     read_from_outside,
+    repeats,
     with_numbers,
 )
 from reparam.frontends.torch.lift import Lifted
@@ -99,14 +100,24 @@ class _Finder:
         self._written: set[Tensor] = set()
         self._elsewhere: set[Tensor] = set()
         self._untraced: set[str] = set()
+        self._opened: set[str] = set()
 
     def check_example(self, example_inputs: Any) -> None:
-        """Raise if the model does not run on the example; nothing would be compared then."""
-        if self._example is None or "" in self.result.calls or self._captured:
+        """See to it that the model is compared as a whole, also where it could not be traced.
+
+        Raises:
+            InputError: It does not run on the example; nothing would be compared then.
+
+        """
+        if "" in self.result.calls:
             return
-        with running_on("model", example_inputs):
-            positional, named = with_numbers(self._example)
-            runnable_copy(self.skeleton)(*positional, **named)
+        if self._example is not None and not self._captured:
+            with running_on("model", example_inputs):
+                positional, named = with_numbers(self._example)
+                runnable_copy(self.skeleton)(*positional, **named)
+        call = self._example or guess_for_module(self.skeleton)
+        if call is not None and repeats(self.skeleton, call):
+            self.result.unread = call
 
     def visit(self, path: str, module: nn.Module) -> None:
         """Trace a module; where it cannot be traced, go on with its children."""
@@ -250,6 +261,7 @@ class _Finder:
         call = self._known_call(path) or guess_for_module(module)
         names = frozenset[str]() if call is None else read_from_outside(module, call)
         self._elsewhere |= _named(module, names)
+        self._opened |= {join(path, name) for name in opened(module, weights=call is None)}
         self._plan_chains(path, module)
         self._visit_children(path, module)
 
@@ -274,10 +286,24 @@ class _Finder:
     def _visit_children(self, path: str, module: nn.Module) -> None:
         for name, child in module.named_children():
             inner = join(path, name)
-            if isinstance(child, nn.ModuleList | nn.ModuleDict):
+            if isinstance(child, nn.ModuleList | nn.ModuleDict) or self._is_opened(inner, child):
                 self._visit_children(inner, child)
             elif not is_builtin(child):
                 self.visit(inner, child)
+
+    def _is_opened(self, path: str, module: nn.Module) -> bool:
+        """Whether more happens inside of a module than its own forward says.
+
+        Code around it that cannot be traced may call parts of it, and read their weights.
+        """
+        inside = {name for name in self._opened if name.startswith(f"{path}.")}
+        if inside:
+            return inside != {f"{path}.forward"}
+        if path in self._opened and isinstance(module, nn.Sequential):
+            return True
+        if self._example is None or self._known_call(path) is not None:
+            return False
+        return any(name.startswith(f"{path}.") for name in self._captured or ())
 
     def _plan(self, lifted: Lifted, report: Report, ways: list[Lifted]) -> None:
         selected = self._selected([lifted, *ways])

@@ -181,6 +181,15 @@ class Discovery(ABC, Generic[Model, Piece]):
             )
         return [(found, folded[found]) for found in complete(folded, self.regions)]
 
+    def made(self, folded: Sequence[tuple[Piece, FoldedLayer]]) -> Model:
+        """Write the new model and compare it with the old one.
+
+        Raises:
+            VerificationError: It computes something else.
+
+        """
+        return self.checked(self.write(folded), edited=bool(folded))
+
     def _record(self, found: Piece) -> Region:
         return region_record(
             found.region,
@@ -243,9 +252,7 @@ class Plan(Generic[Model]):
                 region was left as it is.
 
         """
-        folded = self._discovery.folded()
-        fused = self._discovery.write(folded)
-        return self._discovery.checked(fused, edited=bool(folded))
+        return self._discovery.made(self._discovery.folded())
 
     def column(self) -> list[Place]:
         """The model from input to output: what folds, what stays and why, and the layers beside.

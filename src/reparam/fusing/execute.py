@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import operator
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -21,9 +22,19 @@ from reparam.frontends.kinds import AnyBatchNorm
 from reparam.frontends.torch.builtin import is_builtin
 from reparam.frontends.torch.lift import Lifted
 from reparam.planner import Candidate
-from reparam.program import Affine, Alias, Node, Padded, Sum
+from reparam.program import Affine, Alias, HostedInput, Node, Padded, Sum
 
-__all__ = ["Runner", "pad_as", "run_einsum", "run_moved", "run_nodes", "run_region", "run_sum"]
+__all__ = [
+    "Runner",
+    "hosted_inputs",
+    "pad_as",
+    "run_einsum",
+    "run_moved",
+    "run_node",
+    "run_nodes",
+    "run_region",
+    "run_sum",
+]
 
 SLICE = 1 << 18
 """Weights that are handled in float64 at a time: 2 MB, which stays in a core's cache."""
@@ -36,7 +47,7 @@ def run_region(
     """Run the region on a float64 input; see :func:`run_nodes`."""
 
     def run(node: Node, given: dict[Node, Tensor], at: Positions | None) -> Tensor:
-        return _run_node(lifted, node, given, at)
+        return run_node(lifted, node, given, at)
 
     return run_nodes(region, x, run, at, done=done)
 
@@ -107,6 +118,35 @@ def _keeps_positions(node: Node) -> bool:
     return node.leaf.geometry.is_pointwise
 
 
+def hosted_inputs(region: Candidate, sample: Tensor, run: Runner) -> dict[Node, Tensor]:
+    """The images that the layers of a region read which make something else of their input.
+
+    Args:
+        region: A region on what such layers make of it.
+        sample: The image.
+        run: Runs a scale that was moved to behind what they make; here it stands before.
+
+    Returns:
+        By what they read in the region, the image that stands for it.
+
+    """
+    source = region.source
+    given = {source: sample}
+    for node in in_order(region.nodes, {source}):
+        before = node.inputs[0]
+        if not isinstance(source, HostedInput) or source.spread is None or before not in given:
+            continue
+        if isinstance(node, Affine) and node.moved is not None:
+            channels = dict(zip(source.spread, node.moved.channels, strict=True))
+            once = tuple(channels[k] for k in range(len(channels)))
+            given[node] = run(
+                replace(node, moved=replace(node.moved, channels=once)),
+                {before: given[before]},
+                None,
+            )
+    return given
+
+
 def pad_as(source: Node, x: Tensor) -> Tensor:
     """Pad a value as the layers do that read it padded."""
     if not isinstance(source, Padded):
@@ -126,9 +166,10 @@ def in_order(nodes: Iterable[Node], known: set[Node]) -> list[Node]:
     return ordered
 
 
-def _run_node(
+def run_node(
     lifted: Lifted, node: Node, values: dict[Node, Tensor], at: Positions | None
 ) -> Tensor:
+    """Run one node in float64; see :data:`Runner`."""
     if isinstance(node, Affine) and node.moved is not None:
         return _run_moved(lifted, node, values[node.inputs[0]])
     if isinstance(node, Sum) and node.is_copy:

@@ -15,7 +15,7 @@ from reparam.frontends.hosted import rebuilt
 from reparam.frontends.torch.builtin import is_builtin
 from reparam.frontends.torch.lift import Lifted
 from reparam.fusing.driver import Discovery
-from reparam.fusing.execute import run_region
+from reparam.fusing.execute import hosted_inputs, run_node, run_region
 from reparam.fusing.fold import FoldedLayer, dtype_name, fold_hosted, fold_norm, fold_onto
 from reparam.fusing.found import ModuleFound, described
 from reparam.planner import Candidate
@@ -123,16 +123,18 @@ def _fold_hosted(lifted: Lifted, region: Candidate, like: Tensor) -> FoldedLayer
         return result
 
     def reference() -> tuple[Tensor, float]:
-        layers = (node for node in region.nodes if region.source in node.inputs)
-        hosts = {node: copy.deepcopy(lifted.host_of(node)).to(torch.float64) for node in layers}
-        done = {node: host(sample) for node, host in hosts.items()}
+        done = hosted_inputs(region, sample, partial(run_node, lifted))
+        for node in region.nodes - done.keys():
+            if node.inputs[0] in done and node.is_layer:
+                host = copy.deepcopy(lifted.host_of(node)).to(torch.float64)
+                done[node] = host(done[node.inputs[0]])
         return run_region(lifted, region, sample, done=done)
 
     return fold_hosted(region, like.dtype, run, reference, module)
 
 
 def _hosted_layer(region: Candidate) -> Node:
-    return next(n for n in region.nodes if region.source in n.inputs)
+    return region.anchor
 
 
 def _sample_for(module: Any, device: torch.device) -> Tensor:

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import warnings
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor, nn
 
 from reparam.algebra import AffineConv
+from reparam.errors import VerificationError
 from reparam.frontends.torch.running import Arguments
 from reparam.frontends.torch.skeleton import shared_copy
-from reparam.fusing.compare import compare_runs
+from reparam.fusing.compare import compare_runs, compare_unread
 from reparam.fusing.driver import FoldWarning, complete
 from reparam.fusing.edit import CannotPlaceError, apply_regions
 from reparam.fusing.fold import FoldedLayer, lowered
@@ -41,6 +43,7 @@ class ModuleDiscovery(TracedDiscovery[nn.Module]):
         skeleton: The copy that was read.
         probed: Modules that were identified from their responses.
         calls: By path of a traced module, arguments that it ran with: to run the result with.
+        unread: Arguments that the model runs with, where it could not be traced as a whole.
         parts: Parts of the trace to rewrite, by path and inlined children, for one use each.
         needs_hooks: Whether the model does not run without its hooks.
         training: Modules outside of the chosen part that are in training mode.
@@ -56,6 +59,7 @@ class ModuleDiscovery(TracedDiscovery[nn.Module]):
         self.skeleton = shared_copy(model, needs_hooks=needs_hooks)
         self.probed: list[Probed] = []
         self.calls: dict[str, Arguments] = {}
+        self.unread: Arguments | None = None
         self.parts: Parts = {}
         self.training: frozenset[str] = frozenset()
         self.writes_weights = False
@@ -87,13 +91,55 @@ class ModuleDiscovery(TracedDiscovery[nn.Module]):
                 )
         return fused
 
+    def made(self, folded: Sequence[tuple[ModuleFound, FoldedLayer]]) -> nn.Module:
+        """Write the new model and compare it with the old one.
+
+        What was read of a module alone, because code around it cannot be traced, may be used there
+        in another way than as a whole. Then only the modules are folded that are not.
+
+        Raises:
+            VerificationError: It computes something else.
+
+        """
+        try:
+            return super().made(folded)
+        except VerificationError:
+            groups = defaultdict(list)
+            for found, layer in folded:
+                groups[found.lifted.trace.path].append((found, layer))
+            kept = [
+                pair
+                for path, group in groups.items()
+                if path and self._holds(group)
+                for pair in group
+            ]
+            if groups.keys() <= {""} or len(kept) == len(folded):
+                raise
+        for path in groups.keys() - {found.lifted.trace.path for found, _ in kept}:
+            warnings.warn(
+                f"{path or self.whole} is left as it is: the code around it uses what is in it",
+                FoldWarning,
+                stacklevel=4,
+            )
+        return super().made(kept)
+
+    def _holds(self, folded: Sequence[tuple[ModuleFound, FoldedLayer]]) -> bool:
+        """Whether a model in which these are folded, and nothing else, computes the same."""
+        try:
+            super().made(folded)
+        except VerificationError:
+            return False
+        return True
+
     def checked(self, fused: nn.Module, *, edited: bool) -> nn.Module:
         """Run every module that was traced and its successor side by side, in eval mode."""
         if edited or self.probed:
+            writes = self.writes_weights or self.unread is not None
             compare_runs(
-                self.model, fused, self.calls, needs_hooks=self.needs_hooks,
-                writes_weights=self.writes_weights,
-            )  # fmt: skip
+                self.model, fused, self.calls, needs_hooks=self.needs_hooks, writes_weights=writes
+            )
+            if self.unread is not None:
+                compare_unread(type(self.model).__name__, self.model, fused, self.unread)
         for name, module in fused.named_modules():
             module.training = module.training or name in self.training
         return fused

@@ -13,7 +13,7 @@ from reparam.frontends.torch.skeleton import tensors_of
 from reparam.frontends.torch.trace import Call, Key
 from reparam.fusing.chosen import EVERYTHING, Chosen
 from reparam.planner import Candidate
-from reparam.program import Alias, Concat, HostedInput, Layout, Node, Routed, Sum
+from reparam.program import Alias, Concat, Layout, Node, Routed, Sum
 from reparam.reasons import Reason, Why
 
 __all__ = ["Objections", "common_call"]
@@ -59,8 +59,7 @@ class Objections:
         whole = self._chosen is EVERYTHING  # asked of every candidate that there is
         if not whole and not all(_place(node) in self._chosen for node in region.nodes):
             return Why.NOT_CHOSEN()
-        beyond = any(n.is_mixing and region.source not in n.inputs for n in region.nodes)
-        if isinstance(region.source, HostedInput) and beyond:
+        if region.leaves_host:
             return Why.INPUT_OF_ITS_OWN(what=region.source.what)
         nodes = [self._lifted.node_of(n) for n in region.nodes if not isinstance(n, Alias)]
         shared = common_call([self._full_stack(n) for n in nodes])

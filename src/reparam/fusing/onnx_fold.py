@@ -13,7 +13,7 @@ from reparam.frontends.onnx.lift import OnnxLifted
 from reparam.frontends.onnx.nodes import attributes
 from reparam.frontends.onnx.run import run_nodes
 from reparam.frontends.onnx.tensors import FLOATS
-from reparam.fusing.execute import run_einsum, run_moved, run_sum
+from reparam.fusing.execute import hosted_inputs, run_einsum, run_moved, run_sum
 from reparam.fusing.execute import run_nodes as run_region_nodes
 from reparam.fusing.fold import FoldedLayer, fold_hosted, fold_norm, fold_onto
 from reparam.planner import Candidate
@@ -111,8 +111,10 @@ def _fold_hosted(lifted: OnnxLifted, region: Candidate, dtype: torch.dtype) -> F
         return mine + shift.reshape(-1, *(1,) * len(spatial))
 
     def reference() -> tuple[Tensor, float]:
-        layers = (node for node in region.nodes if region.source in node.inputs)
-        done = {node: run.run(node, [sample]) for node in layers}
+        done = hosted_inputs(region, sample, run)
+        for node in region.nodes - done.keys():
+            if node.inputs[0] in done and node.is_layer:
+                done[node] = run.run(node, [done[node.inputs[0]]])
         return run_region_nodes(region, sample, run, done=done)
 
     folded = fold_hosted(region, dtype, result, reference)

@@ -19,7 +19,7 @@ from reparam.fusing.fold import FoldedLayer
 from reparam.fusing.onnx_edit import write_model
 from reparam.fusing.onnx_fold import dtype_of, fold_onnx
 from reparam.planner import Candidate
-from reparam.program import HostedInput, Program
+from reparam.program import Program
 from reparam.reasons import Reason, Why
 
 if TYPE_CHECKING:
@@ -144,8 +144,7 @@ class _Objections:
         inside = {index for node in region.nodes for index in lifted.indices_of(node)}
         if not all(map(self._is_chosen, inside)):
             return Why.NOT_CHOSEN()
-        beyond = any(n.is_mixing and region.source not in n.inputs for n in region.nodes)
-        if isinstance(region.source, HostedInput) and beyond:
+        if region.leaves_host:
             return Why.INPUT_OF_ITS_OWN(what=region.source.what)
         if dtype_of(lifted, region) is None:
             return Why.UNKNOWN_TYPE()

@@ -17,7 +17,8 @@ from reparam.algebra import (
     pad_leaf,
 )
 from reparam.errors import InexactError
-from reparam.program import Affine, Alias, Node, Padded, Program, ShapeOf, largest
+from reparam.planner.sums import rejoined
+from reparam.program import Affine, Alias, HostedInput, Node, Padded, Program, ShapeOf, largest
 from reparam.program import Sum as Add
 from reparam.reasons import Reason, Why
 
@@ -97,6 +98,19 @@ class Candidate:
         return min(norms, key=lambda n: n.order, default=None)
 
     @property
+    def leaves_host(self) -> bool:
+        """Whether a layer that makes something else of its input is followed by another layer."""
+
+        def entry(node: Node) -> Node:
+            value = node.inputs[0]
+            while value.is_copy and value in self.nodes:
+                value = value.inputs[0]
+            return value
+
+        hosted = isinstance(self.source, HostedInput)
+        return hosted and any(n.is_mixing and entry(n) is not self.source for n in self.nodes)
+
+    @property
     def gone(self) -> frozenset[Node]:
         """The operations that are no longer run, or done by a layer: not a norm that stays."""
         return self.nodes - {self.norm}
@@ -171,10 +185,12 @@ class Candidates:
     found: dict[Node, list[Candidate]] = field(init=False, default_factory=dict)
     given_up: dict[Node, list[Reason]] = field(init=False, default_factory=dict)
     vetoed: list[tuple[Candidate, Reason]] = field(init=False, default_factory=list)
+    rejoined: dict[Node, frozenset[Node]] = field(init=False, default_factory=dict)
 
     def __post_init__(self) -> None:
         """Walk the program once, in order."""
         self.users = self.program.users()
+        self.rejoined = rejoined(self.program, self.users)
         for node in self.program.nodes:
             by_source = {c.source: c for c in self._made_of(node)}
             for candidate in list(by_source.values()):
@@ -189,7 +205,15 @@ class Candidates:
             reasons.append(reason)
 
     def is_closed(self, value: Node, nodes: frozenset[Node]) -> bool:
-        """Whether the contents of ``value`` are read by ``nodes`` alone."""
+        """Whether the contents of ``value`` are read by ``nodes`` alone, or meet again in a sum."""
+        return self._is_read_by(value, nodes | self.rejoined.get(value, frozenset()))
+
+    def is_whole(self, candidate: Candidate) -> bool:
+        """Whether nothing else reads what is inside, as where a value has not met itself again."""
+        inside = candidate.nodes - {candidate.output}
+        return all(self._is_read_by(v, candidate.nodes) for v in inside & self.rejoined.keys())
+
+    def _is_read_by(self, value: Node, nodes: frozenset[Node]) -> bool:
         if value in self.program.pinned:
             return False
         return all(user in nodes or isinstance(user, ShapeOf) for user in self.users[value])
@@ -245,7 +269,10 @@ class Candidates:
             self.give_up(node, error.reason)
             return None
         nodes = frozenset({node}).union(*(t.nodes for t in terms if t is not None))
-        cost = Cost(0, 0, 1)
+        twice = _counted_twice(terms)
+        if twice is None:
+            return None
+        cost = Cost(-twice.macs, -twice.stored, 1 - twice.layers)
         exposed = self.exposed(term for term in node.inputs if term in nodes)
         for term in {id(t): t for t in terms if t is not None}.values():
             cost += term.cost
@@ -305,6 +332,22 @@ class Candidates:
             return Why.IS_SEEN(value=value.place)
         readers = ", ".join(user.place for user in others[:2])
         return Why.ALSO_READ(value=value.place, readers=readers or "others")
+
+
+def _counted_twice(terms: Iterable[Candidate | None]) -> Cost | None:
+    """What is counted twice where terms have nodes in common; None if that is not known."""
+    seen: set[Node] = set()
+    extra: list[Node] = []
+    for term in {id(t): t for t in terms if t is not None}.values():
+        extra += seen & term.nodes
+        seen |= term.nodes
+    affine = [node for node in extra if isinstance(node, Affine)]
+    mixing = {node for node in affine if node.is_mixing}
+    if len(mixing) > 1 and any(set(n.leaf.geometry.stride) - {1} for n in mixing):
+        return None  # positions behind a stride are fewer
+    return sum(
+        (_own_cost(node) for node in affine), Cost(0, 0, sum(isinstance(n, Add) for n in extra))
+    )
 
 
 def _passed(source: Node, nodes: frozenset[Node]) -> Iterable[Node]:

@@ -34,6 +34,7 @@ from reparam.program import (
     Affine,
     Alias,
     Concat,
+    HostedInput,
     Layout,
     Node,
     Padded,
@@ -300,6 +301,8 @@ class _Mover(Wiring):
         channels: Channels | None = None
         if isinstance(reader, Routed):
             channels = after(reader, all_of(node))
+        elif isinstance(reader, HostedInput):
+            channels = _spread(reader, node)
         elif isinstance(reader, Concat):
             channels = self._joined(reader, node) if reader.axis == node.axis else None
         elif self._spreads(reader, node) or self.is_alias(reader):
@@ -335,6 +338,13 @@ def _takes(reader: Node, node: Affine) -> bool:
     except InexactError:
         return False
     return True
+
+
+def _spread(reader: HostedInput, node: Affine) -> Channels | None:
+    """A scale on the input of a layer, on what the layer makes of it; a shift is not seen alike."""
+    if reader.spread is None or node.leaf.geometry.bias or reader.axis != node.axis:
+        return None
+    return tuple(all_of(node)[channel] for channel in reader.spread)
 
 
 def _is_crop(value: Node) -> bool:

@@ -116,7 +116,8 @@ def _best(program: Program, candidates: Candidates, veto: Veto) -> dict[Node, Ca
     for node in program.nodes:
         best = _total(score[child] for child in children[node])
         for candidate in candidates.found[node]:
-            if candidate.expression is None or not _pays(candidate, candidates, veto):
+            whole = candidate.expression is not None and candidates.is_whole(candidate)
+            if not whole or not _pays(candidate, candidates, veto):
                 continue
             inside = candidate.nodes
             hanging = (v for n in inside for v in children[n] if v not in inside)

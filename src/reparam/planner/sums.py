@@ -10,12 +10,47 @@ from __future__ import annotations
 from dataclasses import replace
 
 from reparam.planner.wiring import Wiring
-from reparam.program import Affine, Alias, Node, Sum
+from reparam.program import Affine, Alias, Node, Program, ShapeOf, Sum
 
-__all__ = ["regroup"]
+__all__ = ["regroup", "rejoined"]
 
 _NEAREST = 64
 """Earlier values to look for a common one among: bounds the work on very long programs."""
+
+
+def rejoined(program: Program, users: dict[Node, list[Node]]) -> dict[Node, frozenset[Node]]:
+    """Values that sums and scales alone read, of which one sum adds up all, as in a + w (b - a).
+
+    Args:
+        program: The program.
+        users: What reads each of its values.
+
+    Returns:
+        For each what reads it, up to and including that sum.
+
+    """
+    place = {node: k for k, node in enumerate(program.nodes)}
+    readers = {
+        node: [user for user in users[node] if not isinstance(user, ShapeOf)]
+        for node in program.nodes
+    }
+    found = {}
+    for value in program.nodes:
+        ways: set[Node] = set()
+        ahead = set(readers[value])
+        while len(ahead) > 1 and all(map(_passes, ahead)) and len(ways) < _NEAREST:
+            nearest = min(ahead, key=place.__getitem__)
+            if nearest in program.pinned:
+                break
+            ways.add(nearest)
+            ahead = (ahead - {nearest}) | set(readers[nearest])
+        if ways and len(ahead) == 1 and isinstance(last := ahead.pop(), Sum):
+            found[value] = frozenset({*ways, last})
+    return found
+
+
+def _passes(node: Node) -> bool:
+    return isinstance(node, Sum | Alias) or node.is_diagonal
 
 
 def regroup(wires: Wiring, total: Sum) -> Sum | None:

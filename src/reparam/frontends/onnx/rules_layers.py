@@ -11,7 +11,12 @@ from torch import Tensor
 
 from reparam import algebra
 from reparam.algebra import AffineConv, Geometry, Leaf, Rows
-from reparam.frontends.hosted import convolution_of, rows_of_transposed, turned_kernel
+from reparam.frontends.hosted import (
+    convolution_of,
+    rows_of_transposed,
+    spread_of_transposed,
+    turned_kernel,
+)
 from reparam.frontends.onnx.lift import OnnxLifter
 from reparam.frontends.onnx.nodes import attributes, padding
 from reparam.frontends.onnx.table import reads
@@ -252,8 +257,9 @@ def _hosted(
     reads = [weight] if bias is None else [weight, bias]
     like = (proto.op_type, lifter.constants.shape(weight), str(sorted(attributes(proto).items())))
     return lifter.hosted(
-        proto, [lifter.nodes[proto.input[0]]], Leaf(geometry, load), proto.op_type, reads, like=like
-    )
+        proto, [lifter.nodes[proto.input[0]]], Leaf(geometry, load), proto.op_type, reads,
+        like=like, spread=spread_of_transposed(constants.shape(weight)) if turned else None,
+    )  # fmt: skip
 
 
 def _weights_refused(lifter: OnnxLifter, proto: NodeProto) -> Node | None:

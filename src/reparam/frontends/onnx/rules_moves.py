@@ -124,17 +124,6 @@ def pass_on(lifter: OnnxLifter, proto: NodeProto) -> Node | None:
     return lifter.alias(proto, proto.input[0])
 
 
-@reads("Expand")
-def expand(lifter: OnnxLifter, proto: NodeProto) -> Node | None:
-    """``Expand`` by ones alone, which exporters write before a ``Tile``: it returns its input."""
-    shape, rank = proto.input[1], lifter.rank(proto.input[0])
-    if rank is None or shape not in lifter.constants:
-        return None
-    sizes = lifter.constants.integers(shape)
-    nothing = len(sizes) <= rank and set(sizes) <= {1}
-    return lifter.alias(proto, proto.input[0]) if nothing else None
-
-
 @reads("Cast")
 def cast(lifter: OnnxLifter, proto: NodeProto) -> Node | None:
     """``Cast`` to the type that its input has, or that another casts it to."""

@@ -62,6 +62,29 @@ def tile(lifter: OnnxLifter, proto: NodeProto) -> Node | None:
     return picked(lifter, proto, [*range(channels)] * count) if set(times) <= {1} else None
 
 
+@reads("Expand")
+def expand(lifter: OnnxLifter, proto: NodeProto) -> Node | None:
+    """``Expand`` of one channel to equal ones; by ones alone, it returns its input.
+
+    Exporters write the latter before a ``Tile``.
+    """
+    source, shape = proto.input
+    if not lifter.is_value(source) or shape not in lifter.constants:
+        return None
+    channels, axis, rank = lifter.channels(source), lifter.axis(source), lifter.rank(source)
+    if rank is None:
+        return None
+    sizes = lifter.constants.integers(shape)
+    if len(sizes) > rank:
+        return None
+    if set(sizes) <= {1}:
+        return lifter.alias(proto, source)
+    if channels != 1 or axis is None or len(sizes) < -axis:
+        return None
+    count = sizes.pop(axis)
+    return picked(lifter, proto, [0] * count) if set(sizes) <= {1} else None
+
+
 def picked(lifter: OnnxLifter, proto: NodeProto, channels: Sequence[int]) -> Node | None:
     """Some of the channels of what an operation reads, in an order."""
     origins = [(channel,) for channel in channels]

@@ -85,16 +85,22 @@ def axis_from_readers(lifter: Lifter, node: fx.Node) -> int | None:
     for reader in node.users:
         if reader.op == "call_module":
             module = lifter.module(reader)
-            for dims, kind in enumerate((nn.Conv1d, nn.Conv2d, nn.Conv3d), start=1):
-                if isinstance(module, kind):
+            for dims, kinds in enumerate(_LAYERS, start=1):
+                if isinstance(module, kinds):
                     return -(dims + 1)
             for dims, norm in ((2, nn.BatchNorm2d), (3, nn.BatchNorm3d)):
                 if isinstance(module, norm):
                     return -(dims + 1)
-        elif reader.target in CONVOLUTIONS:
-            return -(CONVOLUTIONS[reader.target] + 1)
+        elif reader.target in CONVOLUTIONS | TRANSPOSED:
+            return -((CONVOLUTIONS | TRANSPOSED)[reader.target] + 1)
     return None
 
+
+_LAYERS = (
+    (nn.Conv1d, nn.ConvTranspose1d), (nn.Conv2d, nn.ConvTranspose2d),
+    (nn.Conv3d, nn.ConvTranspose3d),
+)  # fmt: skip
+"""Layers that read channels and as many spatial dimensions as their place here says."""
 
 _NEAR = 6
 """Operations to look at for a layer that tells where the channels of a value are."""

@@ -21,7 +21,7 @@ from reparam.frontends.torch.builtin import is_builtin
 from reparam.frontends.torch.frames import Call, Key, join
 from reparam.frontends.torch.trace import Trace
 
-__all__ = ["chains", "runs_as_chain", "trace_of"]
+__all__ = ["chains", "opened", "runs_as_chain", "trace_of"]
 
 _OUT_OF_SIGHT = {
     "_modules", "buffers", "children", "get_submodule", "modules", "named_buffers",
@@ -54,6 +54,56 @@ def chains(module: nn.Module) -> list[Chain]:
         if len(chain) > 1 and not any(set(chain) & set(longer) for longer in kept):
             kept.append(chain)
     return kept
+
+
+def opened(module: nn.Module, *, weights: bool) -> set[str]:
+    """What the code of a module's class reads of its parts other than by calling them.
+
+    In ``self.stem[0](x)`` that is ``stem.0``, in ``for layer in self.stem`` it is ``stem``, and in
+    ``self.body.features(x)`` it is ``body.features``.
+
+    Args:
+        module: The module.
+        weights: Whether what reads a weight counts, as ``self.stem[0].weight``; a run tells more.
+
+    Returns:
+        Names relative to the module; what the code of these parts alone says is not all that
+        happens inside of them.
+
+    """
+    try:
+        functions = _functions(type(module))
+    except (OSError, TypeError, SyntaxError):
+        return set()
+    found = set()
+    for function in functions:
+        own = _self_of(function)
+        nodes = [node for node in ast.walk(function) if _path(node, own) is not None]
+        called = {id(node.func) for node in ast.walk(function) if isinstance(node, ast.Call)}
+        within = {id(inner) for node in nodes for inner in list(ast.walk(node))[1:]}
+        for node in nodes:
+            path = str(_path(node, own))
+            if id(node) not in within and ("." in path or id(node) not in called):
+                found.add(_seen_of(module, path, weights=weights))
+    return found - {""}
+
+
+def _seen_of(module: nn.Module, path: str, *, weights: bool) -> str:
+    """The start of a path of attributes that leads to a part, a number or a method of one."""
+    seen: list[str] = []
+    for name in path.split("."):
+        tables = (module._modules, module._parameters, module._buffers)
+        held = next((table[name] for table in tables if name in table), None)
+        own = name == "forward" or not hasattr(nn.Module, name)
+        if held is None and not (own and callable(getattr(type(module), name, None))):
+            break
+        if isinstance(held, Tensor) and not weights:
+            return ""
+        seen.append(name)
+        if not isinstance(held, nn.Module):
+            break
+        module = held
+    return ".".join(seen)
 
 
 def runs_as_chain(module: nn.Module, chain: Chain, run: Callable[[], object]) -> bool:

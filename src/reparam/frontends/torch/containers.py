@@ -29,22 +29,32 @@ class Maker:
     Attributes:
         kind: The class.
         factory: What a defaultdict makes of missing entries.
+        shared: Attributes that are the entries of the same names.
 
     """
 
     kind: type
     factory: Any = None
+    shared: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, value: Any) -> Maker:
         """What makes containers like this one."""
-        return cls(type(value), value.default_factory if isinstance(value, defaultdict) else None)
+        factory = value.default_factory if isinstance(value, defaultdict) else None
+        return cls(type(value), factory, cls._shared(value))
 
     @staticmethod
-    def parts(value: Any) -> tuple[dict[Any, Any] | list[Any], dict[str, Any]]:
-        """Content and attributes of a container: the arguments of a call."""
+    def _shared(value: Any) -> tuple[str, ...]:
+        own = vars(value) if isinstance(value, dict) and hasattr(value, "__dict__") else {}
+        return tuple(name for name, part in own.items() if value.get(name, own) is part)
+
+    @classmethod
+    def parts(cls, value: Any) -> tuple[dict[Any, Any] | list[Any], dict[str, Any]]:
+        """Content and other attributes of a container: the arguments of a call."""
         content = dict(value) if isinstance(value, dict) else list(value)
-        return content, dict(getattr(value, "__dict__", {}))
+        shared = cls._shared(value)
+        own = getattr(value, "__dict__", {}).items()
+        return content, {name: part for name, part in own if name not in shared}
 
     @property
     def __name__(self) -> str:
@@ -60,8 +70,9 @@ class Maker:
         else:
             made = self.kind.__new__(self.kind)
             self._fill(made, content)
-        if attributes:
+        if attributes or self.shared:
             vars(made).update(attributes)
+            vars(made).update({name: content[name] for name in self.shared})  # type: ignore[call-overload]
         return made
 
     def _fill(self, made: Any, content: Mapping[Any, Any] | Sequence[Any]) -> None:

@@ -13,6 +13,7 @@ import contextlib
 import copy
 import enum
 import functools
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
@@ -44,6 +45,7 @@ __all__ = [
     "guess_for_module",
     "inputs_of",
     "read_from_outside",
+    "repeats",
     "with_numbers",
 ]
 
@@ -91,13 +93,17 @@ def compare(module: nn.Module, traced: Trace, calls: list[Call]) -> Report:
 
 
 def capture_calls(model: nn.Module, call: Call) -> dict[str, Call]:
-    """Run a model once and note the arguments of the first call of every module inside."""
+    """Run a model once and note the arguments of the first call of every module inside.
+
+    Those of torch's own modules are not kept.
+    """
     for twin, arguments in _twins(model, call):
         seen: dict[str, Call] = {}
         handles = [
-            module.register_forward_pre_hook(_noting(seen, name), with_kwargs=True)
+            module.register_forward_pre_hook(
+                _noting(seen, name, keeps=not is_builtin(module)), with_kwargs=True
+            )
             for name, module in twin.named_modules()
-            if not is_builtin(module)
         ]
         try:
             with torch.no_grad():
@@ -132,6 +138,17 @@ def read_from_outside(module: nn.Module, call: Call) -> frozenset[str]:
             continue
         return reads.found()
     return frozenset()
+
+
+def repeats(model: nn.Module, call: Call) -> bool:
+    """Whether a model runs on arguments, and returns the same whenever it does."""
+    results = []
+    for _ in range(2):
+        with contextlib.suppress(Exception), torch.no_grad(), torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            positional, named = with_numbers(call)
+            results.append(runnable_copy(model)(*positional, **named))
+    return len(results) == 2 and _close(*results)
 
 
 def guess_calls(traced: Trace) -> list[Call]:
@@ -269,9 +286,9 @@ def _twins(model: nn.Module, call: Call) -> Iterator[tuple[nn.Module, Call]]:
     yield runnable_copy(model), with_numbers(call)
 
 
-def _noting(seen: dict[str, Call], name: str) -> Any:
+def _noting(seen: dict[str, Call], name: str, *, keeps: bool) -> Any:
     def hook(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        seen.setdefault(name, (args, kwargs))
+        seen.setdefault(name, (args, kwargs) if keeps else ((), {}))
 
     return hook
 
@@ -352,7 +369,8 @@ def _shape_for_function(traced: Trace, reader: fx.Node, attempt: int) -> tuple[i
 
 
 def _dtype(root: nn.Module) -> torch.dtype:
-    return next((p.dtype for p in root.parameters() if p.is_floating_point()), torch.float32)
+    numbers = itertools.chain(root.parameters(), root.buffers())
+    return next((t.dtype for t in numbers if t.is_floating_point()), torch.float32)
 
 
 def _to_meta(call: Call) -> Call:

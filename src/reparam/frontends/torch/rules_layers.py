@@ -15,6 +15,7 @@ from reparam.algebra import AffineConv, Geometry, Leaf, Rows
 from reparam.frontends.hosted import (
     convolution_of,
     hosted_geometry,
+    spread_of_transposed,
     turned_kernel,
     weight_as_rows,
 )
@@ -117,7 +118,8 @@ def hosted_module(lifter: Lifter, node: fx.Node) -> Node | None:
         Leaf(geometry, load),
         type(module).__name__,
         reads,
-        like=_reading(node, module),
+        like=(like := _reading(node, module)),
+        spread=None if like is None else spread_of_transposed(module.weight.shape),
     )
 
 
@@ -211,8 +213,9 @@ def conv_transpose_function(lifter: Lifter, node: fx.Node) -> Node | None:
     computed = sum(lifter.constants.operations(value) for value in given)
     like = _reads_of(host)
     lifted = lifter.hosted(
-        node, sources, Leaf(geometry, load), what, reads, computed=computed, like=like
-    )
+        node, sources, Leaf(geometry, load), what, reads, computed=computed, like=like,
+        spread=spread_of_transposed(host.weight.shape),
+    )  # fmt: skip
     lifter.hosts[lifted.order] = lambda: host
     return lifted
 

@@ -146,6 +146,20 @@ def repeat_interleave(lifter: Lifter, node: fx.Node) -> Node | None:
     return picked(lifter, node, x, [c for c in range(channels) for _ in range(count)])
 
 
+@reads("expand")
+def expand(lifter: Lifter, node: fx.Node) -> Node | None:
+    """``x.expand(-1, n, -1, -1)``: one channel becomes ``n`` equal ones."""
+    sizes: list[Any] = list(node.args[1:])
+    if len(sizes) == 1 and isinstance(sizes[0], list | tuple):
+        sizes = list(sizes[0])
+    x, channels = _of_images(lifter, node)
+    if channels != 1 or len(sizes) != lifter.known(x).rank:
+        return None
+    count = sizes.pop(1)
+    alone = isinstance(count, int) and all(size == -1 for size in sizes)
+    return picked(lifter, node, x, [0] * max(count, 1)) if alone else None
+
+
 def _of_images(lifter: Lifter, node: fx.Node) -> tuple[fx.Node, int | None]:
     """What an operation reads, and its channels where it is a batch of images."""
     x = first(node)

@@ -41,7 +41,8 @@ def leaves(value: Any, path: tuple[Step, ...] = (), depth: int = 0) -> Iterator[
     """Yield the leaves of a container, each with the steps that lead to it.
 
     Traced values are yielded as their nodes. Of an object that is no container (an image with its
-    mask) only the traced values are yielded, or the object itself if it has none.
+    mask) only the traced values are yielded, or the object itself if it has none. A dict whose
+    entries are attributes as well has each once.
     """
     if type(value) in _SINGLE:
         yield path, value
@@ -54,16 +55,23 @@ def leaves(value: Any, path: tuple[Step, ...] = (), depth: int = 0) -> Iterator[
                 yield (*path, (operator.getitem, key)), part
             else:
                 yield from leaves(part, (*path, (operator.getitem, key)), depth)
-        for name, part in getattr(value, "__dict__", {}).items():
-            for steps, leaf in leaves(part, (*path, (getattr, name)), depth + 1):
-                if isinstance(leaf, fx.Node):
-                    yield steps, leaf
+        yield from _attributes(value, path, depth)
     elif hasattr(value, "__dict__") and not isinstance(value, _PLAIN) and depth < _DEEPEST:
         held = vars(value).items()
         inside = [leaf for n, p in held for leaf in leaves(p, (*path, (getattr, n)), depth + 1)]
         yield from [found for found in inside if isinstance(found[1], fx.Node)] or [(path, value)]
     else:
         yield path, value
+
+
+def _attributes(value: Any, path: tuple[Step, ...], depth: int) -> Iterator[tuple[Any, Any]]:
+    """The traced values in the attributes of a container that are none of its entries."""
+    own = getattr(value, "__dict__", {})
+    entries = set(map(id, value.values() if isinstance(value, dict) else value)) if own else ()
+    for name, part in own.items():
+        for steps, leaf in leaves(part, (*path, (getattr, name)), depth + 1):
+            if isinstance(leaf, fx.Node) and id(part) not in entries:
+                yield steps, leaf
 
 
 def tensors_in(value: Any) -> list[Tensor]:
@@ -79,11 +87,13 @@ def snapshot(value: Any) -> Any:
         return value
     # Not by its constructor, which may want what only its author knows.
     made = type(value).__new__(type(value))
-    if hasattr(value, "__dict__"):
-        vars(made).update(vars(value))
     put = OrderedDict.__setitem__ if isinstance(value, OrderedDict) else dict.__setitem__
+    taken = {}
     for key, part in value.items():
-        put(made, key, snapshot(part))
+        taken[id(part)] = snapshot(part)
+        put(made, key, taken[id(part)])
+    if hasattr(value, "__dict__"):
+        vars(made).update({k: taken.get(id(part), part) for k, part in vars(value).items()})
     return made
 
 

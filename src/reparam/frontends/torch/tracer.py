@@ -276,6 +276,7 @@ class Tracer(KnowingTracer):
             return made
         value = self.values.get(made.node, _UNKNOWN)
         if not isinstance(value, bool | int | float):
+            self._forget([made.node])  # whoever asked may go on without an answer
             msg = f"{getattr(target, '__name__', target)} of a value that only a run can tell"
             raise fx.proxy.TraceError(msg)
         if isinstance(self.values.get(obj.node), bool):
@@ -394,6 +395,8 @@ class Tracer(KnowingTracer):
         if node.op == "call_module":
             return self._meta.get_submodule(target)(*args, **kwargs)
         if node.op == "call_method":
+            if isinstance(args[0], Tensor):
+                args, kwargs = fx.node.map_aggregate((args, kwargs), _without_place)
             return getattr(args[0], target)(*args[1:], **kwargs)
         if target is getattr and args[1:] == ("device",) and isinstance(args[0], Tensor):
             return self._device
@@ -434,6 +437,11 @@ class Tracer(KnowingTracer):
             else:
                 reads.append(repr(value))
         return f"{kind}:{name_of(target)}({', '.join(reads)})"
+
+
+def _without_place(value: Any) -> Any:
+    """A device as the tensors of a trace have it, which hold no numbers that could be moved."""
+    return torch.device("meta") if isinstance(value, torch.device) else value
 
 
 def _is_traced(value: object) -> bool:

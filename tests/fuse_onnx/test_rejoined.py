@@ -1,0 +1,76 @@
+"""Sums in which a value meets itself again, and scales before transposed convolutions."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+import reparam
+from onnx_graphs import Graph, assert_equal, counts
+
+SIZES = ("n", 8, 6, 8)
+
+
+def blend(shape=(), *, seen=False, bent=False):
+    """``a + w (b - a)`` of two branches."""
+    g = Graph(*SIZES)
+    a, b = g.conv(g.x, pads=[1] * 4), g.norm(g.conv(g.x, size=1))
+    between = g.op("Sub", b, a)
+    between = g.relu(between) if bent else between
+    weight = g.weight(g.rng.uniform(0.2, 2, size=shape))
+    total = g.op("Add", a, g.op("Mul", between, weight))
+    return g.model(total, *([g.relu(a)] if seen else []))
+
+
+@pytest.mark.parametrize("shape", [(), (1,), (8, 1, 1), (1, 8, 1, 1)])
+def test_a_plus_w_times_b_minus_a_is_one_layer(shape):
+    model = blend(shape)
+    fused = reparam.fuse(model)
+    assert counts(fused) == {"Conv": 1}
+    assert_equal(model, fused)
+
+
+@pytest.mark.parametrize("how", [{"seen": True}, {"bent": True}], ids=str)
+def test_what_is_seen_or_bent_on_the_way_stays(how):
+    model = blend(**how)
+    fused = reparam.fuse(model)
+    assert counts(fused)["Conv"] == 2
+    assert_equal(model, fused)
+
+
+def scaled(kind="Mul", *, bias=True, read=False, **how):
+    """A scale or shift of each channel before a transposed convolution."""
+    g = Graph(*SIZES)
+    x = g.op(kind, g.relu(g.x), g.weight(g.rng.uniform(0.2, 2, size=(8, 1, 1))))
+    size = how.pop("size", 4)
+    weight = g.random(8, 4 // how.get("group", 1), size, size)
+    out = g.op("ConvTranspose", x, weight, *([g.random(4)] if bias else []), **how)
+    return g.model(out, *([g.op("Sigmoid", x)] if read else []))
+
+
+@pytest.mark.parametrize("kind", ["Mul", "Div"])
+@pytest.mark.parametrize(
+    "how",
+    [
+        {"strides": [2, 2], "pads": [1] * 4},
+        {"strides": [2, 2], "bias": False},
+        {"strides": [3, 2], "size": 2, "output_padding": [1, 0]},
+        {"strides": [2, 2], "auto_pad": "SAME_UPPER"},
+        {"dilations": [2, 2]},
+    ],
+    ids=str,
+)
+def test_a_scale_goes_into_a_transposed_convolution(kind, how):
+    model = scaled(kind, **how)
+    fused = reparam.fuse(model)
+    assert counts(fused) == {"Relu": 1, "ConvTranspose": 1}
+    assert_equal(model, fused)
+
+
+@pytest.mark.parametrize("how", [{"kind": "Add"}, {"read": True}], ids=str)
+def test_what_a_transposed_convolution_does_not_see_alike_stays(how):
+    model = scaled(strides=[2, 2], **how)
+    fused = reparam.fuse(model)
+    assert counts(fused) == counts(model)
+    assert np.prod(fused.graph.initializer[0].dims) == np.prod(model.graph.initializer[0].dims)
+    assert_equal(model, fused)
