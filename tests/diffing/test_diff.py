@@ -382,3 +382,45 @@ def test_what_takes_several_sizes_is_compared_at_the_size_that_is_asked_for():
             assert found.outcome == "equal", str(found)
             assert found.shapes == (shape,)
     assert reparam.diff(program.run_decompositions(), graph).outcome == "equal"
+
+
+class Rounding(nn.Module):
+    """A net that computes in half precision in between, or only looks as if."""
+
+    def __init__(self, kind):
+        super().__init__()
+        self.first, self.last, self.kind = nn.Conv2d(3, 4, 3), nn.Conv2d(4, 2, 3), kind
+
+    def forward(self, x):
+        y = self.first(x).relu()
+        return self.last(y.to(self.kind).float())
+
+
+@pytest.mark.parametrize("kind", [torch.half, torch.bfloat16])
+def test_values_rounded_to_less_than_the_weights_are_stored_in_are_not_called_equal(kind):
+    torch.manual_seed(0)
+    plain, rounded = Rounding(torch.float).eval(), Rounding(kind).eval()
+    rounded.load_state_dict(plain.state_dict())
+    for one in (rounded, torch.export.export(rounded, (X,)), to_onnx(rounded)):
+        assert reparam.diff(plain, one, X).outcome == "not shown"
+    assert reparam.diff(plain, to_onnx(plain), X).outcome == "equal"
+
+
+def test_a_dropout_in_training_mode_is_not_called_equal():
+    helper, kind = onnx.helper, onnx.TensorProto
+
+    def graph(*nodes, **numbers):
+        stored = [helper.make_tensor(n, t, [], [v]) for n, (t, v) in numbers.items()]
+        ends = [helper.make_tensor_value_info(n, kind.FLOAT, [1, 3, 8, 8]) for n in "xy"]
+        made = helper.make_graph(list(nodes), "g", ends[:1], ends[1:], stored)
+        opsets = [helper.make_opsetid("", 17)]
+        return helper.make_model(made, opset_imports=opsets, ir_version=9)
+
+    plain = graph(helper.make_node("Relu", ["x"], ["y"]))
+    nodes = (
+        helper.make_node("Dropout", ["x", "rate", "on"], ["a"]),
+        helper.make_node("Relu", ["a"], ["y"]),
+    )
+    for on, outcome in ((True, "not shown"), (False, "equal")):
+        other = graph(*nodes, rate=(kind.FLOAT, 1e-6), on=(kind.BOOL, on))
+        assert reparam.diff(plain, other).outcome == outcome

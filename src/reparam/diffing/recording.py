@@ -50,6 +50,7 @@ def read_run(
     recorder = Recorder(inputs)
     with torch.no_grad(), recorder:
         results = run(recorder, inputs)
+    recorder.check_rounding()
     outputs = [recorder.seen(value) for value in results]
     return read(lambda words: _replay(words, recorder, outputs, [x.shape for x in inputs]))
 
@@ -95,6 +96,8 @@ class Recorder(TorchDispatchMode):
         self.path: list[str] = []
         self._known = WeakTensorKeyDictionary()
         self._count = 0
+        self._stored = 0.0
+        self._rounded: dict[float, str] = {}
         self._numbered(inputs)
 
     def seen(self, value: Tensor) -> _Slot | Tensor:
@@ -133,12 +136,34 @@ class Recorder(TorchDispatchMode):
         single = not isinstance(result, (list, tuple))
         made = (result,) if single else tuple(result)
         if depends:
+            self._watch_types((args, kwargs), made, where)
             symbols, named = seen
             slots, shape = self._numbered(made), getattr(next(iter(made), None), "shape", None)
             self.tape.append(_Call(func, where, symbols, named, slots, single, shape))
         elif not targets and any(isinstance(each, Tensor) for each in tree_leaves(seen)):
             self._keep_exact(func, seen, made)
         return result
+
+    def _watch_types(self, given: Any, made: Sequence[Any], where: str) -> None:
+        """Note in what weights are stored, and where values become coarser than they were."""
+        units = [(_unit(leaf), self._known.get(leaf)) for leaf in tree_leaves(given)
+                 if isinstance(leaf, Tensor)]  # fmt: skip
+        self._stored = max([self._stored, *(unit for unit, known in units if known is None)])
+        before = min((unit for unit, known in units if isinstance(known, _Slot)), default=0.0)
+        for value in made:
+            if isinstance(value, Tensor) and _unit(value) > before > 0:
+                self._rounded.setdefault(_unit(value), f"{where} rounds to {value.dtype}")
+
+    def check_rounding(self) -> None:
+        """See that no value is rounded to less than what weights are stored in.
+
+        Raises:
+            UnsupportedModelError: One is, which is no matter of stored weights.
+
+        """
+        for unit, told in self._rounded.items():
+            if unit > self._stored:
+                raise UnsupportedModelError(f"{told}, coarser than its weights are stored")
 
     def carry_out(self, func: Any, args: Any, kwargs: Any) -> Any:
         """Carry an operator out that a graph names, and write it down whole if it is known so."""
@@ -205,6 +230,11 @@ def _called(words: Vocabulary, call: _Call, args: Any, kwargs: Any) -> Any:
     if handler is None:
         raise UnsupportedModelError(f"{target} at {where} has no normal form")
     return words.translated(handler, str(target), where, call.shape, args, kwargs)
+
+
+def _unit(value: Tensor) -> float:
+    """Unit of rounding of the type of a tensor, twice; 0 where it is exact."""
+    return torch.finfo(value.dtype).eps if value.is_floating_point() else 0.0
 
 
 def _name(target: Any) -> str:

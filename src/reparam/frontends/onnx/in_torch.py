@@ -30,7 +30,6 @@ IN_TORCH: dict[str, Callable[..., Any]] = {
     "CastLike": lambda x, other: x.to(other.dtype),
     "Concat": lambda *parts, axis: torch.cat(parts, axis),
     "Div": torch.div,
-    "Dropout": lambda x, *_, **__: x,
     "Einsum": lambda *values, equation: torch.einsum(equation, *values),
     "Elu": F.elu,
     "Erf": torch.erf,
@@ -99,6 +98,16 @@ def _cast(x: Tensor, *, to: int, **_: Any) -> Tensor:
     return x.to(FLOATS[to])
 
 
+@_is("Dropout")
+def _dropout(
+    x: Tensor, ratio: Any = None, training_mode: Any = None, *, is_test: int = 1, **_: Any
+) -> Tensor:
+    del ratio
+    if not is_test or (training_mode is not None and bool(training_mode)):
+        raise UnsupportedModelError("it is in training mode")
+    return x
+
+
 @_is("Shape")
 def _shape(x: Tensor, *, start: int = 0, end: int | None = None) -> Tensor:
     return torch.tensor(x.shape[start:end])
@@ -108,10 +117,12 @@ def _shape(x: Tensor, *, start: int = 0, end: int | None = None) -> Tensor:
 
 
 @_is("Gemm", "FusedMatMul")
-def _gemm(
+def _gemm(  # noqa: PLR0913 (ONNX's arguments)
     x: Tensor, y: Tensor, addend: Tensor | None = None, *, alpha: float = 1.0, beta: float = 1.0,
-    transA: int = 0, transB: int = 0,  # noqa: N803 (ONNX's names)
+    transA: int = 0, transB: int = 0, transBatchA: int = 0, transBatchB: int = 0,  # noqa: N803 (ONNX's names)
 ) -> Tensor:  # fmt: skip
+    if transBatchA or transBatchB:
+        raise UnsupportedModelError("it exchanges axes of the batch")
     product = (x.mT if transA else x) @ (y.mT if transB else y)
     product = product if alpha == 1 else alpha * product
     return product if addend is None else torch.add(product, addend, alpha=beta)
@@ -207,6 +218,16 @@ def _layer_norm(
     epsilon: float = 1e-5, **_: Any,
 ) -> Tensor:  # fmt: skip
     return F.layer_norm(x, x.shape[axis % x.dim() :], weight, bias, epsilon)
+
+
+@_is("SkipLayerNormalization")
+def _skip_layer_norm(
+    x: Tensor, skip: Tensor, weight: Tensor, bias: Tensor | None = None,
+    addend: Tensor | None = None, *, epsilon: float = 1e-12,
+) -> list[Tensor | None]:  # fmt: skip
+    """Of a sum, which is the fourth result; mean and deviation are left out outside of training."""
+    total = x + skip if addend is None else x + skip + addend
+    return [F.layer_norm(total, total.shape[-1:], weight, bias, epsilon), None, None, total]
 
 
 # ------------------------------------------------------------------ pooling
