@@ -13,7 +13,7 @@ from counting import count
 from reparam import Why
 from zoo import randomise
 
-__all__ = ["TOLERANCE", "Lambda", "check", "conv", "image", "norm"]
+__all__ = ["TOLERANCE", "Lambda", "TwoBranches", "check", "conv", "image", "norm"]
 
 TOLERANCE = 1e-12
 
@@ -68,3 +68,14 @@ def check(
     kinds = {r.reason.kind for r in plan.refusals}
     assert because is None or because in kinds, f"reasons given: {kinds}"
     return fused
+
+
+class TwoBranches(nn.Module):
+    """Two kernels, which one layer replaces, and what the caller may ask for."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.n = conv(), conv(k=1), norm()
+
+    def both(self, x: torch.Tensor) -> torch.Tensor:
+        return self.n(self.a(x) + self.b(x))

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     import os
 
     from reparam.checkpoints.layouts import Form
-    from reparam.checkpoints.matching import Reading
+    from reparam.checkpoints.matching import NameMap
 
 __all__ = ["LoadReport", "load_checkpoint"]
 
@@ -118,9 +118,9 @@ def load_checkpoint(
             f"give them memory first: net.to_empty(device='cpu')"
         )
     weights = read_weights(path, key=key)
-    reading = read_names(weights.tensors, targets)
-    match = compare(reading, weights.tensors, targets)
-    report = _report(Path(path), weights, reading, match)
+    name_map = read_names(weights.tensors, targets)
+    match = compare(name_map, weights.tensors, targets)
+    report = _report(Path(path), weights, name_map, match)
     _check_forms(report, targets)
     if not match.fits:
         raise CheckpointError(_nothing_fits(report, weights, targets))
@@ -144,12 +144,12 @@ def _innermost(net: nn.Module) -> nn.Module:
             return net
 
 
-def _report(path: Path, weights: Weights, reading: Reading, match: Match) -> LoadReport:
+def _report(path: Path, weights: Weights, name_map: NameMap, match: Match) -> LoadReport:
     return LoadReport(
         path=path,
         wrapper=weights.wrapper,
-        layout=reading.layout,
-        form=form_of(reading.names),
+        layout=name_map.layout,
+        form=form_of(name_map.names),
         loaded=tuple(match.fits),
         missing=match.missing,
         unexpected=match.unexpected,

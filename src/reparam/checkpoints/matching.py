@@ -14,14 +14,14 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-__all__ = ["Match", "Mismatch", "Reading", "compare", "model_names", "read_names"]
+__all__ = ["Match", "Mismatch", "NameMap", "compare", "model_names", "read_names"]
 
 _MOST_PREFIXES = 4
 _BOOKKEEPING = ("num_batches_tracked", "n_averaged")  # counters, of no use to the function
 
 
 @dataclass(frozen=True)
-class Reading:
+class NameMap:
     """One way to understand the names in a file.
 
     Attributes:
@@ -73,26 +73,26 @@ class Match:
     mismatched: tuple[Mismatch, ...]
 
 
-def read_names(in_file: Iterable[str], in_model: Iterable[str]) -> Reading:
-    """Return the reading of the names in a file that finds the most of them in the model.
+def read_names(in_file: Iterable[str], in_model: Iterable[str]) -> NameMap:
+    """Return the map of the names in a file that finds the most of them in the model.
 
     Tried are all layouts, with and without the prefixes that wrappers leave (``module.``,
     ``model.``, ``net.module.`` ...). Of two that find as many, the one counts that knows more of
     the file's names, and then the one that changes less.
     """
     known = model_names(in_model).keys()
-    readings = [reading for view in _views(in_file) for reading in _readings(view)]
-    return max(readings, key=lambda r: (len(known & r.names.keys()), r.translated))
+    name_maps = [name_map for view in _views(in_file) for name_map in _name_maps(view)]
+    return max(name_maps, key=lambda r: (len(known & r.names.keys()), r.translated))
 
 
 def compare(
-    reading: Reading, tensors: Mapping[str, Tensor], targets: Mapping[str, Tensor]
+    name_map: NameMap, tensors: Mapping[str, Tensor], targets: Mapping[str, Tensor]
 ) -> Match:
     """Compare names and shapes. ``targets`` are the model's tensors, tied ones being one object."""
     actual = model_names(targets)
     fits: dict[str, str] = {}
     mismatched, unexpected = [], []
-    for ours, source in reading.names.items():
+    for ours, source in name_map.names.items():
         name = actual.get(ours)
         if name is None:
             unexpected.append(source)
@@ -186,9 +186,9 @@ def _views(in_file: Iterable[str]) -> Iterator[dict[str, str]]:
         view = shorter
 
 
-def _readings(view: Mapping[str, str]) -> Iterator[Reading]:
+def _name_maps(view: Mapping[str, str]) -> Iterator[NameMap]:
     """Yield the names as they are, and as each of the layouts understands them."""
-    yield Reading(PLAIN, view)
+    yield NameMap(PLAIN, view)
     for layout in LAYOUTS:
         names = {}
         translated = 0
@@ -197,7 +197,7 @@ def _readings(view: Mapping[str, str]) -> Iterator[Reading]:
             translated += ours is not None
             names[theirs if ours is None else ours] = source
         if len(names) == len(view):
-            yield Reading(layout.name, names, translated)
+            yield NameMap(layout.name, names, translated)
 
 
 def _problem(name: str, source: str, found: Tensor, needed: Tensor) -> Mismatch | None:

@@ -6,8 +6,8 @@ import csv
 import io
 from typing import TYPE_CHECKING
 
+from reparam._support.statistics import quartiles
 from reparam.report.benchmarks import engine_label
-from reparam.report.numbers import quartiles
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -98,9 +98,9 @@ def _latency(results: Results) -> Iterator[_Row]:
         for row in group.rows:
             label = f"{results.model(row.model).label}, {row.engine}"
             middle = quartiles(row.samples_ms)
-            yield "latency", group.title, label, "first quartile", middle.low, "ms"
+            yield "latency", group.title, label, "first quartile", middle.q1, "ms"
             yield "latency", group.title, label, "median", middle.median, "ms"
-            yield "latency", group.title, label, "third quartile", middle.high, "ms"
+            yield "latency", group.title, label, "third quartile", middle.q3, "ms"
             yield "latency", group.title, label, "samples", len(row.samples_ms), "count"
 
 

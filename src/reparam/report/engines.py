@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from reparam.report.numbers import quartiles, ratio
+from reparam._support.statistics import quartiles
+from reparam.report.numbers import ratio
 from reparam.report.paired import paired
 from reparam.report.tradeoff import Duel, form_duels, in_engine, short_label
 

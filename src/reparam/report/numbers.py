@@ -3,16 +3,9 @@
 from __future__ import annotations
 
 import math
-import statistics
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
 
 __all__ = [
     "NOTHING",
-    "Quartiles",
     "count",
     "decibels",
     "error",
@@ -21,7 +14,6 @@ __all__ = [
     "nice_ticks",
     "noise_share",
     "percent",
-    "quartiles",
     "ratio",
     "tick",
     "wilson_interval",
@@ -31,27 +23,6 @@ NOTHING = 150.0
 """Decibels above which an error is no more than single precision's own: the two are equal."""
 
 _SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
-
-
-@dataclass(frozen=True)
-class Quartiles:
-    """The middle of a sample and the borders of its inner half."""
-
-    low: float
-    median: float
-    high: float
-
-
-def quartiles(samples: Sequence[float]) -> Quartiles:
-    """First quartile, median and third quartile (inclusive method).
-
-    >>> quartiles([1.0, 2.0, 3.0, 4.0, 5.0])
-    Quartiles(low=2.0, median=3.0, high=4.0)
-    """
-    if len(samples) == 1:
-        return Quartiles(samples[0], samples[0], samples[0])
-    low, median, high = statistics.quantiles(samples, n=4, method="inclusive")
-    return Quartiles(low, median, high)
 
 
 def wilson_interval(correct: int, total: int, z: float = 1.96) -> tuple[float, float]:

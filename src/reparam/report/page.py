@@ -10,6 +10,7 @@ from urllib.parse import quote
 
 from reparam._support import files
 from reparam._support.optional import require
+from reparam._support.statistics import quartiles
 from reparam.report import sentences
 from reparam.report._csv import to_csv
 from reparam.report._markup import typeset
@@ -19,13 +20,7 @@ from reparam.report.diagram import block_diagram
 from reparam.report.engines import on_one_scale
 from reparam.report.int8 import int8_section
 from reparam.report.loading import Source, load_results
-from reparam.report.numbers import (
-    kibibytes,
-    milliseconds,
-    percent,
-    quartiles,
-    wilson_interval,
-)
+from reparam.report.numbers import kibibytes, milliseconds, percent, wilson_interval
 from reparam.report.plan import plan_section
 from reparam.report.pruned import pruned_section
 from reparam.report.results import (
@@ -199,8 +194,8 @@ def _latency_bars(results: Results, group: LatencyRecord, engines: Sequence[str]
                 detail=row.engine,
                 role=model.role,
                 value=middle.median,
-                low=middle.low,
-                high=middle.high,
+                low=middle.q1,
+                high=middle.q3,
                 shown=milliseconds(middle.median),
                 solid=row.engine == "eager",
             )

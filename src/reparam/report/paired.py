@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from reparam.report.numbers import quartiles, ratio
+from reparam._support.statistics import quartiles
+from reparam.report.numbers import ratio
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -82,4 +83,4 @@ def paired(other: Sequence[float], mine: Sequence[float]) -> Paired:
     ratios = [theirs / own for theirs, own in zip(other, mine, strict=False)]
     middle = quartiles(ratios)
     won = sum((each > 1) == (middle.median > 1) for each in ratios) / len(ratios)
-    return Paired(middle.low, middle.median, middle.high, won, len(ratios))
+    return Paired(middle.q1, middle.median, middle.q3, won, len(ratios))

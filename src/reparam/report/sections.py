@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from reparam._support.statistics import quartiles
 from reparam.report.charts import Bar, DotRow, bar_chart, dot_chart
 from reparam.report.engines import engine_remarks, fastest_engine, form_remarks, on_one_scale
-from reparam.report.numbers import count, milliseconds, quartiles, significant
+from reparam.report.numbers import count, milliseconds, significant
 from reparam.report.published import REPARAMETERIZED_FAMILIES
 from reparam.report.scatter import Mark, scatter
 from reparam.report.tradeoff import FAR_BETTER, in_engine, ratio_cell, short_label, verdict
@@ -14,7 +15,7 @@ from reparam.report.tradeoff import FAR_BETTER, in_engine, ratio_cell, short_lab
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from reparam.report.numbers import Quartiles
+    from reparam._support.statistics import Quartiles
     from reparam.report.results import LatencyRecord, ModelRecord, Results
     from reparam.report.tradeoff import Duel, Point, Tradeoff
 
@@ -107,13 +108,13 @@ def _mark(point: Point, points: Sequence[Point]) -> Mark:
         name=label.removeprefix(prefix) if short else label,
         tone=_tone(model.family),
         x=time.median,
-        low=time.low,
-        high=time.high,
+        low=time.q1,
+        high=time.q3,
         y=point.top1,
         facts=(
             f"{point.top1:.2f} % published",
             *([model.published_recipe] if model.published_recipe else []),
-            f"{milliseconds(time.median)} ({significant(time.low)} to {significant(time.high)})",
+            f"{milliseconds(time.median)} ({significant(time.q1)} to {significant(time.q3)})",
             *([", ".join(costs)] if costs else []),
             _standing(point, points),
         ),
@@ -166,8 +167,8 @@ def engines_section(results: Results, group: LatencyRecord) -> dict[str, Any]:
                 "fastest": len(engines) > 1 and engine == fastest_engine(group, model.key),
                 "cells": [
                     _number(time.median),
-                    _number(time.low),
-                    _number(time.high),
+                    _number(time.q1),
+                    _number(time.q3),
                     _number(1e3 * group.input_shape[0] / time.median),
                 ],
             }
@@ -188,7 +189,7 @@ def _chart(
         timed = ((model, times.get((model.key, engines[0]))) for model in models)
         found = [(model, time) for model, time in timed if time is not None]
         bars = [
-            Bar(m.label, engines[0], m.role, t.median, t.low, t.high, milliseconds(t.median))
+            Bar(m.label, engines[0], m.role, t.median, t.q1, t.q3, milliseconds(t.median))
             for m, t in found
         ]
         return bar_chart(bars, unit="ms a call", summary=f"Latency, {title}, {engines[0]}")

@@ -5,17 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from reparam._support.statistics import quartiles
 from reparam.report.differences import difference_sentence
 from reparam.report.int8_sentences import int8_figures, int8_sentence
-from reparam.report.numbers import (
-    count,
-    error,
-    kibibytes,
-    milliseconds,
-    percent,
-    quartiles,
-    ratio,
-)
+from reparam.report.numbers import count, error, kibibytes, milliseconds, percent, ratio
 from reparam.report.paired import paired
 from reparam.report.phrases import Figure, Phrase, sentence
 from reparam.report.plan import plan_sentence

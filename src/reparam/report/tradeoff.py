@@ -10,7 +10,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from reparam.report.numbers import Quartiles, quartiles, ratio
+from reparam._support.statistics import Quartiles, quartiles
+from reparam.report.numbers import ratio
 from reparam.report.paired import Paired, paired
 from reparam.report.published import INPUT_SIZE, REPARAMETERIZED_FAMILIES
 

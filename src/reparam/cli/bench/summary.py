@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from reparam.report.numbers import quartiles, ratio, significant
+from reparam._support.statistics import quartiles
+from reparam.report.numbers import ratio, significant
 from reparam.report.tradeoff import Duel, form_duels, short_label, tradeoffs, verdict
 
 if TYPE_CHECKING:
@@ -98,8 +99,15 @@ def summary(results: Results) -> dict[str, Any]:
                 "input_shape": list(group.input_shape),
                 "threads": group.threads,
                 "latency_ms": [
-                    {"model": row.model, "engine": row.engine, **asdict(quartiles(row.samples_ms))}
+                    {
+                        "model": row.model,
+                        "engine": row.engine,
+                        "low": spread.q1,
+                        "median": spread.median,
+                        "high": spread.q3,
+                    }
                     for row in group.rows
+                    for spread in (quartiles(row.samples_ms),)
                 ],
                 "ratios": [
                     {

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from reparam.report.numbers import count, kibibytes, milliseconds, percent, quartiles
+from reparam._support.statistics import quartiles
+from reparam.report.numbers import count, kibibytes, milliseconds, percent
 
 if TYPE_CHECKING:
     from reparam.report.results import ModelRecord, Results

@@ -8,11 +8,11 @@ from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from reparam._support.files import write_text
+from reparam._support.statistics import Quartiles, quartiles
 from reparam.errors import InputError
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Sequence
 
 __all__ = ["BenchmarkResult", "Case", "Measurement", "Ratio", "Skipped", "quartiles"]
 
@@ -40,27 +40,6 @@ class Case:
     def __str__(self) -> str:
         threads = "" if self.threads is None else f", {self.threads} threads"
         return f"{self.model} [{self.engine} {self.precision}, batch {self.batch}{threads}]"
-
-
-@dataclass(frozen=True)
-class Quartiles:
-    """First quartile, median and third quartile, in the unit of what was measured."""
-
-    q1: float
-    median: float
-    q3: float
-
-
-def quartiles(values: Sequence[float]) -> Quartiles:
-    """Return the quartiles of one or more values (linear interpolation, both ends included).
-
-    >>> quartiles([3.0, 1.0, 2.0])
-    Quartiles(q1=1.5, median=2.0, q3=2.5)
-    """
-    if len(values) == 1:
-        return Quartiles(values[0], values[0], values[0])
-    low, middle, high = statistics.quantiles(values, n=4, method="inclusive")
-    return Quartiles(low, middle, high)
 
 
 @dataclass(frozen=True)

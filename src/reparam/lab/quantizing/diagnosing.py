@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from reparam.deploy.engines._inputs import check_eval
 from reparam.lab.quantizing.arithmetic import EIGHT_BITS, Arithmetic, decibels, round_weight
-from reparam.lab.quantizing.layers import Layer, describe, hooked, spread
+from reparam.lab.quantizing.layers import Layer, hooked, layer_label, spread
 from reparam.lab.quantizing.samples import Samples, Source, check_fit, read_samples
 from reparam.lab.quantizing.simulation import Simulation, Traffic, observe
 
@@ -199,7 +199,7 @@ def _weight_ratio(layer: Layer, arithmetic: Arithmetic) -> float:
 def _ranges(layer: Layer, traffic: Traffic) -> dict[str, Any]:
     weight = layer.weight.detach()
     return {
-        "what": describe(layer),
+        "what": layer_label(layer),
         "weight_low": float(weight.min()),
         "weight_high": float(weight.max()),
         "weight_spread": spread(weight.flatten(1).abs().amax(1)),

@@ -14,7 +14,7 @@ from reparam.errors import InputError
 if TYPE_CHECKING:
     from torch.utils.hooks import RemovableHandle
 
-__all__ = ["KINDS", "Layer", "by_channel", "describe", "hooked", "layers_of", "spread"]
+__all__ = ["KINDS", "Layer", "by_channel", "hooked", "layer_label", "layers_of", "spread"]
 
 Layer: TypeAlias = nn.Conv1d | nn.Conv2d | nn.Conv3d | nn.Linear
 """What is quantized: its weight has the output channels first."""
@@ -98,10 +98,10 @@ def by_channel(layer: nn.Module, values: Tensor) -> Tensor:
     return values.movedim(axis, 0).flatten(1)
 
 
-def describe(layer: Layer) -> str:
+def layer_label(layer: Layer) -> str:
     """Say what a layer is in the field's terms.
 
-    >>> describe(nn.Conv2d(8, 16, 3, stride=2)), describe(nn.Linear(8, 10))
+    >>> layer_label(nn.Conv2d(8, 16, 3, stride=2)), layer_label(nn.Linear(8, 10))
     ('3x3 conv 8->16, stride 2', 'linear 8->10')
     """
     if isinstance(layer, nn.Linear):
