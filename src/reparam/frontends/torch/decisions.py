@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import bisect
 import dis
 import enum
 import functools
 import os
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import CodeType, FrameType
@@ -20,6 +22,7 @@ __all__ = [
     "caller",
     "goes_another_way",
     "raised_by_the_model",
+    "unpacked",
     "way_that_raises",
 ]
 
@@ -97,7 +100,7 @@ def caller() -> Place:
 @functools.lru_cache(maxsize=1024)
 def way_that_raises(place: Place) -> bool | None:
     """Which truth value leads straight to a ``raise``, as in ``assert``; None if neither does."""
-    code = list(dis.get_instructions(place.code))
+    code = steps_of(place.code)
     at = next((k for k, step in enumerate(code) if step.offset >= place.instruction), len(code))
     while at < len(code) and not code[at].opname.startswith(_BRANCHES):
         if code[at].opname not in {"TO_BOOL", "UNARY_NOT", "CACHE", "NOP"}:
@@ -112,7 +115,20 @@ def way_that_raises(place: Place) -> bool | None:
     return jumps_on if _raises_from(code, target) else None
 
 
-def _raises_from(code: list[dis.Instruction], at: int) -> bool:
+@functools.lru_cache(maxsize=256)
+def steps_of(code: CodeType) -> tuple[dis.Instruction, ...]:
+    """The instructions of a function; listing them takes longer than most that is asked of them."""
+    return tuple(dis.get_instructions(code))
+
+
+def unpacked(place: Place) -> int | None:
+    """Into how many variables a value is taken apart at a place, if it is, as in ``a, b = x``."""
+    steps = steps_of(place.code)
+    step = steps[bisect.bisect_left(steps, place.instruction, key=lambda step: step.offset)]
+    return int(step.argval) if step.opname == "UNPACK_SEQUENCE" else None
+
+
+def _raises_from(code: Sequence[dis.Instruction], at: int) -> bool:
     """Whether running on from an instruction raises without a further branch."""
     for step in code[at:]:
         if step.opname == "RAISE_VARARGS":
@@ -132,5 +148,5 @@ def raised_by_the_model(error: BaseException) -> bool:
     code = at.tb_frame.f_code
     if code.co_filename.startswith((_OURS, _TORCHS)):
         return False
-    steps = dis.get_instructions(code)
+    steps = steps_of(code)
     return any(s.offset == at.tb_lasti and s.opname == "RAISE_VARARGS" for s in steps)

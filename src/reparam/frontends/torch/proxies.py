@@ -13,6 +13,8 @@ from typing import Any
 
 from torch import Tensor, fx
 
+from reparam.frontends.torch.decisions import Place, unpacked
+
 __all__ = ["KnowingTracer", "TracedValue", "taken_for_tensors"]
 
 
@@ -59,6 +61,12 @@ class TracedValue(fx.Proxy):
 
     def __deepcopy__(self, memo: dict[int, Any]) -> TracedValue:
         return self
+
+    def __iter__(self) -> Iterator[Any]:
+        """Take apart into as many variables as there are, or iterate over what is known."""
+        frame = sys._getframe(1)  # noqa: SLF001 (what inspect.currentframe returns)
+        count = unpacked(Place(frame.f_code, frame.f_lasti))
+        return self.tracer.iter(self) if count is None else (self[k] for k in range(count))
 
     def __len__(self) -> int:
         return int(self.tracer.plain("call_function", len, self))
