@@ -66,7 +66,8 @@ class TracedValue(fx.Proxy):
         """Take apart into as many variables as there are, or iterate over what is known."""
         frame = sys._getframe(1)  # noqa: SLF001 (what inspect.currentframe returns)
         count = unpacked(Place(frame.f_code, frame.f_lasti))
-        return self.tracer.iter(self) if count is None else (self[k] for k in range(count))
+        whole: Any = self
+        return self.tracer.iter(self) if count is None else iter([whole[k] for k in range(count)])
 
     def __len__(self) -> int:
         return int(self.tracer.plain("call_function", len, self))
