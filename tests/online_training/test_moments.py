@@ -160,7 +160,7 @@ def test_random_blocks_train_alike(data: st.DataObject) -> None:
     train_both(wide, online, [torch.randn(3, 4, *size, dtype=torch.float64)])
 
 
-_FOLLOW, _MAPS = norms._follow, toeplitz.maps_of
+_FOLLOW, _MAPS = norms.follow, toeplitz.maps_of
 
 
 def _biased(branches, means, variances, count):
@@ -199,7 +199,7 @@ def _one_lag_off(*args):
 @pytest.mark.parametrize(
     ("module", "name", "wrong"),
     [
-        (norms, "_follow", _biased),
+        (norms, "follow", _biased),
         (norms, "_joined", _uncentred),
         (toeplitz, "maps_of", _no_frame),
         (toeplitz, "maps_of", _one_way),

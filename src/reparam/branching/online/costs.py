@@ -13,14 +13,16 @@ import math
 from dataclasses import dataclass, field, replace
 
 from reparam.algebra import Geometry, parallel
-from reparam.branching.online.moments import is_single_tap, is_toeplitz
+from reparam.branching.online.moments import is_single_tap, is_toeplitz, reads_one_tap
 from reparam.branching.online.shifts import lag_windows
 from reparam.branching.online.steps import Kind, Step
 
-__all__ = ["Costs", "cheapest", "choices", "common_patch", "positions", "work_of"]
+__all__ = ["Costs", "cheapest", "choices", "common_patch", "positions"]
 
 _NORM = 140.0
 """A batch norm, for each number that it normalises: eight passes, and slow ones."""
+_COMPILED = 40.0
+"""The same in compiled passes, its part of a sum included."""
 _ADD = 25.0
 """An addition of two tensors, for each number, and of their gradients where both are one input."""
 _PASS = 10.0
@@ -28,7 +30,8 @@ _PASS = 10.0
 _DEPTHWISE_TAP = 5.0
 """A tap of a depthwise convolution: bound by memory, not by arithmetic."""
 _STRIDED = 95.0
-"""What a depthwise convolution with a stride takes besides, for each number that it reads."""
+"""What a native convolution with a stride takes besides, depthwise or of one tap, for each number
+that it reads."""
 _GATHER = 55.0
 """Writing one tap of a patch out, or adding it back."""
 _SMALL = 1e8
@@ -46,33 +49,42 @@ class Costs:
     """The cheapest way to run a block.
 
     Attributes:
-        merged: Norms taken from the moments of the input; none: the block runs as it was.
+        merged: Norms taken from the moments of the input; None: the block runs as it was.
         work: Multiply-adds of a step, or what takes as long, that way.
         branches: The same for running every branch by itself.
         plain: The same for one convolution and one norm.
+        passes: Compiled passes that it takes: how many tensors are normalised, and how many added.
 
     """
 
-    merged: frozenset[int]
+    merged: frozenset[int] | None
     work: float
     branches: float
     plain: float
+    passes: frozenset[tuple[int, int]] = frozenset()
 
 
 @functools.lru_cache(maxsize=4096)
-def cheapest(steps: tuple[Step, ...], shape: tuple[int, ...], threads: int) -> Costs:
-    """Choose for an input of a shape which norms to merge on so many threads."""
+def cheapest(
+    steps: tuple[Step, ...], shape: tuple[int, ...], threads: int, *, compiled: bool = False
+) -> Costs:
+    """Choose for an input of a shape which norms to merge on so many threads.
+
+    With ``compiled``, those that do not merge are computed in compiled passes.
+    """
     norms = [i for i, step in enumerate(steps) if step.kind is Kind.NORM]
     last = steps[-1].geometry
-    branches = work_of(steps, shape, frozenset(), threads)
+    branches = _Count(steps, shape, frozenset(), threads, is_native=True).total()
     plain = _layer(last, shape) + _NORM * last.out_channels * positions(last, shape)
-    best = Costs(frozenset(), branches, branches, plain)
+    best = Costs(None, branches, branches, plain)
     if any(positions(steps[i].geometry, shape) < 2 for i in norms):
         return best
-    for merged in choices(steps):
-        work = work_of(steps, shape, merged, threads)
-        if work * (1.0 if best.merged else _MARGIN) < best.work:
-            best = replace(best, merged=merged, work=work)
+    for merged in [frozenset[int](), *choices(steps)]:
+        count = _Count(steps, shape, merged, threads, compiled=compiled)
+        work = count.total()
+        margin = _MARGIN if merged and best.work == branches else 1.0
+        if work * margin < best.work:
+            best = replace(best, merged=merged, work=work, passes=frozenset(count.passes))
     return best
 
 
@@ -98,13 +110,6 @@ def common_patch(geometries: tuple[Geometry, ...]) -> Geometry:
     return functools.reduce(parallel, others, first)
 
 
-def work_of(
-    steps: tuple[Step, ...], shape: tuple[int, ...], merged: frozenset[int], threads: int
-) -> float:
-    """Count the work of a step with these norms merged."""
-    return _Count(steps, shape, merged, threads).total()
-
-
 def _upstream(steps: tuple[Step, ...], index: int) -> set[int]:
     """The norms that a norm's input depends on."""
     found: set[int] = set()
@@ -117,20 +122,18 @@ def _upstream(steps: tuple[Step, ...], index: int) -> set[int]:
     return found
 
 
-def _layer(geometry: Geometry, shape: tuple[int, ...]) -> float:
+def _layer(geometry: Geometry, shape: tuple[int, ...], *, is_native: bool = True) -> float:
     if geometry.is_diagonal:
         return 3 * _PASS * geometry.out_channels * positions(geometry, shape)
     outside = 2 * _PASS * geometry.out_channels * positions(geometry, shape)
-    return _products(geometry, shape) + outside
-
-
-def _products(geometry: Geometry, shape: tuple[int, ...]) -> float:
     count = 3 * geometry.weights * positions(geometry, shape)
-    if not geometry.groups == geometry.in_channels > 1:
-        return count
-    return count * _DEPTHWISE_TAP + _STRIDED * math.prod(shape) * any(
-        s > 1 for s in geometry.stride
-    )
+    is_depthwise = geometry.groups == geometry.in_channels > 1
+    if is_depthwise:
+        count *= _DEPTHWISE_TAP
+    is_slow = is_native if reads_one_tap(geometry) else is_depthwise
+    if is_slow and any(step > 1 for step in geometry.stride):
+        count += _STRIDED * math.prod(shape)
+    return count + outside
 
 
 def _moments(patch: Geometry, shape: tuple[int, ...], threads: int) -> float:
@@ -167,7 +170,8 @@ class _Sim:
     affine: Geometry | None
     tensors: int = 0
     is_input: bool = False
-    computed: bool = False
+    normed: int = 0
+    """How many of the tensors compiled passes normalise and add up."""
 
 
 @dataclass
@@ -178,8 +182,11 @@ class _Count:
     shape: tuple[int, ...]
     merged: frozenset[int]
     threads: int
+    compiled: bool = False
+    is_native: bool = False
     work: float = 0.0
     patches: dict[tuple[object, ...], list[Geometry]] = field(default_factory=dict)
+    passes: set[tuple[int, int]] = field(default_factory=set)
 
     def total(self) -> float:
         values: list[_Sim] = []
@@ -203,11 +210,11 @@ class _Count:
             return _Sim(
                 step.geometry if affine and all(v.tensors == 0 for v in inputs) else
                 _sum_of(inputs) if affine else None,
-                sum(v.tensors for v in inputs),
+                sum(v.tensors for v in inputs), normed=sum(v.normed for v in inputs),
             )  # fmt: skip
         if step.kind is Kind.SCALE:
             self.work += inputs[0].tensors * 2 * _ADD * self._size(step.geometry)
-            return replace(inputs[0], is_input=False)
+            return replace(inputs[0], is_input=False, normed=0)
         assert step.layer is not None  # noqa: S101 (LAYER and FIXED have one)
         if inputs[0].tensors or (not inputs[0].is_input and not self.merged):
             self._written(inputs[0])
@@ -232,18 +239,21 @@ class _Count:
             self.patches.setdefault(key, []).append(inner.affine)
             return _Sim(inner.affine)
         self._written(inner)
-        self.work += _NORM * self._size(step.geometry)
-        return _Sim(None, 1)
+        self.work += (_COMPILED if self.compiled else _NORM) * self._size(step.geometry)
+        return _Sim(None, 1, normed=int(self.compiled))
 
     def _written(self, value: _Sim) -> None:
         parts = value.tensors
         if value.affine is not None:
             parts += 1
             if not value.is_input:
-                self.work += _layer(value.affine, self.shape)
+                self.work += _layer(value.affine, self.shape, is_native=self.is_native)
+        if value.normed:
+            self.passes.add((value.normed, parts - value.normed))
         if parts > 1 or (value.is_input and parts):
             size = self._size(self.steps[-1].geometry)
-            self.work += _ADD * size * (parts - 1 + (value.is_input and 1) * 0.5)
+            added = parts - 1 + (value.is_input and 1) * 0.5
+            self.work += (_PASS / 2 if value.normed else _ADD) * size * added
 
     def _size(self, geometry: Geometry) -> int:
         return geometry.out_channels * positions(geometry, self.shape)

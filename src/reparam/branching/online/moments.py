@@ -22,14 +22,25 @@ has the input in, and both gradients of the input are added up where they are ma
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple, Protocol
+from contextlib import nullcontext
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
 from reparam.algebra import Geometry
 
-__all__ = ["Later", "Way", "is_precise", "is_single_tap", "is_toeplitz"]
+__all__ = [
+    "Later",
+    "Way",
+    "is_precise",
+    "is_single_tap",
+    "is_toeplitz",
+    "plain_types",
+    "reads_one_tap",
+]
+
+_AS_IT_IS = nullcontext()
 
 _MOST_TAPS = 49
 """Taps from which on the fixed maps of Toeplitz patches grow large."""
@@ -92,6 +103,11 @@ def is_single_tap(patch: Geometry) -> bool:
     return patch.is_pointwise
 
 
+def reads_one_tap(layer: Geometry) -> bool:
+    """Whether a convolution reads at each of its positions, at any stride, that position alone."""
+    return all(taps == (0,) for taps in layer.offsets)
+
+
 def is_toeplitz(patch: Geometry) -> bool:
     """Whether patches are shifted images: depthwise, dense taps, at any stride."""
     return (
@@ -111,3 +127,9 @@ def is_precise(mean: Tensor, variance: Tensor) -> bool:
     On other devices than CPUs nobody waits for the answer, and squares are centred always.
     """
     return bool((mean.square() <= _LARGEST_MEAN * variance).all())
+
+
+def plain_types(x: Tensor) -> Any:
+    """Make a calculation in the types that it is given in, under autocast too."""
+    kind = x.device.type
+    return torch.autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else _AS_IT_IS

@@ -21,10 +21,13 @@ from torch.autograd.function import once_differentiable
 
 from reparam.algebra import Geometry
 from reparam.branching.online.kernels import Places
-from reparam.branching.online.moments import Way
+from reparam.branching.online.moments import Way, plain_types
 from reparam.branching.online.ways import Handed, take, way_of
 
-__all__ = ["Branch", "Normalisation", "frozen_scale", "normalised", "sync_group", "uses_batch"]
+__all__ = [
+    "Branch", "Normalisation", "follow", "frozen_scale", "normalised", "stacked", "sync_group",
+    "uses_batch",
+]  # fmt: skip
 
 _ALL = slice(None)
 
@@ -136,7 +139,7 @@ class _Normalise(Function):
     ) -> tuple[Tensor, Tensor, Tensor]:
         branches = len(what.branches)
         kernels = tensors[: -2 * branches]
-        with _plain(x):
+        with plain_types(x):
             dtype = torch.promote_types(x.dtype, torch.float32)
             mean, covariance = way.moments(dtype)
             mean, covariance, count = _joined(mean, covariance, what.count, what.group)
@@ -145,15 +148,12 @@ class _Normalise(Function):
             at = _centre(what.patch, mean.device)
             means = what.by_branch((rows @ mean.unsqueeze(2)).squeeze(2), mean[:, at])
             variances = what.by_branch((spread * rows).sum(2), covariance[:, at, at])
-            _follow(what.branches, means, variances, count)
+            follow(what.branches, means, variances, count)
             eps = means.new_tensor([[branch.norm.eps] for branch in what.branches])
             factor = (variances + eps).rsqrt()
-            weight = _stacked(tensors[-2 * branches : -branches], means, 1.0)
-            scales = factor if weight is None else factor * weight
-            shift = _stacked(tensors[-branches:], means, 0.0)
-            shifts = (
-                -means * scales if shift is None else torch.addcmul(shift, means, scales, value=-1)
-            )
+            scales = factor * stacked(tensors[-2 * branches : -branches], means, 1.0)
+            shift = stacked(tensors[-branches:], means, 0.0)
+            shifts = torch.addcmul(shift, means, scales, value=-1)
         ctx.save_for_backward(way.kept, mean, spread, means, factor, scales, *kernels)
         ctx.what, ctx.count, ctx.turned = what, count, way.turned
         ctx.set_materialize_grads(False)
@@ -166,7 +166,7 @@ class _Normalise(Function):
         what: Normalisation = ctx.what
         way, laters = take(what.handed)
         to_scale, to_shift = (torch.zeros_like(means) if g is None else g for g in grads[1:])
-        with _plain(kept):
+        with plain_types(kept):
             to_scale = torch.addcmul(to_scale, means, to_shift, value=-1)
             to_mean = -scales * to_shift
             to_variance = (to_scale * scales).mul_(factor.square()).mul_(-0.5)
@@ -196,11 +196,6 @@ def _numbered(what: Normalisation) -> enumerate[Branch]:
     return enumerate(what.branches)
 
 
-def _plain(x: Tensor) -> Any:
-    """Leave the types of a calculation alone under autocast."""
-    return torch.autocast(x.device.type, enabled=False)
-
-
 def _centre(patch: Geometry, device: torch.device) -> Tensor:
     """Where in a patch the position itself is, for each channel of a group."""
     centre = 0
@@ -209,10 +204,8 @@ def _centre(patch: Geometry, device: torch.device) -> Tensor:
     return torch.arange(patch.in_channels // patch.groups, device=device) * patch.taps + centre
 
 
-def _stacked(parameters: Sequence[Tensor | None], like: Tensor, value: float) -> Tensor | None:
-    """The weights or biases of norms, ``(B, O)``; None where no norm has any."""
-    if all(parameter is None for parameter in parameters):
-        return None
+def stacked(parameters: Sequence[Tensor | None], like: Tensor, value: float) -> Tensor:
+    """The weights or biases of norms, ``(B, O)``, and a number for those of norms without."""
     return torch.stack([_or(p, row, value) for p, row in zip(parameters, like, strict=True)])
 
 
@@ -232,7 +225,7 @@ def uses_batch(norm: Any) -> bool:
     return bool(norm.training or norm.running_mean is None or norm.running_var is None)
 
 
-def _follow(branches: Sequence[Branch], means: Tensor, variances: Tensor, count: int) -> None:
+def follow(branches: Sequence[Branch], means: Tensor, variances: Tensor, count: int) -> None:
     """Update running statistics as ``torch.nn`` does: the variance unbiased."""
     tracking = [
         (branch, mean, variance)

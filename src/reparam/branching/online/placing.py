@@ -66,7 +66,9 @@ def blocks_of(found: Iterable[tuple[Trace, Found]]) -> dict[str, Block]:
     return blocks
 
 
-def place(model: nn.Module, forwards: Iterable[Forward], mode: Mode) -> nn.Module:
+def place(
+    model: nn.Module, forwards: Iterable[Forward], mode: Mode, *, compiled: bool = False
+) -> nn.Module:
     """Copy a model and give modules their new forwards."""
     try:
         copied = copy.deepcopy(model)
@@ -76,7 +78,9 @@ def place(model: nn.Module, forwards: Iterable[Forward], mode: Mode) -> nn.Modul
     for forward in forwards:
         module = copied.get_submodule(forward.path)
         module.__class__ = with_forward(type(module), forward.source, forward.bindings)
-        vars(module).update({name: Region(steps, mode) for name, steps in forward.regions.items()})
+        vars(module).update(
+            {n: Region(steps, mode, compiled=compiled) for n, steps in forward.regions.items()}
+        )
     return copied
 
 

@@ -12,6 +12,8 @@ import torch
 from torch import nn
 
 from reparam._support.arguments import FLAG, MODULE, NONE, SHAPES, takes
+from reparam.branching.online.compiled import Kind as Passes
+from reparam.branching.online.compiled import compile_seconds, compiled
 from reparam.branching.online.costs import Costs, cheapest
 from reparam.branching.online.finding import BATCH, shapes_in, traces_of
 from reparam.branching.online.placing import Forward, blocks_of, place, regions_of, rewritten, undo
@@ -70,6 +72,8 @@ class OnlinePlan:
     Attributes:
         blocks: What runs merged.
         refusals: What stays, and why.
+        passes: Kinds of passes that are compiled: how many tensors are normalised and added up in
+            one, and how many are added as they are.
 
     """
 
@@ -78,6 +82,8 @@ class OnlinePlan:
     _model: nn.Module = field(repr=False)
     _forwards: tuple[Forward, ...] = field(repr=False)
     _mode: Mode = field(repr=False)
+    passes: frozenset[tuple[int, int]] = frozenset()
+    _compiled: bool = field(repr=False, default=False)
 
     @property
     def is_faster(self) -> bool:
@@ -85,17 +91,42 @@ class OnlinePlan:
         return bool(self.blocks)
 
     def apply(self) -> nn.Module:
-        """Make the net; the one that was planned on is only read."""
-        return place(self._model, self._forwards, self._mode)
+        """Make the net; the one that was planned on is only read.
+
+        Raises:
+            UnsupportedModelError: It cannot be copied, or its passes cannot be compiled here.
+
+        """
+        for kind in self._kinds():
+            compiled(kind)
+        return place(self._model, self._forwards, self._mode, compiled=self._compiled)
+
+    @property
+    def compile_seconds(self) -> float:
+        """How long compiling its passes took this process so far; they are compiled once."""
+        return compile_seconds(self._kinds())
+
+    def _kinds(self) -> list[Passes]:
+        like = next(self._model.parameters(), torch.empty(0))
+        types = [((like.dtype,) * normed, (like.dtype,) * added) for normed, added in self.passes]
+        return [Passes(normed, added, like.device.type) for normed, added in sorted(types, key=len)]
 
     def __str__(self) -> str:
         """A table of at most 100 columns."""
-        return render(self.blocks, self.refusals)
+        table = render(self.blocks, self.refusals)
+        if not self.passes:
+            return table
+        took = f"{self.compile_seconds:.0f} s so far"
+        return f"{table}\n\nkinds of passes to compile, once each: {len(self.passes)} ({took})"
 
 
-@takes(model=MODULE, example_inputs=SHAPES | NONE)
+@takes(model=MODULE, example_inputs=SHAPES | NONE, compile=FLAG)
 def online_plan(
-    model: nn.Module, example_inputs: Any = None, *, statistics: Statistics = "batch"
+    model: nn.Module,
+    example_inputs: Any = None,
+    *,
+    statistics: Statistics = "batch",
+    compile: bool = False,  # noqa: A002 (as in torch)
 ) -> OnlinePlan:
     """Say which blocks of a training net can run as one convolution, and which stay.
 
@@ -104,6 +135,7 @@ def online_plan(
         example_inputs: A tensor, a tuple of arguments or a dict of keyword arguments: the shapes
             that work is counted for. Without it, 32 images of 224 pixels, if the model takes them.
         statistics: As for :func:`online`.
+        compile: As for :func:`online`; nothing is compiled before :meth:`OnlinePlan.apply`.
 
     Raises:
         UnsupportedModelError: The model is none that can be read.
@@ -119,6 +151,7 @@ def online_plan(
         msg = f"statistics={statistics!r} is unknown; give 'batch' or 'running'"
         raise InputError(msg)
     inner, tune = unwrap(model), statistics == "running"
+    compiles = compile and not tune
     found: list[tuple[Trace, Found, tuple[int, ...] | None]] = []
     refusals: list[OnlineRefusal] = []
     watched = {path for path, module in inner.named_modules() if _has_hooks(module)}
@@ -126,37 +159,47 @@ def online_plan(
         shapes = shapes_in(traced, example_inputs if traced.path == "" else None)
         regions = regions_in(traced, watched, single=tune)
         found += [(traced, region, shapes.get(region.source)) for region in regions]
-    paying = []
-    for traced, region, shape in found:
-        refusal = None if tune else _refusal(traced, region, shape)
-        if refusal is None:
-            paying.append((traced, region, shape))
+    paying: dict[Found, tuple[Trace, tuple[int, ...], Costs]] = {}
+    for traced, region, known in found:
+        shape = _nominal(region, known)
+        costs = cheapest(region.steps, shape, torch.get_num_threads(), compiled=compiles)
+        if tune:
+            # One convolution without a norm is what a block costs then, and the least there is.
+            costs = replace(costs, merged=frozenset(range(len(region.steps))), work=costs.plain)
+        if costs.merged is not None:
+            paying[region] = traced, shape, costs
         else:
-            refusals.append(refusal)
-    forwards, blocks = [], []
-    for path, block in blocks_of((traced, region) for traced, region, _ in paying).items():
+            refusals.append(_refusal(traced, region))
+    forwards: list[Forward] = []
+    blocks: list[OnlineBlock] = []
+    passes: set[tuple[int, int]] = set()
+    for path, block in blocks_of(
+        (traced, region) for region, (traced, *_) in paying.items()
+    ).items():
         try:
             forwards.append(rewritten(block))
         except (TraceFailure, LookupError, RuntimeError) as error:
             why = f"its forward cannot be written anew: {error}"
             refusals.append(OnlineRefusal(path or "the model", "branches", why))
             continue
-        shapes_of = {region: shape for _, region, shape in paying}
-        blocks += [
-            _record(path, region, shapes_of[region], tune=tune) for region in block.regions.values()
-        ]
+        for region in block.regions.values():
+            _, shape, costs = paying[region]
+            blocks.append(_record(path, region, shape, costs))
+            passes |= costs.passes
     return OnlinePlan(
-        tuple(blocks), tuple(dict.fromkeys(refusals)), inner, tuple(forwards), statistics
-    )
+        tuple(blocks), tuple(dict.fromkeys(refusals)), inner, tuple(forwards), statistics,
+        frozenset(passes), compiles,
+    )  # fmt: skip
 
 
-@takes(model=MODULE, example_inputs=SHAPES | NONE, enabled=FLAG)
+@takes(model=MODULE, example_inputs=SHAPES | NONE, enabled=FLAG, compile=FLAG)
 def online(
     model: nn.Module,
     example_inputs: Any = None,
     *,
     enabled: bool = True,
     statistics: Statistics = "batch",
+    compile: bool = False,  # noqa: A002 (as in torch)
 ) -> nn.Module:
     r"""Make the same training net with blocks that run as one convolution.
 
@@ -179,9 +222,13 @@ def online(
         statistics: ``"running"`` normalises by the running statistics, which stay as they are, to
             fine-tune at the price of a plain net: every block is then one convolution, of any kind
             and with a single branch, too.
+        compile: Compute the norms that do not merge, and the sums of branches, in compiled passes
+            over memory: one kind for each number of tensors in a sum, of any size. Compiling takes
+            some seconds a kind, once a process, and needs a C++ compiler on CPUs, Triton on GPUs.
 
     Raises:
-        UnsupportedModelError: The model is none that can be read or copied.
+        UnsupportedModelError: The model is none that can be read or copied, or nothing can be
+            compiled here.
         InputError: ``statistics`` is unknown.
 
     >>> import torch
@@ -193,7 +240,9 @@ def online(
 
     """
     plain = _plain_copy(model)
-    return online_plan(plain, example_inputs, statistics=statistics).apply() if enabled else plain
+    if not enabled:
+        return plain
+    return online_plan(plain, example_inputs, statistics=statistics, compile=compile).apply()
 
 
 @takes(net=MODULE)
@@ -241,21 +290,13 @@ def _nominal(region: Found, shape: tuple[int, ...] | None) -> tuple[int, ...]:
     return (BATCH, region.steps[0].geometry.in_channels, *(28,) * dims)
 
 
-def _refusal(traced: Trace, region: Found, shape: tuple[int, ...] | None) -> OnlineRefusal | None:
-    costs = cheapest(region.steps, _nominal(region, shape), torch.get_num_threads())
-    if costs.merged:
-        return None
+def _refusal(traced: Trace, region: Found) -> OnlineRefusal:
     where = traced.stacks[region.nodes[-1]][-1].path or "the model"
     why = "running its branches costs less than merging them"
     return OnlineRefusal(where, _what(region), why)
 
 
-def _record(path: str, region: Found, shape: tuple[int, ...] | None, *, tune: bool) -> OnlineBlock:
-    shape = _nominal(region, shape)
-    costs = cheapest(region.steps, shape, torch.get_num_threads())
-    if tune:
-        # One convolution without a norm is what a block costs then, and the least there is.
-        costs = replace(costs, merged=frozenset(range(len(region.steps))), work=costs.plain)
+def _record(path: str, region: Found, shape: tuple[int, ...], costs: Costs) -> OnlineBlock:
     return OnlineBlock(
         path or "the model", _what(region), _way(region, costs), shape,
         costs.work, costs.branches, costs.plain,
@@ -283,8 +324,10 @@ def _name(kind: Kind, geometry: Any) -> str:
 
 def _way(region: Found, costs: Costs) -> str:
     norms = [i for i, step in enumerate(region.steps) if step.kind is Kind.NORM]
-    apart = [i for i in norms if i not in costs.merged]
+    apart = [i for i in norms if i not in (costs.merged or ())]
     size = _name(Kind.LAYER, region.steps[-1].geometry)
+    if not costs.merged:
+        return f"branches, {'in compiled passes' if costs.passes else '1x1 as matrix products'}"
     if not apart:
         return f"one {size} convolution" if size != "linear" else "one linear layer"
-    return f"{len(costs.merged)} of {len(norms)} norms merged around {len(apart)}"
+    return f"{len(norms) - len(apart)} of {len(norms)} norms merged around {len(apart)}"

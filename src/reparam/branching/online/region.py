@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import reduce
@@ -13,9 +14,10 @@ from torch import Tensor, fx
 from torch._compile import _disable_dynamo
 
 from reparam.algebra import Geometry, layer_arguments, parallel
+from reparam.branching.online.compiled import Normed, is_normed_here, normed_sum
 from reparam.branching.online.costs import cheapest, common_patch, positions
 from reparam.branching.online.kernels import Affine, composed, fitted
-from reparam.branching.online.moments import Way, is_single_tap
+from reparam.branching.online.moments import Way, plain_types, reads_one_tap
 from reparam.branching.online.norms import (
     Branch,
     Normalisation,
@@ -42,35 +44,44 @@ class Region:
             ``"running"`` merges everything by the running ones, ``"branches"`` merges nothing.
         merged: Norms to take from the moments of the input, whatever that costs; None for the
             cheapest choice for the shape of the input.
+        compiled: Norms that do not merge are computed and added up in compiled passes.
 
     """
 
     steps: tuple[Step, ...]
     mode: Mode = "batch"
     merged: frozenset[int] | None = None
+    compiled: bool = False
 
     @_disable_dynamo  # the public one imports the compiler at once
     def __call__(self, x: Any, *operands: Any) -> Any:
         """Run on an input with the present tensors and modules of the block."""
+        mode, merged = self.mode, self.merged
         if self._runs_as_it_was(x):
-            return _Run(self.steps, operands, x, "branches", frozenset()).output()
-        merged = self.merged
-        if merged is None:
-            merged = cheapest(self.steps, tuple(x.shape), torch.get_num_threads()).merged
-        return _Run(self.steps, operands, x, self.mode, merged).output()
+            mode = "branches"
+        elif mode == "batch" and merged is None:
+            threads = torch.get_num_threads()
+            merged = cheapest(self.steps, tuple(x.shape), threads, compiled=self.compiled).merged
+            mode = "branches" if merged is None else mode
+        run = _Run(self.steps, operands, x, mode, merged or frozenset(), compiled=self.compiled)
+        return run.output()
 
     def _runs_as_it_was(self, x: Any) -> bool:
         if self.mode == "branches" or isinstance(x, fx.Proxy):
             return True
-        return bool(x.dim() != self.steps[-1].geometry.dims + 2 or x.numel() == 0)
+        # torch.func transforms functions that are written for it alone.
+        is_transformed: bool = torch._C._are_functorch_transforms_active()  # noqa: SLF001
+        other = x.dim() != self.steps[-1].geometry.dims + 2 or x.numel() == 0
+        return is_transformed or bool(other)
 
 
 @dataclass(frozen=True)
 class _Value:
-    """The value of a step: a convolution of the input, and tensors that are added to it."""
+    """The value of a step: a convolution of the input, and what is added to it."""
 
     affine: Affine | None
     tensors: tuple[Any, ...] = ()
+    """Tensors, and tensors that are still to be normalised."""
 
 
 @dataclass
@@ -82,11 +93,13 @@ class _Run:
     x: Any
     mode: Mode
     merged: frozenset[int]
+    compiled: bool = False
     last: tuple[Geometry, Way, Handed] | None = None
     """The patches whose moments were taken last."""
 
     def output(self) -> Any:
         values: dict[int, _Value] = {}
+        readers = Counter(i for step in self.steps for i in step.inputs)
         ordered = sorted(range(len(self.steps)), key=lambda i: self.steps[i].level)
         for _, group in itertools.groupby(ordered, key=lambda i: self.steps[i].level):
             level = list(group)
@@ -96,9 +109,9 @@ class _Run:
             values.update(self._normalised(together))
             for i in level:
                 if i not in values:
-                    values[i] = self._value(
-                        self.steps[i], [values[j] for j in self.steps[i].inputs]
-                    )
+                    value = self._value(self.steps[i], [values[j] for j in self.steps[i].inputs])
+                    # What is read twice is normalised once.
+                    values[i] = _settled(value) if readers[i] > 1 else value
         return self._written(values[len(self.steps) - 1])
 
     def _operand(self, step: Step, place: int = 0) -> Any:
@@ -141,7 +154,7 @@ class _Run:
             return _Value(None, (arguments(self._written(inner), weight, bias),))
         if affine.is_input:
             return _Value(Affine(layer, ((None, weight, layer),), bias))
-        with _plain(self.x):
+        with plain_types(self.x):
             return _Value(composed(weight, bias, layer, affine))
 
     def _fixed(self, step: Step, layer: Geometry) -> Tensor:
@@ -166,6 +179,7 @@ class _Run:
         if self.mode == "branches" or inner.affine is None:
             value = self._written(inner)
             return _Value(None, (value * factor.to(value.dtype).view(-1, *(1,) * dims),))
+        inner = _settled(inner)
         tensors = tuple(t * factor.to(t.dtype).view(-1, *(1,) * dims) for t in inner.tensors)
         return _Value(inner.affine.scaled(factor), tensors)
 
@@ -180,7 +194,10 @@ class _Run:
         norm, affine = self._operand(step), inner.affine
         by_batch = self.mode == "branches" or uses_batch(norm)
         if by_batch and (self.mode != "running" or norm.running_var is None):
-            return _Value(None, (norm(self._written(inner)),))
+            written = self._written(inner)
+            if self.compiled and self.mode == "batch" and is_normed_here(norm, written):
+                return _Value(None, (Normed(norm, written),))
+            return _Value(None, (norm(written),))
         scale, shift = frozen_scale(norm, self._like())
         if affine is not None and not inner.tensors:
             return _Value(affine.scaled(scale).shifted(shift))
@@ -214,13 +231,13 @@ class _Run:
     def _group(self, members: list[tuple[int, Affine]], processes: Any) -> dict[int, _Value]:
         patch = common_patch(tuple(affine.geometry for _, affine in members))
         members = sorted(members, key=lambda member: member[1].is_input)
-        with _plain(self.x):
+        with plain_types(self.x):
             branches = tuple(self._branch(index, affine, patch) for index, affine in members)
         count = positions(patch, tuple(self.x.shape))
         what, way = Normalisation(patch, branches, count, processes), way_of(self.x.detach(), patch)
         self.last = patch, way, what.handed
         self.x, pairs = normalised(self.x, what, way)
-        with _plain(self.x):
+        with plain_types(self.x):
             return {
                 index: _Value(affine.scaled(scale).shifted(shift))
                 for (index, affine), (scale, shift) in zip(members, pairs, strict=True)
@@ -244,7 +261,7 @@ class _Run:
         parts = list(value.tensors)
         if value.affine is not None:
             parts.insert(0, self.x if value.affine.is_input else self._convolved(value.affine))
-        return reduce(torch.add, parts)
+        return _total(parts)
 
     def _convolved(self, affine: Affine) -> Any:
         arguments, full = layer_arguments(affine.geometry)
@@ -252,7 +269,7 @@ class _Run:
             ((_, weight, _),) = affine.terms
             assert weight is not None  # noqa: S101 (the input itself is not convolved)
             return arguments(self.x, weight, affine.bias)
-        with _plain(self.x):
+        with plain_types(self.x):
             kernel, bias = affine.kernel(full, self.x.new_empty(0)), affine.bias
         kind = self.x.device.type
         dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else self.x.dtype
@@ -263,18 +280,25 @@ class _Run:
                 patch, way, handed = self.last
                 if way.reads(full):
                     return convolved(self.x, kernel, bias, patch, way, handed)
-            if is_single_tap(full):
+            # Native convolutions of one tap with a stride are several times slower.
+            if reads_one_tap(full):
                 return convolved(self.x, kernel, bias, full, way_of(self.x.detach(), full))
         return arguments(self.x, kernel, bias)
 
 
-def _plain(x: Tensor) -> Any:
-    """Make small calculations in the types they are given in, under autocast too."""
-    return torch.autocast(x.device.type, enabled=False)
-
-
 def _times(value: Any, factor: float) -> Any:
-    return value if factor == 1 else value * factor
+    return value if factor == 1 else _total([value]) * factor
+
+
+def _total(parts: Sequence[Any]) -> Any:
+    """Add tensors up, those first normalised that are still to be."""
+    normed = [part for part in parts if isinstance(part, Normed)]
+    added = [part for part in parts if not isinstance(part, Normed)]
+    return normed_sum(normed, added) if normed else reduce(torch.add, added)
+
+
+def _settled(value: _Value) -> _Value:
+    return replace(value, tensors=tuple(_total([part]) for part in value.tensors))
 
 
 def _added(values: list[Affine]) -> Affine:

@@ -167,7 +167,8 @@ def _channels_are_last(x: Tensor) -> bool:
 def _gather(x: Tensor, patch: Geometry) -> Tensor:
     """Write the patches out: ``(N, I * taps, positions)``."""
     size = patch.output_size(tuple(x.shape[2:]))
-    padded = F.pad(x, flat_pads(_reach(patch, x)))
+    reach = _reach(patch, x)
+    padded = F.pad(x, flat_pads(reach)) if any(map(any, reach)) else x
     rows = x.new_empty(*x.shape[:2], patch.taps, *size)
     for tap, window in enumerate(_windows(patch, x)):
         rows[:, :, tap] = padded[window]
@@ -178,11 +179,14 @@ def _scatter(rows: Tensor, x: Tensor, patch: Geometry) -> Tensor:
     """Add patches up where they were read: the transpose of :func:`_gather`."""
     size = patch.output_size(tuple(x.shape[2:]))
     reach = _reach(patch, x)
-    padded = F.pad(torch.zeros_like(x), flat_pads(reach))
+    padded = x.new_zeros(
+        *x.shape[:2], *(low + n + high for n, (low, high) in zip(x.shape[2:], reach, strict=True))
+    )
     by_tap = rows.view(*x.shape[:2], patch.taps, *size)
     for tap, window in enumerate(_windows(patch, x)):
         padded[window] += by_tap[:, :, tap]
-    return F.pad(padded, flat_pads(tuple((-low, -high) for low, high in reach)))
+    inner = (slice(low, low + n) for n, (low, _) in zip(x.shape[2:], reach, strict=True))
+    return padded[(slice(None), slice(None), *inner)].contiguous()
 
 
 def _reach(patch: Geometry, x: Tensor) -> tuple[tuple[int, int], ...]:

@@ -225,7 +225,8 @@ class Toeplitz:
         part = part.unfold(2, rows.taps, self._rows.step).unfold(
             3, columns.taps, self._columns.step
         )
-        return part.permute(1, 4, 5, 0, 2, 3).reshape(images.shape[1], rows.taps * columns.taps, -1)
+        rows_of = part.permute(1, 4, 5, 0, 2, 3).reshape(len(part[0]), rows.taps * columns.taps, -1)
+        return rows_of.contiguous()  # views of other strides are multiplied one by one
 
     def _places(self, strip: tuple[Span, Span]) -> tuple[tuple[int, int], tuple[int, int]]:
         return strip[0].places(self._rows), strip[1].places(self._columns)

@@ -15,7 +15,7 @@ from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
 from reparam.algebra import Geometry
-from reparam.branching.online.moments import Later, Way, is_toeplitz
+from reparam.branching.online.moments import Later, Way, is_toeplitz, plain_types
 from reparam.branching.online.rows import Rows
 from reparam.branching.online.toeplitz import Toeplitz
 
@@ -71,7 +71,7 @@ class _Convolve(Function):
         ctx: Any, x: Tensor, kernel: Tensor, bias: Tensor | None, patch: Geometry, way: Way,
         handed: Handed | None,
     ) -> Tensor:  # fmt: skip
-        with torch.autocast(x.device.type, enabled=False):
+        with plain_types(x):
             y = way.convolved(kernel, bias)
         ctx.save_for_backward(way.kept, kernel)
         ctx.patch, ctx.turned, ctx.handed, ctx.place = patch, way.turned, handed, object()
@@ -83,7 +83,7 @@ class _Convolve(Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
         kept, kernel = ctx.saved_tensors
         to_x = to_kernel = to_bias = None
-        with torch.autocast(kept.device.type, enabled=False):
+        with plain_types(kept):
             way = way_of(kept, ctx.patch, turned=ctx.turned)
             grad = way.turn(grads[0])
             if ctx.needs_input_grad[1] or ctx.needs_input_grad[2]:
