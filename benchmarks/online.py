@@ -1,4 +1,4 @@
-"""Time and memory of a training step: plain, online, branch by branch, and RepOptimizer.
+"""Time and memory of a step: plain, online (compiled, too), branch by branch, and RepOptimizer.
 
     python benchmarks/online.py                         # every net, batch 16, fp32
     python benchmarks/online.py mobileone_s0 repvgg_a0 --size 224 --batch 64 --precision bf16
@@ -132,8 +132,8 @@ def write_table() -> None:
     )
     header = [
         "net", "images", "precision", "threads", "plain, ms", "online, of plain",
-        "branches, of plain", "RepOptimizer, of plain", "online, of branches",
-        "memory: online", "memory: branches",
+        "compiled, of plain", "branches, of plain", "RepOptimizer, of plain",
+        "online, of branches", "compiled, of branches", "memory: online", "memory: compiled", "memory: branches",
     ]  # fmt: skip
     fill(ROOT / "docs" / "training.md", "online", markdown(header, [_line(row) for row in rows]))
 
@@ -145,11 +145,13 @@ def _line(row: dict[str, Any]) -> list[str]:
     def ratio(of: dict[str, float], form: str, base: str = "plain") -> str:
         return f"{of[form] / of[base]:.2f}" if form in of and base in of else "-"
 
+    base = "plain" if "plain" in memory else "branches"
     return [
         row["net"], f"{row['batch']} of {row['size']} px", row["precision"], str(row["threads"]),
-        f"{1000 * step['plain']:.0f}" if "plain" in step else "-", ratio(step, "online"),
-        ratio(step, "branches"), ratio(step, "rep_optimizer"), ratio(step, "online", "branches"),
-        ratio(memory, "online", "plain" if "plain" in memory else "branches"),
+        f"{1000 * step['plain']:.0f}" if "plain" in step else "-",
+        *(ratio(step, form) for form in ("online", "compiled", "branches", "rep_optimizer")),
+        *(ratio(step, form, "branches") for form in ("online", "compiled")),
+        *(ratio(memory, form, base) for form in ("online", "compiled")),
         ratio(memory, "branches"),
     ]  # fmt: skip
 
@@ -211,6 +213,7 @@ def _branched(kind: str) -> Callable[[Tensor], dict[str, Form]]:
 def _forms(plain: nn.Module | None, wide: nn.Module, x: Tensor) -> dict[str, Form]:
     found: dict[str, Form] = {} if plain is None else {"plain": (plain, _same)}
     found["online"] = (reparam.online(wide, x), _same)
+    found["compiled"] = (reparam.online(wide, x, compile=True), _same)
     found["branches"] = (wide, _same)
     if plain is not None:
         single = copy.deepcopy(plain)

@@ -46,13 +46,15 @@ class Affine:
     def scaled(self, factor: Tensor | float) -> Affine:
         """The value times a number, or one for each output channel."""
         terms = tuple((factor if s is None else s * factor, k, g) for s, k, g in self.terms)
-        return replace(self, terms=terms, bias=None if self.bias is None else self.bias * factor)
+        bias = None if self.bias is None else self.bias * factor
+        return Affine(self.geometry, terms, bias)
 
     def shifted(self, shift: Tensor | None) -> Affine:
         """The value plus one number for each output channel."""
         if shift is None:
             return self
-        return replace(self, bias=shift if self.bias is None else self.bias + shift)
+        bias = shift if self.bias is None else self.bias + shift
+        return Affine(self.geometry, self.terms, bias)
 
     def kernel(self, grid: Geometry, like: Tensor) -> Tensor:
         """The kernel on the taps and groups of ``grid``: ``(O, I / groups, *taps)``."""

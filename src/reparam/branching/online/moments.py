@@ -21,8 +21,10 @@ has the input in, and both gradients of the input are added up where they are ma
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -133,3 +135,9 @@ def plain_types(x: Tensor) -> Any:
     """Make a calculation in the types that it is given in, under autocast too."""
     kind = x.device.type
     return torch.autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else _AS_IT_IS
+
+
+@functools.lru_cache(maxsize=4096)
+def with_outputs(patch: Geometry, channels: int) -> Geometry:
+    """The convolution of a patch to a number of channels."""
+    return replace(patch, out_channels=channels)

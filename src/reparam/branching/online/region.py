@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import reduce
 from typing import Any, Literal
 
@@ -17,7 +17,7 @@ from reparam.algebra import Geometry, layer_arguments, parallel
 from reparam.branching.online.compiled import Normed, is_normed_here, normed_sum
 from reparam.branching.online.costs import cheapest, common_patch, positions
 from reparam.branching.online.kernels import Affine, composed, fitted
-from reparam.branching.online.moments import Way, plain_types, reads_one_tap
+from reparam.branching.online.moments import Way, plain_types, reads_one_tap, with_outputs
 from reparam.branching.online.norms import (
     Branch,
     Normalisation,
@@ -247,7 +247,7 @@ class _Run:
         norm = self._operand(self.steps[index])
         if affine.is_input:
             return Branch(norm, None, ())
-        grid = replace(patch, out_channels=affine.geometry.out_channels)
+        grid = with_outputs(patch, affine.geometry.out_channels)
         scale, kernel, geometry = affine.terms[0]
         if len(affine.terms) > 1 or scale is not None or kernel is None:
             kernel, geometry = affine.kernel(grid, self._like()), grid
@@ -298,7 +298,7 @@ def _total(parts: Sequence[Any]) -> Any:
 
 
 def _settled(value: _Value) -> _Value:
-    return replace(value, tensors=tuple(_total([part]) for part in value.tensors))
+    return _Value(value.affine, tuple(_total([part]) for part in value.tensors))
 
 
 def _added(values: list[Affine]) -> Affine:

@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -27,7 +26,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from reparam.algebra import Geometry, layer_arguments
-from reparam.branching.online.moments import Later, is_precise
+from reparam.branching.online.moments import Later, is_precise, with_outputs
 from reparam.branching.online.shifts import LAGS, Axis, Maps, Span, lag_windows, maps_of
 
 __all__ = ["Toeplitz"]
@@ -152,7 +151,7 @@ class Toeplitz:
         return to_kernel, to_bias
 
     def _layer(self, kernel: Tensor) -> Any:
-        return layer_arguments(replace(self._patch, out_channels=len(kernel)))[0]
+        return layer_arguments(with_outputs(self._patch, len(kernel)))[0]
 
     def _native(
         self, grad: Tensor, kernel: Tensor, wanted: tuple[bool, bool, bool]
