@@ -133,7 +133,8 @@ def write_table() -> None:
     header = [
         "net", "images", "precision", "threads", "plain, ms", "online, of plain",
         "compiled, of plain", "branches, of plain", "RepOptimizer, of plain",
-        "online, of branches", "compiled, of branches", "memory: online", "memory: compiled", "memory: branches",
+        "online, of branches", "compiled, of branches", "memory: online", "memory: compiled",
+        "memory: branches",
     ]  # fmt: skip
     fill(ROOT / "docs" / "training.md", "online", markdown(header, [_line(row) for row in rows]))
 

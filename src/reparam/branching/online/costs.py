@@ -21,7 +21,7 @@ __all__ = ["Costs", "cheapest", "choices", "common_patch", "positions"]
 
 _NORM = 140.0
 """A batch norm, for each number that it normalises: eight passes, and slow ones."""
-_COMPILED = 40.0
+_COMPILED = 75.0
 """The same in compiled passes, its part of a sum included."""
 _ADD = 25.0
 """An addition of two tensors, for each number, and of their gradients where both are one input."""
@@ -38,6 +38,8 @@ _SMALL = 1e8
 """The many small operations that single taps and gathered patches need, on each thread."""
 _SMALL_DEPTHWISE = 2e8
 """Those of depthwise patches at stride 1, borders included."""
+_SMALL_COMPILED = 4e7
+"""Those of calling compiled passes."""
 _MARGIN = 1.3
 """How many times less merging has to cost than the branches."""
 _FORM = 1.3
@@ -250,6 +252,7 @@ class _Count:
                 self.work += _layer(value.affine, self.shape, is_native=self.is_native)
         if value.normed:
             self.passes.add((value.normed, parts - value.normed))
+            self.work += _SMALL_COMPILED * self.threads
         if parts > 1 or (value.is_input and parts):
             size = self._size(self.steps[-1].geometry)
             added = parts - 1 + (value.is_input and 1) * 0.5
