@@ -255,6 +255,8 @@ def follow(branches: Sequence[Branch], means: Tensor, variances: Tensor, count: 
     for share, pairs in shares.items():
         if pairs:
             running, found = zip(*pairs, strict=True)
+            # As PyTorch's own norms, which may have kept them for their backward pass: unrecorded.
+            running = tuple(tensor.data for tensor in running)
             torch._foreach_lerp_(list(running), list(found), share)
 
 

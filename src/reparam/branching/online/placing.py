@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import copy
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -16,12 +17,25 @@ from reparam.errors import UnsupportedModelError
 from reparam.frontends.kinds import AnyBatchNorm
 from reparam.frontends.torch.faithful import Outcome, compare, guess_calls
 from reparam.frontends.torch.part import part_of
-from reparam.frontends.torch.rewrite import generated_forward, with_forward
+from reparam.frontends.torch.rewrite import generated_forward, rewritten_base, with_forward
 from reparam.frontends.torch.trace import Key, Trace, TraceFailure, join
 
-__all__ = ["Block", "Forward", "blocks_of", "place", "regions_of", "rewritten", "undo"]
+__all__ = [
+    "Block",
+    "Forward",
+    "Inner",
+    "blocks_of",
+    "has_hooks",
+    "place",
+    "regions_of",
+    "rewritten",
+    "undo",
+]
 
 _NAME = "_online_"
+_INNER = "_online_inner"
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+_NORMS = {nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm}
 
 
 @dataclass(eq=False)
@@ -49,6 +63,37 @@ class Forward:
     source: str
     bindings: dict[str, Any]
     regions: dict[str, tuple[Step, ...]]
+    inner: Inner
+
+
+@dataclass(frozen=True, slots=True)
+class Inner:
+    """Modules inside a block that are merged, by their names from the block on, and their classes.
+
+    Whoever watches one, or puts another in its place, wants it to run: the block then does as it
+    did before it was rewritten.
+    """
+
+    kinds: tuple[tuple[tuple[str, ...], type], ...]
+
+    def are_as_planned(self, block: nn.Module) -> bool:
+        """Whether they are still there, and unwatched."""
+        for names, kind in self.kinds:
+            module: nn.Module | None = block
+            for name in names:
+                module = None if module is None else module._modules.get(name)
+            if module is None or has_hooks(module):
+                return False
+            found = rewritten_base(type(module))
+            if found is not kind and not {found, kind} <= _NORMS:
+                return False
+        return True
+
+
+def has_hooks(module: nn.Module) -> bool:
+    """Whether something wants to be told when a module runs."""
+    own = vars(module)
+    return any(own.get(name) for name in _HOOKS)
 
 
 def blocks_of(found: Iterable[tuple[Trace, Found]]) -> dict[str, Block]:
@@ -81,13 +126,14 @@ def place(
         vars(module).update(
             {n: Region(steps, mode, compiled=compiled) for n, steps in forward.regions.items()}
         )
+        vars(module)[_INNER] = forward.inner
     return copied
 
 
 def undo(model: nn.Module) -> None:
     """Give rewritten blocks their own forwards again, in place."""
     for module in model.modules():
-        names = [name for name, value in vars(module).items() if isinstance(value, Region)]
+        names = [n for n, value in vars(module).items() if isinstance(value, Region | Inner)]
         if names:
             module.__class__ = type(module)._reparam_base  # type: ignore[attr-defined]  # noqa: SLF001
         for name in names:
@@ -134,7 +180,39 @@ def rewritten(block: Block) -> Forward:
         name = f"{_NAME}{number}"
         _merge(traced, by_key, block, region, name)
         regions[name] = region.steps
-    return Forward(block.path, *generated_forward(traced.graph), regions)
+    source, bindings = generated_forward(traced.graph)
+    return Forward(block.path, _guarded(source), bindings, regions, _inner_of(block))
+
+
+def _guarded(source: str) -> str:
+    """Begin a forward with the way back to the one that it takes the place of."""
+    (function,) = ast.parse(source).body
+    assert isinstance(function, ast.FunctionDef)  # noqa: S101 (fx generates exactly this)
+    given = function.args
+    passed = [a.arg for a in (*given.posonlyargs, *given.args)]
+    passed += [f"*{given.vararg.arg}"] if given.vararg else []
+    passed += [f"{a.arg}={a.arg}" for a in given.kwonlyargs]
+    passed += [f"**{given.kwarg.arg}"] if given.kwarg else []
+    lines = source.splitlines(keepends=True)
+    lines.insert(
+        function.body[0].lineno - 1,
+        f"    if not self.{_INNER}.are_as_planned(self):\n"
+        f"        return self._reparam_base.forward({', '.join(passed)})\n",
+    )
+    return "".join(lines)
+
+
+def _inner_of(block: Block) -> Inner:
+    modules = dict(block.trace.root.named_modules())
+    base = block.trace.path
+    paths = set(block.inlined)
+    for region in block.regions.values():
+        paths |= {join(base, str(n.target)) for n in region.nodes if n.op == "call_module"}
+    kinds = []
+    for path in sorted(paths - {block.path}):
+        names = tuple(_relative(block.path, path).split("."))
+        kinds.append((names, rewritten_base(type(modules[_relative(base, path)]))))
+    return Inner(tuple(kinds))
 
 
 def _merge(

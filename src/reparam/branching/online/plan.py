@@ -10,13 +10,22 @@ from typing import Any, Literal, get_args
 
 import torch
 from torch import nn
+from torch.nn.utils.parametrize import ParametrizationList
 
 from reparam._support.arguments import FLAG, MODULE, NONE, SHAPES, takes
 from reparam.branching.online.compiled import Kind as Passes
 from reparam.branching.online.compiled import compile_seconds, compiled
 from reparam.branching.online.costs import Costs, cheapest
 from reparam.branching.online.finding import BATCH, shapes_in, traces_of
-from reparam.branching.online.placing import Forward, blocks_of, place, regions_of, rewritten, undo
+from reparam.branching.online.placing import (
+    Forward,
+    blocks_of,
+    has_hooks,
+    place,
+    regions_of,
+    rewritten,
+    undo,
+)
 from reparam.branching.online.reading import Found, regions_in
 from reparam.branching.online.region import Mode
 from reparam.branching.online.steps import Kind
@@ -28,8 +37,6 @@ from reparam.frontends.torch.trace import Trace, TraceFailure
 __all__ = ["OnlineBlock", "OnlinePlan", "OnlineRefusal", "online", "online_mode", "online_plan"]
 
 Statistics = Literal["batch", "running"]
-
-_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,10 +158,17 @@ def online_plan(
         msg = f"statistics={statistics!r} is unknown; give 'batch' or 'running'"
         raise InputError(msg)
     inner, tune = unwrap(model), statistics == "running"
-    compiles = compile and not tune
+    with _still(inner):
+        return _plan(inner, example_inputs, statistics, compiles=compile and not tune)
+
+
+def _plan(
+    inner: nn.Module, example_inputs: Any, statistics: Statistics, *, compiles: bool
+) -> OnlinePlan:
+    tune = statistics == "running"
     found: list[tuple[Trace, Found, tuple[int, ...] | None]] = []
     refusals: list[OnlineRefusal] = []
-    watched = {path for path, module in inner.named_modules() if _has_hooks(module)}
+    watched = {path for path, module in inner.named_modules() if has_hooks(module)}
     for traced in traces_of(inner, ""):
         shapes = shapes_in(traced, example_inputs if traced.path == "" else None)
         regions = regions_in(traced, watched, single=tune)
@@ -272,14 +286,24 @@ def online_mode(net: nn.Module, mode: Mode) -> Iterator[nn.Module]:
             region.mode = old
 
 
+@contextmanager
+def _still(model: nn.Module) -> Iterator[None]:
+    """Keep parametrizations from moving on as they are read, as spectral norms do in training."""
+    lists = [m for m in model.modules() if isinstance(m, ParametrizationList)]
+    moving = [m for each in lists for m in each.modules() if m.training]
+    try:
+        for module in moving:
+            module.training = False
+        yield
+    finally:
+        for module in moving:
+            module.training = True
+
+
 def _plain_copy(model: nn.Module) -> nn.Module:
     copied = place(unwrap(model), (), "batch")
     undo(copied)
     return copied
-
-
-def _has_hooks(module: nn.Module) -> bool:
-    return any(vars(module).get(name) for name in _HOOKS)
 
 
 def _nominal(region: Found, shape: tuple[int, ...] | None) -> tuple[int, ...]:

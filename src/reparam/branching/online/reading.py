@@ -169,6 +169,9 @@ class _Builder:
                 msg = f"{layer} is no layer with this kernel alone"
                 raise InexactError(msg)
             piece = replace(piece, layer=layer)
+        if piece.kind is Kind.NORM and piece.operands[0] in self._operands:
+            msg = "a norm that runs twice follows one value after the other"
+            raise InexactError(msg)
         geometry = self._geometry(piece, [step.geometry for step in before])
         level = max(step.level for step in before) + (piece.kind is Kind.NORM)
         return Step(

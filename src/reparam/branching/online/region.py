@@ -12,6 +12,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, fx
 from torch._compile import _disable_dynamo
+from torch.autograd import forward_ad
 
 from reparam.algebra import Geometry, layer_arguments, parallel
 from reparam.branching.online.compiled import Normed, is_normed_here, normed_sum
@@ -67,12 +68,16 @@ class Region:
         return run.output()
 
     def _runs_as_it_was(self, x: Any) -> bool:
-        if self.mode == "branches" or isinstance(x, fx.Proxy):
+        if self.mode == "branches" or isinstance(x, fx.Proxy) or x.is_meta:
             return True
-        # torch.func transforms functions that are written for it alone.
-        is_transformed: bool = torch._C._are_functorch_transforms_active()  # noqa: SLF001
-        other = x.dim() != self.steps[-1].geometry.dims + 2 or x.numel() == 0
-        return is_transformed or bool(other)
+        if x.dim() != self.steps[-1].geometry.dims + 2 or x.numel() == 0:
+            return True
+        # These go through PyTorch's own functions alone.
+        return bool(
+            torch._C._are_functorch_transforms_active()  # noqa: SLF001
+            or forward_ad._current_level >= 0  # noqa: SLF001
+            or torch.jit.is_tracing()
+        )
 
 
 @dataclass(frozen=True)
