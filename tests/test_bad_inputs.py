@@ -277,6 +277,8 @@ OPTIONS = {
     (_plan, "probe"): NOT_FLAG,
     (_online, "statistics"): (*NOT_TEXT, "population", None),
     (_online, "enabled"): NOT_FLAG,
+    (_online, "compile"): NOT_FLAG,
+    (_online_plan, "compile"): NOT_FLAG,
     (_online, "example_inputs"): (3, "x", object()),
     (_online_plan, "statistics"): (*NOT_TEXT, "population", None),
     (_online_plan, "example_inputs"): (3, "x", object()),

@@ -107,13 +107,14 @@ def test_a_block_that_runs_in_both_ways_before_one_backward_pass() -> None:
     assert_same_state(wide, online)
 
 
+@pytest.mark.filterwarnings("ignore:`torch.jit")
 def test_transformed_blocks_run_their_branches() -> None:
     wide = _wide().eval()
     online = merged_by_force(wide).eval()
     x, t = _batches(2)
     for net in (wide, online):
         for parameter in net.parameters():
-            parameter.requires_grad_(False)  # noqa: FBT003 (torch's own)
+            parameter.requires_grad_(False)
     found, expected = (
         (
             torch.func.grad(lambda x, net=net: net(x).square().sum())(x),

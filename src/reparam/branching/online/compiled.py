@@ -191,7 +191,7 @@ def _backward(
     return to_tensors, torch.stack(parts), total
 
 
-def _compile(function: FunctionType) -> Callable[..., Any]:
+def _compile(function: Any) -> Callable[..., Any]:
     """Compile a copy: how often one function may be compiled is limited, and each kind counts."""
     copied = FunctionType(function.__code__.replace(), function.__globals__, function.__name__)
     found: Callable[..., Any] = torch.compile(copied, dynamic=True, fullgraph=True)

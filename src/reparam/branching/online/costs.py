@@ -42,6 +42,8 @@ _SMALL_COMPILED = 4e7
 """Those of calling compiled passes."""
 _MARGIN = 1.3
 """How many times less merging has to cost than the branches."""
+_CLEAR = 1.15
+"""How many times less branches have to cost than merging them, where that pays."""
 _FORM = 1.3
 """A multiply-add of a product of kernels with a covariance: small matrices are slower."""
 
@@ -81,10 +83,11 @@ def cheapest(
     best = Costs(None, branches, branches, plain)
     if any(positions(steps[i].geometry, shape) < 2 for i in norms):
         return best
-    for merged in [frozenset[int](), *choices(steps)]:
+    for merged in [*choices(steps), frozenset[int]()]:
         count = _Count(steps, shape, merged, threads, compiled=compiled)
         work = count.total()
-        margin = _MARGIN if merged and best.work == branches else 1.0
+        pays = best.work < branches
+        margin = (1.0 if pays else _MARGIN) if merged else _CLEAR if pays else 1.0
         if work * margin < best.work:
             best = replace(best, merged=merged, work=work, passes=frozenset(count.passes))
     return best
@@ -128,11 +131,11 @@ def _layer(geometry: Geometry, shape: tuple[int, ...], *, is_native: bool = True
     if geometry.is_diagonal:
         return 3 * _PASS * geometry.out_channels * positions(geometry, shape)
     outside = 2 * _PASS * geometry.out_channels * positions(geometry, shape)
-    count = 3 * geometry.weights * positions(geometry, shape)
+    count: float = 3 * geometry.weights * positions(geometry, shape)
     is_depthwise = geometry.groups == geometry.in_channels > 1
     if is_depthwise:
         count *= _DEPTHWISE_TAP
-    is_slow = is_native if reads_one_tap(geometry) else is_depthwise
+    is_slow = is_native and (is_depthwise or reads_one_tap(geometry))
     if is_slow and any(step > 1 for step in geometry.stride):
         count += _STRIDED * math.prod(shape)
     return count + outside
@@ -163,7 +166,7 @@ def _shifted(patch: Geometry, shape: tuple[int, ...]) -> float:
     lags = calls * (2 * shifts[-2] - 1) * 3 / (down * right)
     back = (2 * high - 1) * (2 * wide - 1) * phases / (down * right)
     border = 2 * (high + wide) / min(shape[2:])
-    passes = 18 + 35 * border if phases == 1 else 12 + 20 * border
+    passes = 12 + 15 * border if phases == 1 else 10 + 6 * border
     return _DEPTHWISE_TAP * (lags + back / 2) + _PASS * passes
 
 
@@ -237,8 +240,7 @@ class _Count:
 
     def _norm(self, index: int, step: Step, inner: _Sim) -> _Sim:
         if index in self.merged and inner.affine is not None and not inner.tensors:
-            key = (inner.affine.stride, inner.affine.extent, inner.affine.out_channels)
-            self.patches.setdefault(key, []).append(inner.affine)
+            self.patches.setdefault(_positions_of(inner.affine), []).append(inner.affine)
             return _Sim(inner.affine)
         self._written(inner)
         self.work += (_COMPILED if self.compiled else _NORM) * self._size(step.geometry)
@@ -249,7 +251,8 @@ class _Count:
         if value.affine is not None:
             parts += 1
             if not value.is_input:
-                self.work += _layer(value.affine, self.shape, is_native=self.is_native)
+                is_native = self._is_native(value.affine)
+                self.work += _layer(value.affine, self.shape, is_native=is_native)
         if value.normed:
             self.passes.add((value.normed, parts - value.normed))
             self.work += _SMALL_COMPILED * self.threads
@@ -258,8 +261,20 @@ class _Count:
             added = parts - 1 + (value.is_input and 1) * 0.5
             self.work += (_PASS / 2 if value.normed else _ADD) * size * added
 
+    def _is_native(self, geometry: Geometry) -> bool:
+        """Whether a convolution is PyTorch's, and not on the way of the moments."""
+        if reads_one_tap(geometry):
+            return self.is_native
+        patches = self.patches.get(_positions_of(geometry))
+        return not patches or common_patch(tuple(patches)).offsets != geometry.offsets
+
     def _size(self, geometry: Geometry) -> int:
         return geometry.out_channels * positions(geometry, self.shape)
+
+
+def _positions_of(geometry: Geometry) -> tuple[object, ...]:
+    """What convolutions have in common whose moments are of one patch."""
+    return geometry.stride, geometry.extent, geometry.out_channels
 
 
 def _sum_of(values: list[_Sim]) -> Geometry:

@@ -57,27 +57,27 @@ class Region:
     @_disable_dynamo  # the public one imports the compiler at once
     def __call__(self, x: Any, *operands: Any) -> Any:
         """Run on an input with the present tensors and modules of the block."""
-        mode, merged = self.mode, self.merged
+        mode, merged, compiled = self.mode, self.merged, self.compiled and _pays_compiled(x)
         if self._runs_as_it_was(x):
             mode = "branches"
         elif mode == "batch" and merged is None:
             threads = torch.get_num_threads()
-            merged = cheapest(self.steps, tuple(x.shape), threads, compiled=self.compiled).merged
+            merged = cheapest(self.steps, tuple(x.shape), threads, compiled=compiled).merged
             mode = "branches" if merged is None else mode
-        run = _Run(self.steps, operands, x, mode, merged or frozenset(), compiled=self.compiled)
-        return run.output()
+        return _Run(
+            self.steps, operands, x, mode, merged or frozenset(), compiled=compiled
+        ).output()
 
     def _runs_as_it_was(self, x: Any) -> bool:
         if self.mode == "branches" or isinstance(x, fx.Proxy) or x.is_meta:
             return True
-        if x.dim() != self.steps[-1].geometry.dims + 2 or x.numel() == 0:
-            return True
-        # These go through PyTorch's own functions alone.
-        return bool(
-            torch._C._are_functorch_transforms_active()  # noqa: SLF001
+        if (
+            torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
+            or torch._C._are_functorch_transforms_active()  # noqa: SLF001
             or forward_ad._current_level >= 0  # noqa: SLF001
-            or torch.jit.is_tracing()
-        )
+        ):
+            return True  # these go through PyTorch's own functions alone
+        return bool(x.dim() != self.steps[-1].geometry.dims + 2 or x.numel() == 0)
 
 
 @dataclass(frozen=True)
@@ -184,8 +184,8 @@ class _Run:
         if self.mode == "branches" or inner.affine is None:
             value = self._written(inner)
             return _Value(None, (value * factor.to(value.dtype).view(-1, *(1,) * dims),))
-        inner = _settled(inner)
-        tensors = tuple(t * factor.to(t.dtype).view(-1, *(1,) * dims) for t in inner.tensors)
+        found = _settled(inner).tensors
+        tensors = tuple(t * factor.to(t.dtype).view(-1, *(1,) * dims) for t in found)
         return _Value(inner.affine.scaled(factor), tensors)
 
     # ---------------------------------------------------------------- norms
@@ -289,6 +289,13 @@ class _Run:
             if reads_one_tap(full):
                 return convolved(self.x, kernel, bias, full, way_of(self.x.detach(), full))
         return arguments(self.x, kernel, bias)
+
+
+def _pays_compiled(x: Any) -> bool:
+    """Whether compiled passes are faster than PyTorch's own: on CPUs not in half precision."""
+    if isinstance(x, fx.Proxy) or x.device.type != "cpu":
+        return True
+    return x.dtype not in {torch.bfloat16, torch.float16} and not torch.is_autocast_enabled("cpu")
 
 
 def _times(value: Any, factor: float) -> Any:
