@@ -121,7 +121,7 @@ def chunk(drawn: st.SearchStrategy, wrong_of: Callable, first: int) -> Counter[s
 def _network(net: Network) -> tuple[reparam.Plan, list[str]]:
     plan, wrong = wrong_in(net.model)
     fused = reparam.fuse(net.model, net.inputs(0))
-    return plan, wrong + [_differ(net, model) for model in (plan.apply(), fused)]
+    return plan, wrong + [_differ(net, net.model, model) for model in (plan.apply(), fused)]
 
 
 def _graph_module(net: Network) -> tuple[reparam.Plan | None, list[str]]:
@@ -130,7 +130,7 @@ def _graph_module(net: Network) -> tuple[reparam.Plan | None, list[str]]:
     except Exception:  # noqa: BLE001 (torch.fx raises many kinds: what it cannot trace is no graph)
         return None, []
     plan = reparam.plan(traced, net.inputs(0))
-    return plan, [_differ(net, plan.apply())]
+    return plan, [_differ(net, traced, plan.apply())]
 
 
 def _program(net: Network) -> tuple[reparam.Plan | None, list[str]]:
@@ -139,14 +139,14 @@ def _program(net: Network) -> tuple[reparam.Plan | None, list[str]]:
     except Exception:  # noqa: BLE001 (torch.export, too)
         return None, []
     plan = reparam.plan(program)
-    return plan, [_differ(net, plan.apply().module(), sizes=1)]
+    return plan, [_differ(net, program.module(), plan.apply().module(), sizes=1)]
 
 
-def _differ(net: Network, fused: nn.Module, sizes: int = 2) -> str:
-    """What is wrong with a fused network, if anything."""
+def _differ(net: Network, before: nn.Module, fused: nn.Module, sizes: int = 2) -> str:
+    """What is wrong with a fused network, if anything; torch.fx's own mistakes are in both."""
     with torch.no_grad():
         for which in range(sizes):
-            results = (model(net.inputs(which)) for model in (net.model, fused))
+            results = (model(net.inputs(which)) for model in (before, fused))
             for left, right in zip(*map(tensors_of, results), strict=True):
                 if left.shape != right.shape or not _near(left.numpy(), right.numpy()):
                     return f"other outputs: {net}"

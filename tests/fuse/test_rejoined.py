@@ -145,3 +145,17 @@ def test_what_a_transposed_convolution_does_not_see_alike_stays(
     before, after = (count(m, image())[1] for m in (net, fused))
     assert before.others == after.others
     assert before.norms == after.norms
+
+
+def test_a_norm_passes_what_makes_equal_channels_of_one() -> None:
+    """In front; behind, each of them has factors of its own."""
+    xs = image(2, 1, 9, 8), image(3, 1, 6, 11)
+    for sizes in ((-1, 4, -1, -1), ((-1, 4, -1, -1),)):
+        ahead = Lambda(
+            lambda s, x, sizes=sizes: s.b(s.a(x.relu()).expand(*sizes)), norm(1), conv(4, 3, k=1)
+        )
+        check(ahead, *xs, norms=0)
+    behind = Lambda(lambda s, x: s.b(s.a(x).expand(-1, 4, -1, -1)).relu(), conv(1, 1), norm())
+    check(behind, *xs, norms=1)
+    padded = Lambda(lambda s, x: s.b(s.a(x.relu()).expand(-1, 4, -1, -1)), norm(1), conv())
+    check(padded, *xs, norms=1)

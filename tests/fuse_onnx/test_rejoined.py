@@ -74,3 +74,22 @@ def test_what_a_transposed_convolution_does_not_see_alike_stays(how):
     assert counts(fused) == counts(model)
     assert np.prod(fused.graph.initializer[0].dims) == np.prod(model.graph.initializer[0].dims)
     assert_equal(model, fused)
+
+
+@pytest.mark.parametrize("shape", [(1, 4, 1, 1), (4, 1, 1)])
+def test_a_norm_passes_what_makes_equal_channels_of_one(shape):
+    g = Graph("n", 1, 6, 8)
+    spread = g.op("Expand", g.norm(g.relu(g.x), 1), g.integers(*shape))
+    model = g.model(g.conv(spread, 4, 3, 1, bias=True))
+    fused = reparam.fuse(model)
+    assert counts(fused) == {"Relu": 1, "Expand": 1, "Conv": 1}
+    assert_equal(model, fused)
+
+
+def test_factors_of_their_own_behind_equal_channels_stay():
+    g = Graph("n", 1, 6, 8)
+    spread = g.op("Expand", g.conv(g.x, 1, 1, pads=[1] * 4), g.integers(1, 4, 1, 1))
+    model = g.model(g.relu(g.norm(spread, 4)))
+    fused = reparam.fuse(model)
+    assert counts(fused) == counts(model)
+    assert_equal(model, fused)
