@@ -29,6 +29,7 @@ NEEDS: dict[str, tuple[str, str]] = {
     "depth_ablation": ("hours", IMAGES),
     "diff_mutations": ("minutes", ""),
     "diff_optimizers": ("an hour", "timm, onnxsim, onnxslim, onnxoptimizer"),
+    "diff_time": ("minutes", "timm"),
     "draw_fold": ("seconds", ""),
     "fold_cost": ("minutes", "timm"),
     "fold_precision": ("minutes", "timm"),

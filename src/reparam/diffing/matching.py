@@ -171,7 +171,7 @@ class Matcher:
         partings = [each for each in found if isinstance(each, Parting)]
         best = max(partings, key=_rank)
         # Which of several belong together is not known, unless one place explains all of them.
-        if sum(each is best for each in partings) < len(alone):
+        if sum(_place(each) == _place(best) for each in partings) < len(alone):
             return replace(best, sure=False)
         return best
 
@@ -208,8 +208,9 @@ class Matcher:
     def _furthest(self, left: Tensor, right: Tensor, size: Tensor) -> tuple[float, int]:
         if not left.numel():
             return 0.0, 0
-        allowed = ROUNDINGS * self.unit * size
-        ratio = (left - right).abs() / allowed.clamp_min(torch.finfo(torch.float64).tiny)
+        # In place, as these arrays are as large as all weights.
+        allowed = (ROUNDINGS * self.unit * size).clamp_min_(torch.finfo(torch.float64).tiny)
+        ratio = (left - right).abs_().div_(allowed)
         place = int(ratio.argmax())
         return float(ratio.flatten()[place]), place
 
@@ -230,6 +231,12 @@ class Matcher:
 def _rank(parting: Parting) -> tuple[bool, int]:
     """Partings whose operands are all the same come first, then those nearest to the inputs."""
     return parting.local, parting.depth
+
+
+def _place(parting: Parting) -> tuple[object, ...]:
+    """Where and how two networks part; copies of one value, laid out anew, part alike."""
+    places = (getattr(each, "where", id(each)) for each in (parting.left, parting.right))
+    return parting.what, *places
 
 
 def _orders(left: Operation, right: Operation) -> Iterator[tuple[Form, ...]]:

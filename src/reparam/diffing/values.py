@@ -132,6 +132,8 @@ class Map:
 
     def times(self, factor: Sized) -> Map:
         """Multiply by one number."""
+        if factor.uncancelled is None and factor.value.item() == 1.0:
+            return self
         plain = self.uncancelled is None and factor.uncancelled is None
         size = None if plain else self.size * factor.size.item()
         return Map(self.value * factor.value.item(), size)
