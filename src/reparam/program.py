@@ -60,14 +60,14 @@ class Operation:
         return isinstance(self, Affine) and self.leaf.geometry.is_diagonal
 
     @property
-    def is_mixing(self) -> bool:
+    def is_convolution(self) -> bool:
         """Whether the node is a convolution, linear layer or pooling: more than a scale."""
         return isinstance(self, Affine) and not self.leaf.geometry.is_diagonal
 
     @property
     def is_layer(self) -> bool:
         """Whether the node is a convolution or linear layer: mixing, with numbers of its own."""
-        return isinstance(self, Affine) and self.is_mixing and self.stored > 0
+        return isinstance(self, Affine) and self.is_convolution and self.stored > 0
 
     @property
     def is_scale(self) -> bool:
@@ -264,5 +264,5 @@ class Program:
 
 def largest(nodes: Iterable[Node]) -> Affine:
     """The convolution or linear layer with the most numbers, the first of equal ones."""
-    layers = (node for node in nodes if isinstance(node, Affine) and node.is_mixing)
+    layers = (node for node in nodes if isinstance(node, Affine) and node.is_convolution)
     return max(layers, key=lambda node: (node.stored, -node.order))

@@ -286,7 +286,7 @@ def _is_onto_norm(nodes: Iterable[Node]) -> bool:
 
 
 def _is_layer(node: Node) -> bool:
-    return isinstance(node, Affine) and node.is_mixing and node.stored > 0
+    return isinstance(node, Affine) and node.is_convolution and node.stored > 0
 
 
 def _between(program: Program, source: Node, output: Node) -> frozenset[Node]:

@@ -235,7 +235,7 @@ def test_the_norm_stays_where_it_is(make: Callable[[Writer], list[Node]]) -> Non
 @pytest.mark.parametrize("make", FOLD)
 def test_nothing_moves_when_a_copy_may_not_fold(make: Callable[[Writer], list[Node]]) -> None:
     program, _ = written(make)
-    last = [n for n in program.nodes if n.is_mixing][-1].key
+    last = [n for n in program.nodes if n.is_convolution][-1].key
 
     def veto(region: Candidate) -> Reason | None:
         return Why.USED_ELSEWHERE() if last in {n.key for n in region.nodes} else None

@@ -90,7 +90,7 @@ def _why(node: Node, selection: Selection) -> Reason | None:
         if reason.kind not in {Why.NO_COMMON_SOURCE, *_OF_ITS_INPUT}
     ]  # fmt: skip
     # Two layers that follow each other and do not become one.
-    return own[0] if node.is_mixing and own else None
+    return own[0] if node.is_convolution and own else None
 
 
 def _affine_in(node: Node, known: dict[Node, list[Node]]) -> list[Node]:

@@ -14,7 +14,7 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.utils._pytree import tree_leaves, tree_map
 
 from reparam.errors import VerificationError
-from reparam.frontends.torch.faithful import with_numbers
+from reparam.frontends.torch.eager import with_numbers
 from reparam.frontends.torch.frames import first_line
 from reparam.frontends.torch.running import Arguments
 from reparam.frontends.torch.skeleton import runnable_copy, shared_copy

@@ -12,7 +12,7 @@ from torch import fx, nn
 from reparam._support.arguments import running_on
 from reparam.errors import InputError, UnsupportedModelError
 from reparam.frontends.torch.cut import Cut
-from reparam.frontends.torch.faithful import Outcome, compare, guess_calls, with_numbers
+from reparam.frontends.torch.eager import Outcome, compare, guess_calls, with_numbers
 from reparam.frontends.torch.fixed import fixed_values
 from reparam.frontends.torch.part import part_of
 from reparam.frontends.torch.rewrite import Shell, build

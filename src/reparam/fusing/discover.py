@@ -14,7 +14,7 @@ from reparam.algebra import AffineConv
 from reparam.frontends.kinds import AnyConv, AnyNorm
 from reparam.frontends.torch.builtin import is_builtin
 from reparam.frontends.torch.chains import chains, opened, runs_as_chain, trace_of
-from reparam.frontends.torch.faithful import (
+from reparam.frontends.torch.eager import (
     Outcome,
     Report,
     capture_calls,
@@ -37,12 +37,12 @@ from reparam.frontends.torch.skeleton import (
 )
 from reparam.frontends.torch.trace import Trace, TraceFailure, join, other_ways, trace
 from reparam.fusing.chosen import EVERYTHING, Chosen
-from reparam.fusing.found import ModuleFound
 from reparam.fusing.module_fold import doubt_of
 from reparam.fusing.modules import ModuleDiscovery, Probed
-from reparam.fusing.objections import Objections, owners_of
 from reparam.fusing.place import place_all
 from reparam.fusing.probe import identify
+from reparam.fusing.sites import ModuleSite
+from reparam.fusing.vetoes import Vetoes, owners_of
 from reparam.fusing.ways import Selected, select_alike
 from reparam.planner import Candidate, Selection, Veto
 from reparam.reasons import Reason, Why
@@ -197,7 +197,7 @@ class _Finder:
             self._captured = capture_calls(self.skeleton, self._example)
         return self._captured.get(path)
 
-    def _is_believable(self, one: ModuleFound, report: Report) -> Reason | None:
+    def _is_believable(self, one: ModuleSite, report: Report) -> Reason | None:
         """Where the whole trace could not be compared, compare the block of a region."""
         if report.outcome is Outcome.EQUAL:
             return None
@@ -234,7 +234,7 @@ class _Finder:
     def drop_folded_probes(self) -> None:
         """Keep of the probed modules those that no larger region replaces."""
         nodes = (node for one in self.result.regions for node in one.region.nodes)
-        folded = {key.target for key in map(ModuleFound.key_of, nodes) if key.is_module}
+        folded = {key.target for key in map(ModuleSite.key_of, nodes) if key.is_module}
         self.result.probed = [p for p in self.result.probed if p.path not in folded]
 
     def leave_unseen_norms(self) -> None:
@@ -308,7 +308,7 @@ class _Finder:
     def _plan(self, lifted: Lifted, report: Report, ways: list[Lifted]) -> None:
         selected = self._selected([lifted, *ways])
 
-        def doubt(one: ModuleFound) -> Reason | None:
+        def doubt(one: ModuleSite) -> Reason | None:
             return self._is_believable(one, report) or doubt_of(one)
 
         self.result.keep(selected.selection, selected.found, doubt)
@@ -321,7 +321,7 @@ class _Finder:
         """
         in_some: dict[frozenset[Hashable], Reason] = {}
 
-        def choose(way: Lifted, veto: Veto) -> tuple[Selection, list[ModuleFound]]:
+        def choose(way: Lifted, veto: Veto) -> tuple[Selection, list[ModuleSite]]:
             def own(region: Candidate) -> Reason | None:
                 keys = frozenset(node.key for node in region.nodes) if in_some else frozenset()
                 return in_some.get(keys) or veto(region)
@@ -329,21 +329,19 @@ class _Finder:
             return self.result.found_in(way, own)
 
         while True:
-            selected = select_alike(ways, self._objections, choose)
+            selected = select_alike(ways, self._vetoes, choose)
             folds = Counter(one.keys for one in selected.found)
             fewer = {
                 one.keys: Why.FOLDS_IN_SOME_CALLS(calls=calls, folds=folds[one.keys])
                 for one in selected.found
-                if folds[one.keys] < (calls := selected.objections.calls_of(one.block))
+                if folds[one.keys] < (calls := selected.vetoes.calls_of(one.block))
             }
             if not fewer:
                 return selected
             in_some |= fewer
 
-    def _objections(self, way: Lifted) -> Objections:
-        return Objections(
-            way, self._hooked, self._owners, self._chosen, self._written, self._elsewhere
-        )
+    def _vetoes(self, way: Lifted) -> Vetoes:
+        return Vetoes(way, self._hooked, self._owners, self._chosen, self._written, self._elsewhere)
 
     def place(self) -> None:
         """Keep the regions whose blocks can be rewritten."""

@@ -24,7 +24,7 @@ from reparam.planner import Candidate, Selection, Veto, select
 from reparam.program import Node, Program
 from reparam.reasons import Reason, Refusal, Why
 
-__all__ = ["Discovery", "FoldWarning", "Found", "Lifted", "Plan", "complete"]
+__all__ = ["Discovery", "FoldWarning", "Lifted", "Plan", "Site", "complete"]
 
 Model = TypeVar("Model")
 
@@ -43,8 +43,8 @@ class Lifted(Protocol):
 
 
 @dataclass(frozen=True, eq=False)
-class Found:
-    """One region of a model and how the model is edited for it.
+class Site:
+    """A region of a model, and where the model is edited for it.
 
     Attributes:
         lifted: What it was found in.
@@ -71,7 +71,7 @@ class Found:
         return frozenset(node.key for node in self.region.nodes if node.is_copy)
 
 
-Piece = TypeVar("Piece", bound=Found)
+Piece = TypeVar("Piece", bound=Site)
 
 
 class Discovery(ABC, Generic[Model, Piece]):

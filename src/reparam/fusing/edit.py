@@ -16,8 +16,8 @@ from reparam.frontends.torch.rewrite import Shell, build
 from reparam.frontends.torch.running import is_parameter_only
 from reparam.frontends.torch.trace import Key, Trace
 from reparam.fusing.fold import FoldedLayer
-from reparam.fusing.found import ModuleFound
 from reparam.fusing.place import Block, Parts, blocks_of, locate, missing
+from reparam.fusing.sites import ModuleSite
 
 __all__ = ["CannotPlaceError", "apply_regions", "make_layer"]
 
@@ -32,7 +32,7 @@ class CannotPlaceError(Exception):
 
 
 def apply_regions(
-    model: nn.Module, parts: Parts, folded: Iterable[tuple[ModuleFound, FoldedLayer]],
+    model: nn.Module, parts: Parts, folded: Iterable[tuple[ModuleSite, FoldedLayer]],
     replaced: Mapping[str, FoldedLayer],
 ) -> nn.Module:  # fmt: skip
     """Make the new model; the old one is only read.
@@ -56,7 +56,7 @@ def apply_regions(
     return build(model, layers, shells)
 
 
-def _layer_for(found: ModuleFound, folded: FoldedLayer) -> nn.Module:
+def _layer_for(found: ModuleSite, folded: FoldedLayer) -> nn.Module:
     """Make the layer of a region: frozen where all that it is made of is."""
     return make_layer(folded).requires_grad_(not found.is_frozen)
 
@@ -113,15 +113,15 @@ class _Edits:
     def __init__(self, model: nn.Module, parts: Parts) -> None:
         self._model, self._parts = model, parts
         self._layers: dict[str, nn.Module] = {}
-        self._merged: dict[ModuleFound, FoldedLayer] = {}
+        self._merged: dict[ModuleSite, FoldedLayer] = {}
 
-    def add(self, found: ModuleFound, layer: FoldedLayer) -> None:
+    def add(self, found: ModuleSite, layer: FoldedLayer) -> None:
         """Note the edits of one region."""
         self._merged[found] = layer
         if found.host is not None:
             self._layers[found.host.target] = _layer_for(found, layer)
         for node in found.absorbed:
-            key = ModuleFound.key_of(node)
+            key = ModuleSite.key_of(node)
             if key.is_module:
                 self._layers[key.target] = nn.Identity().eval()
 
@@ -171,7 +171,7 @@ class _GraphEditor:
         self.layers: dict[str, nn.Module] = {}
         self.dropped: set[str] = set()
 
-    def merge(self, found: ModuleFound, layer: nn.Module) -> None:
+    def merge(self, found: ModuleSite, layer: nn.Module) -> None:
         """Put one layer in the place of the core operations of a region."""
         name = self._name(found)
         source = self._source(found)
@@ -185,7 +185,7 @@ class _GraphEditor:
             self._remove(node)
         self.layers[name] = layer
 
-    def erase(self, key: Key, found: ModuleFound | None = None) -> None:
+    def erase(self, key: Key, found: ModuleSite | None = None) -> None:
         """Let an operation return its input, or what the region says of it, which has taken it."""
         node = self._by_key.get(key)
         if node is None:
@@ -223,15 +223,15 @@ class _GraphEditor:
             if not source.users and is_parameter_only(source):
                 self._remove(source)
 
-    def _source(self, found: ModuleFound) -> fx.Node:
+    def _source(self, found: ModuleSite) -> fx.Node:
         """Find, in this trace, the value that the region reads."""
         node, position = found.entry()
         return self._by_key[found.key_of(node)].all_input_nodes[position]
 
-    def _name(self, found: ModuleFound) -> str:
+    def _name(self, found: ModuleSite) -> str:
         """Name the new layer after the largest layer it replaces."""
-        keys = {ModuleFound.key_of(n) for n in found.core}
-        key = ModuleFound.key_of(found.region.anchor)
+        keys = {ModuleSite.key_of(n) for n in found.core}
+        key = ModuleSite.key_of(found.region.anchor)
         if not key.is_module:
             owner = _relative(self._trace.path, key.owner)
             return self._free(f"{owner}.conv" if owner else "conv")

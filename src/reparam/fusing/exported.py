@@ -16,9 +16,9 @@ from reparam.fusing.chosen import EVERYTHING, Chosen
 from reparam.fusing.compare import compare_models
 from reparam.fusing.exported_edit import write_program
 from reparam.fusing.fold import FoldedLayer
-from reparam.fusing.found import ModuleFound
 from reparam.fusing.module_fold import TracedDiscovery, doubt_of
-from reparam.fusing.objections import Objections
+from reparam.fusing.sites import ModuleSite
+from reparam.fusing.vetoes import Vetoes
 
 if TYPE_CHECKING:
     from reparam.fusing.chosen import Where
@@ -49,15 +49,15 @@ class ExportedDiscovery(TracedDiscovery[ExportedProgram]):
         super().__init__()
         self._reading = read_program(program)
         lifted = lift(self._reading.trace)
-        objections = Objections(lifted, {}, {}, _chosen(program, where))
-        self.keep(*self.found_in(lifted, objections), doubt_of)
+        vetoes = Vetoes(lifted, {}, {}, _chosen(program, where))
+        self.keep(*self.found_in(lifted, vetoes), doubt_of)
 
-    def positions(self, found: ModuleFound) -> int | None:
+    def positions(self, found: ModuleSite) -> int | None:
         """Not known, as sizes may vary; to ask a symbolic one would bind the program to it."""
         del found
         return None
 
-    def write(self, folded: Sequence[tuple[ModuleFound, FoldedLayer]]) -> ExportedProgram:
+    def write(self, folded: Sequence[tuple[ModuleSite, FoldedLayer]]) -> ExportedProgram:
         """Make the new program."""
         return write_program(self._reading, folded)
 

@@ -23,7 +23,7 @@ from reparam.frontends.hosted import rebuilt
 from reparam.frontends.kinds import AnyBatchNorm
 from reparam.frontends.torch.exported import Reading
 from reparam.fusing.fold import FoldedLayer
-from reparam.fusing.found import ModuleFound
+from reparam.fusing.sites import ModuleSite
 from reparam.program import Node
 
 __all__ = ["write_program"]
@@ -32,7 +32,7 @@ aten = torch.ops.aten
 
 
 def write_program(
-    reading: Reading, folded: Iterable[tuple[ModuleFound, FoldedLayer]]
+    reading: Reading, folded: Iterable[tuple[ModuleSite, FoldedLayer]]
 ) -> ExportedProgram:
     """Make the new program; the old one is only read."""
     writer = _Writer(reading)
@@ -66,7 +66,7 @@ class _Writer:
 
     # ------------------------------------------------------------------------ one region
 
-    def merge(self, found: ModuleFound, layer: FoldedLayer) -> None:
+    def merge(self, found: ModuleSite, layer: FoldedLayer) -> None:
         """Put one layer in the place of the core operations of a region."""
         core = sorted(found.core, key=lambda n: n.order)
         source = self._now(self._source(found))
@@ -85,7 +85,7 @@ class _Writer:
         for node in reversed(core):
             self._drop(node)
 
-    def erase(self, found: ModuleFound) -> None:
+    def erase(self, found: ModuleSite) -> None:
         """Let the other operations of a region return their inputs."""
         for node in found.absorbed:
             value = self._value(node)
@@ -101,7 +101,7 @@ class _Writer:
             self._gone[value] = kept
             self._drop(node)
 
-    def _source(self, found: ModuleFound) -> fx.Node:
+    def _source(self, found: ModuleSite) -> fx.Node:
         """The value that the new layer reads, in the new graph."""
         node, position = found.entry()
         read = found.lifted.node_of(node).all_input_nodes[position]

@@ -17,7 +17,7 @@ from reparam.frontends.torch.lift import Lifted
 from reparam.fusing.driver import Discovery
 from reparam.fusing.execute import hosted_inputs, run_node, run_region
 from reparam.fusing.fold import FoldedLayer, dtype_name, fold_hosted, fold_norm, fold_onto
-from reparam.fusing.found import ModuleFound, described
+from reparam.fusing.sites import ModuleSite, described
 from reparam.planner import Candidate
 from reparam.program import HostedInput, Node
 from reparam.reasons import Reason, Why
@@ -27,32 +27,32 @@ __all__ = ["TracedDiscovery", "doubt_of"]
 Model = TypeVar("Model")
 
 
-class TracedDiscovery(Discovery[Model, ModuleFound]):
+class TracedDiscovery(Discovery[Model, ModuleSite]):
     """What folds in a traced model: what is the same for modules and exported programs."""
 
-    def described(self, lifted: Lifted, region: Candidate) -> ModuleFound:
+    def described(self, lifted: Lifted, region: Candidate) -> ModuleSite:
         """Decide where the model is edited for a region."""
         return described(lifted, region)
 
-    def place(self, found: ModuleFound) -> str:
+    def place(self, found: ModuleSite) -> str:
         """Name the module that the region lies in."""
         return found.block or self.whole
 
-    def bytes_each(self, found: ModuleFound) -> int:
+    def bytes_each(self, found: ModuleSite) -> int:
         """Bytes of one number of a region's layer."""
         return found.like.element_size()
 
-    def fold(self, found: ModuleFound) -> FoldedLayer:
+    def fold(self, found: ModuleSite) -> FoldedLayer:
         """Compute the layer of a region and compare it with the region as torch runs it."""
         return fold(found.lifted, found.region, found.like)
 
 
-def doubt_of(found: ModuleFound) -> Reason | None:
+def doubt_of(found: ModuleSite) -> Reason | None:
     """Why the layer of a region could not be used, as far as little work tells."""
     return _overflow(found) or _own_forward(found)
 
 
-def _own_forward(found: ModuleFound) -> Reason | None:
+def _own_forward(found: ModuleSite) -> Reason | None:
     """Fold into a layer that has a forward of its own: what that returns is not read, but run."""
     region, lifted = found.region, found.lifted
     if not isinstance(region.source, HostedInput) or is_builtin(
@@ -66,7 +66,7 @@ def _own_forward(found: ModuleFound) -> Reason | None:
 
 
 @torch.no_grad()
-def _overflow(found: ModuleFound) -> Reason | None:
+def _overflow(found: ModuleSite) -> Reason | None:
     """Say so if the numbers of a region's layer are too large for the type of the model."""
     like, expression = found.like, found.region.expression
     numbers = [t for n in found.region.nodes for t in found.lifted.reads(n)]

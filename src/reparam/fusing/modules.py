@@ -17,10 +17,10 @@ from reparam.fusing.compare import compare_runs, compare_unread
 from reparam.fusing.driver import FoldWarning, complete
 from reparam.fusing.edit import CannotPlaceError, apply_regions
 from reparam.fusing.fold import FoldedLayer, lowered
-from reparam.fusing.found import ModuleFound, name_of
 from reparam.fusing.module_fold import TracedDiscovery
 from reparam.fusing.place import Parts
 from reparam.fusing.regions import Region
+from reparam.fusing.sites import ModuleSite, name_of
 
 __all__ = ["ModuleDiscovery", "Probed"]
 
@@ -69,7 +69,7 @@ class ModuleDiscovery(TracedDiscovery[nn.Module]):
         yield from super().records()
         yield from map(_probed_region, self.probed)
 
-    def write(self, folded: Sequence[tuple[ModuleFound, FoldedLayer]]) -> nn.Module:
+    def write(self, folded: Sequence[tuple[ModuleSite, FoldedLayer]]) -> nn.Module:
         """Make the new model, without the blocks whose forward cannot be rewritten."""
         probed = {one.path: lowered(one.op, one.like) for one in self.probed}
         while True:
@@ -91,7 +91,7 @@ class ModuleDiscovery(TracedDiscovery[nn.Module]):
                 )
         return fused
 
-    def made(self, folded: Sequence[tuple[ModuleFound, FoldedLayer]]) -> nn.Module:
+    def made(self, folded: Sequence[tuple[ModuleSite, FoldedLayer]]) -> nn.Module:
         """Write the new model and compare it with the old one.
 
         What was read of a module alone, because code around it cannot be traced, may be used there
@@ -123,7 +123,7 @@ class ModuleDiscovery(TracedDiscovery[nn.Module]):
             )
         return super().made(kept)
 
-    def _holds(self, folded: Sequence[tuple[ModuleFound, FoldedLayer]]) -> bool:
+    def _holds(self, folded: Sequence[tuple[ModuleSite, FoldedLayer]]) -> bool:
         """Whether a model in which these are folded, and nothing else, computes the same."""
         try:
             super().made(folded)
@@ -145,7 +145,7 @@ class ModuleDiscovery(TracedDiscovery[nn.Module]):
         return fused
 
 
-def _touches(found: ModuleFound, block: str) -> bool:
+def _touches(found: ModuleSite, block: str) -> bool:
     """Whether a region has operations in a module."""
     owners = {found.block, *(found.key_of(node).owner for node in found.region.nodes)}
     return any(_is_within(owner, block) for owner in owners)

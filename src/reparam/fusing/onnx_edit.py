@@ -12,7 +12,7 @@ from reparam.frontends.onnx.inputs import FIRST_SEPARATE_INITIALIZERS, open_size
 from reparam.frontends.onnx.lift import OnnxLifted
 from reparam.frontends.onnx.nodes import in_order, inner_graphs, outer_reads
 from reparam.frontends.onnx.tensors import from_torch, onnx_module
-from reparam.fusing.driver import Found
+from reparam.fusing.driver import Site
 from reparam.fusing.fold import FoldedLayer
 from reparam.program import HostedInput, Node, Sum
 
@@ -25,7 +25,7 @@ _BARE_GEMM = 11
 """Opset from which Gemm needs no addend."""
 
 
-def write_model(lifted: OnnxLifted, folded: Sequence[tuple[Found, FoldedLayer]]) -> ModelProto:
+def write_model(lifted: OnnxLifted, folded: Sequence[tuple[Site, FoldedLayer]]) -> ModelProto:
     """Make the new model; the old one is only read.
 
     Names of inputs, outputs and untouched operations, metadata, opsets and symbolic sizes stay.
@@ -58,7 +58,7 @@ class _Edits:
         self._wished: dict[str, str] = {}
         self._taken = _names(self._old)
 
-    def merge(self, found: Found, layer: FoldedLayer) -> None:
+    def merge(self, found: Site, layer: FoldedLayer) -> None:
         """Put one layer in the place of the operations of a region that stand together."""
         indices = sorted({i for node in found.core for i in self._lifted.indices_of(node)})
         output = self._lifted.name_of(found.region.output)
@@ -115,7 +115,7 @@ class _Edits:
 
     # ---------------------------------------------------------------- layers
 
-    def _layer(self, found: Found, layer: FoldedLayer, output: str) -> list[NodeProto]:
+    def _layer(self, found: Site, layer: FoldedLayer, output: str) -> list[NodeProto]:
         anchor = self._lifted.layer_of(found.region.anchor)
         if isinstance(found.region.source, HostedInput):
             return [self._hosted(found, layer, anchor, output)]
@@ -139,9 +139,7 @@ class _Edits:
             )
         ]  # fmt: skip
 
-    def _linear(
-        self, found: Found, layer: FoldedLayer, source: str, output: str
-    ) -> list[NodeProto]:
+    def _linear(self, found: Site, layer: FoldedLayer, source: str, output: str) -> list[NodeProto]:
         anchor, make = self._lifted.layer_of(found.region.anchor), self._helper.make_node
         flat = self._lifted.shapes.rank(self._lifted.name_of(found.region.source)) == 2
         complete = layer.bias is not None or self._lifted.opset >= _BARE_GEMM
@@ -157,9 +155,7 @@ class _Edits:
             make("Add", [product, *bias], [output], name=self._free(f"{anchor.name}_bias")),
         ]
 
-    def _hosted(
-        self, found: Found, layer: FoldedLayer, anchor: NodeProto, output: str
-    ) -> NodeProto:
+    def _hosted(self, found: Site, layer: FoldedLayer, anchor: NodeProto, output: str) -> NodeProto:
         twin: Any = type(anchor)()
         twin.CopyFrom(anchor)
         del twin.input[1:], twin.output[:]
@@ -167,7 +163,7 @@ class _Edits:
         twin.output.append(output)
         return twin  # type: ignore[no-any-return]
 
-    def _store(self, found: Found, weight: Tensor, bias: Tensor | None) -> list[str]:
+    def _store(self, found: Site, weight: Tensor, bias: Tensor | None) -> list[str]:
         """Name the numbers of a layer: as those that they replace, if nothing else reads these."""
         old = self._lifted.reads(found.region.anchor)
         name = self._in_place_of(old[0])

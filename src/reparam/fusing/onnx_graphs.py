@@ -14,7 +14,7 @@ from reparam.frontends.onnx.rules import lift_onnx
 from reparam.frontends.onnx.shapes import Shapes
 from reparam.frontends.onnx.valid import check_readable, complaint
 from reparam.fusing.chosen import EVERYTHING, Chosen, Where
-from reparam.fusing.driver import Discovery, Found
+from reparam.fusing.driver import Discovery, Site
 from reparam.fusing.fold import FoldedLayer
 from reparam.fusing.onnx_edit import write_model
 from reparam.fusing.onnx_fold import dtype_of, fold_onnx
@@ -43,7 +43,7 @@ _QUANTISED = {
 _LAYERS = {"Conv", "ConvTranspose", "Gemm", "MatMul", "BatchNormalization"}
 
 
-class OnnxDiscovery(Discovery["ModelProto", Found]):
+class OnnxDiscovery(Discovery["ModelProto", Site]):
     """Everything found in an ONNX model.
 
     Args:
@@ -78,35 +78,35 @@ class OnnxDiscovery(Discovery["ModelProto", Found]):
             return
         self._lifted = lift_onnx(ordered, opset)
         chosen = EVERYTHING if where is None else Chosen(where, _places(ordered.graph))
-        objections = _Objections(self._lifted, chosen)
-        self.keep(*self.found_in(self._lifted, objections), lambda _: None)
+        vetoes = _Vetoes(self._lifted, chosen)
+        self.keep(*self.found_in(self._lifted, vetoes), lambda _: None)
         for place, what in _inner_layers(model):
             self.account.leave(place, what, Why.INNER_GRAPH())
         self._lifted.constants.forget()
 
-    def described(self, lifted: OnnxLifted, region: Candidate) -> Found:
+    def described(self, lifted: OnnxLifted, region: Candidate) -> Site:
         """Part a region into what stands together and what was moved."""
         ordered = sorted(region.nodes, key=lambda n: n.order)
         core = tuple(n for n in ordered if not n.is_copy)
-        return Found(lifted, region, core, tuple(n for n in ordered if n.is_copy))
+        return Site(lifted, region, core, tuple(n for n in ordered if n.is_copy))
 
-    def place(self, found: Found) -> str:
+    def place(self, found: Site) -> str:
         """Name the operation with the largest weight."""
         return found.region.anchor.where
 
-    def bytes_each(self, found: Found) -> int:
+    def bytes_each(self, found: Site) -> int:
         """Bytes of one number of a region's layer."""
         dtype = dtype_of(self._lifted, found.region)
         return 4 if dtype is None else dtype.itemsize
 
-    def fold(self, found: Found) -> FoldedLayer | Reason:
+    def fold(self, found: Site) -> FoldedLayer | Reason:
         """Fold a region, or say why its operations could not be run to compare with."""
         try:
             return fold_onnx(self._lifted, found.region)
         except Exception as error:  # noqa: BLE001 (the reference evaluator's operators raise anything)
             return Why.NOT_RUN(error=str(error))
 
-    def write(self, folded: Sequence[tuple[Found, FoldedLayer]]) -> ModelProto:
+    def write(self, folded: Sequence[tuple[Site, FoldedLayer]]) -> ModelProto:
         """Make the new model, whose inputs, outputs and metadata have their names."""
         self._lifted.constants.forget()
         return write_model(self._lifted, folded)
@@ -133,7 +133,7 @@ def _places(graph: GraphProto) -> dict[str, NodeProto]:
     return places
 
 
-class _Objections:
+class _Vetoes:
     """Why a region that the algebra allows must not be folded in a graph."""
 
     def __init__(self, lifted: OnnxLifted, chosen: Chosen) -> None:
@@ -149,7 +149,7 @@ class _Objections:
         if dtype_of(lifted, region) is None:
             return Why.UNKNOWN_TYPE()
         for node in region.nodes:
-            for name in lifted.reads(node) if node.is_mixing else ():
+            for name in lifted.reads(node) if node.is_convolution else ():
                 shared = len(lifted.constants.shape(name)) > 1 and _is_tied(lifted, name, inside)
                 if shared:
                     return Why.USED_ELSEWHERE()

@@ -11,7 +11,7 @@ from torch import fx
 from reparam.frontends.torch.part import part_of
 from reparam.frontends.torch.trace import Key, Trace
 from reparam.fusing.driver import complete
-from reparam.fusing.found import ModuleFound
+from reparam.fusing.sites import ModuleSite
 from reparam.program import Node
 from reparam.reasons import Reason, Why
 
@@ -32,8 +32,8 @@ class Block:
 
     """
 
-    merges: list[ModuleFound] = field(default_factory=list)
-    erased: dict[Key, ModuleFound] = field(default_factory=dict)
+    merges: list[ModuleSite] = field(default_factory=list)
+    erased: dict[Key, ModuleSite] = field(default_factory=dict)
     inlined: set[str] = field(default_factory=set)
 
     @property
@@ -46,12 +46,12 @@ class Block:
         """The trace that the block is a part of."""
         return next(iter(self.regions())).lifted.trace
 
-    def regions(self) -> Iterable[ModuleFound]:
+    def regions(self) -> Iterable[ModuleSite]:
         """All regions with an operation in the block."""
         return dict.fromkeys((*self.merges, *self.erased.values()))
 
 
-def blocks_of(regions: Iterable[ModuleFound]) -> dict[str, Block]:
+def blocks_of(regions: Iterable[ModuleSite]) -> dict[str, Block]:
     """The forwards that have to be rewritten, by path.
 
     The edits of a module whose forward becomes part of another's are that other's.
@@ -62,7 +62,7 @@ def blocks_of(regions: Iterable[ModuleFound]) -> dict[str, Block]:
             blocks[found.block].merges.append(found)
             blocks[found.block].inlined |= _inlined_for(found)
         for node in found.absorbed:
-            key = ModuleFound.key_of(node)
+            key = ModuleSite.key_of(node)
             if not key.is_module:
                 blocks[key.owner].erased[key] = found
     return _without_nested(dict(blocks))
@@ -83,7 +83,7 @@ def _without_nested(blocks: dict[str, Block]) -> dict[str, Block]:
     return blocks
 
 
-def locate(found: ModuleFound, traced: Trace) -> dict[Node, fx.Node]:
+def locate(found: ModuleSite, traced: Trace) -> dict[Node, fx.Node]:
     """Find the core operations of a region, in order, and check how they are connected.
 
     Raises:
@@ -94,7 +94,7 @@ def locate(found: ModuleFound, traced: Trace) -> dict[Node, fx.Node]:
     ordered = sorted(found.core, key=lambda n: n.order)
     here = {}
     for node in ordered:
-        key = ModuleFound.key_of(node)
+        key = ModuleSite.key_of(node)
         if key not in by_key:
             raise LookupError(missing(key))
         here[node] = by_key[key]
@@ -125,12 +125,12 @@ class Placement:
 
     """
 
-    kept: list[ModuleFound]
-    refused: list[tuple[ModuleFound, Reason]]
+    kept: list[ModuleSite]
+    refused: list[tuple[ModuleSite, Reason]]
     parts: Parts
 
 
-def place_all(regions: Iterable[ModuleFound]) -> Placement:
+def place_all(regions: Iterable[ModuleSite]) -> Placement:
     """Take the blocks that are to be rewritten out of the trace, and find the regions in them.
 
     A block is rewritten for every call of it, so what its calls do differently keeps its regions
@@ -160,7 +160,7 @@ def place_all(regions: Iterable[ModuleFound]) -> Placement:
                 placement.kept[:] = together
 
 
-def _misfits(path: str, block: Block, parts: Parts) -> list[tuple[ModuleFound, Reason]]:
+def _misfits(path: str, block: Block, parts: Parts) -> list[tuple[ModuleSite, Reason]]:
     """Regions that cannot be placed in a block."""
     name = path or "the model"
     try:
@@ -183,12 +183,10 @@ def _misfits(path: str, block: Block, parts: Parts) -> list[tuple[ModuleFound, R
     return misfits
 
 
-def _inlined_for(found: ModuleFound) -> set[str]:
+def _inlined_for(found: ModuleSite) -> set[str]:
     """Paths of the children whose forward must become part of the block's."""
     return {
-        path
-        for node in found.core
-        for path in _between(found.block, ModuleFound.key_of(node).owner)
+        path for node in found.core for path in _between(found.block, ModuleSite.key_of(node).owner)
     }
 
 

@@ -81,7 +81,7 @@ def _into(region: Candidate) -> str:
 
 def describe(nodes: frozenset[Node]) -> str:
     """Name the operations of a region, equal ones counted, layers first."""
-    ordered = sorted(nodes, key=lambda n: (not n.is_mixing, n.order))
+    ordered = sorted(nodes, key=lambda n: (not n.is_convolution, n.order))
     names = Counter(_short(n) for n in ordered if isinstance(n, Affine | Sum))
     return " + ".join(
         name if times == 1 else f"{times} {name}{'s' if name in _COUNTED else ''}"

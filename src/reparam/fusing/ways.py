@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 from reparam.frontends.torch.decisions import goes_another_way
 from reparam.frontends.torch.lift import Lifted
-from reparam.fusing.found import ModuleFound, described
-from reparam.fusing.objections import Objections
 from reparam.fusing.place import blocks_of
+from reparam.fusing.sites import ModuleSite, described
+from reparam.fusing.vetoes import Vetoes
 from reparam.planner import Candidate, Selection
 from reparam.reasons import Reason, Why
 
@@ -17,7 +17,7 @@ __all__ = ["Selected", "select_alike"]
 
 Keys = frozenset[Hashable]
 Chooser = Callable[
-    [Lifted, Callable[[Candidate], Reason | None]], tuple[Selection, list[ModuleFound]]
+    [Lifted, Callable[[Candidate], Reason | None]], tuple[Selection, list[ModuleSite]]
 ]
 """Chooses what folds in one way, of what is not objected to."""
 
@@ -27,21 +27,21 @@ class Selected:
     """What was chosen in one way through the code.
 
     Attributes:
-        objections: What the front end objects to there.
+        vetoes: What the front end objects to there.
         selection: The choice.
         found: How the model is edited for it.
         may_fold: The operations of all regions that could have been chosen.
 
     """
 
-    objections: Objections
+    vetoes: Vetoes
     selection: Selection
-    found: list[ModuleFound]
+    found: list[ModuleSite]
     may_fold: set[Keys]
 
 
 def select_alike(
-    ways: list[Lifted], objections_to: Callable[[Lifted], Objections], choose: Chooser
+    ways: list[Lifted], vetoes_of: Callable[[Lifted], Vetoes], choose: Chooser
 ) -> Selected:
     """Choose the same in every way through the code; return it as the first way has it."""
     present: list[set[Hashable]] = [set(way.trace.keys.values()) for way in ways]
@@ -49,7 +49,7 @@ def select_alike(
     possible: list[set[Keys]] = []
     while True:
         selected = [
-            _select(choose, way, objections_to(way), forwards, present, possible)
+            _select(choose, way, vetoes_of(way), forwards, present, possible)
             for way, forwards in zip(ways, unwritable, strict=True)
         ]
         folds = [{one.keys for one in each.found} for each in selected]
@@ -68,7 +68,7 @@ def select_alike(
 
 
 def _select(
-    choose: Chooser, way: Lifted, objections: Objections, unwritable: _Unwritable,
+    choose: Chooser, way: Lifted, vetoes: Vetoes, unwritable: _Unwritable,
     present: list[set[Hashable]], possible: list[set[Keys]],
 ) -> Selected:  # fmt: skip
     """Choose what folds in one way, of what may fold in every one.
@@ -76,7 +76,7 @@ def _select(
     Args:
         choose: Chooses what folds.
         way: The way.
-        objections: What the front end objects to there.
+        vetoes: What the front end objects to there.
         unwritable: Forwards that cannot be rewritten.
         present: The operations of every way.
         possible: What may fold in every way, where that is known.
@@ -89,13 +89,13 @@ def _select(
         folds_there = [keys in folds for folds in possible] or [keys <= o for o in present]
         if any(keys & there and not f for there, f in zip(present, folds_there, strict=True)):
             return Why.NOT_IN_EVERY_WAY()
-        reason = objections(region) or unwritable.reason(way, region)
+        reason = vetoes(region) or unwritable.reason(way, region)
         if reason is None:
             may_fold.add(keys)
         return reason
 
     selection, found = choose(way, veto)
-    return Selected(objections, selection, found, may_fold)
+    return Selected(vetoes, selection, found, may_fold)
 
 
 @dataclass(frozen=True, slots=True)

@@ -92,7 +92,7 @@ class Candidate:
         """The batch norm that can take everything else, where no layer is among the nodes."""
         if self.expression is None or not self.geometry.is_diagonal or self.source.is_virtual:
             return None
-        if any(n.is_mixing for n in self.nodes):
+        if any(n.is_convolution for n in self.nodes):
             return None
         norms = (n for n in self.nodes if isinstance(n, Affine) and n.is_norm and not n.is_copy)
         return min(norms, key=lambda n: n.order, default=None)
@@ -108,7 +108,7 @@ class Candidate:
             return value
 
         hosted = isinstance(self.source, HostedInput)
-        return hosted and any(n.is_mixing and entry(n) is not self.source for n in self.nodes)
+        return hosted and any(n.is_convolution and entry(n) is not self.source for n in self.nodes)
 
     @property
     def gone(self) -> frozenset[Node]:
@@ -157,7 +157,7 @@ class Candidate:
         """
         leading = self.leading if self.exposed else ()
         between = (value for value in self.exposed if value not in leading)
-        return next((v for v in between if any(n.is_mixing for n in self.followers(v))), None)
+        return next((v for v in between if any(n.is_convolution for n in self.followers(v))), None)
 
     def followers(self, value: Node) -> set[Node]:
         """Those of the nodes that are computed from a value."""
@@ -342,7 +342,7 @@ def _counted_twice(terms: Iterable[Candidate | None]) -> Cost | None:
         extra += seen & term.nodes
         seen |= term.nodes
     affine = [node for node in extra if isinstance(node, Affine)]
-    mixing = {node for node in affine if node.is_mixing}
+    mixing = {node for node in affine if node.is_convolution}
     if len(mixing) > 1 and any(set(n.leaf.geometry.stride) - {1} for n in mixing):
         return None  # positions behind a stride are fewer
     return sum(

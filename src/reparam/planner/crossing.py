@@ -34,7 +34,7 @@ def spreads(node: Node) -> bool:
 
 def averages(node: Node) -> bool:
     """Whether an operator is an average: its weights sum to one, and no padding is among them."""
-    if not isinstance(node, Affine) or node.stored or not node.is_mixing:
+    if not isinstance(node, Affine) or node.stored or not node.is_convolution:
         return False
     geometry = node.leaf.geometry
     return geometry.groups == geometry.in_channels == geometry.out_channels and all(

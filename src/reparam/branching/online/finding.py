@@ -10,7 +10,7 @@ from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_map
 
 from reparam.frontends.kinds import AnyBatchNorm
-from reparam.frontends.torch.faithful import guess_calls, inputs_of
+from reparam.frontends.torch.eager import guess_calls, inputs_of
 from reparam.frontends.torch.running import Arguments
 from reparam.frontends.torch.skeleton import on_meta
 from reparam.frontends.torch.trace import Trace, TraceFailure, join, straight_trace

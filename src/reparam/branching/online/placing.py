@@ -15,7 +15,7 @@ from reparam.branching.online.region import Mode, Region
 from reparam.branching.online.steps import Step
 from reparam.errors import UnsupportedModelError
 from reparam.frontends.kinds import AnyBatchNorm
-from reparam.frontends.torch.faithful import Outcome, compare, guess_calls
+from reparam.frontends.torch.eager import Outcome, compare, guess_calls
 from reparam.frontends.torch.part import part_of
 from reparam.frontends.torch.rewrite import generated_forward, rewritten_base, with_forward
 from reparam.frontends.torch.trace import Key, Trace, TraceFailure, join

@@ -16,12 +16,12 @@ from reparam.planner import Candidate
 from reparam.program import Alias, Concat, Layout, Node, Routed, Sum
 from reparam.reasons import Reason, Why
 
-__all__ = ["Objections", "common_call"]
+__all__ = ["Vetoes", "common_call"]
 
 Stack = tuple[Call, ...]
 
 
-class Objections:
+class Vetoes:
     """Hooks, shared modules, tied weights and in-place changes around a region of one trace."""
 
     def __init__(
@@ -153,7 +153,7 @@ class Objections:
 
         Its successor has the same name, type and device, so that these can be asked for.
         """
-        layers = [node for node in region.nodes if node.is_mixing]
+        layers = [node for node in region.nodes if node.is_convolution]
         if len(layers) != 1 or any(isinstance(node, Sum) for node in region.nodes):
             return False
         origin = self._lifted.node_of(layers[0])

@@ -9,17 +9,17 @@ from torch import Tensor
 
 from reparam.frontends.torch.lift import Lifted
 from reparam.frontends.torch.trace import Key
-from reparam.fusing.driver import Found
-from reparam.fusing.objections import common_call
+from reparam.fusing.driver import Site
+from reparam.fusing.vetoes import common_call
 from reparam.planner import Candidate
 from reparam.program import Alias, Node, Sum
 
-__all__ = ["ModuleFound", "described", "name_of"]
+__all__ = ["ModuleSite", "described", "name_of"]
 
 
 @dataclass(frozen=True, eq=False)
-class ModuleFound(Found):
-    """One region of a traced module or program.
+class ModuleSite(Site):
+    """A region of a traced module or program, and where it is edited for it.
 
     Attributes:
         block: Path of the smallest module that holds the operations to merge; its forward is
@@ -52,7 +52,7 @@ class ModuleFound(Found):
     @property
     def like(self) -> Tensor:
         """A weight whose type and device the folded layer gets: the largest."""
-        layers = [n for n in self.core if n.is_mixing] or [self.region.anchor]
+        layers = [n for n in self.core if n.is_convolution] or [self.region.anchor]
         tensors = [t for n in layers for t in self.lifted.reads(n)]
         return max((t for t in tensors if t.is_floating_point()), key=lambda t: t.numel())
 
@@ -86,13 +86,13 @@ class ModuleFound(Found):
 
 def name_of(node: Node) -> Hashable:
     """What tells operations of a model apart: a module is one however often it is called."""
-    key = ModuleFound.key_of(node)
+    key = ModuleSite.key_of(node)
     return key.target if key.is_module else key
 
 
-def described(lifted: Lifted, region: Candidate) -> ModuleFound:
+def described(lifted: Lifted, region: Candidate) -> ModuleSite:
     """Decide how the model is edited for a region."""
-    mixing = [n for n in region.nodes if n.is_mixing]
+    mixing = [n for n in region.nodes if n.is_convolution]
     sums = [n for n in region.nodes if isinstance(n, Sum)]
     nodes = sorted(region.nodes, key=lambda n: n.order)
     whole = _block(lifted, nodes)
@@ -101,8 +101,8 @@ def described(lifted: Lifted, region: Candidate) -> ModuleFound:
         origin = lifted.node_of(layer)
         if origin.op == "call_module" and lifted.reads(layer):
             rest = tuple(n for n in nodes if n is not layer and not isinstance(n, Alias))
-            host = ModuleFound.key_of(layer)
-            return ModuleFound(lifted, region, (layer,), rest, whole, whole, host)
+            host = ModuleSite.key_of(layer)
+            return ModuleSite(lifted, region, (layer,), rest, whole, whole, host)
     outer = {n for n in nodes if n.is_copy}
     if mixing:
         outer |= _behind(region) | region.leading
@@ -110,7 +110,7 @@ def described(lifted: Lifted, region: Candidate) -> ModuleFound:
         outer = set(nodes) - {region.anchor}
     core = tuple(n for n in nodes if n not in outer)
     absorbed = tuple(n for n in nodes if n in outer and not isinstance(n, Alias))
-    return ModuleFound(lifted, region, core, absorbed, _block(lifted, list(core)), whole)
+    return ModuleSite(lifted, region, core, absorbed, _block(lifted, list(core)), whole)
 
 
 def _behind(region: Candidate) -> set[Node]:
