@@ -43,6 +43,7 @@ NEEDS: dict[str, tuple[str, str]] = {
     "online": ("hours", "timm; on two threads a machine that does nothing else"),
     "online_curve": ("minutes", IMAGES),
     "onnx_latency": ("minutes", "timm; --files FOLDER; for YOLO: ultralytics"),
+    "parallel_convs": ("minutes", "on a machine that does nothing else"),
     "parity": ("minutes", IMAGES),
     "prune_cifar": ("hours", f"{IMAGES}; nets of cifar_train"),
     "readme_tables": ("seconds", ""),

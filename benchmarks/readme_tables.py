@@ -1,4 +1,4 @@
-"""The measured tables of README.md, from the committed results.
+"""The measured tables of README.md and docs/how.md, from the committed results.
 
     python benchmarks/readme_tables.py            # writes them
     python benchmarks/readme_tables.py --check    # fails where README says something else
@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import fold_time as folding
+import parallel_convs as parallel
 from cifar_fast import is_of_recipe
 from cifar_tradeoff_tables import in_short
 from tables import ROOT, fill, markdown
@@ -207,6 +208,12 @@ TABLES = {
 }
 
 
+OF_HOW = {
+    "fold-time": fold_steps,
+    "parallel-convs": lambda: parallel.table(read("parallel_convs.json")),
+}
+
+
 def main() -> int:
     """Write or check all tables."""
     options = argparse.ArgumentParser(
@@ -215,8 +222,7 @@ def main() -> int:
     options.add_argument("--check", action="store_true")
     check = options.parse_args().check
     stale = [name for name, table in TABLES.items() if not fill(README, name, table(), check=check)]
-    if not fill(HOW, "fold-time", fold_steps(), check=check):
-        stale.append("the steps of folding")
+    stale += [name for name, table in OF_HOW.items() if not fill(HOW, name, table(), check=check)]
     if stale:
         print(f"{'stale' if check else 'written'}: {', '.join(stale)}")
     return 1 if check and stale else 0

@@ -91,6 +91,6 @@ _WIDTH = 200
 _HEADS = {
     "equal": "equal: all operations match; {numbers:,} numbers agree, the worst at {worst:.0%} of "
     "what rounding explains (inputs {shapes})",
-    "different": "different: {proven:.0%} of the operations match before the networks part",
+    "different": "different: the networks part here; {proven:.0%} of what is around it matches",
     "not shown": "not shown to be equal: {proven:.0%} of the operations match",
 }

@@ -92,14 +92,18 @@ def difference_sentence(records: Sequence[DifferenceRecord]) -> str:
         return f"*{equal}* of *{len(records)}* pairs of networks are proven equal."
     (record,) = records
     match record.outcome:
-        case "different" if not record.proven:
-            return "Different from the first operations on."
         case "equal":
             return f"Proven equal: all operations match, and all *{record.numbers:,}* numbers."
         case "different":
-            return f"Different: *{record.proven:.0%}* of the operations match before they part."
+            return f"Different: they part at *{_where(record)}*."
         case _:
             return f"Not shown to be equal: *{record.proven:.0%}* of the operations match."
+
+
+def _where(record: DifferenceRecord) -> str:
+    """The first operation of the part that differs, by its name where it has one."""
+    named = (name or kind for side in record.sides for name, kind in side.operators)
+    return next(named, "the first operation")
 
 
 def place(record: DifferenceRecord) -> str:
