@@ -11,6 +11,7 @@ import torch._inductor.config
 from torch import nn
 
 import reparam
+from reparam.branching.online import compiled as passes
 from reparam.branching.online.compiled import Normed, normed_sum
 from reparam.errors import UnsupportedModelError
 from stepping import adamw, merged, randomised, sgd, train_both
@@ -127,3 +128,21 @@ def test_without_a_compiler_the_message_says_what_to_do() -> None:
     options = {"cpp.cxx": ("/nowhere/g++",), "force_disable_caches": True}
     with inductor.patch(options), pytest.raises(UnsupportedModelError, match="compile=True"):
         reparam.online(wide, torch.empty(64, 24, 64, 64), compile=True)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_passes_that_are_off_by_a_thousandth_are_not_used(dtype, monkeypatch) -> None:
+    def off(function):
+        def run(*args):
+            first, *rest = function(*args)
+            first = [t * 1.001 for t in first] if isinstance(first, list) else first * 1.001
+            return first, *rest
+
+        return run
+
+    monkeypatch.setattr(passes, "_PASSES", {})
+    monkeypatch.setattr(passes, "_compile", off)
+    with pytest.raises(UnsupportedModelError):
+        passes.compiled(passes.Kind((dtype, dtype)))
+    monkeypatch.setattr(passes, "_compile", lambda function: function)
+    passes.compiled(passes.Kind((dtype, dtype)))

@@ -11,13 +11,13 @@ from reparam._support.files import check_destination
 from reparam.cli.bench import (
     MeasureOptions,
     Request,
-    is_file,
     measure,
     picked,
     summary,
     tell,
     tell_picked,
 )
+from reparam.cli.exported_files import is_file
 from reparam.cli.options import JsonOption, ModelOptions, NamedInputOptions
 from reparam.cli.targets import command
 from reparam.cli.terminal import Terminal

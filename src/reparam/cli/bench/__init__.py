@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from reparam.cli.bench.measuring import is_file, measure
+from reparam.cli.bench.measuring import measure
 from reparam.cli.bench.picking import picked, tell_picked
 from reparam.cli.bench.request import FIGURE1_MODELS, MeasureOptions, Request
 from reparam.cli.bench.summary import summary, tell
@@ -11,7 +11,6 @@ __all__ = [
     "FIGURE1_MODELS",
     "MeasureOptions",
     "Request",
-    "is_file",
     "measure",
     "picked",
     "summary",

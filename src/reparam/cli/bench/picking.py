@@ -9,8 +9,8 @@ from typing import Any
 
 import reparam
 from reparam._support.files import check_destination
-from reparam.cli.bench.measuring import is_file
 from reparam.cli.bench.request import Request
+from reparam.cli.exported_files import is_file
 from reparam.cli.notes import warnings_noted
 from reparam.cli.targets import Inputs, Target, command, example_inputs, load_model
 from reparam.cli.terminal import Terminal

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -48,10 +48,6 @@ class Augment:
     def per_image(self) -> bool:
         """Whether something is asked for that works on one image at a time."""
         return self.resized_crop > 0 or self.randaugment > 0
-
-    def without_geometry(self) -> Augment:
-        """Return the same augmentation without flip, shift and cutout."""
-        return replace(self, flip="none", translate=0, cutout=0)
 
 
 @dataclass(frozen=True, eq=False)
