@@ -69,8 +69,8 @@ def measure(setting: Setting, rounds: int) -> dict[str, Any]:
     torch.manual_seed(0)
     x = torch.randn(setting.batch, 3, setting.size, setting.size)
     started = time.perf_counter()
-    forms, steps = NETS[setting.net](x), {}
-    planning = time.perf_counter() - started
+    forms, compiling = NETS[setting.net](x)
+    planning, steps = time.perf_counter() - started - compiling, {}
     for form, (net, wrap) in forms.items():
         optimizer = torch.optim.SGD(net.parameters(), lr=0.01, momentum=0.9)
         steps[form] = _step(net, wrap(optimizer), x, setting.precision)
@@ -85,7 +85,8 @@ def measure(setting: Setting, rounds: int) -> dict[str, Any]:
         **setting._asdict(), "seconds": {f: s[1:] for f, s in seconds.items()},
         "median": {f: statistics.median(s[1:]) for f, s in seconds.items()},
         "kept_bytes": {f: kept(net, x, setting.precision) for f, (net, _) in forms.items()},
-        "planning_seconds": planning, "environment": describe_environment(),
+        "planning_seconds": planning, "compile_seconds": compiling,
+        "environment": describe_environment(),
     }  # fmt: skip
 
 
@@ -158,6 +159,8 @@ def _line(row: dict[str, Any]) -> list[str]:
 
 
 Form = tuple[nn.Module, Callable[[torch.optim.Optimizer], torch.optim.Optimizer]]
+Forms = tuple[dict[str, Form], float]
+"""Nets by name, and the seconds that this process took to compile their passes."""
 
 
 def _step(net: nn.Module, optimizer: Any, x: Tensor, precision: str) -> Callable[[], None]:
@@ -173,10 +176,10 @@ def _step(net: nn.Module, optimizer: Any, x: Tensor, precision: str) -> Callable
     return step
 
 
-def _own(name: str) -> Callable[[Tensor], dict[str, Form]]:
+def _own(name: str) -> Callable[[Tensor], Forms]:
     """Nets of this package: the plain form keeps one kxk branch with its norm."""
 
-    def build(x: Tensor) -> dict[str, Form]:
+    def build(x: Tensor) -> Forms:
         wide = getattr(reparam.models, name)().train()
         plain = copy.deepcopy(wide)
         for module in plain.modules():
@@ -188,10 +191,10 @@ def _own(name: str) -> Callable[[Tensor], dict[str, Form]]:
     return build
 
 
-def _timm(name: str) -> Callable[[Tensor], dict[str, Form]]:
+def _timm(name: str) -> Callable[[Tensor], Forms]:
     """Nets of timm, which have no plain form."""
 
-    def build(x: Tensor) -> dict[str, Form]:
+    def build(x: Tensor) -> Forms:
         import timm
 
         return _forms(None, timm.create_model(name).train(), x)
@@ -199,10 +202,10 @@ def _timm(name: str) -> Callable[[Tensor], dict[str, Form]]:
     return build
 
 
-def _branched(kind: str) -> Callable[[Tensor], dict[str, Form]]:
+def _branched(kind: str) -> Callable[[Tensor], Forms]:
     """A ResNet-18 and its multi-branch form."""
 
-    def build(x: Tensor) -> dict[str, Form]:
+    def build(x: Tensor) -> Forms:
         from torchvision.models import resnet18
 
         plain = resnet18().train()
@@ -211,23 +214,24 @@ def _branched(kind: str) -> Callable[[Tensor], dict[str, Form]]:
     return build
 
 
-def _forms(plain: nn.Module | None, wide: nn.Module, x: Tensor) -> dict[str, Form]:
+def _forms(plain: nn.Module | None, wide: nn.Module, x: Tensor) -> Forms:
     found: dict[str, Form] = {} if plain is None else {"plain": (plain, _same)}
     found["online"] = (reparam.online(wide, x), _same)
-    found["compiled"] = (reparam.online(wide, x, compile=True), _same)
+    plan = reparam.online_plan(wide, x, compile=True)
+    found["compiled"] = (plan.apply(), _same)
     found["branches"] = (wide, _same)
     if plain is not None:
         single = copy.deepcopy(plain)
         scales = default_scales(single)
         found["rep_optimizer"] = (single, lambda base: RepOptimizer(base, single, scales))
-    return found
+    return found, plan.compile_seconds
 
 
 def _same(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
     return optimizer
 
 
-NETS: dict[str, Callable[[Tensor], dict[str, Form]]] = {
+NETS: dict[str, Callable[[Tensor], Forms]] = {
     "mobileone_s0": _own("mobileone_s0"),
     "repvgg_a0": _own("repvgg_a0"),
     "fastvit_t8": _timm("fastvit_t8"),
