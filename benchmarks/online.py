@@ -241,11 +241,18 @@ NETS: dict[str, Callable[[Tensor], Forms]] = {
 }
 
 
+def _net(name: str) -> str:
+    if name not in NETS:
+        msg = f"{name} is none of {', '.join(NETS)}"
+        raise argparse.ArgumentTypeError(msg)
+    return name
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("nets", nargs="*", choices=list(NETS), metavar="NET", help=", ".join(NETS))
+    parser.add_argument("nets", nargs="*", type=_net, metavar="NET", help=", ".join(NETS))
     parser.add_argument("--batch", type=int, nargs="+", default=[16])
     parser.add_argument("--size", type=int, default=128)
     parser.add_argument("--precision", choices=["fp32", "bf16"], nargs="+", default=["fp32"])

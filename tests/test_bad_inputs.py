@@ -274,6 +274,8 @@ OPTIONS = {
     (_train, "workers"): (-1, *NOT_WHOLE),
     (_train, "save_every_steps"): NOT_COUNT,
     (_train, "hardware"): ("cpu", 3),
+    (_train, "online"): ("yes", 3),
+    (_train, "online_compile"): NOT_FLAG,
     (_plan, "probe"): NOT_FLAG,
     (_online, "statistics"): (*NOT_TEXT, "population", None),
     (_online, "enabled"): NOT_FLAG,

@@ -190,6 +190,7 @@ def test_a_checkpoint_is_where_a_run_begins(reparam_command, tiny: str) -> None:
         (("--data", "digits", "--export", "there/net.onnx"), "give a file name"),
         (("--data", "digits", "--accelerator", "tpu"), "is unknown; give one of auto, cpu"),
         (("--data", "digits", "--precision", "fp8"), "precision"),
+        (("--data", "digits", "--no-online", "--online-compile"), "leave one of them out"),
         (("--data", "digits", "--size", "65"), "give --model"),
         (("--data", "digits", "--out", "file/below"), "cannot be made"),
     ],

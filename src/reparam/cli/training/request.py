@@ -123,6 +123,12 @@ class TrainRequest(ModelOptions):
             help="Merge branches while training, exactly; if left out, where that is faster.",
         ),
     ] = None
+    online_compile: Annotated[
+        bool,
+        typer.Option(
+            "--online-compile", help="Compile what does not merge, too (seconds; a C++ compiler)."
+        ),
+    ] = False
     exports: Annotated[
         list[str] | None,
         typer.Option(
@@ -149,6 +155,11 @@ class TrainRequest(ModelOptions):
             raise InputError(f"--accelerator {self.accelerator!r} is unknown; give one of {known}")
         if self.accelerator == "cuda" and not torch.cuda.is_available():
             raise InputError("--accelerator cuda: PyTorch finds no such GPU here; give cpu or auto")
+        if self.online_compile and self.online is False:
+            raise InputError(
+                "--online-compile compiles passes of merged blocks, and --no-online merges none; "
+                "leave one of them out"
+            )
         for name in self.exports or ():
             _check_export(name)
 

@@ -82,6 +82,7 @@ def run(request: TrainRequest, terminal: Terminal) -> Finished | None:
             tensorboard=request.tensorboard,
             workers=request.workers,
             online=request.online,
+            online_compile=request.online_compile,
             hardware=Hardware(
                 accelerator=request.accelerator,
                 devices=request.devices,

@@ -30,6 +30,10 @@ def tell(terminal: Terminal, request: TrainRequest, finished: Finished) -> None:
         f"  recipe {finished.recipe} in {precision}{told}, {epochs} epochs in "
         f"{result.seconds:.0f} s"
     )
+    if result.online is not None:
+        took = result.online.compile_seconds
+        compiled = "" if took is None else f", with passes compiled in {took:.0f} s"
+        terminal.text(f"  {result.online.blocks} blocks trained as one convolution each{compiled}")
     terminal.text()
     same = deployed.images - deployed.different
     terminal.done(

@@ -18,7 +18,14 @@ from reparam.lab.training.recipe import (
     load_recipe,
     recipe_names,
 )
-from reparam.lab.training.result import EpochRecord, Hardware, OnProgress, Progress, TrainResult
+from reparam.lab.training.result import (
+    EpochRecord,
+    Hardware,
+    OnlineRun,
+    OnProgress,
+    Progress,
+    TrainResult,
+)
 from reparam.lab.training.running import accuracy, train
 
 __all__ = [
@@ -27,6 +34,7 @@ __all__ = [
     "EpochRecord",
     "Hardware",
     "OnProgress",
+    "OnlineRun",
     "Optimizer",
     "Progress",
     "Recipe",

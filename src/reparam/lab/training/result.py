@@ -14,7 +14,15 @@ if TYPE_CHECKING:
 
     from reparam.lab.training.recipe import Recipe
 
-__all__ = ["EpochRecord", "Hardware", "OnProgress", "Progress", "TrainResult", "WrapOptimizer"]
+__all__ = [
+    "EpochRecord",
+    "Hardware",
+    "OnProgress",
+    "OnlineRun",
+    "Progress",
+    "TrainResult",
+    "WrapOptimizer",
+]
 
 SCHEMA = "reparam.training/1"
 """Of the result file that a run leaves."""
@@ -91,6 +99,19 @@ class Hardware:
     sync_batchnorm: bool = False
 
 
+@dataclass(frozen=True)
+class OnlineRun:
+    """How branches ran as one convolution (:func:`reparam.online`).
+
+    Attributes:
+        blocks: How many blocks did.
+        compile_seconds: How long their passes took to compile; None where none were asked for.
+    """
+
+    blocks: int
+    compile_seconds: float | None = None
+
+
 @dataclass(frozen=True, eq=False)
 class TrainResult:
     """A finished run.
@@ -112,6 +133,7 @@ class TrainResult:
         data_fingerprint: Of the data set.
         environment: Versions and machine.
         images: How many there are in each split.
+        online: How branches ran as one convolution; None where each ran by itself.
     """
 
     model: nn.Module
@@ -128,6 +150,7 @@ class TrainResult:
     data_fingerprint: str
     environment: Mapping[str, str | int]
     images: Mapping[str, int] = field(default_factory=dict)
+    online: OnlineRun | None = None
 
     @property
     def accuracy(self) -> float:
@@ -151,4 +174,5 @@ class TrainResult:
             "seed": self.seed,
             "data_fingerprint": self.data_fingerprint,
             "environment": dict(self.environment),
+            "online": None if self.online is None else asdict(self.online),
         }

@@ -29,7 +29,13 @@ from reparam.lab.training.module import EVAL_BATCH, Training
 from reparam.lab.training.precision import resolve_precision
 from reparam.lab.training.preflight import check_disk, check_hardware, check_model
 from reparam.lab.training.recipe import Recipe, load_recipe
-from reparam.lab.training.result import Hardware, OnProgress, TrainResult, WrapOptimizer
+from reparam.lab.training.result import (
+    Hardware,
+    OnlineRun,
+    OnProgress,
+    TrainResult,
+    WrapOptimizer,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -72,6 +78,8 @@ class FitsData(Protocol):
     workers=whole(0),
     wrap_optimizer=FUNCTION | NONE,
     hardware=a("a Hardware", Hardware) | NONE,
+    online=FLAG | NONE,
+    online_compile=FLAG,
 )
 def train(  # noqa: PLR0913 - one keyword for each independent choice
     model: nn.Module,
@@ -89,6 +97,7 @@ def train(  # noqa: PLR0913 - one keyword for each independent choice
     wrap_optimizer: WrapOptimizer | None = None,
     hardware: Hardware | None = None,
     online: bool | None = False,
+    online_compile: bool = False,
 ) -> TrainResult:
     """Train a copy of a model.
 
@@ -111,6 +120,8 @@ def train(  # noqa: PLR0913 - one keyword for each independent choice
             :func:`reparam.online`), which changes nothing but the time; None: where
             :func:`reparam.online_plan` says that it is faster. What is handed back and written
             is the model with its branches.
+        online_compile: Compute what does not merge in compiled passes, too: `compile=True` of
+            :func:`reparam.online`, which takes seconds and a C++ compiler.
 
     Returns:
         The trained model and its records. The same model, seed, recipe, data and number of
@@ -144,8 +155,11 @@ def train(  # noqa: PLR0913 - one keyword for each independent choice
     with _folder_of(files), _quiet():
         check_disk(model, chosen, files)
         working = _working_copy(model, data)
+        merged = None
         if online is not False:
-            working = _merged(working, data, chosen, always=online is True)
+            working, merged = _merged(
+                working, data, chosen, always=online is True, compiles=online_compile
+            )
         trainer = _trainer(chosen, files, machine, progress_bar, save_every_steps, tensorboard)
         training = Training(
             working,
@@ -157,7 +171,7 @@ def train(  # noqa: PLR0913 - one keyword for each independent choice
             wrap_optimizer=wrap_optimizer,
         )
         _fit(trainer, training, checkpoint)
-    return _conclude(training, data, files, seed)
+    return _conclude(training, data, files, seed, merged)
 
 
 @torch.no_grad()
@@ -182,20 +196,26 @@ def _working_copy(model: nn.Module, data: ImageData) -> nn.Module:
     return working.train()
 
 
-def _merged(model: nn.Module, data: ImageData, recipe: Recipe, *, always: bool) -> nn.Module:
-    """Return the model with its blocks merged for training, or the model where nothing merges.
+def _merged(
+    model: nn.Module, data: ImageData, recipe: Recipe, *, always: bool, compiles: bool
+) -> tuple[nn.Module, OnlineRun | None]:
+    """Merge the blocks of a model for training; where nothing merges, it stays as it is.
 
     Raises:
-        UnsupportedModelError: It cannot be read, and `always` asks for it.
+        UnsupportedModelError: It cannot be read, and `always` asks for it, or its passes cannot be
+            compiled here.
     """
     example = torch.empty(recipe.batch_size, *data.image_shape, device="meta")
     try:
-        plan = online_plan(model, example)
+        plan = online_plan(model, example, compile=compiles)
     except ReparamError:
         if always:
             raise
-        return model
-    return plan.apply() if plan.is_faster else model
+        return model, None
+    if not plan.is_faster:
+        return model, None
+    merged = plan.apply()
+    return merged, OnlineRun(len(plan.blocks), plan.compile_seconds if compiles else None)
 
 
 @contextmanager
@@ -264,7 +284,9 @@ def _fit(trainer: pl.Trainer, training: Training, checkpoint: Path | None) -> No
             ) from error
 
 
-def _conclude(training: Training, data: ImageData, files: RunFiles, seed: int) -> TrainResult:
+def _conclude(
+    training: Training, data: ImageData, files: RunFiles, seed: int, merged: OnlineRun | None
+) -> TrainResult:
     weights = training.shown_weights()
     model = online_form(training.model.cpu(), enabled=False)
     model.load_state_dict(weights)
@@ -286,6 +308,7 @@ def _conclude(training: Training, data: ImageData, files: RunFiles, seed: int) -
         data_fingerprint=data.fingerprint,
         environment=_environment(),
         images={name: len(split) for name, split in data.splits()},
+        online=merged,
     )
     if training.global_rank == 0:
         save_weights(model.state_dict(), files.last)
