@@ -14,8 +14,9 @@ import reparam
 from reparam.branching.online import compiled as passes
 from reparam.branching.online.compiled import Normed, normed_sum
 from reparam.errors import UnsupportedModelError
-from stepping import adamw, merged, randomised, sgd, train_both
+from stepping import adamw, merged, merged_by_force, randomised, sgd, train_both
 from zoo import CASES, ZooCase
+from zoo.mobile import MobileOneBlock
 from zoo.repvgg import RepVGGBlock
 
 BLOCKS = [c for c in CASES if c.name in {
@@ -120,6 +121,23 @@ def test_fifty_compiled_steps_stay_together(optimizer) -> None:
     train_both(wide, online, _batches((4, 24, 5, 6), 50), optimizer)
     # Other sizes, another number of threads, and copies, without compiling anew.
     train_both(copy.deepcopy(wide), copy.deepcopy(online), _batches((2, 24, 7, 3), 2), optimizer)
+
+
+@pytest.mark.parametrize("device", ["cpu", *(["cuda"] if torch.cuda.is_available() else [])])
+@pytest.mark.parametrize(
+    ("form", "build"),
+    [
+        (merged_by_force, lambda: MobileOneBlock(24, 24, groups=24)),
+        (_by_passes, lambda: RepVGGBlock(24, 24, activation=nn.ReLU)),
+    ],
+    ids=["moments", "passes"],
+)
+def test_devices_train_alike(form, build, device: str) -> None:
+    """On a GPU the passes are Triton's kernels, which Inductor writes."""
+    wide = randomised(build()).to(device)
+    online = form(wide)
+    assert merged(online)
+    train_both(wide, online, [x.to(device) for x in _batches((4, 24, 5, 6), 3)])
 
 
 def test_without_a_compiler_the_message_says_what_to_do() -> None:
