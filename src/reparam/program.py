@@ -221,10 +221,13 @@ class HostedInput(Operation):
     Attributes:
         spread: For each of its channels the one of the input whose elements it holds, and zeros
             beside them, so that it is multiplied by what that is; None where that is not known.
+        window: For a transposed convolution what others that read the same input are to share, to
+            be one with it; and the places of its taps, per dimension.
 
     """
 
     spread: tuple[int, ...] | None = None
+    window: tuple[Hashable, tuple[tuple[int, ...], ...]] | None = None
 
 
 @dataclass(frozen=True, eq=False, slots=True, repr=False, kw_only=True)

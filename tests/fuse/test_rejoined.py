@@ -159,3 +159,60 @@ def test_a_norm_passes_what_makes_equal_channels_of_one() -> None:
     check(behind, *xs, norms=1)
     padded = Lambda(lambda s, x: s.b(s.a(x.relu()).expand(-1, 4, -1, -1)), norm(1), conv())
     check(padded, *xs, norms=1)
+
+
+UP = {
+    "contained": ({"kernel_size": 4, "padding": 1}, {"kernel_size": 2}),
+    "output padding": ({"kernel_size": 3, "padding": 1, "output_padding": 1}, {"kernel_size": 2}),
+    "dilated": (
+        {"kernel_size": 5, "padding": 2, "output_padding": 1},
+        {"kernel_size": 3, "padding": 2, "dilation": 2, "output_padding": 1},
+    ),
+    "stride 3": (
+        {"kernel_size": 4, "padding": 1, "output_padding": 1, "stride": 3},
+        {"kernel_size": 3, "stride": 3},
+    ),
+}
+
+
+def ups(hows: tuple[dict[str, int], ...], dims: int = 2, **more: object) -> list[nn.Module]:
+    return [KINDS[dims - 1](4, 4, **{"stride": 2, **how, **more}) for how in hows]
+
+
+@pytest.mark.parametrize("hows", UP.values(), ids=UP)
+@pytest.mark.parametrize(("dims", "groups"), [*itertools.product((1, 2, 3), (1, 2, 4))])
+@pytest.mark.parametrize("turn", [1, -1])
+def test_transposed_convolutions_of_one_stride_are_one_with_the_taps_of_all(
+    hows: tuple[dict[str, int], ...], dims: int, groups: int, turn: int
+) -> None:
+    net = Lambda(lambda s, x: s.a(x) - 0.5 * s.b(x), *ups(hows[::turn], dims, groups=groups))
+    check(net, *(image(n, 4, *(5, 4, 3)[:dims]) for n in (2, 3)), convs=1)
+
+
+def test_scales_and_norms_around_transposed_convolutions_of_different_sizes() -> None:
+    def forward(net: nn.Module, x: torch.Tensor) -> torch.Tensor:
+        return net.a(x * 2) + net.c(net.b(x / 3)) + net.d(x)
+
+    wide, narrow = ups(UP["contained"])
+    parts = wide, narrow, norm(), ups(UP["output padding"])[0]
+    check(Lambda(forward, *parts), convs=1, norms=0)
+
+
+APART = {
+    "of other groups": (lambda s, x: s.a(x) + s.b(x), {"groups": 2}, {}),
+    "of other values": (lambda s, x: s.a(x) + s.b(x.relu()), {}, {}),
+    "one is read": (lambda s, x: (s.a(x) + (y := s.b(x)), y.relu()), {}, {}),
+    "one has a tap of its own": (
+        lambda s, x: s.a(x) + s.b(x),
+        {"kernel_size": 2, "stride": 3, "padding": 1, "output_padding": 2},
+        {"kernel_size": 2, "stride": 3},
+    ),
+}
+
+
+@pytest.mark.parametrize(("forward", "first", "second"), APART.values(), ids=APART)
+def test_transposed_convolutions_that_are_not_one_stay(
+    forward: Callable[..., object], first: dict[str, int], second: dict[str, int]
+) -> None:
+    wide, narrow = UP["contained"]
+    check(Lambda(forward, *ups(({**wide, **first}, {**narrow, **second}))), convs=2)

@@ -93,3 +93,41 @@ def test_factors_of_their_own_behind_equal_channels_stay():
     fused = reparam.fuse(model)
     assert counts(fused) == counts(model)
     assert_equal(model, fused)
+
+
+UP = {
+    "contained": ({"size": 4, "pads": [1] * 4}, {"size": 2}),
+    "output padding": ({"size": 3, "pads": [1] * 4, "output_padding": [1, 1]}, {"size": 2}),
+    "dilated": (
+        {"size": 5, "pads": [2] * 4, "output_padding": [1, 1]},
+        {"size": 3, "pads": [2] * 4, "dilations": [2, 2], "output_padding": [1, 1]},
+    ),
+    "one side": ({"size": 3, "pads": [1, 0, 0, 1]}, {"size": 2}),
+}
+
+
+def ups(first, second, *, apart=False, read=False):
+    g = Graph(*SIZES)
+    values = []
+    for how in (dict(first), dict(second)):
+        weight = g.random(8, 4, *(how.pop("size"),) * 2)
+        x = g.relu(g.x) if apart and values else g.x
+        values.append(g.op("ConvTranspose", x, weight, g.random(4), strides=[2, 2], **how))
+    return g.model(g.op("Sub", *values), *([g.relu(values[1])] if read else []))
+
+
+@pytest.mark.parametrize("hows", UP.values(), ids=UP)
+@pytest.mark.parametrize("turn", [1, -1])
+def test_transposed_convolutions_of_one_stride_are_one_with_the_taps_of_all(hows, turn):
+    model = ups(*hows[::turn])
+    fused = reparam.fuse(model)
+    assert counts(fused) == {"ConvTranspose": 1}
+    assert_equal(model, fused)
+
+
+@pytest.mark.parametrize("how", [{"apart": True}, {"read": True}], ids=str)
+def test_transposed_convolutions_that_are_not_one_stay(how):
+    model = ups(*UP["contained"], **how)
+    fused = reparam.fuse(model)
+    assert counts(fused)["ConvTranspose"] == 2
+    assert_equal(model, fused)

@@ -29,6 +29,7 @@ from reparam.algebra.expression import (
     constant_scale,
     evaluate,
     pad_leaf,
+    picked_leaf,
     prepared,
     rerouted,
 )
@@ -59,6 +60,7 @@ __all__ = [
     "lower",
     "pad_geometry",
     "pad_leaf",
+    "picked_leaf",
     "parallel",
     "per_dim",
     "prepared",

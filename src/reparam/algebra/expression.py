@@ -25,6 +25,7 @@ __all__ = [
     "constant_scale",
     "evaluate",
     "pad_leaf",
+    "picked_leaf",
     "prepared",
     "rerouted",
 ]
@@ -108,6 +109,18 @@ def constant_scale(channels: int, factor: float, *, shift: float | None = None) 
 def pad_leaf(count: int, pads: tuple[tuple[int, int], ...]) -> Leaf:
     """Describe zero padding of ``count`` channels; negative numbers crop."""
     return Leaf.of(pad_geometry(count, pads), lambda: zero_pad(count, pads))
+
+
+def picked_leaf(count: int, width: int, taken: Sequence[int], dims: int) -> Leaf:
+    """Describe the choice of some of the ``width`` channels that belong to each of ``count``."""
+    geometry = Geometry.pointwise(count * width, count * len(taken), dims=dims, groups=count)
+
+    def make() -> AffineConv:
+        kernel = torch.zeros(geometry.kernel_shape, dtype=torch.float64)
+        kernel.view(count, len(taken), width)[:, range(len(taken)), list(taken)] = 1
+        return AffineConv(geometry, kernel)
+
+    return Leaf.of(geometry, make)
 
 
 def prepared(expression: Expression) -> Expression:

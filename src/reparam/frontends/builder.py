@@ -43,6 +43,7 @@ class Facts:
         batch: The value whose first dimension has the size of its own first one, if another.
         digits: Where its channels are divided among several axes: these, from the end, and their
             sizes, the one that counts most first.
+        single: Axes that were made of nothing, of size one, from the end.
 
     """
 
@@ -51,6 +52,7 @@ class Facts:
     pooled: bool = False
     batch: Node | None = None
     digits: tuple[tuple[int, int], ...] = ()
+    single: frozenset[int] = frozenset()
 
 
 class Builder(Generic[Operation, Value]):
@@ -165,18 +167,20 @@ class Builder(Generic[Operation, Value]):
         self, operation: Operation, sources: Sequence[Node], leaf: Leaf, what: str,
         reads: Collection[Any], *, computed: int = 0, like: Hashable = None,
         spread: tuple[int, ...] | None = None,
+        window: tuple[Hashable, tuple[tuple[int, ...], ...]] | None = None,
     ) -> Node:  # fmt: skip
         """Make two nodes: what a layer reads from its input, and the layer as an operator on it.
 
         Layers that read the same from one value, as ``like`` says, can be branches of each other.
-        For ``spread`` see :class:`~reparam.program.HostedInput`.
+        For ``spread`` and ``window`` see :class:`~reparam.program.HostedInput`.
         """
         read = None if like is None else self._hosted.get((*sources, like))
         if read is None:
             axis = None if spread is None else -leaf.geometry.dims - 1
             read = self.node(
-                HostedInput, operation, sources, f"the input of {what}", axis=axis, spread=spread
-            )
+                HostedInput, operation, sources, f"the input of {what}", axis=axis, spread=spread,
+                window=window,
+            )  # fmt: skip
             self._hosted[*sources, like] = read
         dims, channels = leaf.geometry.dims, leaf.geometry.out_channels
         return self.node(
@@ -246,7 +250,8 @@ class Builder(Generic[Operation, Value]):
     def layout(  # noqa: PLR0913 (what is known of it)
         self, operation: Operation, source: Value, axis: int | None, rank: int | None = None, *,
         pooled: bool = False, monotone: bool = False, batch: bool = False,
-        digits: tuple[tuple[int, int], ...] = (), reason: Reason | None = None,
+        digits: tuple[tuple[int, int], ...] = (), single: frozenset[int] = frozenset(),
+        reason: Reason | None = None,
     ) -> Node:  # fmt: skip
         """Make a node that moves or averages the elements of each channel by itself.
 
@@ -255,7 +260,7 @@ class Builder(Generic[Operation, Value]):
         """
         before = self.nodes[source]
         first = self.batch_of(source) if batch else None
-        facts = Facts(rank, self.facts_of(before).channels, pooled, first, digits)
+        facts = Facts(rank, self.facts_of(before).channels, pooled, first, digits, single)
         return self.node(
             Layout, operation, (before,), None, facts, axis=axis, monotone=monotone, reason=reason
         )

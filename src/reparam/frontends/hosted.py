@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from typing import Any
 
 from torch import Tensor, nn
@@ -28,6 +28,7 @@ __all__ = [
     "transposed_of_rows",
     "turned_kernel",
     "weight_as_rows",
+    "window_of_transposed",
 ]
 
 
@@ -107,6 +108,38 @@ def turned_kernel(weight: Tensor, groups: int) -> Tensor:
 def spread_of_transposed(shape: Sequence[int]) -> tuple[int, ...]:
     """For each column of :func:`rows_of_transposed`, in all groups, the input channel it meets."""
     return tuple(channel for channel in range(shape[0]) for _ in range(math.prod(shape[2:])))
+
+
+def window_of_transposed(
+    shape: Sequence[int], strides: Sequence[int], pads: Sequence[tuple[int, int]],
+    more: Sequence[int], dilation: Sequence[int], groups: int,
+) -> tuple[Hashable, tuple[tuple[int, ...], ...]]:  # fmt: skip
+    r"""What transposed convolutions of one value have in common that are one together.
+
+    .. math:: y[o, s p + d k - l] \mathrel{+}= K[i, o, k]\, x[i, p]
+
+    so that two of them with one stride :math:`s`, whose outputs are as large, are one with the taps
+    of both: at the places :math:`d k - l`, where :math:`l` is what each leaves out in front.
+
+    Args:
+        shape: That of the weight, ``(I, O / groups, *kernel_size)``.
+        strides: Per dimension.
+        pads: How much it leaves out at both ends of each dimension.
+        more: How much is added at the end (output padding).
+        dilation: Per dimension.
+        groups: Number of channel groups.
+
+    """
+    spans = [step * (size - 1) for step, size in zip(dilation, shape[2:], strict=True)]
+    sizes = tuple(
+        span + extra - low - high
+        for span, extra, (low, high) in zip(spans, more, pads, strict=True)
+    )
+    taps = tuple(
+        tuple(step * k - low for k in range(size))
+        for step, size, (low, _) in zip(dilation, shape[2:], pads, strict=True)
+    )
+    return (shape[0], groups, tuple(strides), sizes), taps
 
 
 def transposed_of_rows(rows: Tensor, groups: int, kernel_size: Sequence[int]) -> Tensor:

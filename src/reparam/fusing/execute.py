@@ -130,13 +130,20 @@ def hosted_inputs(region: Candidate, sample: Tensor, run: Runner) -> dict[Node, 
         By what they read in the region, the image that stands for it.
 
     """
-    source = region.source
-    given = {source: sample}
-    for node in in_order(region.nodes, {source}):
+    hosts: dict[Node, HostedInput] = {
+        value: value
+        for node in region.nodes
+        for value in node.inputs
+        if isinstance(value, HostedInput)
+    }
+    given: dict[Node, Tensor] = dict.fromkeys(hosts, sample)
+    for node in in_order(region.nodes, set(hosts)):
         before = node.inputs[0]
-        if not isinstance(source, HostedInput) or source.spread is None or before not in given:
+        source = hosts.get(before)
+        if source is None or source.spread is None:
             continue
         if isinstance(node, Affine) and node.moved is not None:
+            hosts[node] = source
             channels = dict(zip(source.spread, node.moved.channels, strict=True))
             once = tuple(channels[k] for k in range(len(channels)))
             given[node] = run(

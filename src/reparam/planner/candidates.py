@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -15,6 +16,7 @@ from reparam.algebra import (
     constant_scale,
     layer_arguments,
     pad_leaf,
+    picked_leaf,
 )
 from reparam.errors import InexactError
 from reparam.planner.sums import rejoined
@@ -108,7 +110,9 @@ class Candidate:
             return value
 
         hosted = isinstance(self.source, HostedInput)
-        return hosted and any(n.is_convolution and entry(n) is not self.source for n in self.nodes)
+        return hosted and any(
+            n.is_convolution and not isinstance(entry(n), HostedInput) for n in self.nodes
+        )
 
     @property
     def gone(self) -> frozenset[Node]:
@@ -118,7 +122,9 @@ class Candidate:
     @property
     def anchor(self) -> Affine:
         """The operation whose place and name the new layer has: the largest layer, or the norm."""
-        return self.norm or largest(self.nodes)
+        # Of layers that make something else of their input, others may read less of the same.
+        hosted = isinstance(self.source, HostedInput)
+        return self.norm or largest(self.followers(self.source) if hosted else self.nodes)
 
     @property
     def layer_geometry(self) -> Geometry:
@@ -243,6 +249,7 @@ class Candidates:
                 choices |= {c.source: c for c in self.found[term]}
             per_term.append(choices)
         _share_padding(node.inputs, per_term)
+        _share_windows(node.inputs, per_term)
         common = [s for s in per_term[0] if all(s in choices for choices in per_term[1:])]
         if not common:
             self.give_up(node, Why.NO_COMMON_SOURCE())
@@ -396,6 +403,45 @@ def _share_padding(terms: tuple[Node, ...], per_term: list[dict[Node, Candidate 
             except InexactError:
                 continue
             choices[source] = Candidate(term, source, cropped, known.nodes, known.cost)
+
+
+def _share_windows(terms: tuple[Node, ...], per_term: list[dict[Node, Candidate | None]]) -> None:
+    """Let transposed convolutions also be branches of what one reads that has all of their taps."""
+    found = {s: c for choices in per_term for s, c in choices.items() if _has_window(s)}
+    for wide in found:
+        for term, choices in zip(terms, per_term, strict=True):
+            for narrow, known in list(choices.items()):
+                picked = None if narrow is wide or wide in choices else _picked(wide, narrow)
+                if picked is not None and known is not None and known.expression is not None:
+                    expression = Composition.of(known.expression, picked)
+                    choices[wide] = Candidate(term, wide, expression, known.nodes, known.cost)
+
+
+def _has_window(value: Node) -> bool:
+    return isinstance(value, HostedInput) and value.window is not None
+
+
+def _picked(wide: Node, narrow: Node) -> Expression | None:
+    """What one transposed convolution reads as some of what another does, if it is that."""
+    if not isinstance(wide, HostedInput) or not isinstance(narrow, HostedInput):
+        return None
+    if wide.window is None or narrow.window is None or _read_by(wide) is not _read_by(narrow):
+        return None
+    (left, every), (right, own) = wide.window, narrow.window
+    if left != right or any(set(some) - set(line) for some, line in zip(own, every, strict=True)):
+        return None
+    places = {taps: k for k, taps in enumerate(itertools.product(*every))}
+    taken = [places[taps] for taps in itertools.product(*own)]
+    spread = wide.spread or ()
+    return picked_leaf(len(spread) // len(places), len(places), taken, len(every))
+
+
+def _read_by(host: HostedInput) -> Node:
+    """The value that a layer reads, behind what passes it on."""
+    value = host.inputs[0]
+    while isinstance(value, Alias):
+        value = value.inputs[0]
+    return value
 
 
 def _or_identity(expression: Expression | None, like: Geometry) -> Expression:

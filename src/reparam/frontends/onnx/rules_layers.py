@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -16,6 +16,7 @@ from reparam.frontends.hosted import (
     rows_of_transposed,
     spread_of_transposed,
     turned_kernel,
+    window_of_transposed,
 )
 from reparam.frontends.onnx.lift import OnnxLifter
 from reparam.frontends.onnx.nodes import attributes, padding
@@ -73,7 +74,12 @@ def conv_transpose(lifter: OnnxLifter, proto: NodeProto) -> Node | None:
     grows = any(extent > -1 for extent in geometry.extent)
     if pads is None or not padded or grows or set(steps) != {1}:
         rows = (shape[1] * groups, shape[0] // groups * math.prod(shape[2:]))
-        return _hosted(lifter, proto, rows, groups, dims)
+        window = None
+        if pads is not None and padded:
+            more = given.get("output_padding", (0,) * dims)
+            strides = given.get("strides", (1,) * dims)
+            window = window_of_transposed(shape, strides, pads, more, dilation, groups)
+        return _hosted(lifter, proto, rows, groups, dims, window)
 
     def read() -> tuple[Tensor, Tensor | None]:
         turned = turned_kernel(lifter.constants.value(weight), groups)
@@ -238,8 +244,9 @@ def _layer(
 
 
 def _hosted(
-    lifter: OnnxLifter, proto: NodeProto, rows: tuple[int, int], groups: int, dims: int
-) -> Node:
+    lifter: OnnxLifter, proto: NodeProto, rows: tuple[int, int], groups: int, dims: int,
+    window: Any = None,
+) -> Node:  # fmt: skip
     """A layer whose padding depends on the size of its input, or that is transposed."""
     constants, weight, bias = lifter.constants, proto.input[1], _bias(lifter, proto, 2)
     count, width = rows
@@ -259,6 +266,7 @@ def _hosted(
     return lifter.hosted(
         proto, [lifter.nodes[proto.input[0]]], Leaf(geometry, load), proto.op_type, reads,
         like=like, spread=spread_of_transposed(constants.shape(weight)) if turned else None,
+        window=window,
     )  # fmt: skip
 
 

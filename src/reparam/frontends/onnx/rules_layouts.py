@@ -37,10 +37,21 @@ def resize(lifter: OnnxLifter, proto: NodeProto) -> Node | None:
     source = proto.input[0]
     before, after, axis = lifter.shape(source), lifter.shape(proto.output[0]), lifter.axis(source)
     crops = attributes(proto).get("coordinate_transformation_mode") == "tf_crop_and_resize"
-    if before is None or after is None or axis is None or crops or axis == -1:
+    if before is None or axis is None or crops or axis == -1:
         return None
-    kept = isinstance(before[axis], int) and before[axis] == after[axis]
-    return lifter.layout(proto, source, axis) if kept else None
+    kept = after is not None and isinstance(before[axis], int) and before[axis] == after[axis]
+    return lifter.layout(proto, source, axis) if kept or _scale_of(lifter, proto, axis) else None
+
+
+def _scale_of(lifter: OnnxLifter, proto: NodeProto, axis: int) -> bool:
+    """Whether an axis is scaled by one, where the size of the result is not known."""
+    names = proto.input[1:2] if len(proto.input) == 2 else proto.input[2:3]  # before opset 11
+    known = names and names[0] in lifter.constants and not any(proto.input[3:])
+    scales = lifter.constants.value(names[0]).flatten().tolist() if known else []
+    axes = attributes(proto).get("axes", range(len(scales)))
+    rank = lifter.rank(proto.input[0])
+    found = {at % (rank or 1): scale for at, scale in zip(axes, scales, strict=False)}
+    return bool(scales) and rank is not None and found.get(axis + rank, 1.0) == 1.0
 
 
 @reads("MaxPool", "GlobalMaxPool")
@@ -148,7 +159,7 @@ def transpose(lifter: OnnxLifter, proto: NodeProto) -> Node | None:
     digits = lifter.facts_of(lifter.nodes[source]).digits
     if rank is None or (axis is None and not digits):
         return None
-    order = attributes(proto).get("perm", list(range(rank))[::-1])
+    order = [at % rank for at in attributes(proto).get("perm", list(range(rank))[::-1])]
     moved = None if axis is None else order.index(axis + rank) - rank
     there = tuple((order.index(at + rank) - rank, size) for at, size in digits)
     return lifter.layout(proto, source, moved, digits=there)

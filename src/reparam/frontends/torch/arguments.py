@@ -40,10 +40,14 @@ def first(node: fx.Node) -> fx.Node:
 
 
 def bind(node: fx.Node, names: tuple[str, ...], defaults: tuple[Any, ...]) -> tuple[Any, ...]:
-    """Read positional and keyword arguments by name."""
+    """Read positional and keyword arguments by name, or by the name that NumPy has for it."""
     given = dict(zip(names, node.args, strict=False))
-    given.update({k: v for k, v in node.kwargs.items() if k in names})
+    named = {_AS_IN_NUMPY.get(k, k) if k not in names else k: v for k, v in node.kwargs.items()}
+    given.update({k: v for k, v in named.items() if k in names})
     return tuple(given.get(name, default) for name, default in zip(names, defaults, strict=True))
+
+
+_AS_IN_NUMPY = {"axis": "dim", "keepdims": "keepdim", "x": "input", "x2": "other"}
 
 
 def is_literal(value: Any) -> bool:

@@ -12,9 +12,9 @@ from reparam.algebra import AffineConv
 from reparam.errors import InexactError
 from reparam.frontends.builder import Builder, Facts
 from reparam.frontends.torch.constants import Constants
-from reparam.frontends.torch.effects import base_of, metadata_read
+from reparam.frontends.torch.effects import base_of, is_random, metadata_read, name_of
 from reparam.frontends.torch.trace import Trace
-from reparam.program import Affine, Alias, Node, Opaque, Program, ShapeOf
+from reparam.program import Affine, Alias, Node, Opaque, Program, ShapeOf, Sum
 from reparam.reasons import Reason
 
 __all__ = ["Facts", "Lifted", "Lifter", "Rule", "scalar"]
@@ -117,10 +117,15 @@ class Lifter(Builder[fx.Node, fx.Node]):
             rule = rule_for(self, node)
             lifted: Node | None = None
             if rule is not None:
+                before = len(self.made)
                 try:
                     lifted = rule(self, node)
                 except InexactError as error:
                     lifted = self.opaque(node, error.reason)
+                # What can fold folds in each place by itself.
+                same = None if isinstance(lifted, Affine | Sum | Alias) else self.again(node)
+                if same is not None:
+                    self.made[before:], lifted = [same], same
             lifted = lifted or self.opaque(node)
             self.nodes[node] = lifted
             known = self.trace.values.get(node)
@@ -144,7 +149,9 @@ class Lifter(Builder[fx.Node, fx.Node]):
         To the planner it returns what the first one does, so that what reads either can be
         branches of one value. The first operation of a kind is noted, and None returned.
         """
-        source = node.all_input_nodes[0] if node.all_input_nodes else None
+        if len(node.all_input_nodes) != 1 or not self._repeats(node):
+            return None
+        source = node.all_input_nodes[0]
         if source not in self.nodes or {base_of(node), base_of(source)} & self._changed:
             return None
         value = self.nodes[source]
@@ -153,12 +160,22 @@ class Lifter(Builder[fx.Node, fx.Node]):
         first = self._done.setdefault((value, *self._call(node, source)), node)
         return None if first is node else self.alias(node, first)
 
+    def _repeats(self, node: fx.Node) -> bool:
+        """Whether an operation returns the same whenever it is called with the same."""
+        if node.op != "call_module":
+            return not is_random(node)
+        module = self.module(node)
+        training = any(isinstance(m, _Dropout) and m.training for m in module.modules())
+        return not training and next(module.parameters(), None) is None
+
     def _call(self, node: fx.Node, source: fx.Node) -> tuple[Hashable, ...]:
         """What tells calls apart that have one input: what is called, and how."""
         if node.op == "call_module":
-            return node.op, repr(self.module(node))
-        given = (tuple(n if n is not source else None for n in node.args), dict(node.kwargs))
-        return node.op, node.target, repr(given)
+            name = repr(self.module(node))
+            return (name[:-2].lower() if name.endswith("()") else name), "((None,), {})"
+        named = {k: v for k, v in node.kwargs.items() if (k, v) != ("inplace", False)}
+        given = (tuple(n if n is not source else None for n in node.args), named)
+        return name_of(node.target), repr(given)
 
     def opaque(self, node: fx.Node, reason: Reason | None = None, *, keeps: bool = False) -> Node:
         """Make a node that the planner does not look into; see :meth:`unknown`."""
@@ -239,6 +256,8 @@ def _is_read_beside(base: fx.Node, change: fx.Node) -> bool:
         value = reader
     return True
 
+
+_Dropout = nn.modules.dropout._DropoutNd  # noqa: SLF001 (the one base of all of them)
 
 Rule = Callable[[Lifter, fx.Node], Node | None]
 

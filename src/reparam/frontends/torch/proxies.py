@@ -26,6 +26,10 @@ class KnowingTracer(fx.Tracer):
         """Whether a value is known to be a tensor."""
 
     @abstractmethod
+    def count_of(self, node: fx.Node) -> int | None:
+        """How many values a value is that an operation returned as a list or tuple."""
+
+    @abstractmethod
     def may_have(self, node: fx.Node, name: str) -> bool:
         """Whether a value has an attribute, as far as is known."""
 
@@ -68,6 +72,13 @@ class TracedValue(fx.Proxy):
         count = unpacked(Place(frame.f_code, frame.f_lasti))
         whole: Any = self
         return self.tracer.iter(self) if count is None else iter([whole[k] for k in range(count)])
+
+    def __getitem__(self, index: Any) -> Any:
+        """Take what an index says; some of several values that an operation returned, one by one."""
+        count = self.tracer.count_of(self.node) if type(index) is slice else None
+        if count is None:
+            return self.tracer.create_proxy("call_function", operator.getitem, (self, index), {})
+        return tuple([self[k] for k in range(*index.indices(count))])
 
     def __len__(self) -> int:
         return int(self.tracer.plain("call_function", len, self))

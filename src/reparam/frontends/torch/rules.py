@@ -15,8 +15,8 @@ from reparam.frontends.torch import (  # noqa: F401 (each enters its rules)
     rules_layers,
     rules_layouts,
     rules_moves,
-    rules_parts,
     rules_products,
+    rules_routes,
     rules_scales,
     rules_stacks,
 )

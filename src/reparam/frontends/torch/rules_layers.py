@@ -18,6 +18,7 @@ from reparam.frontends.hosted import (
     spread_of_transposed,
     turned_kernel,
     weight_as_rows,
+    window_of_transposed,
 )
 from reparam.frontends.kinds import AnyBatchNorm, AnyTransposedConv
 from reparam.frontends.torch.arguments import (
@@ -120,6 +121,7 @@ def hosted_module(lifter: Lifter, node: fx.Node) -> Node | None:
         reads,
         like=(like := _reading(node, module)),
         spread=None if like is None else spread_of_transposed(module.weight.shape),
+        window=None if like is None else _window_of(module),
     )
 
 
@@ -127,6 +129,13 @@ def _reading(node: fx.Node, module: Any) -> Hashable:
     """What a transposed convolution reads of its input, if it is one of PyTorch's own."""
     plain = isinstance(module, AnyTransposedConv) and is_builtin(module) and len(node.args) == 1
     return _reads_of(module) if plain else None
+
+
+def _window_of(module: Any) -> tuple[Hashable, tuple[tuple[int, ...], ...]]:
+    return window_of_transposed(
+        module.weight.shape, module.stride, [(n, n) for n in module.padding],
+        module.output_padding, module.dilation, module.groups,
+    )  # fmt: skip
 
 
 def _reads_of(module: Any) -> Hashable:
@@ -214,7 +223,7 @@ def conv_transpose_function(lifter: Lifter, node: fx.Node) -> Node | None:
     like = _reads_of(host)
     lifted = lifter.hosted(
         node, sources, Leaf(geometry, load), what, reads, computed=computed, like=like,
-        spread=spread_of_transposed(host.weight.shape),
+        spread=spread_of_transposed(host.weight.shape), window=_window_of(host),
     )  # fmt: skip
     lifter.hosts[lifted.order] = lambda: host
     return lifted

@@ -12,9 +12,15 @@ from reparam.frontends.builder import joined_channels
 from reparam.frontends.torch.arguments import bind, first, is_literal
 from reparam.frontends.torch.lift import Lifter
 from reparam.frontends.torch.rules_stacks import total
-from reparam.frontends.torch.sizes import features_read, is_batch_of, is_channels_of, number
+from reparam.frontends.torch.sizes import (
+    features_read,
+    is_batch_of,
+    is_channels_of,
+    measured_in,
+    number,
+)
 from reparam.frontends.torch.table import reads
-from reparam.program import Node
+from reparam.program import Alias, Layout, Node
 from reparam.reasons import Reason
 
 __all__ = ["averaged_positions", "repadded"]
@@ -193,41 +199,6 @@ def _reduced(lifter: Lifter, node: fx.Node, *, monotone: bool) -> Node | None:
     )
 
 
-@reads(torch.permute, "permute")
-def permute(lifter: Lifter, node: fx.Node) -> Node | None:
-    """``torch.permute`` with literal axes."""
-    x = first(node)
-    rest = node.args[1:] or (node.kwargs.get("dims"),)
-    dims = rest[0] if len(rest) == 1 and isinstance(rest[0], list | tuple) else rest
-    rank = lifter.known(x).rank
-    if rank is None or not isinstance(dims, list | tuple) or len(dims) != rank:
-        return None
-    if not all(isinstance(d, int) for d in dims):
-        return None
-    return _permuted(lifter, node, x, [d % rank for d in dims if isinstance(d, int)])
-
-
-@reads(torch.transpose, "transpose")
-def transpose(lifter: Lifter, node: fx.Node) -> Node | None:
-    """``torch.transpose`` with literal axes."""
-    x, first, second = bind(node, ("input", "dim0", "dim1"), (None, None, None))
-    rank = lifter.known(x).rank
-    if rank is None or not isinstance(first, int) or not isinstance(second, int):
-        return None
-    order = list(range(rank))
-    order[first % rank], order[second % rank] = second % rank, first % rank
-    return _permuted(lifter, node, x, order)
-
-
-def _permuted(lifter: Lifter, node: fx.Node, x: fx.Node, order: list[int]) -> Node | None:
-    rank, axis, digits = len(order), lifter.nodes[x].axis, lifter.known(x).digits
-    if axis is None and not digits:
-        return None
-    moved = None if axis is None else order.index(axis + rank) - rank
-    there = tuple((order.index(at + rank) - rank, size) for at, size in digits)
-    return lifter.layout(node, x, moved, rank, batch=order[0] == 0, digits=there)
-
-
 @reads(nn.Flatten, torch.flatten, "flatten")
 def flatten(lifter: Lifter, node: fx.Node) -> Node | None:
     """``torch.flatten``; where it joins channels and positions, each feature is of one channel."""
@@ -316,9 +287,24 @@ def _joined(lifter: Lifter, node: fx.Node, x: fx.Node, sizes: tuple[Any, ...]) -
     facts = lifter.known(x)
     assert facts.rank is not None  # noqa: S101 (the caller has looked)
     order = joined_channels(facts.digits, facts.rank)
-    if order is None or len(sizes) < 2 or number(lifter, sizes[1]) != len(order):
+    if order is None or len(sizes) < 2:
+        return None
+    rest = sizes[1] == -1 and facts.rank == len(sizes) + 1 and _keep_places(lifter, x, sizes[2:])
+    if not rest and number(lifter, sizes[1]) != len(order):
         return None
     return lifter.routed(node, x, order, 1 - len(sizes), len(sizes))
+
+
+def _keep_places(lifter: Lifter, x: fx.Node, sizes: tuple[Any, ...]) -> bool:
+    """Whether sizes are those of the positions of ``x``, whose channels stand on two axes."""
+    node = lifter.nodes[x]
+    while isinstance(node, Layout | Alias) and node.axis is None:
+        node = node.inputs[0]
+    found = [measured_in(lifter, size) for size in sizes]
+    return all(
+        of is not None and lifter.nodes[of[0]] is node and of[1] == 2 + k
+        for k, of in enumerate(found)
+    )
 
 
 @reads(nn.Unflatten, torch.unflatten, "unflatten")
@@ -336,53 +322,3 @@ def unflatten(lifter: Lifter, node: fx.Node) -> Node | None:
     more = len(sizes) - 1
     moved = axis if dim % rank < axis + rank else axis - more
     return lifter.layout(node, x, moved, rank + more, batch=dim % rank > 0)
-
-
-@reads(torch.unsqueeze, "unsqueeze")
-def unsqueeze(lifter: Lifter, node: fx.Node) -> Node | None:
-    """``x.unsqueeze(dim)``."""
-    x, dim = bind(node, ("input", "dim"), (None, None))
-    rank, axis = lifter.known(x).rank, lifter.nodes[x].axis
-    if rank is None or axis is None or not isinstance(dim, int):
-        return None
-    at = dim % (rank + 1)
-    moved = axis if at <= axis + rank else axis - 1
-    return lifter.layout(node, x, moved, rank + 1, pooled=lifter.known(x).pooled, batch=at > 0)
-
-
-@reads(torch.squeeze, "squeeze")
-def squeeze(lifter: Lifter, node: fx.Node) -> Node | None:
-    """``x.squeeze(dim)`` of a dimension behind the channels that a pooling left."""
-    x, dim = bind(node, ("input", "dim"), (None, None))
-    facts, axis = lifter.known(x), lifter.nodes[x].axis
-    if facts.rank is None or axis is None or not isinstance(dim, int) or not facts.pooled:
-        return None
-    if dim % facts.rank <= axis + facts.rank:
-        return None
-    return lifter.layout(node, x, axis + 1, facts.rank - 1, pooled=True, batch=True)
-
-
-@reads(torch.flip, "flip")
-def flip(lifter: Lifter, node: fx.Node) -> Node | None:
-    """``x.flip(dims)`` of other dimensions than that of the channels."""
-    rest = node.args[1:] or (node.kwargs.get("dims"),)
-    dims = rest[0] if len(rest) == 1 and isinstance(rest[0], list | tuple) else rest
-    return _turned(lifter, node, dims)
-
-
-@reads(torch.roll, "roll")
-def roll(lifter: Lifter, node: fx.Node) -> Node | None:
-    """``x.roll(shifts, dims)`` of other dimensions than that of the channels."""
-    _, _, dims = bind(node, ("input", "shifts", "dims"), (None, None, None))
-    return _turned(lifter, node, dims)
-
-
-def _turned(lifter: Lifter, node: fx.Node, dims: Any) -> Node | None:
-    x = first(node)
-    dims = (dims,) if isinstance(dims, int) else dims
-    rank, axis = lifter.known(x).rank, lifter.nodes[x].axis
-    if rank is None or axis is None or not isinstance(dims, list | tuple) or not is_literal(dims):
-        return None
-    if not dims or axis + rank in {d % rank for d in dims if isinstance(d, int)}:
-        return None
-    return lifter.layout(node, x, axis, rank, pooled=lifter.known(x).pooled, batch=True)

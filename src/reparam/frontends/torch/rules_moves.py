@@ -20,7 +20,7 @@ from reparam.frontends.torch.arguments import (
 )
 from reparam.frontends.torch.lift import Lifter
 from reparam.frontends.torch.rules_layouts import averaged_positions, repadded
-from reparam.frontends.torch.rules_parts import part_of, picked
+from reparam.frontends.torch.rules_routes import item_of
 from reparam.frontends.torch.table import reads
 from reparam.program import Node
 from reparam.reasons import Why
@@ -114,17 +114,11 @@ def _zero_pad(lifter: Lifter, node: fx.Node, flat: tuple[int, ...]) -> Node | No
 
 @reads(operator.getitem)
 def item(lifter: Lifter, node: fx.Node) -> Node | None:
-    """A slice ``x[:, :, 1:-1]``: a crop, padding by a negative number; ``x[:, :4]``: channels."""
+    """A slice ``x[:, :, 1:-1]``: a crop, padding by a negative number; else what it takes."""
     x, index = node.args
-    if isinstance(index, int):
-        return part_of(lifter, node)
     index = index if isinstance(index, tuple) else (index,)
-    if not lifter.is_value(x) or not all(isinstance(part, slice | list) for part in index):
-        return None
-    channels = _channels_in(lifter, node, index)
-    if channels is not None:
-        return picked(lifter, node, first(node), channels)
-    return _cropped(lifter, node, index)
+    whole = lifter.is_value(x) and all(isinstance(part, slice) for part in index)
+    return (_cropped(lifter, node, index) if whole else None) or item_of(lifter, node)
 
 
 def _cropped(lifter: Lifter, node: fx.Node, index: Sequence[Any]) -> Node | None:
@@ -143,28 +137,8 @@ def _cropped(lifter: Lifter, node: fx.Node, index: Sequence[Any]) -> Node | None
     return _zero_pad(lifter, node, tuple(flat))
 
 
-def _channels_in(lifter: Lifter, node: fx.Node, index: Sequence[Any]) -> Sequence[int] | None:
-    """The channels that an index picks; None where it picks along other dimensions, or all."""
-    facts, axis = lifter.known(first(node)), lifter.nodes[first(node)].axis
-    total = facts.channels
-    if total is None or facts.rank is None or axis is None:
-        return None
-    position = axis + facts.rank
-    if len(index) <= position:
-        return None
-    own, *others = index[position], *index[:position], *index[position + 1 :]
-    if own == slice(None) or any(part != slice(None) for part in others):
-        return None
-    if isinstance(own, list):
-        return [n % total for n in own] if all(type(n) is int for n in own) else None
-    literal = all(n is None or isinstance(n, int) for n in (own.start, own.stop, own.step))
-    return range(*own.indices(total)) if literal else None
-
-
-def _crop(part: slice | list[Any]) -> tuple[int, int] | None:
+def _crop(part: slice) -> tuple[int, int] | None:
     """How much a slice takes off at both ends, as padding; None if that depends on the size."""
-    if isinstance(part, list):
-        return None
     start, stop, step = part.start or 0, part.stop, part.step or 1
     if not isinstance(start, int) or start < 0 or step != 1:
         return None
@@ -231,15 +205,14 @@ def dropout_function(lifter: Lifter, node: fx.Node) -> Node | None:
 )
 def elementwise(lifter: Lifter, node: fx.Node) -> Node | None:
     """An activation: nothing folds through it, but axes stay in place."""
-    stateless = node.op != "call_module" or next(lifter.module(node).parameters(), None) is None
-    return (lifter.again(node) if stateless else None) or lifter.opaque(node, keeps=True)
+    return lifter.opaque(node, keeps=True)
 
 
-@reads(torch.cat, torch.concat, torch.concatenate, any_arguments=True)
+@reads(torch.cat, torch.concat, torch.concatenate, torch.hstack, any_arguments=True)
 def concat(lifter: Lifter, node: fx.Node) -> Node | None:
     """``torch.cat`` along the channel axis, which some of the parts may not know as such."""
     parts, dim = bind(node, ("tensors", "dim"), (None, 0))
-    dim = node.kwargs.get("axis", dim)
+    dim = 1 if node.target is torch.hstack else dim
     if not isinstance(parts, list | tuple) or not all(lifter.is_value(p) for p in parts):
         return None
     axes = {lifter.nodes[p].axis for p in parts} - {None}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+from typing import Any
 
 from torch import fx, nn
 from torch.nn import functional as F
@@ -12,7 +13,7 @@ from reparam.frontends.torch.effects import metadata_read
 from reparam.frontends.torch.lift import Lifter
 from reparam.program import Alias
 
-__all__ = ["features_read", "is_batch_of", "is_channels_of", "number"]
+__all__ = ["features_read", "is_batch_of", "is_channels_of", "measured_in", "number"]
 
 _NEAR = 8
 """Operations to look at for a layer that tells how many features it reads."""
@@ -28,7 +29,7 @@ def number(lifter: Lifter, size: object) -> int | None:
         left, right = (number(lifter, part) for part in size.args)
         known = left is not None and right is not None
         return _ARITHMETIC[size.target](left, right) if known else None
-    measured = _measured(lifter, size)
+    measured = measured_in(lifter, size)
     if measured is None:
         return None
     value, dim = measured
@@ -39,7 +40,7 @@ def number(lifter: Lifter, size: object) -> int | None:
 
 def is_batch_of(lifter: Lifter, size: object, x: fx.Node) -> bool:
     """Whether a size is that of the first dimension of ``x``, whatever the input."""
-    measured = _measured(lifter, size)
+    measured = measured_in(lifter, size)
     if measured is None or measured[1] != 0:
         return False
     return lifter.batch_of(measured[0]) == lifter.batch_of(x)
@@ -50,7 +51,7 @@ def is_channels_of(lifter: Lifter, size: object, x: fx.Node) -> bool:
     known = lifter.known(x).channels
     if known is not None and number(lifter, size) == known:
         return True
-    measured = _measured(lifter, size)
+    measured = measured_in(lifter, size)
     rank, axis = lifter.known(x).rank, lifter.nodes[x].axis
     if measured is None or rank is None or axis is None:
         return False
@@ -88,14 +89,17 @@ _KEEPS_SHAPE = (nn.Dropout, nn.Identity, nn.ReLU)
 _ARITHMETIC = {operator.floordiv: operator.floordiv, operator.mul: operator.mul}
 
 
-def _measured(lifter: Lifter, size: object) -> tuple[fx.Node, int] | None:
+def measured_in(lifter: Lifter, size: object) -> tuple[fx.Node, int] | None:
     """The value and the dimension of it that a size was read from."""
     if not isinstance(size, fx.Node):
         return None
     if size.target == "size" and len(size.args) == 2:
         value, dim = size.args
+    elif size.target is len:
+        value, dim = size.args[0], 0
     elif size.target is operator.getitem:
         shape, dim = size.args
+        shape, dim = _of_slice(shape, dim)
         if not isinstance(shape, fx.Node) or metadata_read(shape) != "shape" or shape.args[2:]:
             return None
         value = shape.args[0] if shape.args[1:] in {(), ("shape",)} else None
@@ -103,3 +107,16 @@ def _measured(lifter: Lifter, size: object) -> tuple[fx.Node, int] | None:
         return None
     known = isinstance(value, fx.Node) and value in lifter.nodes and isinstance(dim, int)
     return (value, dim) if known else None  # type: ignore[return-value]
+
+
+def _of_slice(shape: Any, dim: Any) -> tuple[Any, Any]:
+    """The sizes, and the place in them, of one of those that ``shape[2:]`` takes."""
+    if not isinstance(shape, fx.Node) or shape.target is not operator.getitem:
+        return shape, dim
+    whole, part = shape.args
+    if not isinstance(part, slice) or part.stop is not None or part.step not in {None, 1}:
+        return shape, dim
+    start: Any = part.start
+    if type(start) is not int or type(dim) is not int or start < 0 or dim < 0:
+        return shape, dim
+    return whole, dim + start

@@ -287,6 +287,11 @@ class Tracer(KnowingTracer):
         """Whether a value is known to be a tensor."""
         return isinstance(self.values.get(node), Tensor)
 
+    def count_of(self, node: fx.Node) -> int | None:
+        """How many values a value is that an operation returned as a list or tuple."""
+        value: Any = self.values.get(node)
+        return len(value) if type(value) in {list, tuple} else None
+
     def may_have(self, node: fx.Node, name: str) -> bool:
         """Whether a value has an attribute, as far as is known."""
         return node not in self.values or hasattr(self.values[node], name)
