@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Hashable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -42,7 +43,7 @@ from reparam.fusing.modules import ModuleDiscovery, Probed
 from reparam.fusing.place import place_all
 from reparam.fusing.probe import identify
 from reparam.fusing.sites import ModuleSite
-from reparam.fusing.vetoes import Vetoes, owners_of
+from reparam.fusing.vetoes import Vetoes, chain_of, owners_of
 from reparam.fusing.ways import Selected, select_alike
 from reparam.planner import Candidate, Selection, Veto
 from reparam.reasons import Reason, Why
@@ -330,14 +331,11 @@ class _Finder:
 
         while True:
             selected = select_alike(ways, self._vetoes, choose)
-            folds = Counter(one.keys for one in selected.found)
-            fewer = {
-                one.keys: Why.FOLDS_IN_SOME_CALLS(calls=calls, folds=folds[one.keys])
-                for one in selected.found
-                if folds[one.keys] < (calls := selected.vetoes.calls_of(one.block))
-            }
+            fewer = _in_some_calls(selected)
             if not fewer:
-                return selected
+                # Modules that are called again and again one behind the other are edited once.
+                once = {chain_of(one.region) or one: one for one in reversed(selected.found)}
+                return replace(selected, found=list(once.values())[::-1])
             in_some |= fewer
 
     def _vetoes(self, way: Lifted) -> Vetoes:
@@ -353,6 +351,22 @@ class _Finder:
 
     def _leave(self, path: str, module: nn.Module, reason: Reason) -> None:
         self._account.leave(path or "the model", type(module).__name__, reason, path)
+
+
+def _in_some_calls(selected: Selected) -> dict[frozenset[Hashable], Reason]:
+    """Regions that are not in every call of what they edit, each with the reason."""
+    calls_of = selected.vetoes.calls_of
+    folds = Counter(one.keys for one in selected.found)
+    chains = Counter(chain_of(one.region) for one in selected.found)
+    fewer: dict[frozenset[Hashable], Reason] = {}
+    for one in selected.found:
+        chain, calls = chain_of(one.region), calls_of(one.block)
+        most = max(chain, key=calls_of, default="")
+        if chain and chains[chain] < calls_of(most) != calls:
+            fewer[one.keys] = Why.SHARED_MODULE(where=most, times=calls_of(most))
+        elif folds[one.keys] < calls and not (chain and chains[chain] >= calls_of(most)):
+            fewer[one.keys] = Why.FOLDS_IN_SOME_CALLS(calls=calls, folds=folds[one.keys])
+    return fewer
 
 
 def _named(module: nn.Module, names: frozenset[str]) -> set[Tensor]:

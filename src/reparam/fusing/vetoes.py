@@ -13,10 +13,10 @@ from reparam.frontends.torch.skeleton import tensors_of
 from reparam.frontends.torch.trace import Call, Key
 from reparam.fusing.chosen import EVERYTHING, Chosen
 from reparam.planner import Candidate
-from reparam.program import Alias, Concat, Layout, Node, Routed, Sum
+from reparam.program import Affine, Alias, Concat, Layout, Node, Routed, Sum
 from reparam.reasons import Reason, Why
 
-__all__ = ["Vetoes", "common_call"]
+__all__ = ["Vetoes", "chain_of", "common_call"]
 
 Stack = tuple[Call, ...]
 
@@ -66,7 +66,7 @@ class Vetoes:
         return (
             self._hook(nodes, len(shared))
             or self._hook_on_the_way(region, len(shared))
-            or self._called_again(nodes, shared)
+            or (None if chain_of(region) else self._called_again(nodes, shared))
             or self._tied(region)
             or self._stored_once(region)
             or self._changed_in_place(region)
@@ -134,6 +134,7 @@ class Vetoes:
 
     def _tied(self, region: Candidate) -> Reason | None:
         keys = {n.key for n in region.nodes}
+        chain = chain_of(region)
         held_by = {k.target if k.is_module else k.owner for k in keys if isinstance(k, Key)}
         for node in region.nodes:
             for tensor in self._lifted.reads(node):
@@ -144,7 +145,10 @@ class Vetoes:
                 if others:
                     return Why.TIED(to=min(others))
                 asked = tensor in self._asked and not self._stays(region, tensor)
-                if asked or tensor in self._elsewhere or not self._readers[tensor] <= keys:
+                readers = {
+                    k for k in self._readers[tensor] if not (k.is_module and k.target in chain)
+                }
+                if asked or tensor in self._elsewhere or not readers <= keys:
                     return Why.USED_ELSEWHERE()
         return None
 
@@ -248,6 +252,21 @@ def _read_since(lifted: Lifted, source: Node, order: int) -> set[fx.Node]:
             seen.update(fresh)
             waiting += fresh
     return found
+
+
+def chain_of(region: Candidate) -> tuple[str, ...]:
+    """Paths of the modules that a region calls one behind the other, if it does nothing else.
+
+    Such a one is folded in the modules themselves, and so in every call of them: what is asked for
+    is that all calls are such chains.
+    """
+    nodes = sorted((n for n in region.nodes if not isinstance(n, Alias)), key=lambda n: n.order)
+    keys = [n.key for n in nodes]
+    alone = sum(n.is_convolution for n in nodes) <= 1
+    if not alone or any(n.is_copy or not isinstance(n, Affine) for n in nodes):
+        return ()
+    chain = tuple(key.target for key in keys if isinstance(key, Key) and key.is_module)
+    return chain if len(set(chain)) == len(nodes) else ()
 
 
 def common_call(stacks: list[Stack]) -> Stack:

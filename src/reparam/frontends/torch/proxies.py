@@ -74,7 +74,7 @@ class TracedValue(fx.Proxy):
         return self.tracer.iter(self) if count is None else iter([whole[k] for k in range(count)])
 
     def __getitem__(self, index: Any) -> Any:
-        """Take what an index says; some of several values that an operation returned, one by one."""
+        """Take what an index says; some of several values that were returned, one by one."""
         count = self.tracer.count_of(self.node) if type(index) is slice else None
         if count is None:
             return self.tracer.create_proxy("call_function", operator.getitem, (self, index), {})

@@ -9,7 +9,7 @@ from torch import fx, nn
 from torch.nn import functional as F
 
 from reparam.frontends.builder import joined_channels
-from reparam.frontends.torch.arguments import bind, first, is_literal
+from reparam.frontends.torch.arguments import bind, first
 from reparam.frontends.torch.lift import Lifter
 from reparam.frontends.torch.rules_stacks import total
 from reparam.frontends.torch.sizes import (
