@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterable, Mapping
 
 import torch
@@ -16,7 +15,8 @@ from reparam.branching.init import Batch, Site, calibrate, init_exact, init_fres
 from reparam.branching.kinds import BranchKind
 from reparam.branching.layout import ConvLayout
 from reparam.branching.operators import conv_operator, norm_operator, norms
-from reparam.errors import InputError, UnsupportedModelError
+from reparam.errors import InputError
+from reparam.frontends.torch.copying import own_copy
 
 __all__ = ["apply_branches", "branches_of"]
 
@@ -65,7 +65,7 @@ def apply_branches(
 
     """
     batches = _batches(inputs)
-    wide = _copy(model)
+    wide = own_copy(model)
     modules = dict(wide.named_modules())
     sites: list[Site] = []
     new: dict[int, nn.Module] = {}
@@ -122,14 +122,6 @@ def _batches(inputs: Tensor | Iterable[Batch] | None) -> list[Batch]:
         msg = "calibrate is empty; needed at least one batch of inputs"
         raise InputError(msg)
     return batches
-
-
-def _copy(model: nn.Module) -> nn.Module:
-    try:
-        return copy.deepcopy(model)
-    except Exception as error:
-        msg = f"the model, a {type(model).__name__}, cannot be copied: {error}"
-        raise UnsupportedModelError(msg) from error
 
 
 def _replace(model: nn.Module, new: Mapping[int, nn.Module]) -> nn.Module:

@@ -14,7 +14,7 @@ from torch.utils._pytree import tree_flatten
 
 from reparam._support.arguments import Kind, shown
 from reparam.errors import InputError
-from reparam.frontends.torch.skeleton import Copier
+from reparam.frontends.torch.copying import Copier
 from reparam.frontends.torch.structures import leaves
 
 __all__ = [

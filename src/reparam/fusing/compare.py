@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import warnings
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -14,6 +13,7 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.utils._pytree import tree_leaves, tree_map
 
 from reparam.errors import VerificationError
+from reparam.frontends.torch.copying import own_copy
 from reparam.frontends.torch.eager import with_numbers
 from reparam.frontends.torch.frames import first_line
 from reparam.frontends.torch.running import Arguments
@@ -172,7 +172,7 @@ def _nothing_finite(outputs: Sequence[Tensor]) -> bool:
 
 def _sound(model: nn.Module) -> nn.Module:
     """A copy in float64 with zeros for weights, and ones for variances, that have no meaning."""
-    twin = copy.deepcopy(model).to(torch.float64)
+    twin = own_copy(model).to(torch.float64)
     for module in twin.modules():
         for parameter in module.parameters(recurse=False):
             parameter.nan_to_num_(0.0, 0.0, 0.0)

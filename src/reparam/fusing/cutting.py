@@ -11,6 +11,7 @@ from torch import fx, nn
 
 from reparam._support.arguments import running_on
 from reparam.errors import InputError, UnsupportedModelError
+from reparam.frontends.torch.copying import Copier
 from reparam.frontends.torch.cut import Cut
 from reparam.frontends.torch.eager import Outcome, compare, guess_calls, with_numbers
 from reparam.frontends.torch.fixed import fixed_values
@@ -18,7 +19,6 @@ from reparam.frontends.torch.part import part_of
 from reparam.frontends.torch.rewrite import Shell, build
 from reparam.frontends.torch.running import Arguments
 from reparam.frontends.torch.skeleton import (
-    Copier,
     hooked_modules,
     runnable_copy,
     with_plain_weights,

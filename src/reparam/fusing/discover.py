@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from reparam._support.arguments import running_on
 from reparam.algebra import AffineConv
 from reparam.frontends.kinds import AnyConv, AnyNorm
-from reparam.frontends.torch.builtin import is_builtin
+from reparam.frontends.torch.builtin import is_builtin, is_compiled, wrapped
 from reparam.frontends.torch.chains import chains, opened, runs_as_chain, trace_of
 from reparam.frontends.torch.eager import (
     Outcome,
@@ -259,6 +259,8 @@ class _Finder:
     def _visit_parts(self, path: str, module: nn.Module) -> None:
         """Go on with what can be read of a module that cannot be traced as a whole."""
         self._untraced.add(path)
+        if is_compiled(module):
+            return
         call = self._known_call(path) or guess_for_module(module)
         names = frozenset[str]() if call is None else read_from_outside(module, call)
         self._elsewhere |= _named(module, names)
@@ -287,7 +289,7 @@ class _Finder:
     def _visit_children(self, path: str, module: nn.Module) -> None:
         for name, child in module.named_children():
             inner = join(path, name)
-            if isinstance(child, nn.ModuleList | nn.ModuleDict) or self._is_opened(inner, child):
+            if _is_container(child) or self._is_opened(inner, child):
                 self._visit_children(inner, child)
             elif not is_builtin(child):
                 self.visit(inner, child)
@@ -385,3 +387,7 @@ def _upwards(path: str) -> Iterator[str]:
 def _has_layers(module: nn.Module) -> bool:
     kinds = (AnyConv, AnyNorm, nn.Linear)
     return any(isinstance(m, kinds) for m in module.modules())
+
+
+def _is_container(module: nn.Module) -> bool:
+    return isinstance(module, nn.ModuleList | nn.ModuleDict) or wrapped(module) is not None

@@ -15,11 +15,11 @@ from dataclasses import dataclass, field
 from typing import Any, Generic, Protocol, TypeVar
 
 from reparam.fusing.account import Account
-from reparam.fusing.collector import paused_collector
 from reparam.fusing.column import Place, column
 from reparam.fusing.fold import FoldedLayer, in_parallel
 from reparam.fusing.regions import Region, region_record
 from reparam.fusing.table import Line, page
+from reparam.fusing.undisturbed import undisturbed
 from reparam.planner import Candidate, Selection, Veto, select
 from reparam.program import Node, Program
 from reparam.reasons import Reason, Refusal, Why
@@ -231,7 +231,7 @@ class Plan(Generic[Model]):
     notes: tuple[str, ...]
     _discovery: Discovery[Model, Any] = field(repr=False)
 
-    @paused_collector()
+    @undisturbed()
     def apply(self) -> Model:
         """Write the fused model: a new one, sharing no storage with what was planned on.
 

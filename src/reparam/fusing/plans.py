@@ -12,16 +12,17 @@ from reparam._support.arguments import FLAG, NONE, SHAPES, check_module, takes
 from reparam.errors import InputError, TrainingModeError
 from reparam.frontends.kinds import AnyBatchNorm
 from reparam.frontends.onnx.valid import check_readable
-from reparam.frontends.torch.skeleton import Copier, unwrap
+from reparam.frontends.torch.copying import Copier
+from reparam.frontends.torch.skeleton import unwrap
 from reparam.fusing.asked import FIXED, OUTPUTS, without_fixed
 from reparam.fusing.chosen import EVERYTHING, WHERE, Chosen
-from reparam.fusing.collector import paused_collector
 from reparam.fusing.cutting import cut_out
 from reparam.fusing.discover import discover
 from reparam.fusing.driver import Discovery, Plan
 from reparam.fusing.exported import ExportedDiscovery
 from reparam.fusing.onnx_cutting import asked_onnx, cut_onnx
 from reparam.fusing.onnx_graphs import OnnxDiscovery
+from reparam.fusing.undisturbed import undisturbed
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable
@@ -64,7 +65,7 @@ def plan(model: ExportedProgram, *, where: Where | None = None) -> Plan[Exported
     outputs=OUTPUTS | NONE,
     fixed=FIXED | NONE,
 )
-@paused_collector()
+@undisturbed()
 def plan(
     model: Any,
     example_inputs: Any = None,
@@ -205,7 +206,7 @@ def fuse(
 ) -> ModelProto: ...
 @overload
 def fuse(model: ExportedProgram, *, where: Where | None = None) -> ExportedProgram: ...
-@paused_collector()
+@undisturbed()
 def fuse(model: Any, example_inputs: Any = None, **how: Any) -> Any:
     """Fold everything in a model, or in a part of it, that folds exactly: ``plan(...).apply()``.
 

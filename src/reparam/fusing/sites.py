@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Hashable
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from reparam.frontends.torch.lift import Lifted
@@ -51,10 +52,22 @@ class ModuleSite(Site):
 
     @property
     def like(self) -> Tensor:
-        """A weight whose type and device the folded layer gets: the largest."""
+        """A weight whose type and device the folded layer gets: the largest.
+
+        Layers of numbers that stand in the code read none; then it is the largest of the region, or
+        of the model.
+        """
         layers = [n for n in self.core if n.is_convolution] or [self.region.anchor]
-        tensors = [t for n in layers for t in self.lifted.reads(n)]
-        return max((t for t in tensors if t.is_floating_point()), key=lambda t: t.numel())
+        root = self.lifted.trace.root
+        for tensors in (
+            (t for n in layers for t in self.lifted.reads(n)),
+            (t for n in self.region.nodes for t in self.lifted.reads(n)),
+            (*root.parameters(), *root.buffers(), torch.empty(0)),
+        ):
+            found = [t for t in tensors if t.is_floating_point()]
+            if found:
+                break
+        return max(found, key=Tensor.numel)
 
     @property
     def is_frozen(self) -> bool:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import copy
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,8 +12,8 @@ from torch import fx, nn
 from reparam.branching.online.reading import Found
 from reparam.branching.online.region import Mode, Region
 from reparam.branching.online.steps import Step
-from reparam.errors import UnsupportedModelError
 from reparam.frontends.kinds import AnyBatchNorm
+from reparam.frontends.torch.copying import own_copy
 from reparam.frontends.torch.eager import Outcome, compare, guess_calls
 from reparam.frontends.torch.part import part_of
 from reparam.frontends.torch.rewrite import generated_forward, rewritten_base, with_forward
@@ -115,11 +114,7 @@ def place(
     model: nn.Module, forwards: Iterable[Forward], mode: Mode, *, compiled: bool = False
 ) -> nn.Module:
     """Copy a model and give modules their new forwards."""
-    try:
-        copied = copy.deepcopy(model)
-    except Exception as error:
-        msg = f"the model, a {type(model).__name__}, cannot be copied: {error}"
-        raise UnsupportedModelError(msg) from error
+    copied = own_copy(model)
     for forward in forwards:
         module = copied.get_submodule(forward.path)
         module.__class__ = with_forward(type(module), forward.source, forward.bindings)

@@ -1,24 +1,46 @@
-"""Which modules are PyTorch's own, so that their forward need not be traced."""
+"""Which modules are PyTorch's own or compiled, so that their forward is not traced."""
 
 from __future__ import annotations
 
 import inspect
 
+import torch
 from torch import nn
 
-__all__ = ["is_builtin"]
+__all__ = ["is_builtin", "is_compiled", "wrapped"]
 
 
 def is_builtin(module: nn.Module) -> bool:
     """Whether a module is one of PyTorch's own with its forward unchanged (not a container)."""
     kind = type(module)
-    if isinstance(module, nn.Sequential) or kind.__module__.startswith(
-        "torch.nn.modules.container"
+    if (
+        is_compiled(module)
+        or isinstance(module, nn.Sequential)
+        or kind.__module__.startswith("torch.nn.modules.container")
     ):
         return False
     defined_in = getattr(kind.forward, "__module__", None) or ""  # none for generated code
     own = kind.__module__.startswith(("torch.nn", "torch.ao.nn"))
     return own or (defined_in.startswith("torch.nn") and _overrides_nothing(kind))
+
+
+def is_compiled(module: nn.Module) -> bool:
+    """Whether a module is TorchScript, which runs, but has no code to read, edit or watch."""
+    return isinstance(module, torch.jit.ScriptModule)
+
+
+def wrapped(module: nn.Module) -> nn.Module | None:
+    """The module that torch.compile, DataParallel or DistributedDataParallel wraps, if it is one.
+
+    >>> wrapped(nn.DataParallel(nn.ReLU()))
+    ReLU()
+
+    """
+    if isinstance(module, nn.DataParallel | nn.parallel.DistributedDataParallel):
+        inner: nn.Module = module.module
+        return inner
+    is_compiled_later = type(module).__module__.startswith("torch._dynamo")
+    return module.get_submodule("_orig_mod") if is_compiled_later else None
 
 
 def _overrides_nothing(kind: type[nn.Module]) -> bool:

@@ -25,7 +25,7 @@ from torch.utils._pytree import tree_map
 from reparam.errors import InputError
 from reparam.frontends.kinds import AnyConv
 from reparam.frontends.torch.arguments import CONVOLUTIONS, bind
-from reparam.frontends.torch.builtin import is_builtin
+from reparam.frontends.torch.builtin import is_builtin, is_compiled
 from reparam.frontends.torch.constants import Constants
 from reparam.frontends.torch.frames import first_line
 from reparam.frontends.torch.recording import OutsideReads, Recorder, storages, written_by
@@ -104,6 +104,7 @@ def capture_calls(model: nn.Module, call: Call) -> dict[str, Call]:
                 _noting(seen, name, keeps=not is_builtin(module)), with_kwargs=True
             )
             for name, module in twin.named_modules()
+            if not is_compiled(module)
         ]
         try:
             with torch.no_grad():

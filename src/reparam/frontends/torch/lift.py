@@ -100,6 +100,7 @@ class Lifter(Builder[fx.Node, fx.Node]):
         self.hosts: dict[int, Callable[[], nn.Module]] = {}
         self._changed = set(map(base_of, trace.changes.values()))
         self._done: dict[Hashable, fx.Node] = {}
+        self._numbers: set[fx.Node] = set()
         self._mutations: list[tuple[int, fx.Node, fx.Node]] = []
         self._order = 0
 
@@ -114,7 +115,9 @@ class Lifter(Builder[fx.Node, fx.Node]):
                     self._pin(source)
                 continue
             self._note_mutation(order, node)
-            rule = rule_for(self, node)
+            if self._is_number(node):
+                self._numbers.add(node)
+            rule = None if node in self._numbers else rule_for(self, node)
             lifted: Node | None = None
             if rule is not None:
                 before = len(self.made)
@@ -190,7 +193,7 @@ class Lifter(Builder[fx.Node, fx.Node]):
 
     def is_value(self, value: object) -> bool:
         """Whether an argument is a tensor that depends on the input."""
-        return isinstance(value, fx.Node) and value in self.nodes
+        return isinstance(value, fx.Node) and value in self.nodes and value not in self._numbers
 
     def known(self, node: fx.Node) -> Facts:
         """What is known of a traced value."""
@@ -231,6 +234,15 @@ class Lifter(Builder[fx.Node, fx.Node]):
         if lifted is not None:
             self.pinned.add(lifted)
 
+    def _is_number(self, node: fx.Node) -> bool:
+        """Whether a value is a size, a type and the like, or computed from such: no tensor."""
+        if metadata_read(node) is not None:
+            return True
+        if node.op == "call_function" and getattr(node.target, "__module__", "") not in _PYTHON:
+            return False
+        sources = node.all_input_nodes
+        return node.op != "output" and bool(sources) and self._numbers.issuperset(sources)
+
     def _note_mutation(self, order: int, node: fx.Node) -> None:
         target = self.trace.changes.get(node)
         if target is not None:
@@ -258,6 +270,9 @@ def _is_read_beside(base: fx.Node, change: fx.Node) -> bool:
 
 
 _Dropout = nn.modules.dropout._DropoutNd  # noqa: SLF001 (the one base of all of them)
+
+_PYTHON = {"_operator", "builtins", "math"}
+"""Modules whose functions make numbers of numbers; those of torch may make tensors of them."""
 
 Rule = Callable[[Lifter, fx.Node], Node | None]
 

@@ -15,6 +15,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten
 
+from reparam.frontends.torch.builtin import is_compiled
 from reparam.frontends.torch.effects import FACTORIES
 
 __all__ = ["Factories", "OutsideReads", "Recorder", "storages", "written_by"]
@@ -242,7 +243,7 @@ class OutsideReads(TorchDispatchMode):
             for name, tensor in held if path else ():
                 self._holders[_storage(tensor)].update((inner, *around))
                 self._names.setdefault(_storage(tensor), f"{path}.{name}")
-        inside = [inner for path, inner in module.named_modules() if path]
+        inside = [m for path, m in module.named_modules() if path and not is_compiled(m)]
         self._handles = [inner.register_forward_pre_hook(self._enter) for inner in inside]
         self._handles += [
             inner.register_forward_hook(self._leave, always_call=True) for inner in inside

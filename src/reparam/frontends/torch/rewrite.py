@@ -18,7 +18,7 @@ from typing import Any
 from torch import Tensor, fx, nn
 
 from reparam.frontends.kinds import AnyNorm
-from reparam.frontends.torch.skeleton import TABLES, Copier, fill_graph_module
+from reparam.frontends.torch.copying import TABLES, Copier, fill_graph_module, own_tensor
 
 __all__ = ["Shell", "build", "generated_forward", "rewritten_base", "with_forward"]
 
@@ -122,7 +122,17 @@ class Shell:
             return self._container(path, child, copier)
         if path in self.dropped or self._is_folded_away(path, child):
             return _GONE
-        return copier.value(child)
+        twin = copier.value(child)
+        if isinstance(child, nn.ModuleList | nn.ModuleDict):
+            self._empty(path, twin)
+        return twin
+
+    def _empty(self, path: str, container: nn.Module) -> None:
+        """Put the identity where modules of a container that stays were folded away."""
+        for name in list(container._modules):
+            inner = f"{path}.{name}"
+            if inner in self.dropped and inner not in self.layers:
+                container._modules[name] = nn.Identity().eval()
 
     def _container(self, path: str, child: nn.Module, copier: Copier) -> Any:
         """Keep of an inlined child what the new forward still calls or reads."""
@@ -210,19 +220,11 @@ def build(
     """
     memo: dict[int, Any] = {id(old): new for old, new in layers.items()}
     memo.update({id(shell.original): shell.module for shell in shells})
-    tensor = (lambda value: value) if shares_weights else _own_tensor
+    tensor = (lambda value: value) if shares_weights else own_tensor
     copier = Copier(tensor, keep_hooks=True, memo=memo)
     for shell in shells:
         shell.fill(copier)
     return copier.copy(model).eval()
-
-
-def _own_tensor(tensor: Tensor) -> Tensor:
-    """Copy a tensor with its memory format."""
-    twin = tensor.detach().clone()
-    if isinstance(tensor, nn.Parameter):
-        return nn.Parameter(twin, tensor.requires_grad)
-    return twin.requires_grad_(tensor.requires_grad)
 
 
 def rewritten_base(kind: type[nn.Module]) -> type[nn.Module]:

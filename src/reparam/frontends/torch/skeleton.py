@@ -2,26 +2,20 @@
 
 from __future__ import annotations
 
-import copy
-import functools
-import operator
-from collections import OrderedDict
 from collections.abc import Callable, Iterator
-from types import BuiltinFunctionType, FunctionType, ModuleType
 from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
 from reparam._support.arguments import shown
 from reparam.errors import UnsupportedModelError
+from reparam.frontends.torch.builtin import wrapped
+from reparam.frontends.torch.copying import HOOKS, Copier, NeededHook
 
 __all__ = [
-    "TABLES",
-    "Copier",
-    "fill_graph_module",
     "hooked_modules",
     "named_tensors",
     "on_meta",
@@ -32,16 +26,6 @@ __all__ = [
     "with_plain_weights",
     "without_numbers",
 ]
-
-TABLES = ("_modules", "_parameters", "_buffers")
-"""Where a module holds its parts."""
-
-_HOOKS = (
-    "_forward_hooks",
-    "_forward_pre_hooks",
-    "_backward_hooks",
-    "_backward_pre_hooks",
-)
 
 
 def unwrap(model: nn.Module, name: str = "model") -> nn.Module:
@@ -64,14 +48,8 @@ def unwrap(model: nn.Module, name: str = "model") -> nn.Module:
             hint = "; pass its .module(), or the nn.Module that it was exported from"
         needed = f"a torch.nn.Module{hint}"
         raise UnsupportedModelError(f"{name} is {shown(model)}; needed {needed}")
-    inner = model
-    while True:
-        if isinstance(inner, nn.DataParallel | nn.parallel.DistributedDataParallel):
-            inner = inner.module
-        elif isinstance(getattr(inner, "_orig_mod", None), nn.Module):
-            inner = inner.get_submodule("_orig_mod")  # torch.compile's wrapper
-        else:
-            return inner if inner is model else unwrap(inner, name)
+    inner = wrapped(model)
+    return model if inner is None else unwrap(inner, name)
 
 
 def tensors_of(model: nn.Module) -> Iterator[Tensor]:
@@ -108,20 +86,10 @@ def shared_copy(model: nn.Module, *, needs_hooks: bool = False) -> nn.Module:
     """
     twin = Copier(lambda tensor: tensor, keep_hooks=needs_hooks).copy(model)
     for module in twin.modules() if needs_hooks else ():
-        for name in _HOOKS:
+        for name in HOOKS:
             table = vars(module)[name]
-            table.update({number: _Needed(hook) for number, hook in table.items()})
+            table.update({number: NeededHook(hook) for number, hook in table.items()})
     return twin
-
-
-class _Needed:
-    """A hook that a forward does not run without, as where it fetches what the hook collects."""
-
-    def __init__(self, hook: Callable[..., Any]) -> None:
-        self._hook = hook
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        return self._hook(*args, **kwargs)
 
 
 def with_plain_weights(model: nn.Module, chosen: Callable[[str], bool]) -> nn.Module:
@@ -217,155 +185,3 @@ def without_numbers(tensor: Tensor) -> Tensor:
     if isinstance(tensor, nn.Parameter):
         return nn.Parameter(empty, requires_grad=False)
     return empty
-
-
-class Copier:
-    """Copy a module tree fast: modules and containers anew, tensors as a function says.
-
-    ``copy.deepcopy`` walks every attribute of every module and costs more than a fold.
-    """
-
-    def __init__(
-        self,
-        tensor: Callable[[Tensor], Tensor],
-        *,
-        keep_hooks: bool = False,
-        memo: dict[int, Any] | None = None,
-    ) -> None:
-        """Prepare to copy.
-
-        Args:
-            tensor: Copies a tensor.
-            keep_hooks: Whether hooks are copied as well.
-            memo: Objects, by ``id``, and what takes their place.
-
-        """
-        self._copy_tensor = tensor
-        self._keep_hooks = keep_hooks
-        self._memo = {} if memo is None else memo
-        self._kept: list[Any] = []
-
-    def copy(self, model: nn.Module) -> nn.Module:
-        """Copy a model.
-
-        Raises:
-            UnsupportedModelError: It does not let itself be copied.
-
-        """
-        try:
-            twin: nn.Module = self.value(model)
-        except (TypeError, RuntimeError, AttributeError) as error:
-            msg = (
-                f"{type(model).__name__} cannot be copied, and a copy is read so that the model "
-                f"itself is never touched: {error}"
-            )
-            raise UnsupportedModelError(msg) from error
-        return twin
-
-    def value(self, value: Any) -> Any:
-        """Copy any value."""
-        if type(value) in _ATOMS:
-            return value
-        known = self._memo.get(id(value))
-        if known is not None:
-            return known
-        kind: Any = type(value)
-        return self._way_to_copy(kind)(self, value)
-
-    @classmethod
-    @functools.lru_cache(maxsize=1024)
-    def _way_to_copy(cls, kind: Any) -> Callable[[Copier, Any], Any]:
-        """How values of a class are copied, which is asked of every attribute of every module."""
-        own = hasattr(kind, "__deepcopy__") and not issubclass(kind, fx.GraphModule)
-        ways: list[tuple[bool, Callable[[Copier, Any], Any]]] = [
-            (issubclass(kind, fx.Graph), cls._graph),
-            (issubclass(kind, fx.GraphModule), cls._graph_module),
-            (issubclass(kind, nn.Module), cls._by_itself if own else cls._module),
-            (issubclass(kind, Tensor), cls._tensor),
-            (kind in {dict, OrderedDict}, cls._table),
-            (kind in {list, set, tuple}, cls._sequence),
-        ]
-        return next((way for fits, way in ways if fits), cls._other)
-
-    def _graph(self, graph: fx.Graph) -> Any:
-        if not self._keep_hooks:
-            return graph  # read, never run or edited
-        return self._remember(graph, self._deep(graph))
-
-    def _tensor(self, tensor: Tensor) -> Any:
-        return self._remember(tensor, self._copy_tensor(tensor))
-
-    def _table(self, table: dict[Any, Any]) -> Any:
-        made = {k: v if type(v) in _ATOMS else self.value(v) for k, v in table.items()}
-        return self._remember(table, made if type(table) is dict else OrderedDict(made))
-
-    def _sequence(self, parts: Any) -> Any:
-        made = type(parts)([v if type(v) in _ATOMS else self.value(v) for v in parts])
-        same = type(parts) is tuple and all(map(operator.is_, made, parts))
-        return self._remember(parts, parts if same else made)
-
-    def _other(self, value: Any) -> Any:
-        return self._remember(value, self._deep(value))
-
-    def _deep(self, value: Any) -> Any:
-        try:
-            return copy.deepcopy(value, self._memo)
-        except (TypeError, RuntimeError, AttributeError):
-            return value  # a view of a dict, a lock, a handle: nothing that a model computes with
-
-    def _by_itself(self, module: nn.Module) -> nn.Module:
-        """Let a module copy itself, with copies of ours of what it holds."""
-        for part in (*module.children(), *tensors_of(module)):
-            self.value(part)
-        twin: nn.Module = copy.deepcopy(module, self._memo)
-        return twin
-
-    def _graph_module(self, module: fx.GraphModule) -> nn.Module:
-        """Make a graph module to keep, with a class of its own, which holds its code."""
-        if not self._keep_hooks:
-            return self._module(module)
-        twin = self._remember(module, fx.GraphModule.__new__(fx.GraphModule))
-        tables = {name: self.value(vars(module)[name]) for name in TABLES}
-        return fill_graph_module(twin, tables, copy.deepcopy(module.graph))
-
-    def _module(self, module: nn.Module) -> nn.Module:
-        # Not by the class's own __new__: that of a GraphModule makes another class.
-        twin: nn.Module = self._remember(module, object.__new__(type(module)))
-        state = vars(twin)
-        state.update(vars(module))
-        for name, value in vars(module).items():
-            kind = type(value)
-            if kind in _ATOMS:
-                continue
-            if name in _OWN and not value:
-                state[name] = kind()
-            elif name in _HOOKS and not self._keep_hooks:
-                kept = {n: hook for n, hook in value.items() if isinstance(hook, _Needed)}
-                state[name] = kind(kept)
-            else:
-                state[name] = self.value(value)
-        return twin
-
-    def _remember(self, value: Any, made: Any) -> Any:
-        self._memo[id(value)] = made
-        self._kept.append(value)  # so that no other object gets its id meanwhile
-        return made
-
-
-def fill_graph_module(
-    module: fx.GraphModule, tables: dict[str, dict[str, Any]], graph: fx.Graph
-) -> fx.GraphModule:
-    """Give an empty graph module its graph, and what of the tables that reads."""
-    holder = nn.Module()
-    vars(holder).update(tables, training=False)
-    fx.GraphModule.__init__(module, holder, graph)
-    return module
-
-
-_OWN = frozenset(name for name, value in vars(nn.Module()).items() if type(value) is not bool)
-"""What every module has of its own, most of it empty."""
-
-_ATOMS = frozenset({
-    int, float, complex, str, bytes, bool, type, type(None), torch.dtype, torch.device, torch.Size,
-    FunctionType, BuiltinFunctionType, ModuleType,
-})  # fmt: skip

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from reparam.frontends.hosted import is_hosted
-from reparam.frontends.torch.builtin import is_builtin
+from reparam.frontends.torch.builtin import is_builtin, is_compiled, wrapped
 from reparam.frontends.torch.containers import Maker, is_special
 from reparam.frontends.torch.decisions import (
     Decision,
@@ -137,8 +137,13 @@ class Tracer(KnowingTracer):
             return forward(*args, **kwargs)  # without numbers, or a module made in a forward
         check_call(m, args, kwargs)
         path = join(self._path, name)
-        if path in self.opaque or is_builtin(m):
+        if is_compiled(m):
+            self.opaque.setdefault(path, "it is TorchScript, whose Python code is gone")
+        inner = wrapped(m)
+        if path in self.opaque or (inner is None and is_builtin(m)):
             return self.create_proxy("call_module", name, args, kwargs)
+        if inner is not None:
+            forward = inner
         frame = self._enter(m, path, by_name(m, args, kwargs))
         try:
             result = forward(*args, **kwargs)
