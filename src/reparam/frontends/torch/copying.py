@@ -77,10 +77,10 @@ class Copier:
         """
         try:
             twin: nn.Module = self.value(model)
-        except (TypeError, RuntimeError, AttributeError) as error:
+        except Exception as error:
             msg = (
-                f"{type(model).__name__} cannot be copied, and a copy is read so that the model "
-                f"itself is never touched: {error}"
+                f"{type(model).__name__} cannot be copied, and the model itself is never touched: "
+                f"{error}"
             )
             raise UnsupportedModelError(msg) from error
         return twin
