@@ -209,5 +209,5 @@ def test_what_cannot_be_read_or_used_is_refused() -> None:
         def __deepcopy__(self, memo: object) -> NoCopy:
             raise TypeError("locked")
 
-    with pytest.raises(UnsupportedModelError, match="NoCopy cannot be copied.*: locked"):
+    with pytest.raises(UnsupportedModelError, match=r"NoCopy cannot be copied.*: locked"):
         branch(NoCopy(conv))
