@@ -78,9 +78,12 @@ def write_transposed(a: Author, v: str) -> None:
     size, stride, pad = draw(st.sampled_from([(3, 1, 1), (3, 1, 2), (2, 2, 0), (3, 1, 0)]))
     groups = draw(st.sampled_from([1, width]))
     names = []
-    for _ in range(draw(st.sampled_from([1, 2]))):
+    for k in range(draw(st.sampled_from([1, 2]))):
+        if k and stride == 2:  # as large, with other taps
+            size, pad = draw(st.sampled_from([(2, 0), (4, 1), (6, 2)]))
         layer = kind(width, width, size, stride, pad, groups=groups, bias=draw(st.booleans()))
-        names.append(a.assign(f"{a.add(layer)}({normed(a, v)})"))
+        read = normed(a, v) if draw(st.booleans()) else f"({v} * 0.5)"
+        names.append(a.assign(f"{a.add(layer)}({read})"))
     if all(names):
         form = draw(st.sampled_from([" + ", " - "]))
         normed(a, a.assign(form.join(map(str, names))) or v)

@@ -71,6 +71,12 @@ def _spread(a: Author, v: str) -> None:
         "{0}.amax(-1, keepdim=True)",
         "{0}.unsqueeze(-1).mean(-1)",
         "{0}.flatten(2).reshape({0}.shape)",
+        "{0}[..., ::2]",
+        "{0}[:, :, None].squeeze(2).narrow(-1, 0, 2)",
+        "{0}.repeat_interleave(2, dim=-1)",
+        "{0}.movedim(1, -1).swapaxes(1, -1)",
+        "{0}.tensor_split(2, -1)[0]",
+        "{0}.mean(axis=2, keepdims=True)",
     ]
     if a.value(v).numel() <= 4000:
         a.assign(a.draw(st.sampled_from(forms)).format(v))
@@ -100,7 +106,8 @@ def _route(a: Author, v: str) -> None:
     if not is_map(a, v):
         return
     width, sizes = a.value(v).shape[1], list(range(2, a.value(v).ndim))
-    forms = ["{0}[:, [-1, *range({1} - 1)]]", "{0}[:, ::2]"]
+    forms = ["{0}[:, [-1, *range({1} - 1)]]", "{0}[:, ::2]", "{0}.roll(1, 1)", "{0}.flip(1, 2)"]
+    forms += ["torch.hstack({0}.tensor_split(2, 1)[::-1])", "{0}.repeat_interleave(2, 1)"]
     if width % 2 == 0:
         rest = ", ".join(f"{{0}}.shape[{d}]" for d in sizes)
         by_hand = f"{{0}}.view({{0}}.shape[0], 2, {{1}} // 2, {rest}).transpose(1, 2)"
@@ -197,6 +204,17 @@ def _again(a: Author, v: str) -> None:
     parts = list(a.module._modules)
     if parts:
         a.assign(f"self.{a.draw(st.sampled_from(parts))}({v})")
+
+
+def _chain_again(a: Author, v: str) -> None:
+    """Call a convolution and its norm one behind the other for several values."""
+    if is_map(a, v):
+        conv = draw_conv(a, v)
+        names = a.add(conv), a.add(draw_norm(a, conv.out_channels, rank_of(a, v)))
+        for form in a.draw(st.sampled_from([("{}", "{}.tanh()"), ("{}.flip(-1)", "{} * 2")])):
+            out = a.assign(f"{names[0]}({form.format(v)})")
+            if out and a.draw(st.sampled_from([True, True, True, False])):
+                a.assign(f"{names[1]}({out})")
 
 
 def _tied(a: Author, v: str) -> None:
@@ -320,6 +338,7 @@ KINDS: list[Statement] = [
     *[_in_place] * 2,
     _in_place_module,
     *[_again] * 2,
+    *[_chain_again] * 2,
     _tied,
     _functional,
     _channels_last,
