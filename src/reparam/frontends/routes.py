@@ -109,7 +109,9 @@ def _found(made: list[Tensor], first: list[Tensor], batches: list[int]) -> Route
     alike = [at for at in range(left.dim()) if left.shape[at] == right.shape[at]]
     found = {at: origins for at in alike if (origins := _origins(left, right, at)) is not None}
     apart = [at for at, origins in found.items() if all(len(one) == 1 for one in origins)]
-    several = apart or list(found)
+    # Channels that are made of several have these for themselves, as where pixels are shuffled.
+    parted = [at for at, origins in found.items() if _are_parted(origins)]
+    several = apart or parted
     if len(several) > 1:  # an axis of size one beside that of the channels
         several = [at for at in several if left.shape[at] > 1]
     if len(several) != 1:
@@ -129,6 +131,11 @@ def _origins(left: Tensor, right: Tensor, at: int) -> tuple[tuple[int, ...], ...
         for each in (left, right)
     ]
     return tuple(rows[0]) if rows[0] == rows[1] else None
+
+
+def _are_parted(origins: tuple[tuple[int, ...], ...]) -> bool:
+    taken = [origin for one in origins for origin in one]
+    return len(set(taken)) == len(taken)
 
 
 def _is_kept(numbers: Tensor, count: int) -> bool:
