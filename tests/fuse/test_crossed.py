@@ -224,6 +224,17 @@ ROUTED = {
     "chunks swapped": swapped,
 }
 
+
+def test_a_norm_of_one_channel_passes_what_moves_its_positions() -> None:
+    """One channel looks like any axis of size one."""
+    xs = image(2, 1, 10, 8), image(3, 1, 6, 12)
+    for name in ("and off again", "every other", "a half", "turned", "windows", "rows twice"):
+        step = SPREAD[name]
+        check(Lambda(lambda s, x, f=step: s.b(f(s.a(x))).relu(), conv(1, 1), norm(1)), *xs, norms=0)
+        last = conv(1, 3, k=1)
+        check(Lambda(lambda s, x, f=step: s.b(f(s.a(x.relu()))), norm(1), last), *xs, norms=0)
+
+
 REPEATED = {
     "repeat": lambda x: x.repeat(1, 3, 1, 1),
     "tile": lambda x: torch.tile(x, (3, 1, 1)),

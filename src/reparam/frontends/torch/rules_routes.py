@@ -115,7 +115,7 @@ def _route(
         found = route(run, facts.rank, axis, count, single, reach=_reach(lifter, node))
         if found is not None and found.is_in_place(count):
             if facts.channels is not None:
-                return found
+                return found._replace(origins=tuple((c,) for c in range(facts.channels)))
         elif facts.channels is None:
             return None
     return found
