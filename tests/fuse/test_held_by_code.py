@@ -264,3 +264,27 @@ def test_layers_of_numbers_in_code() -> None:
     for example in (None, X):
         fused = reparam.fuse(model, example)
         torch.testing.assert_close(fused(X), model(X), rtol=1e-9, atol=1e-9)
+
+
+class Standardised(nn.Module):
+    """Weight standardisation: a function computes with the weight of a layer that is not called."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.read, self.called = nn.Conv2d(6, 6, 3, padding=1), nn.Conv2d(6, 6, 3, padding=1)
+        self.parts = [self.called]
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        weight = self.read.weight - self.read.weight.mean((1, 2, 3), keepdim=True)
+        return self.parts[0](nn.functional.conv2d(x, weight, padding=1))
+
+
+def test_branching_leaves_weights_that_code_reads_and_reaches_what_a_list_holds() -> None:
+    model = Standardised().double().eval()
+    wide = reparam.branch(model, "repvgg")
+    assert type(wide.read) is nn.Conv2d
+    assert wide.parts[0] is wide.called
+    assert "called.branches.conv3x3.conv.weight" in wide.state_dict()
+    torch.testing.assert_close(wide(X), model(X), rtol=1e-9, atol=1e-9)
+    (refused,) = reparam.branching.plan_branching(model).refusals
+    assert refused.where == "read"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +17,7 @@ from reparam.branching.kinds import BranchKind
 from reparam.branching.layout import ConvLayout
 from reparam.branching.operators import conv_operator, norm_operator, norms
 from reparam.errors import InputError
-from reparam.frontends.torch.copying import own_copy
+from reparam.frontends.torch.copying import Copier, own_copy
 
 __all__ = ["apply_branches", "branches_of"]
 
@@ -68,7 +69,7 @@ def apply_branches(
     wide = own_copy(model)
     modules = dict(wide.named_modules())
     sites: list[Site] = []
-    new: dict[int, nn.Module] = {}
+    new: dict[int, Any] = {}
     for where, norm in chosen.items():
         own = None if norm is None else modules[norm]
         site = _site(where, modules[where], own, kind, generator, fresh=fresh)
@@ -76,7 +77,8 @@ def apply_branches(
         new[id(modules[where])] = site.block
         if norm is not None:
             new[id(modules[norm])] = nn.Identity().train(modules[norm].training)
-    wide = _replace(wide, new)
+    # A list or a function that holds a convolution holds the block then, too.
+    wide = Copier(lambda tensor: tensor, keep_hooks=True, memo=new).copy(wide)
     if batches:
         with running_on("the model", batches, "calibrate"):
             calibrate(wide, sites, batches)
@@ -122,15 +124,6 @@ def _batches(inputs: Tensor | Iterable[Batch] | None) -> list[Batch]:
         msg = "calibrate is empty; needed at least one batch of inputs"
         raise InputError(msg)
     return batches
-
-
-def _replace(model: nn.Module, new: Mapping[int, nn.Module]) -> nn.Module:
-    """Put modules in the places of those with these identities, wherever those occur."""
-    for parent in list(model.modules()):
-        for name, child in parent._modules.items():
-            if id(child) in new:
-                parent._modules[name] = new[id(child)]
-    return new.get(id(model), model)
 
 
 def _take_over(block: BranchSum, conv: _ConvNd) -> None:

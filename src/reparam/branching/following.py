@@ -1,4 +1,4 @@
-"""Which batch norm belongs to which convolution: it alone reads that convolution's output."""
+"""What a trace says of convolutions: which norm alone reads their output, who their weights."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 
 from reparam.frontends.torch.skeleton import hooked_modules, shared_copy
-from reparam.frontends.torch.trace import TraceFailure, join, straight_trace
+from reparam.frontends.torch.trace import Trace, TraceFailure, join, straight_trace
 
-__all__ = ["following_norms"]
+__all__ = ["following_norms", "read_by_others"]
 
 _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 
@@ -28,17 +28,33 @@ def following_norms(model: nn.Module) -> dict[str, str]:
 
     """
     hooked = set(hooked_modules(model))
-    pairs = dict(_pairs(shared_copy(model), ""))
+    pairs = dict(pair for traced in _traces(shared_copy(model), "") for pair in _pairs(traced))
     return {conv: norm for conv, norm in pairs.items() if conv not in hooked and norm not in hooked}
 
 
-def _pairs(module: nn.Module, path: str) -> Iterator[tuple[str, str]]:
+def read_by_others(model: nn.Module) -> frozenset[str]:
+    """Names of the parameters that code computes with outside of the layer that holds them.
+
+    Of parts that cannot be traced nothing is known.
+    """
+    return frozenset(
+        join(traced.path, str(node.target))
+        for traced in _traces(shared_copy(model), "")
+        for node in traced.graph.nodes
+        if node.op == "get_attr"
+    )
+
+
+def _traces(module: nn.Module, path: str) -> Iterator[Trace]:
+    """Trace a model, or the largest parts of it that can be traced."""
     try:
-        traced = straight_trace(module, path)
+        yield straight_trace(module, path)
     except TraceFailure:
         for name, child in module.named_children():
-            yield from _pairs(child, join(path, name))
-        return
+            yield from _traces(child, join(path, name))
+
+
+def _pairs(traced: Trace) -> Iterator[tuple[str, str]]:
     calls = Counter(
         id(traced.module(node)) for node in traced.graph.nodes if node.op == "call_module"
     )
@@ -49,7 +65,7 @@ def _pairs(module: nn.Module, path: str) -> Iterator[tuple[str, str]]:
         conv, norm = traced.module(node), traced.module(following)
         once = calls[id(conv)] == calls[id(norm)] == 1
         if isinstance(conv, _ConvNd) and _is_foldable(norm) and once:
-            yield join(path, str(node.target)), join(path, str(following.target))
+            yield join(traced.path, str(node.target)), join(traced.path, str(following.target))
 
 
 def _only_reader(node: fx.Node) -> fx.Node | None:

@@ -13,7 +13,7 @@ from torch.nn.modules.conv import _ConvNd
 from reparam._support.arguments import FUNCTION, MODULE, NONE, TEXT, a, several, takes
 from reparam._support.untouched import leaves_untouched
 from reparam.branching.apply import apply_branches, branches_of
-from reparam.branching.following import following_norms
+from reparam.branching.following import following_norms, read_by_others
 from reparam.branching.init import Batch
 from reparam.branching.kinds import BranchKind, resolve_kind
 from reparam.branching.layout import ConvLayout
@@ -142,11 +142,13 @@ def plan_branching(
     model = unwrap(model)
     _check_choice("norms", norms, ("keep", "absorb"))
     following = following_norms(model) if norms == "absorb" else {}
-    tied = tied_weights(model)
+    tied, read = tied_weights(model), read_by_others(model)
     regions: list[BranchRegion] = []
     refusals: list[BranchRefusal] = []
     for name, module in select(model, where).items():
         found = _look(kind, module, tied)
+        if not read.isdisjoint({f"{name}.weight", f"{name}.bias"}):
+            found = "its weight is also used elsewhere"
         what = _describe(module)
         if isinstance(found, str):
             refusals.append(BranchRefusal(name, what, found))

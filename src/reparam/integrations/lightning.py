@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import logging
 import os
 from pathlib import Path
@@ -19,6 +18,7 @@ from reparam.checkpoints.files import read_weights
 from reparam.deploy.exporting import export
 from reparam.deploy.exporting.formats import find_format
 from reparam.errors import CheckpointError, InputError
+from reparam.frontends.torch.copying import own_copy
 from reparam.fusing import plan
 from reparam.verifying import verify
 
@@ -118,7 +118,7 @@ class FuseAtEnd(pl.Callback):
         if not trainer.is_global_zero:
             return
         prefix, net = self._find(pl_module)
-        trained = copy.deepcopy(net).cpu().eval()
+        trained = own_copy(net).cpu().eval()
         if self._weights == "best":
             _load_best(trained, trainer, prefix)
         example = self._example

@@ -17,6 +17,7 @@ from reparam.branching.rep_optimizer.scales import (
 )
 from reparam.branching.select import Where
 from reparam.errors import InputError
+from reparam.frontends.torch.copying import own_copy
 
 __all__ = ["ScaledBranches", "read_scales", "scaled_branches", "search_scales"]
 
@@ -132,7 +133,7 @@ def scaled_branches(
         InputError: The scales do not fit the model.
 
     """
-    wide = copy.deepcopy(model)
+    wide = own_copy(model)
     blocks: dict[int, ScaledBranches] = {}
     for name, conv in scaled_convs(wide, scales).items():
         pointwise = draw_pointwise(conv, generator) if scales[name].pointwise is not None else None

@@ -10,7 +10,6 @@ float32 it may use a Winograd convolution, which loses a few bits more than a di
 
 from __future__ import annotations
 
-import copy
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +18,7 @@ import torch
 from reparam._support.arguments import running_on
 from reparam.deploy.engines._inputs import flat_outputs
 from reparam.errors import UnsupportedModelError, VerificationError
+from reparam.frontends.torch.copying import own_copy
 from reparam.verifying import (
     Difference,
     constant_outputs,
@@ -178,7 +178,7 @@ class Reference:
             return differences(self._outputs, self._in_half(_HALVES[precision]))
 
     def _in_eight_bits(self) -> list[torch.Tensor]:
-        rounded = copy.deepcopy(self._model)
+        rounded = own_copy(self._model)
         for module in rounded.modules():
             weight = getattr(module, "weight", None)
             if isinstance(weight, torch.nn.Parameter) and weight.dim() > 1:
@@ -191,7 +191,7 @@ class Reference:
     def _in_half(self, dtype: torch.dtype) -> list[torch.Tensor]:
         inputs = (x.to(dtype) if x.is_floating_point() else x for x in self._inputs)
         try:
-            return flat_outputs(copy.deepcopy(self._model).to(dtype)(*inputs))
+            return flat_outputs(own_copy(self._model).to(dtype)(*inputs))
         except RuntimeError as error:
             raise UnsupportedModelError(
                 f"{type(self._model).__name__} does not run in {dtype}, which is needed to tell "

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import warnings
 import zipfile
 from pathlib import Path
@@ -22,6 +21,7 @@ from reparam.deploy.engines.base import (
 )
 from reparam.deploy.engines.pt2_writer import pt2_metadata, write_pt2
 from reparam.errors import ExportError, MachineWarning
+from reparam.frontends.torch.copying import own_copy
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -88,7 +88,7 @@ def in_precision(model: nn.Module, precision: str) -> nn.Module:
             MachineWarning,
             stacklevel=3,
         )
-    return copy.deepcopy(model).to(torch.bfloat16)
+    return own_copy(model).to(torch.bfloat16)
 
 
 @register

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from typing import TYPE_CHECKING
 
 import torch
@@ -11,6 +10,7 @@ from reparam._support import optional
 from reparam.deploy.engines import Format, Settings, engine_names, get_engine
 from reparam.deploy.engines.pytorch import TorchRunner
 from reparam.errors import InputError
+from reparam.frontends.torch.copying import own_copy
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -41,7 +41,7 @@ def _load_weights(path: Path, model: nn.Module) -> Runner:
     safetensors = optional.require(
         "safetensors.torch", extra="deploy", purpose="reading .safetensors"
     )
-    blank = copy.deepcopy(model)
+    blank = own_copy(model)
     with torch.no_grad():
         for value in blank.state_dict().values():
             value.fill_(torch.nan if value.is_floating_point() else 0)

@@ -6,7 +6,6 @@ the same channels; what is chosen among them, and the proof that the right ones 
 
 from __future__ import annotations
 
-import copy
 import math
 import warnings
 from collections.abc import Mapping
@@ -20,13 +19,14 @@ from torch.nn.modules.conv import _ConvNd
 
 from reparam._support.optional import require
 from reparam.errors import InputError, UnsupportedModelError
+from reparam.frontends.torch.copying import own_copy
 from reparam.lab.pruning.result import Kept
 from reparam.verifying import call
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
-__all__ = ["Group", "Member", "Removed", "copied", "cut", "find_groups", "masked"]
+__all__ = ["Group", "Member", "Removed", "cut", "find_groups", "masked"]
 
 Removed: TypeAlias = Mapping[str, Tensor]
 """For the root of each group, the channels of the root that go (int64)."""
@@ -89,7 +89,7 @@ def find_groups(
         inputs: What it is called with.
         keep: Paths of layers whose outputs are to stay as they are.
     """
-    shadow = copied(model)
+    shadow = own_copy(model)
     graph = _dependencies(shadow, inputs)
     paths = {id(module): name for name, module in shadow.named_modules()}
     order = {name: position for position, name in enumerate(paths.values())}
@@ -125,7 +125,7 @@ def _followed(graph: Any, layer: _ConvNd, channels: Iterable[int]) -> Any:
 
 def cut(model: nn.Module, inputs: Any, removed: Removed) -> nn.Module:
     """Return a copy of the net without those channels; ``model`` is only read."""
-    smaller = copied(model)
+    smaller = own_copy(model)
     graph = _dependencies(smaller, inputs)
     for root, channels in removed.items():
         layer = smaller.get_submodule(root)
@@ -143,21 +143,11 @@ def masked(model: nn.Module, groups: Sequence[Group], removed: Removed) -> nn.Mo
     The weights with which the layers behind look at them are zero. Without any knowledge of what
     stands between, this is the function that the smaller net has to have.
     """
-    silent = copied(model)
+    silent = own_copy(model)
     for group in groups:
         for member in group.having("in") if group.root in removed else ():
             _silence(silent.get_submodule(member.name), member.of(removed[group.root]))
     return silent
-
-
-def copied(model: nn.Module) -> nn.Module:
-    """Return a copy, or say that there can be none."""
-    try:
-        return copy.deepcopy(model)
-    except Exception as error:
-        raise UnsupportedModelError(
-            f"the {type(model).__name__} cannot be copied: {error}; pruning works on a copy"
-        ) from error
 
 
 def _silence(layer: nn.Module, channels: Tensor) -> None:

@@ -14,7 +14,7 @@ from torch.nn.modules.conv import _ConvNd
 
 from reparam._support.arguments import shown
 from reparam.errors import InputError
-from reparam.lab.pruning.graph import copied
+from reparam.frontends.torch.copying import own_copy
 from reparam.verifying import call
 
 if TYPE_CHECKING:
@@ -191,7 +191,7 @@ def first_order(
     Raises:
         InputError: The data are no such pairs, or the loss is no single finite number.
     """
-    shadow = copied(model).requires_grad_(True)
+    shadow = own_copy(model).requires_grad_(True)
     names = {member.name: None for group in groups for member in group.having("out")}
     totals = [torch.zeros(group.width, dtype=torch.float64) for group in groups]
     images = 0

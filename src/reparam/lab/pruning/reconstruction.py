@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from reparam.lab.pruning.graph import copied
+from reparam.frontends.torch.copying import own_copy
 from reparam.verifying import call
 
 __all__ = ["reconstruct"]
@@ -56,7 +56,7 @@ def reconstruct(
     Returns:
         The net, and the paths of the layers that were solved.
     """
-    solved = copied(smaller)
+    solved = own_copy(smaller)
     names = [m.name for g in groups if g.root in removed for m in g.having("in")]
     chosen = [
         name

@@ -11,7 +11,7 @@ from torch.nn.modules.conv import _ConvNd
 
 from reparam.checkpoints import read_weights
 from reparam.errors import CheckpointError
-from reparam.lab.pruning.graph import copied
+from reparam.frontends.torch.copying import own_copy
 
 if TYPE_CHECKING:
     import os
@@ -62,7 +62,7 @@ def resize(model: nn.Module, tensors: Mapping[str, Tensor]) -> nn.Module:
     Raises:
         CheckpointError: Names differ, or shapes in more than the channels.
     """
-    smaller = copied(model)
+    smaller = own_copy(model)
     expected = smaller.state_dict()
     missing = sorted(expected.keys() ^ tensors.keys())
     if missing:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import importlib
 import logging
 import warnings
@@ -15,6 +14,7 @@ from torch.nn.utils import parametrize
 from reparam._support import optional
 from reparam.deploy.engines._inputs import check_eval
 from reparam.errors import InputError
+from reparam.frontends.torch.copying import own_copy
 from reparam.lab.quantizing.layers import KINDS, layers_of
 from reparam.lab.quantizing.samples import Samples, Source, check_fit, read_samples
 
@@ -66,7 +66,7 @@ def prepare_qat(
     check_eval(fused, "preparing quantization-aware training")
     held = read_samples(calibration, samples)
     check_fit(fused, held)
-    model = copy.deepcopy(fused)
+    model = own_copy(fused)
     for name, layer in layers_of(model, held.first(1)).items():
         if name not in keep_float:
             parametrize.register_parametrization(layer, "weight", _for_weights(torchao))
@@ -104,7 +104,7 @@ def finish_qat(model: nn.Module) -> nn.Module:
     Raises:
         InputError: Nothing in it was prepared.
     """
-    plain = copy.deepcopy(model).eval()
+    plain = own_copy(model).eval()
     prepared = [m for m in plain.modules() if isinstance(m, KINDS) and hasattr(m, _INPUT)]
     if not prepared:
         raise InputError(

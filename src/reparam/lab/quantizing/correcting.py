@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import copy
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
 from reparam.deploy.engines._inputs import check_eval
+from reparam.frontends.torch.copying import own_copy
 from reparam.lab.quantizing.arithmetic import EIGHT_BITS, Arithmetic
 from reparam.lab.quantizing.layers import Layer, by_channel, hooked
 from reparam.lab.quantizing.samples import Samples, Source, check_fit, read_samples
@@ -74,7 +74,7 @@ def correct_with_samples(
     few = held.first(_IMAGES)
     exact = _means(model, few, traffic)
     simulation = Simulation(model, traffic, arithmetic)
-    corrected = copy.deepcopy(model)
+    corrected = own_copy(model)
     shifts: dict[str, Tensor] = {}
 
     def correct(name: str, layer: nn.Module, _: Tensor, y: Tensor) -> Tensor:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -11,6 +10,7 @@ from torch import Tensor, nn
 
 from reparam.deploy.engines._inputs import check_eval
 from reparam.errors import InputError
+from reparam.frontends.torch.copying import own_copy
 from reparam.lab.quantizing.layers import Layer, spread
 from reparam.lab.quantizing.neighbours import Neighbours, neighbours
 from reparam.lab.quantizing.samples import Source, check_fit, read_samples
@@ -99,7 +99,7 @@ def equalize_samples(
     """Do what :func:`equalize` does, once it is known what the layers read."""
     if not 0 <= strength <= 1:
         raise InputError(f"strength is {strength}; it must be from 0 to 1")
-    equal = copy.deepcopy(model)
+    equal = own_copy(model)
     with torch.no_grad():
         done = [
             _equalize(equal, place, traffic, strength)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from reparam.frontends.torch.copying import own_copy
 from reparam.lab.quantizing.arithmetic import EIGHT_BITS, Arithmetic, Grid, round_weight
 from reparam.lab.quantizing.layers import Layer, by_channel, hooked, layers_of
 from reparam.lab.quantizing.saturating import lost_to_saturation
@@ -102,7 +102,7 @@ class Simulation:
         traffic: Mapping[str, Traffic],
         arithmetic: Arithmetic = EIGHT_BITS,
     ) -> None:
-        self.model = copy.deepcopy(model)
+        self.model = own_copy(model)
         self.layers: dict[str, Layer] = {
             name: self.model.get_submodule(name)  # type: ignore[misc] # observed as layers
             for name in traffic

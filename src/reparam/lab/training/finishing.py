@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ import torch
 from reparam._support.files import write_text
 from reparam.checkpoints import load_checkpoint
 from reparam.errors import InputError, VerificationError
+from reparam.frontends.torch.copying import own_copy
 from reparam.fusing import plan
 from reparam.lab.data import eval_loader
 from reparam.lab.training.module import EVAL_BATCH
@@ -177,7 +177,7 @@ def _chosen(result: TrainResult, weights: str) -> tuple[nn.Module, int]:
     last = len(result.history)
     if weights == "last" or result.best_epoch == last:
         return result.model, last
-    model = copy.deepcopy(result.model)
+    model = own_copy(result.model)
     load_checkpoint(model, result.best)
     return model, result.best_epoch
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import copy
 from typing import TYPE_CHECKING
 
 import torch
 
 from reparam.errors import InputError
+from reparam.frontends.torch.copying import own_copy
 from reparam.lab.training.checkpoints import check_room
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ def check_model(model: nn.Module, data: ImageData) -> None:
         raise InputError(
             "the model has no trainable parameters; needed at least one with requires_grad=True"
         )
-    data.check_fits(copy.deepcopy(model).cpu().eval())
+    data.check_fits(own_copy(model).cpu().eval())
 
 
 def check_disk(model: nn.Module, recipe: Recipe, files: RunFiles) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import json
 import logging
 import os
@@ -22,6 +21,7 @@ from reparam._support.files import write_text
 from reparam.branching.online import online as online_form
 from reparam.branching.online import online_plan
 from reparam.errors import CheckpointError, InputError, ReparamError
+from reparam.frontends.torch.copying import own_copy
 from reparam.lab.data import ImageData, eval_loader
 from reparam.lab.training.checkpoints import RunFiles, SaveRun, save_weights
 from reparam.lab.training.logs import WriteLogs
@@ -190,7 +190,7 @@ def _working_copy(model: nn.Module, data: ImageData) -> nn.Module:
     On the CPU, torch 2.14.1 crashes in the backward pass of a strided 1x1 convolution of three
     channels in channels_last, which is the stem of RepVGG.
     """
-    working = copy.deepcopy(model).to(memory_format=torch.contiguous_format)
+    working = own_copy(model).to(memory_format=torch.contiguous_format)
     if isinstance(working, FitsData):
         working.fit_data_(data.sample(_FITTED_IMAGES)[0])
     return working.train()
