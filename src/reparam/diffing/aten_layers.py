@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from reparam.algebra import average_pool, batch_norm, conv
+from reparam.algebra import average_pool, batch_norm, conv_geometry
 from reparam.diffing.table import means, spread
-from reparam.diffing.values import Form, Sized
+from reparam.diffing.values import Form, Map, Sized
 from reparam.diffing.vocabulary import Value, Vocabulary
 from reparam.errors import UnsupportedModelError
 
@@ -30,11 +30,10 @@ def _conv(
         how["output_padding"] = spread(output_padding, dims)
         value = _conv_transpose(w, x, weight, how)
     elif isinstance(weight, Tensor) and not isinstance(bias, Form):
-        numbers = None if bias is None else torch.as_tensor(bias)
         pads = [(each, each) for each in padding]
-        kernel, how = w.sized(weight), {**how, "padding": pads}
-        size = None if kernel.uncancelled is None else conv(kernel.uncancelled, None, **how)
-        return w.build.layer(x, conv(kernel.value, numbers, **how), 1, size)
+        geometry = conv_geometry(weight.shape, **{**how, "padding": pads})
+        shift = None if bias is None else torch.as_tensor(bias)
+        return w.build.layer(x, w.map(geometry, weight), 1, shift)
     else:
         value = w.build.operation("conv", [x, w.form(weight)], w.shape, **how)
     return value if bias is None else w.add(value, w.reshape(bias, (-1, *(1,) * dims)))
@@ -112,7 +111,7 @@ def _avg_pool(
         return w.mean(x, range(2, len(x.shape)), keep=True)
     if whole and (count_pads or not any(pads)):
         op = average_pool(x.shape[1], kernel, stride, [(each, each) for each in pads])
-        return w.build.layer(x, op, 1)
+        return w.build.layer(x, Map.of(op), 1)
     return w.build.operation(
         "average_pool", [x], w.shape, kernel=kernel, stride=stride, pads=pads, ceil=ceil,
         count_pads=count_pads,

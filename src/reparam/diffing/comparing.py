@@ -11,23 +11,16 @@ from torch import Tensor
 from reparam._support.arguments import NONE, TENSORS, takes
 from reparam._support.untouched import leaves_untouched
 from reparam.diffing.aligning import align
+from reparam.diffing.checking import Readings, bound
 from reparam.diffing.difference import Difference
 from reparam.diffing.matching import Match, Matcher, Parting
 from reparam.diffing.reading import Network, Side, open_side
 from reparam.diffing.regions import Region, names, region_of, setting
-from reparam.diffing.running import Run
 from reparam.diffing.showing import show
 from reparam.diffing.values import Atom, Cut, Form, Operation
 from reparam.errors import InputError, ReparamError
 
 __all__ = ["compared", "diff"]
-
-_MISREAD = 1e-3
-"""Share of the largest output by which a network as read may differ from its own runtime."""
-
-
-_PER_UNIT = 64
-"""The same in units of rounding, for runtimes that compute in half precision."""
 
 
 @takes(example_inputs=TENSORS | NONE)
@@ -84,14 +77,20 @@ def compared(
     expected = [side.outputs(inputs) for side in sides]
     side = sides[0]
     try:
-        read: list[list[Form]] = []
-        for side, outputs in zip(sides, expected, strict=True):
-            read.append(side.read(inputs))
-            off = _misread(read[-1], outputs, inputs)
-            if not off <= max(_MISREAD, _PER_UNIT * side.unit):
+        tapes, read = [], []
+        for side in sides:
+            tapes.append(side.read(inputs))
+            read.append(tapes[-1].forms())
+        matcher = Matcher(max(side.unit for side in sides))
+        outcomes = [matcher.forms(a, b) for a, b in zip(*read, strict=False)]
+        same = len(read[0]) == len(read[1]) and all(isinstance(o, Match) for o in outcomes)
+        readings = Readings(inputs)
+        for side, tape, own, outputs in zip(sides, tapes, read, expected, strict=True):
+            off = readings.off(side, tape, outputs, [read[0], own] if same else [own])
+            if not off <= bound(side):
                 detail = {"side": side.name, "off": off}
                 return Difference("not shown", what="reading", detail=detail, shapes=shapes)
-        return _compare(read[0], read[1], sides, inputs)
+        return _compare(read, outcomes, matcher, sides, inputs)
     except Exception as error:  # noqa: BLE001 (nothing is claimed of what is not understood)
         why = str(error) if isinstance(error, ReparamError) else _unforeseen(side, error)
         return Difference("not shown", what="unread", detail={"why": why}, shapes=shapes)
@@ -115,30 +114,15 @@ def _inputs(sides: tuple[Side, Side], given: Any) -> list[Tensor]:
     return [torch.randn(shape, generator=generator) for shape in shapes]
 
 
-def _misread(
-    outputs: Sequence[Form], expected: Sequence[Tensor], inputs: Sequence[Tensor]
-) -> float:
-    if [form.shape for form in outputs] != [tuple(x.shape) for x in expected]:
-        return float("inf")
-    run = Run(inputs)
-    found = [run(form) for form in outputs]
-    return max(_off(a, b.to(torch.float64)) for a, b in zip(found, expected, strict=True))
-
-
-def _off(found: Tensor, expected: Tensor) -> float:
-    scale = max(expected.abs().max().item(), torch.finfo(torch.float32).tiny)
-    return (found - expected).abs().max().item() / scale
-
-
 def _compare(
-    left: list[Form], right: list[Form], sides: tuple[Side, Side], inputs: Sequence[Tensor]
-) -> Difference:
+    read: Sequence[list[Form]], outcomes: Sequence[Match | Parting], matcher: Matcher,
+    sides: tuple[Side, Side], inputs: Sequence[Tensor],
+) -> Difference:  # fmt: skip
+    left, right = read
     shapes = tuple(tuple(x.shape) for x in inputs)
     if len(left) != len(right):
         counts = {"left": len(left), "right": len(right)}
         return Difference("different", what="outputs", detail=counts, shapes=shapes)
-    matcher = Matcher(max(side.unit for side in sides))
-    outcomes = [matcher.forms(a, b) for a, b in zip(left, right, strict=True)]
     partings = [each for each in outcomes if isinstance(each, Parting)]
     if not partings:
         worst = max((each.worst for each in outcomes if isinstance(each, Match)), default=0.0)

@@ -9,23 +9,16 @@ from torch import Tensor, fx
 from torch.export import ExportedProgram
 from torch.export.graph_signature import OutputKind
 
-from reparam.diffing.recording import Recorder, SharedMemoryError, read_run
-from reparam.diffing.values import Form
+from reparam.diffing.recording import Recorder, record
+from reparam.diffing.tape import Tape
 from reparam.errors import UnsupportedModelError
 from reparam.frontends.torch.exported import path_of, stored_in
 
 __all__ = ["kinds_in", "read_exported"]
 
 
-def read_exported(program: ExportedProgram, inputs: Sequence[Tensor]) -> list[Form]:
-    """Return the outputs of a program in normal form, for inputs like these; see ``recording``."""
-    try:
-        return _read(program, inputs)
-    except SharedMemoryError:  # which core operators, without changes in place, do not know
-        return _read(program.run_decompositions({}), inputs)
-
-
-def _read(program: ExportedProgram, inputs: Sequence[Tensor]) -> list[Form]:
+def read_exported(program: ExportedProgram, inputs: Sequence[Tensor]) -> Tape:
+    """Return what a program does with inputs like these; see ``recording``."""
     stored = stored_in(program)
     specs = program.graph_signature.output_specs  # changed buffers are outputs, too
 
@@ -43,7 +36,7 @@ def _read(program: ExportedProgram, inputs: Sequence[Tensor]) -> list[Form]:
             if spec.kind is OutputKind.USER_OUTPUT and isinstance(value, Tensor)
         ]
 
-    return read_run(run, inputs)
+    return record(run, inputs)
 
 
 _WRAPPERS = {"wrap_with_set_grad_enabled": 2, "wrap_with_autocast": 5}

@@ -1,4 +1,4 @@
-"""Read a module into normal form."""
+"""Read a module: run it, and see what it does."""
 
 from __future__ import annotations
 
@@ -8,20 +8,20 @@ from typing import Any
 from torch import Tensor, nn
 
 from reparam._support.modules import watch_modules
-from reparam.diffing.recording import Recorder, read_run
-from reparam.diffing.values import Form
+from reparam.diffing.recording import Recorder, record
+from reparam.diffing.tape import Tape
 
 __all__ = ["read_module", "tensors"]
 
 
-def read_module(module: nn.Module, inputs: Sequence[Tensor]) -> list[Form]:
-    """Return the outputs of a module in normal form, for inputs like these; see ``recording``."""
+def read_module(module: nn.Module, inputs: Sequence[Tensor]) -> Tape:
+    """Return what a module does with inputs like these; see ``recording``."""
 
     def run(recorder: Recorder, inputs: list[Tensor]) -> list[Tensor]:
         with watch_modules(module, recorder.path):
             return tensors(module(*inputs))
 
-    return read_run(run, inputs)
+    return record(run, inputs)
 
 
 def tensors(value: Any) -> list[Tensor]:

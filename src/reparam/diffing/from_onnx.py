@@ -1,16 +1,18 @@
-"""Read an ONNX graph into normal form: carry its operators out in torch."""
+"""Read an ONNX graph: carry its operators out in torch."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import copy
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from reparam._support.optional import require
-from reparam.diffing.recording import Recorder, read_run
-from reparam.diffing.values import Form
+from reparam.diffing.recording import Recorder, record
+from reparam.diffing.running import furthest_apart
+from reparam.diffing.tape import Tape
 from reparam.errors import UnsupportedModelError
 from reparam.frontends.onnx.in_torch import IN_TORCH
 from reparam.frontends.onnx.inputs import required_inputs
@@ -20,41 +22,47 @@ from reparam.frontends.onnx.tensors import FLOATS, to_torch
 if TYPE_CHECKING:
     import onnx
 
-__all__ = ["read_onnx"]
+__all__ = ["furthest_step", "read_onnx"]
+
+Values = Callable[["onnx.ModelProto", Sequence[Tensor]], list[Tensor]]
+"""What a runtime makes of a graph and inputs."""
 
 
-def read_onnx(model: onnx.ModelProto, inputs: Sequence[Tensor]) -> list[Form]:
-    """Return the outputs of a graph in normal form, for inputs like these; see ``recording``."""
+def read_onnx(model: onnx.ModelProto, inputs: Sequence[Tensor]) -> Tape:
+    """Return what a graph does with inputs like these; see ``recording``."""
     graph, free = model.graph, required_inputs(model)
     types = [FLOATS.get(entry.type.tensor_type.elem_type) for entry in free]
     like = [x if kind is None else x.to(kind) for x, kind in zip(inputs, types, strict=True)]
 
+    stored: dict[str, Any] = {tensor.name: to_torch(tensor) for tensor in graph.initializer}
+
     def run(recorder: Recorder, inputs: list[Tensor]) -> list[Tensor]:
-        known: dict[str, Any] = {tensor.name: to_torch(tensor) for tensor in graph.initializer}
+        known = dict(stored)
         known |= dict(zip((entry.name for entry in free), inputs, strict=True))
         for node in graph.node:
             given = [known[name] if name else None for name in node.input]
             recorder.path[:] = [node.name or node.output[0]]
-            known |= zip(node.output, _results(recorder, node, given, model), strict=False)
+            made = (
+                _carried_out(node, given)
+                if recorder.depends(given)
+                else _constants(node, given, model)
+            )
+            known |= zip(node.output, made, strict=False)
         return [known[entry.name] for entry in graph.output]
 
-    return read_run(run, like)
+    return record(run, like)
 
 
-def _results(
-    recorder: Recorder, node: onnx.NodeProto, given: list[Any], model: onnx.ModelProto
-) -> Sequence[Any]:
-    if not recorder.depends(given):
-        return _constants(node, given, model)
+def _carried_out(node: onnx.NodeProto, given: list[Any]) -> Sequence[Any]:
+    """What torch makes of an operation."""
+    where = node.name or node.output[0]
     function = IN_TORCH.get(node.op_type)
     if function is None:
-        raise UnsupportedModelError(f"{node.op_type} at {recorder.path[0]} has no normal form")
+        raise UnsupportedModelError(f"{node.op_type} at {where} has no normal form")
     try:
         result = function(*given, **attributes(node))
     except Exception as error:
-        msg = (
-            f"{node.op_type} at {recorder.path[0]} has no normal form as it is used there: {error}"
-        )
+        msg = f"{node.op_type} at {where} has no normal form as it is used there: {error}"
         raise UnsupportedModelError(msg) from error
     return result if isinstance(result, (list, tuple)) else [result]
 
@@ -78,3 +86,29 @@ def _constants(node: onnx.NodeProto, given: list[Any], model: onnx.ModelProto) -
     except Exception as error:
         msg = f"the constants of {node.op_type} at {node.output[0]} cannot be computed: {error}"
         raise UnsupportedModelError(msg) from error
+
+
+def furthest_step(model: onnx.ModelProto, inputs: Sequence[Tensor], values: Values) -> float:
+    """How far one operation of torch is from a runtime's on what the runtime gives it, at most."""
+    told = copy.deepcopy(model)
+    names = [name for node in model.graph.node for name in node.output if name]
+    del told.graph.output[:]
+    told.graph.output.extend(type(model.graph.output[0])(name=name) for name in names)
+    known: dict[str, Any] = {tensor.name: to_torch(tensor) for tensor in model.graph.initializer}
+    free = required_inputs(model)
+    known |= {
+        entry.name: x.to(FLOATS.get(entry.type.tensor_type.elem_type, x.dtype))
+        for entry, x in zip(free, inputs, strict=True)
+    }
+    known |= zip(names, values(told, inputs), strict=True)
+    varying = {entry.name for entry in free}
+    furthest = 0.0
+    for node in model.graph.node:
+        if not varying.intersection(node.input):
+            continue
+        varying.update(name for name in node.output if name)
+        given = [known[name] if name else None for name in node.input]
+        for name, made in zip(node.output, _carried_out(node, given), strict=False):
+            if name and isinstance(made, Tensor):
+                furthest = max(furthest, furthest_apart([made], [known[name]]))
+    return furthest

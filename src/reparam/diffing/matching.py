@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -72,6 +72,9 @@ class Parting:
 
 Outcome = Match | Parting
 
+_Pair = tuple[Atom, Map | Sized, Map | Sized, Match]
+"""An atom, its map on either side, and how it was matched."""
+
 
 class Matcher:
     """Compare the values of two networks; every pair once."""
@@ -128,24 +131,33 @@ class Matcher:
             return self._parting(left, right, "axis", left=left.axis, right=right.axis)
         axis = left.axis if left.axis is not None else right.axis
         channels = None if axis is None else left.shape[axis]
-        worst = max((outcome.worst for *_, outcome in pairs), default=0.0)
         try:
-            found = [("weight", _maps(first, second, channels)) for _, first, second, _ in pairs]
+            outcome = self._numbers(left, right, pairs, channels)
         except InexactError as error:
             return self._parting(left, right, "geometry", why=str(error))
-        found.append(("bias", _constants(left.bias, right.bias, channels)))
-        for what, numbers in found:
-            self.numbers += numbers[0].numel()
-            ratio, place = self._furthest(*numbers)
-            if not ratio <= 1:
-                return self._parted(left, right, what, numbers, place)
-            worst = max(worst, ratio)
-        self.worst = max(self.worst, worst)
-        return Match(worst)
+        if isinstance(outcome, Match):
+            self.worst = max(self.worst, outcome.worst)
+        return outcome
 
-    def _pairs(
-        self, left: Form, right: Form
-    ) -> list[tuple[Atom, Map | Sized, Map | Sized, Match]] | Parting:
+    def _numbers(
+        self, left: Form, right: Form, pairs: Sequence[_Pair], channels: int | None
+    ) -> Outcome:
+        """Compare the maps of atoms that are the same, and what is added."""
+        worst = max((outcome.worst for *_, outcome in pairs), default=0.0)
+        for _, first, second, _ in pairs:
+            ratio, place = self._maps(first, second, channels)
+            if not ratio <= 1:
+                found = _maps(first, second, channels)
+                return self._parted(left, right, "weight", found, place)
+            worst = max(worst, ratio)
+        found = _constants(left.bias, right.bias, channels)
+        self.numbers += found[0].numel()
+        ratio, place = self._furthest(*found)
+        if not ratio <= 1:
+            return self._parted(left, right, "bias", found, place)
+        return Match(max(worst, ratio))
+
+    def _pairs(self, left: Form, right: Form) -> list[_Pair] | Parting:
         """Pair the atoms of two forms, each with an equal one."""
         remaining = list(right.terms)
         alone = []
@@ -205,6 +217,32 @@ class Matcher:
             best = found if best is None or len(found) < len(best) else best
         return max(best or [], key=_rank)
 
+    def _maps(
+        self, left: Map | Sized, right: Map | Sized, channels: int | None
+    ) -> tuple[float, int]:
+        """How far two maps are apart, and where; some rows at a time, which stay near the core."""
+        pair = _aligned(left, right, channels)
+        if pair is None:
+            found = _maps(left, right, channels)
+            self.numbers += found[0].numel()
+            return self._furthest(*found)
+        first, second = pair
+        self.numbers += first.kernel.numel()
+        if first.is_same(second):
+            return 0.0, 0
+        width = first.kernel[0].numel()
+        step = max(1, _AT_ONCE // max(width, 1))
+        furthest = 0.0, 0
+        for start in range(0, len(first.kernel), step):
+            some = slice(start, start + step)
+            size = torch.maximum(first.sizes(some), second.sizes(some))
+            ratio, place = self._furthest(first.numbers(some), second.numbers(some), size)
+            if not ratio <= furthest[0]:
+                furthest = ratio, place + start * width
+            if not ratio <= 1:  # numbers that are none among them
+                break
+        return furthest
+
     def _furthest(self, left: Tensor, right: Tensor, size: Tensor) -> tuple[float, int]:
         if not left.numel():
             return 0.0, 0
@@ -259,18 +297,35 @@ def _alike(left: object, right: object) -> bool:
     return left == right
 
 
+_AT_ONCE = 1 << 16
+"""Numbers that are compared at once."""
+
+
+def _as_maps(left: Map | Sized, right: Map | Sized, channels: int | None) -> tuple[Map, Map]:
+    """Two maps of as many dimensions."""
+    assert channels is not None  # noqa: S101 (one of the two is a map, so there is an axis)
+    first, second = (
+        m if isinstance(m, Map) else Map.diagonal(m.spread(channels)) for m in (left, right)
+    )
+    dims = max(first.geometry.dims, second.geometry.dims)
+    return first.in_dims(dims), second.in_dims(dims)
+
+
+def _aligned(left: Map | Sized, right: Map | Sized, channels: int | None) -> tuple[Map, Map] | None:
+    """Two maps as they are, if their numbers lie on one grid."""
+    if isinstance(left, Sized) and isinstance(right, Sized):
+        return None
+    first, second = _as_maps(left, right, channels)
+    return (first, second) if first.geometry == second.geometry else None
+
+
 def _maps(
     left: Map | Sized, right: Map | Sized, channels: int | None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Two maps as kernels on one grid, and the larger of their sizes."""
     if isinstance(left, Sized) and isinstance(right, Sized):
         return _joined(left, right)
-    assert channels is not None  # noqa: S101 (one of the two is a map, so there is an axis)
-    first, second = (
-        m if isinstance(m, Map) else Map.diagonal(m.spread(channels)) for m in (left, right)
-    )
-    dims = max(first.geometry.dims, second.geometry.dims)
-    first, second = first.in_dims(dims), second.in_dims(dims)
+    first, second = _as_maps(left, right, channels)
     geometry = parallel(first.geometry, second.geometry)
     ours, others, *sizes = (
         _on_grid(op, geometry) for op in (first.value, second.value, first.size, second.size)

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from reparam.algebra import AffineConv, Geometry, linear, parallel, scale, zero_pad
+from reparam.algebra import AffineConv, Geometry, linear, parallel, zero_pad
 from reparam.diffing.kinds import KINDS, POINTWISE
 from reparam.diffing.moves import MOVES, Moves
 from reparam.diffing.values import Atom, Constant, Cut, Form, Input, Map, Operation, Sized, after
@@ -66,10 +66,6 @@ class Builder:
         behind it in normal form; of other maps, the factors and shifts of channels do. ``axis`` is
         where the channels are then, if anywhere.
         """
-        if form.axis is not None and axis is None:
-            if kind == "reshape":
-                form = self._flattened(form)
-            return self.operation(kind, [form], shape, **attributes)
         if form.varies:
             assert form.bias is not None  # noqa: S101 (which varies)
             plain = self.layout(kind, replace(form, bias=None), shape, axis=axis, **attributes)
@@ -77,24 +73,69 @@ class Builder:
                 KINDS[kind](each.expand(form.shape), **attributes)
                 for each in (form.bias.value, form.bias.size)
             )
-            constant = _alone(Constant(Sized(*field), tuple(shape), self.at))
-            return self.add([plain, constant], tuple(shape))
-        if all(isinstance(m, Sized) or m.geometry.is_pointwise for _, m in form.terms):
+            return self._with_field(plain, Sized(*field), tuple(shape), axis)
+        if form.axis is not None and axis is None:
+            if kind == "reshape":
+                return self._flattened(form, tuple(shape))
+            return self.operation(kind, [form], shape, **attributes)
+        if _mixes_channels(form):
             return self._moved_atoms(kind, form, tuple(shape), axis, attributes)
         plain, factor, shift = _normalised(form)
         moved = self._moved(kind, plain, tuple(shape), attributes)
         behind = self.affine(moved, factor, shift, None if form.axis is None else axis)
         return replace(behind, where=(*form.where, self.at))
 
-    def _flattened(self, form: Form) -> Form:
-        """Lay out alike what stands before and behind the axis of a value's maps."""
+    def _with_field(
+        self, form: Form, field: Sized, shape: tuple[int, ...], axis: int | None
+    ) -> Form:
+        """Add numbers that differ between positions, where there is still more than one."""
+        long = [k for k, n in enumerate(shape) if n != 1]
+        if long == [axis] or (axis is None and len(long) == 1):
+            return self.affine(form, None, field.each(Tensor.flatten), long[0])
+        if axis == 1 and form.axis in (None, 1):  # the batch is alike, as the numbers had none
+            inner = field.each(lambda each: each[0])
+            bias = inner if form.bias is None else form.bias + inner
+            return replace(form, axis=1, bias=bias)
+        constant = _alone(Constant(field, shape, self.at))
+        return self.add([form, constant], shape)
+
+    def _flattened(self, form: Form, shape: tuple[int, ...]) -> Form:
+        """Reshape a value whose channels are no axis of the result.
+
+        Where they are part of one, factors and shifts stand behind, one for each of its elements.
+        """
+        where = _joined(form.shape, form.axis or 0, shape)
+        if where is None:
+            return self._laid_whole(form, shape)
+        axis, group = where
+        channels = [n if k == form.axis else 1 for k, n in enumerate(form.shape)][group]
+
+        def spread(each: Tensor) -> Tensor:
+            if not each.dim():
+                return each
+            return each.reshape(channels).expand(form.shape[group]).flatten()
+
+        plain, factor, shift = _normalised(form)
+        if plain.axis is None:
+            moved = self.layout("reshape", plain, shape, axis=None, to=shape)
+        else:
+            moved = self._laid_whole(plain, shape)
+        scales = None if bool((factor.value == 1).all()) else factor.each(spread)
+        moved = moved if scales is None else self.affine(moved, scales, None, axis)
+        moved = moved if shift is None else self.affine(moved, None, shift.each(spread), axis)
+        return replace(moved, where=(*form.where, self.at))
+
+    def _laid_whole(self, form: Form, shape: tuple[int, ...]) -> Form:
+        """Reshape a value with its maps; those of single positions may have been moved before."""
         assert form.axis is not None  # noqa: S101 (the caller's condition)
+        if not _mixes_channels(form):
+            return self._moved("reshape", form, shape, {"to": shape})
         ahead, behind = math.prod(form.shape[: form.axis]), math.prod(form.shape[form.axis + 1 :])
-        shape = tuple(n for n in (ahead, form.shape[form.axis], behind) if n != 1)
-        axis = kept_axis(form.shape, form.axis, shape)
-        if axis is None or shape == form.shape:
-            return form
-        return self.layout("reshape", form, shape, axis=axis, to=shape)
+        plain = tuple(n for n in (ahead, form.shape[form.axis], behind) if n != 1)
+        axis = kept_axis(form.shape, form.axis, plain)
+        if axis is not None and plain != form.shape:
+            form = self.layout("reshape", form, plain, axis=axis, to=plain)
+        return self.operation("reshape", [form], shape, to=shape)
 
     def _moved_atoms(
         self, kind: str, form: Form, shape: tuple[int, ...], axis: int | None,
@@ -190,20 +231,16 @@ class Builder:
         bias = shift if scaled.bias is None else scaled.bias + shift
         return replace(scaled, bias=bias)
 
-    def layer(self, form: Form, op: AffineConv, axis: int, size: AffineConv | None = None) -> Form:
-        """Apply a convolution (``axis`` 1) or a linear map of any axis, with its bias.
-
-        ``size`` holds the sizes of its numbers, where they are more than their absolute values.
-        """
+    def layer(self, form: Form, outer: Map, axis: int, shift: Tensor | None = None) -> Form:
+        """Apply a convolution (``axis`` 1) or a linear map of any axis, with its bias."""
         shape = list(form.shape)
-        shape[axis] = op.geometry.out_channels
-        if op.geometry.dims:
-            shape[2:] = op.geometry.output_size(form.shape[2:])
-        outer = Map(AffineConv(op.geometry, op.kernel), size)
+        shape[axis] = outer.geometry.out_channels
+        if outer.geometry.dims:
+            shape[2:] = outer.geometry.output_size(form.shape[2:])
         applied = self.apply(form, outer, axis, tuple(shape))
-        if op.bias is None:
+        if shift is None:
             return applied
-        bias = Sized.of(op.bias)
+        bias = Sized.of(shift)
         return replace(applied, bias=bias if applied.bias is None else applied.bias + bias)
 
     def apply(self, form: Form, outer: Map, axis: int, shape: tuple[int, ...]) -> Form:
@@ -274,7 +311,7 @@ class Builder:
             if _is_spatial(form, axis):
                 pads = [(0, 0)] * (len(shape) - 2)
                 pads[axis - 2] = (start, total - start - width)
-                parts.append(self.layer(form, zero_pad(form.shape[1], pads), 1))
+                parts.append(self.layer(form, Map.of(zero_pad(form.shape[1], pads)), 1))
             else:
                 rows = torch.zeros(total, width)
                 rows[start : start + width] = torch.eye(width)
@@ -289,7 +326,7 @@ class Builder:
         if _is_spatial(form, axis):
             op = _crop(index, form.shape, axis)
             if op is not None:
-                return self.layer(form, op, 1)
+                return self.layer(form, Map.of(op), 1)
         rows = torch.zeros(len(index), form.shape[axis])
         rows[torch.arange(len(index)), torch.as_tensor(index)] = 1.0
         shape = tuple(len(index) if k == axis else n for k, n in enumerate(form.shape))
@@ -339,7 +376,7 @@ class Builder:
 
     def unscaled(self, form: Form) -> tuple[Form, float]:
         """Divide a value by its largest number, which no choice of the front end changes."""
-        numbers = [m.value.kernel if isinstance(m, Map) else m.value for _, m in form.terms]
+        numbers = [m.largest if isinstance(m, Map) else m.value for _, m in form.terms]
         numbers += [] if form.bias is None else [form.bias.value]
         largest = max(float(each.abs().max()) for each in numbers)
         if largest in (0.0, 1.0) or not math.isfinite(largest):
@@ -496,6 +533,26 @@ def kept_axis(before: tuple[int, ...], axis: int, after: tuple[int, ...]) -> int
     return None
 
 
+def _mixes_channels(form: Form) -> bool:
+    """Whether its maps do no more than that, at each position by itself."""
+    return all(isinstance(m, Sized) or m.geometry.is_pointwise for _, m in form.terms)
+
+
+def _joined(before: tuple[int, ...], axis: int, after: tuple[int, ...]) -> tuple[int, slice] | None:
+    """Which axis a reshape joins an axis into with others, and which those are, side by side."""
+    start = 0
+    while start <= axis:
+        ahead, stop = math.prod(before[:start]), axis + 1
+        while stop <= len(before):
+            size = math.prod(before[start:stop])
+            for place, n in enumerate(after):
+                if n == size and math.prod(after[:place]) == ahead:
+                    return place, slice(start, stop)
+            stop += 1
+        start += 1
+    return None
+
+
 def _alone(atom: Atom) -> Form:
     return Form(atom.shape, None, ((atom, Sized.of(1.0)),), None)
 
@@ -584,9 +641,8 @@ def _normalised(form: Form) -> tuple[Form, Sized, Sized | None]:
         return _alone(atom), factor, form.bias
     channels = form.shape[form.axis]
     terms = [(atom, _as_map(m, channels)) for atom, m in form.terms]
-    scales = _scales([m.value.kernel.flatten(1) for _, m in terms])
-    inverse = Map(scale(1 / scales))
-    plain = tuple((atom, inverse @ m) for atom, m in terms)
+    scales = _scales([m for _, m in terms])
+    plain = tuple((atom, m.by_rows(1 / scales)) for atom, m in terms)
     if len(plain) == 1 and _is_identity(plain[0][1]):
         kept: Form = _alone(plain[0][0])
     else:
@@ -594,14 +650,16 @@ def _normalised(form: Form) -> tuple[Form, Sized, Sized | None]:
     return kept, Sized.of(scales), form.bias
 
 
-def _scales(kernels: Sequence[Tensor]) -> Tensor:
+def _scales(maps: Sequence[Map]) -> Tensor:
     """For each row its first large number, so that ties up to rounding do not decide."""
-    found = torch.zeros(len(kernels[0]), dtype=torch.float64)
-    largest = torch.stack([kernel.abs().amax(1) for kernel in kernels]).amax(0)
-    for kernel in reversed(kernels):
-        large = kernel.abs() >= _LARGE * largest[:, None]
+    found = torch.zeros(maps[0].geometry.out_channels, dtype=torch.float64)
+    largest = torch.stack([m.largest for m in maps]).amax(0)
+    for m in reversed(maps):
+        rows = torch.ones_like(found) if m.rows is None else m.rows
+        kernel, least = m.kernel.flatten(1), _LARGE * largest / rows.abs()
+        large = kernel.abs() >= least[:, None]
         first = kernel.gather(1, large.to(torch.uint8).argmax(1, keepdim=True)).squeeze(1)
-        found = torch.where(large.any(1), first, found)
+        found = torch.where(large.any(1), first.to(torch.float64) * rows, found)
     return torch.where(found == 0, 1.0, found)
 
 
@@ -610,4 +668,7 @@ _LARGE = 0.7
 
 
 def _is_identity(m: Map) -> bool:
-    return m.geometry.is_diagonal and bool((m.value.kernel == 1).all())
+    return m.geometry.is_diagonal and bool(((m.numbers() - 1).abs() < _EXACT).all())
+
+
+_EXACT = 4 * torch.finfo(torch.float64).eps

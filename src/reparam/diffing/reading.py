@@ -17,8 +17,8 @@ from reparam._support.arguments import check_module, in_training
 from reparam._support.optional import require
 from reparam.diffing.from_exported import kinds_in, read_exported
 from reparam.diffing.from_module import read_module, tensors
-from reparam.diffing.from_onnx import read_onnx
-from reparam.diffing.values import Form
+from reparam.diffing.from_onnx import furthest_step, read_onnx
+from reparam.diffing.tape import Tape
 from reparam.errors import InputError, TrainingModeError, UnsupportedModelError
 
 if TYPE_CHECKING:
@@ -42,18 +42,21 @@ class Side:
         name: What messages call it.
         shapes: Shapes of its inputs, where it fixes or suggests them.
         unit: Unit of rounding of the coarsest type that its weights are stored in.
-        read: Its outputs in normal form, for inputs like these.
+        read: What it does with inputs like these.
         run: Its outputs as its own runtime computes them.
         kind: What an operation of this name in it is.
+        steps: How far its runtime is from what was read, as a share of the largest number, at the
+            operation where that is most; None where both run the same code as a whole.
 
     """
 
     name: str
     shapes: tuple[tuple[int, ...], ...] | None
     unit: float
-    read: Callable[[Sequence[Tensor]], list[Form]]
+    read: Callable[[Sequence[Tensor]], Tape]
     run: Callable[[Sequence[Tensor]], list[Tensor]]
     kind: Callable[[str], str]
+    steps: Callable[[Sequence[Tensor]], float] | None = None
 
     def outputs(self, inputs: Sequence[Tensor]) -> list[Tensor]:
         """What it computes.
@@ -116,14 +119,14 @@ def _open_module(module: nn.Module, name: str) -> Side:
 
     stored = [*module.parameters(), *module.buffers()]
 
-    def read(inputs: Sequence[Tensor]) -> list[Form]:
+    def read(inputs: Sequence[Tensor]) -> Tape:
         inputs = _as_stored(inputs, stored)
         try:
             return read_module(module, inputs)
         except Exception:  # noqa: BLE001 (the module's own code, under a mode that watches it)
             return exported(inputs)
 
-    def exported(inputs: Sequence[Tensor]) -> list[Form]:
+    def exported(inputs: Sequence[Tensor]) -> Tape:
         try:
             program = torch.export.export(module, tuple(inputs), strict=False)
         except Exception as error:
@@ -174,7 +177,7 @@ def _open_program(program: ExportedProgram, name: str) -> Side:
         if node.op == "placeholder" and node.name in users
     )
 
-    def read(inputs: Sequence[Tensor]) -> list[Form]:
+    def read(inputs: Sequence[Tensor]) -> Tape:
         return read_exported(program, _as_stored(inputs, stored))
 
     return Side(name, shapes, _unit(stored), read, run, kinds_in(program))
@@ -188,12 +191,12 @@ def _open_onnx(model: onnx.ModelProto, name: str) -> Side:
     free = [entry for entry in model.graph.input if entry.name not in stored]
     shapes = tuple(_declared(entry) for entry in free)
 
-    def run(inputs: Sequence[Tensor]) -> list[Tensor]:
+    def values(of: onnx.ModelProto, inputs: Sequence[Tensor]) -> list[Tensor]:
         options = runtime.SessionOptions()
         options.graph_optimization_level = runtime.GraphOptimizationLevel.ORT_DISABLE_ALL
         options.log_severity_level = 3
         session = runtime.InferenceSession(
-            model.SerializeToString(), options, providers=["CPUExecutionProvider"]
+            of.SerializeToString(), options, providers=["CPUExecutionProvider"]
         )
         feeds = {
             entry.name: x.numpy().astype(
@@ -202,6 +205,12 @@ def _open_onnx(model: onnx.ModelProto, name: str) -> Side:
             for entry, x in zip(free, inputs, strict=True)
         }
         return [torch.as_tensor(value) for value in session.run(None, feeds)]
+
+    def run(inputs: Sequence[Tensor]) -> list[Tensor]:
+        return values(model, inputs)
+
+    def steps(inputs: Sequence[Tensor]) -> float:
+        return furthest_step(model, inputs, values)
 
     kinds = {node.name or node.output[0]: node.op_type for node in model.graph.node}
     weights = [torch.from_numpy(helper.to_array(e).copy()) for e in model.graph.initializer]
@@ -212,6 +221,7 @@ def _open_onnx(model: onnx.ModelProto, name: str) -> Side:
         lambda inputs: read_onnx(model, inputs),
         run,
         lambda node: kinds.get(node, ""),
+        steps,
     )
 
 

@@ -2,32 +2,32 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
 
-from reparam.algebra import AffineConv
 from reparam.diffing.kinds import KINDS
-from reparam.diffing.values import Atom, Constant, Cut, Form, Input, Map, Operation, Sized, applied
+from reparam.diffing.values import Atom, Constant, Cut, Form, Input, Map, Operation, Sized
 
-__all__ = ["Run", "reads"]
+__all__ = ["Run", "furthest_apart", "reads"]
 
 
 class Run:
     """Values of one network for given inputs.
 
     ``instead`` replaces forms or atoms by others; ``shake`` moves every number of the maps by this
-    share of its size, up or down, as rounding would.
+    share of its size, up or down, as rounding would; ``kind`` is the type that it computes in.
     """
 
     def __init__(
         self, inputs: Sequence[Tensor], instead: Mapping[int, Tensor] | None = None, *,
-        shake: float = 0.0,
+        shake: float = 0.0, kind: torch.dtype = torch.float64,
     ) -> None:  # fmt: skip
-        self._shake = shake
+        self._shake, self._kind = shake, kind
         self._draw = torch.Generator().manual_seed(0)
-        self._inputs = [x.to(torch.float64) if x.is_floating_point() else x for x in inputs]
+        self._inputs = [x.to(kind) if x.is_floating_point() else x for x in inputs]
         self._known: dict[int, Tensor] = dict(instead or {})
 
     def __call__(self, value: Form | Atom) -> Tensor:
@@ -42,7 +42,7 @@ class Run:
             case Input(index=index):
                 return self._inputs[index]
             case Constant(numbers=numbers):
-                return numbers.value
+                return numbers.value.to(self._kind)
             case Cut(form=form):
                 return self._known[id(form)]
             case Operation(kind=kind, args=args, attributes=attributes):
@@ -59,7 +59,7 @@ class Run:
         assert total is not None  # noqa: S101 (a form has a term)
         if form.bias is None:
             return total
-        bias = self._moved(form.bias.value, form.bias.size)
+        bias = self._moved(form.bias.value, form.bias.size).to(self._kind)
         if bias.dim() == 1 and form.axis is not None:
             bias = bias.reshape(-1, *(1,) * (len(form.shape) - 1 - form.axis))
         return total + bias
@@ -69,7 +69,7 @@ class Run:
             return m
         if isinstance(m, Sized):
             return Sized(self._moved(m.value, m.size))
-        return Map(AffineConv(m.geometry, self._moved(m.value.kernel, m.size.kernel)))
+        return Map(m.geometry, self._moved(m.numbers(), m.sizes()))
 
     def _moved(self, numbers: Tensor, size: Tensor) -> Tensor:
         if not self._shake:
@@ -82,7 +82,7 @@ def _mapped(m: Map | Sized, value: Tensor, axis: int | None) -> Tensor:
     if isinstance(m, Sized):
         return value * m.value
     assert axis is not None  # noqa: S101 (maps act on an axis)
-    return applied(m.value, value, axis)
+    return m.applied(value, axis)
 
 
 def _unknown(form: Form | Atom, known: Mapping[int, Tensor]) -> list[Form | Atom]:
@@ -114,3 +114,19 @@ def reads(value: Form | Atom) -> tuple[Form | Atom, ...]:
             return (form,)
         case _:
             return ()
+
+
+def furthest_apart(found: Sequence[Tensor], expected: Sequence[Tensor]) -> float:
+    """The largest difference of two values in a list, as a share of the largest number there."""
+    pairs = zip(found, expected, strict=True)
+    return max((_apart(a.to(torch.float64), b.to(torch.float64)) for a, b in pairs), default=0.0)
+
+
+def _apart(found: Tensor, expected: Tensor) -> float:
+    if found.shape != expected.shape:
+        return math.inf
+    if not expected.numel():
+        return 0.0
+    scale = max(expected.abs().max().item(), torch.finfo(torch.float32).tiny)
+    apart = (found - expected).abs().max().item() / scale
+    return math.inf if math.isnan(apart) else apart

@@ -13,12 +13,14 @@ multiple of its size times the unit of rounding, whatever way it was folded.
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
-from reparam.algebra import AffineConv, Geometry, compose, lower, scale
+from reparam.algebra import AffineConv, Geometry, compose, layer_arguments, lower
 
 __all__ = [
     "Atom",
@@ -30,8 +32,9 @@ __all__ = [
     "Operation",
     "Sized",
     "after",
-    "applied",
 ]
+
+_ALL = slice(None)
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -83,92 +86,180 @@ class Sized:
         return Sized(self.value * other.value, None if plain else self.size * other.size)
 
 
-@dataclass(frozen=True, eq=False, slots=True)
+@dataclass(frozen=True, eq=False)
 class Map:
-    """A linear operator without a bias, and the sizes of its numbers, as in :class:`Sized`."""
+    """A linear operator without a bias, as its stored numbers and what they are multiplied by.
 
-    value: AffineConv
-    uncancelled: AffineConv | None = None
+    Most weights are only ever scaled and compared, so they are neither copied nor widened before.
+
+    Attributes:
+        geometry: Channels, groups, offsets, stride and extent.
+        kernel: Numbers, in the type that they are stored in, in the shape that this needs.
+        rows: What the row of each output channel is multiplied by, in float64; None for ones.
+        uncancelled: Sizes of the numbers of the kernel, as in :class:`Sized`.
+
+    """
+
+    geometry: Geometry
+    kernel: Tensor
+    rows: Tensor | None = None
+    uncancelled: Tensor | None = None
 
     @classmethod
     def of(cls, op: AffineConv) -> Map:
         """Take an operator of stored numbers."""
-        return cls(AffineConv(op.geometry, op.kernel))
+        return cls(replace(op.geometry, bias=False), op.kernel)
 
     @classmethod
     def diagonal(cls, numbers: Sized) -> Map:
         """One factor for each channel."""
-        own = numbers.uncancelled
-        return cls(scale(numbers.value), None if own is None else scale(own))
+        channels = numbers.value.numel()
+        geometry = Geometry.pointwise(channels, channels, dims=0, groups=channels)
+        column = numbers.each(lambda each: each.reshape(channels, 1))
+        return cls(geometry, column.value, None, column.uncancelled)
 
-    @property
-    def geometry(self) -> Geometry:
-        """Channels, groups, offsets, stride and extent."""
-        return self.value.geometry
+    @cached_property
+    def value(self) -> AffineConv:
+        """The operator."""
+        return AffineConv(self.geometry, self.numbers())
 
-    @property
+    @cached_property
     def size(self) -> AffineConv:
         """The operator of the sizes."""
-        if self.uncancelled is not None:
-            return self.uncancelled
-        return AffineConv(self.geometry, self.value.kernel.abs())
+        return AffineConv(self.geometry, self.sizes())
+
+    def numbers(self, chosen: slice = _ALL) -> Tensor:
+        """The numbers of some rows, in float64."""
+        return self._scaled(self.kernel[chosen].to(torch.float64), self.rows, chosen)
+
+    def sizes(self, chosen: slice = _ALL) -> Tensor:
+        """Their sizes."""
+        if self.uncancelled is None:
+            return self.numbers(chosen).abs()
+        rows = None if self.rows is None else self.rows.abs()
+        return self._scaled(self.uncancelled[chosen], rows, chosen)
+
+    def _scaled(self, numbers: Tensor, rows: Tensor | None, chosen: slice) -> Tensor:
+        if rows is None:
+            return numbers
+        return numbers * rows[chosen].reshape(-1, *(1,) * (numbers.dim() - 1))
+
+    @property
+    def largest(self) -> Tensor:
+        """The largest absolute number of each row."""
+        found = self.kernel.flatten(1).abs().amax(1).to(torch.float64)
+        return found if self.rows is None else found * self.rows.abs()
+
+    def is_same(self, other: Map) -> bool:
+        """Whether both are the same stored numbers, as they are."""
+        known = (self.rows, self.uncancelled, other.rows, other.uncancelled)
+        alike = self.geometry == other.geometry and self.kernel.dtype is other.kernel.dtype
+        return alike and all(x is None for x in known) and torch.equal(self.kernel, other.kernel)
 
     def in_dims(self, dims: int) -> Map:
         """The same pointwise operator over another number of spatial dimensions."""
-        own = self.uncancelled
-        return Map(self.value.in_dims(dims), None if own is None else own.in_dims(dims))
+        if dims == self.geometry.dims:
+            return self
+        geometry = self.geometry.in_dims(dims)
+        shape, own = geometry.kernel_shape, self.uncancelled
+        sizes = None if own is None else own.reshape(shape)
+        return Map(geometry, self.kernel.reshape(shape), self.rows, sizes)
 
     def __add__(self, other: Map) -> Map:
         dims = max(self.geometry.dims, other.geometry.dims)
         first, second = self.in_dims(dims), other.in_dims(dims)
-        return Map(first.value + second.value, first.size + second.size)
+        total = first.value + second.value
+        return Map(total.geometry, total.kernel, None, (first.size + second.size).kernel)
 
     def __matmul__(self, inner: Map) -> Map:
         dims = max(self.geometry.dims, inner.geometry.dims)
         first, second = self.in_dims(dims), inner.in_dims(dims)
+        if first.geometry.is_diagonal and first.uncancelled is None:
+            return second.by_rows(first.numbers().flatten())
         plain = self.uncancelled is None and inner.uncancelled is None
-        plain = plain and (self.geometry.is_diagonal or inner.geometry.is_diagonal)
-        return Map(first.value @ second.value, None if plain else first.size @ second.size)
+        plain = plain and inner.geometry.is_diagonal
+        both = first.value @ second.value
+        return Map(both.geometry, both.kernel, None,
+                   None if plain else (first.size @ second.size).kernel)  # fmt: skip
+
+    def by_rows(self, factors: Tensor) -> Map:
+        """Multiply the row of each output channel."""
+        return replace(self, rows=factors if self.rows is None else factors * self.rows)
 
     def times(self, factor: Sized) -> Map:
         """Multiply by one number."""
         if factor.uncancelled is None and factor.value.item() == 1.0:
             return self
-        plain = self.uncancelled is None and factor.uncancelled is None
-        size = None if plain else self.size * factor.size.item()
-        return Map(self.value * factor.value.item(), size)
+        scaled = self.by_rows(factor.value.expand(self.geometry.out_channels))
+        if factor.uncancelled is None:
+            return scaled
+        return Map(self.geometry, scaled.numbers(), None, self.sizes() * factor.size.item())
 
     def of_constant(self, constant: Sized, spatial: Sequence[int]) -> Sized:
         """Apply to a constant input: one number for each channel, or one for each position too.
 
         Where zero padding is read, the result has a number for each position.
         """
-        padded = any(low > 0 or high > 0 for low, high in self.geometry.padding())
-        if not padded and constant.value.dim() < 2:
-            wide = constant.spread(self.geometry.in_channels)
-            return Sized(_summed(self.value) @ wide.value, _summed(self.size) @ wide.size)
-        shape = (self.geometry.in_channels, *spatial)
+        by = self.geometry
+        if constant.value.dim() < 2:
+            wide = constant.spread(by.in_channels)
+            padded = any(low > 0 or high > 0 for low, high in by.padding())
+            seen = [_seen(by, dim, n) for dim, n in enumerate(spatial)] if padded else None
+            kernel = self.kernel.to(torch.float64)
+            sizes = kernel.abs() if self.uncancelled is None else self.uncancelled
+            value = _of_constant(kernel, wide.value, by.groups, seen)
+            size = _of_constant(sizes, wide.size, by.groups, seen)
+            rows = None if self.rows is None else self.rows.abs()
+            return Sized(self._scaled(value, self.rows, _ALL), self._scaled(size, rows, _ALL))
+        shape = (by.in_channels, *spatial)
         wide = constant.over(len(shape))
+        own = Map(by, self.sizes())
         found = (
-            applied(op, numbers.expand(shape)[None])[0]
-            for op, numbers in ((self.value, wide.value), (self.size, wide.size))
+            op.applied(numbers.expand(shape)[None])[0]
+            for op, numbers in ((self, wide.value), (own, wide.size))
         )
         return Sized(*found)
 
+    def applied(self, x: Tensor, axis: int = 1) -> Tensor:
+        """Apply to a value, in its type; its channels are axis 1, unless this is pointwise."""
+        by = self.geometry
+        if by.is_diagonal:
+            return x * self.numbers().to(x.dtype).reshape(-1, *(1,) * (x.dim() - 1 - axis))
+        if by.is_pointwise:
+            kernel = self.kernel if by.groups == 1 else self.value.regroup(1).kernel
+            result = F.linear(x.movedim(axis, -1), kernel.to(x.dtype).flatten(1)).movedim(-1, axis)
+            scaled = None if by.groups > 1 else self.rows
+        else:
+            arguments, full = layer_arguments(by)
+            fits = full == by
+            weight = self.kernel if fits else lower(self.value)[1]
+            result, scaled = arguments(x, weight.to(x.dtype), None), self.rows if fits else None
+        if scaled is None:
+            return result
+        return result * scaled.to(x.dtype).reshape(-1, *(1,) * (x.dim() - 1 - axis))
 
-def _summed(op: AffineConv) -> Tensor:
-    """The matrix that acts on what is the same everywhere."""
-    return op.regroup(1).kernel.flatten(2).sum(2) if op.geometry.dims else op.regroup(1).kernel
+
+def _of_constant(
+    kernel: Tensor, inputs: Tensor, groups: int, seen: Sequence[Tensor] | None
+) -> Tensor:
+    """What a kernel makes of what is the same everywhere, but zero outside of where it is seen."""
+    flat = kernel.flatten(2) if kernel.dim() > 2 else kernel[..., None]
+    by_group = flat.unflatten(0, (groups, -1))
+    found = torch.einsum("goit,gi->got", by_group, inputs.unflatten(0, (groups, -1))).flatten(0, 1)
+    if seen is None:
+        return found.sum(1)
+    found = found.reshape(len(kernel), *kernel.shape[2:])
+    for taps in seen:  # each dimension goes to the end
+        found = torch.tensordot(found, taps, ([1], [1]))
+    return found
 
 
-def applied(op: AffineConv, x: Tensor, axis: int = 1) -> Tensor:
-    """Apply an operator to a value whose channels are an axis: 1, unless it is pointwise."""
-    if op.geometry.is_diagonal:
-        return x * op.kernel.reshape(-1, *(1,) * (x.dim() - 1 - axis))
-    if op.geometry.is_pointwise:
-        return op.in_dims(0)(x.movedim(axis, -1)).movedim(-1, axis)
-    arguments, weight, _ = lower(op)
-    return arguments(x, weight, None)
+def _seen(geometry: Geometry, dim: int, size: int) -> Tensor:
+    """For each output position and tap, whether the tap reads the input there."""
+    places = (size + geometry.extent[dim]) // geometry.stride[dim] + 1
+    read = geometry.stride[dim] * torch.arange(places)[:, None]
+    read = read + torch.tensor(geometry.offsets[dim])
+    return ((read >= 0) & (read < size)).to(torch.float64)
 
 
 def after(outer: Geometry, inner: Geometry) -> Geometry:

@@ -6,7 +6,7 @@ A value is a :class:`Form`, or a tensor or number that does not depend on the in
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -14,37 +14,27 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from reparam.algebra import linear, zero_pad
+from reparam.algebra import Geometry, zero_pad
 from reparam.diffing.kinds import KINDS
 from reparam.diffing.normal import Builder, kept_axis
-from reparam.diffing.values import Form, Sized
+from reparam.diffing.values import Form, Map, Sized
 from reparam.errors import InexactError, UnsupportedModelError
 
-__all__ = ["Value", "Vocabulary", "read"]
+__all__ = ["Value", "Vocabulary"]
 
 Value = Form | Tensor | float | int
 Pads = Sequence[tuple[int, int]]
 
 
-def read(walk: Callable[[Vocabulary], list[Form]]) -> list[Form]:
-    """Walk a network until no reader of a value cuts it that others do not."""
-    words = Vocabulary()
-    outputs = walk(words)
-    while words.cut != words.named:
-        words = Vocabulary(words.cut)
-        outputs = walk(words)
-    return outputs
-
-
 class Vocabulary:
     """The operations that front ends speak in, on a builder."""
 
-    def __init__(self, named: Mapping[Hashable, bool] | None = None) -> None:
-        """Prepare to read a network; the values ``named`` are cut for all who read them."""
+    def __init__(self) -> None:
+        """Prepare to read a network."""
         self.build = Builder()
         self.shape: tuple[int, ...] = ()
-        self.named = dict(named or {})
-        self._births: dict[int, tuple[Hashable, Form]] = {}  # with what the ids stand for
+        self._named: dict[tuple[int, int], bool] = {}
+        self._births: dict[int, tuple[tuple[int, int], Form]] = {}  # with what the ids stand for
         self._strays = WeakTensorKeyDictionary()
         self._shaped: dict[int, tuple[Form, Form]] = {}
         self._turned: dict[int, tuple[Form, tuple[int, ...], Form]] = {}
@@ -53,44 +43,56 @@ class Vocabulary:
     def rounded(self, exact: Any, run: Any) -> None:
         """Note numbers that the network computes itself, and what it makes of them as it runs."""
         if isinstance(exact, Tensor) and exact.dtype is torch.float64:
-            self._strays[exact] = (exact - run).abs()
+            self._strays[exact] = run
 
     def sized(self, numbers: Tensor) -> Sized:
         """Take numbers; the worst rounding of a network that computes them is in their size."""
-        stray, value = self._strays.get(numbers), numbers.to(torch.float64)
-        if stray is None or not numbers.numel() or not bool(stray.any()):
-            return Sized(value)
-        return Sized(value, value.abs() + stray.max() / torch.finfo(torch.float32).eps)
+        value = numbers.to(torch.float64)
+        stray = self._stray(numbers)
+        return Sized(value, None if stray is None else value.abs() + stray)
 
-    def noted(self, key: Hashable, value: Any) -> Any:
-        """Take a value that the network computes under a key."""
-        if isinstance(value, (list, tuple)):
-            return [self.noted((key, position), each) for position, each in enumerate(value)]
+    def map(self, geometry: Geometry, numbers: Tensor, source: Tensor | None = None) -> Map:
+        """Take the numbers of a linear operator, laid out anew from those of a ``source``."""
+        stray = self._stray(numbers if source is None else source)
+        own = None if stray is None else numbers.to(torch.float64).abs() + stray
+        return Map(geometry, numbers, None, own)
+
+    def _stray(self, numbers: Tensor) -> float | None:
+        """How much larger rounding makes the size of numbers that a network computes."""
+        run = self._strays.get(numbers)
+        if run is None or not numbers.numel():
+            return None
+        worst = float((numbers - run).abs().max())
+        return worst / torch.finfo(torch.float32).eps if worst != 0 else None
+
+    def noted(self, step: int, values: Sequence[Any]) -> list[Any]:
+        """Take what a step computes; of that what a later one cuts is cut for all who read it."""
+        return [self._noted((step, place), each) for place, each in enumerate(values)]
+
+    def _noted(self, birth: tuple[int, int], value: Any) -> Any:
         if not isinstance(value, Form):
             return value
-        self._births.setdefault(id(value), (key, value))
-        if key not in self.named:
+        self._births.setdefault(id(value), (birth, value))
+        if birth not in self._named:
             return value
-        named = self.build.cut(value, priced=self.named[key])
-        self._births.setdefault(id(named), (key, named))
+        named = self.build.cut(value, priced=self._named[birth])
+        self._births.setdefault(id(named), (birth, named))
         return named
 
-    @property
-    def cut(self) -> dict[Hashable, bool]:
-        """The values that one of their readers had to cut, and whether only for their price.
+    def resumed(self, step: int) -> int:
+        """Say where to go on behind a step: at the next, or where a value is made that it cuts.
 
         A value that is cut for one reader has to be for all: else a sum of what two of them make of
         it would be written by other atoms than where one layer stands for both.
         """
-        fresh = {
-            self._births[each][0]: priced
-            for each, priced in self.build.cuts.items()
-            if each in self._births
-        }
-        return {
-            key: self.named.get(key, True) and fresh.get(key, True)
-            for key in {**self.named, **fresh}
-        }
+        births = []
+        for each, priced in self.build.cuts.items():
+            birth, _ = self._births.get(each, (None, None))
+            if birth is not None and self._named.get(birth, _NOT_YET) > priced:
+                self._named[birth] = priced
+                births.append(birth)
+        self.build.cuts.clear()
+        return min(births)[0] if births else step + 1
 
     @property
     def at(self) -> str:
@@ -147,13 +149,13 @@ class Vocabulary:
             constant = torch.as_tensor(y, dtype=torch.float64)
             constant = constant if alpha == 1 else alpha * constant
             return self._with_constant(x, None, constant)
-        shape = torch.broadcast_shapes(x.shape, y.shape)
+        shape = _common(x.shape, y.shape)
         return self.build.add([self.spread(x, shape), self.spread(y, shape)], shape)
 
     def mul(self, x: Value, y: Value) -> Value:
         """``x * y``."""
         if isinstance(x, Form) and isinstance(y, Form):
-            return self._product("mul", x, y, torch.broadcast_shapes(x.shape, y.shape))
+            return self._product("mul", x, y, _common(x.shape, y.shape))
         if isinstance(x, Form):
             return self._with_constant(x, torch.as_tensor(y, dtype=torch.float64), None)
         if isinstance(y, Form):
@@ -186,7 +188,7 @@ class Vocabulary:
         number = shift if factor is None else factor
         assert number is not None  # noqa: S101 (one of the two is given)
         numbers = self.sized(number)
-        shape = torch.broadcast_shapes(x.shape, tuple(number.shape))
+        shape = _common(x.shape, tuple(number.shape))
         axis = _only_axis(number, shape)
         if tuple(shape) != x.shape or axis == _EVERY:
             x = self.spread(x, shape)
@@ -218,23 +220,24 @@ class Vocabulary:
     def linear(self, x: Value, weight: Value, bias: Value | None) -> Value:
         """``x @ weight.T + bias`` along the last axis."""
         if isinstance(x, Form) and isinstance(weight, Tensor) and not isinstance(bias, Form):
-            return self._linear(x, self.sized(weight), bias)
+            return self._linear(x, weight, bias)
         turned = self.permute(weight, (1, 0))
         product = self.matmul(x, turned)
         return product if bias is None else self.add(product, bias)
 
-    def _linear(self, x: Form, weight: Sized, bias: Tensor | float | None) -> Form:
-        op = linear(weight.value, None if bias is None else torch.as_tensor(bias))
-        size = None if weight.uncancelled is None else linear(weight.uncancelled)
-        return self.build.layer(x, op, len(x.shape) - 1, size)
+    def _linear(
+        self, x: Form, weight: Tensor, bias: Tensor | float | None, source: Tensor | None = None
+    ) -> Form:
+        geometry = Geometry.pointwise(weight.shape[1], weight.shape[0], dims=0)
+        shift = None if bias is None else torch.as_tensor(bias).expand(len(weight))
+        return self.build.layer(x, self.map(geometry, weight, source), len(x.shape) - 1, shift)
 
     def matmul(self, x: Value, y: Value) -> Value:
         """A matrix product; a linear map where one side is a constant matrix."""
         if isinstance(x, Form) and isinstance(y, Tensor):
             alike = _one_matrix(y, x.shape[:-2])
             if alike is not None:
-                turned = self.sized(y).each(lambda each: each.reshape(-1, *alike.shape)[0].T)
-                return self._linear(x, turned, None)
+                return self._linear(x, alike.T, None, y)
         if isinstance(x, Tensor) and isinstance(y, Tensor):
             return x @ y
         left, right = self.form(x), self.form(y)
@@ -445,7 +448,7 @@ class Vocabulary:
         if not math.isfinite(value) or kept < 2 or len(x.shape) not in (3, 4, 5):
             return self.build.operation("pad", [x], shape, pads=pads, mode=mode, value=float(value))
         pads = [*[(0, 0)] * (kept - 2), *pads]
-        op = zero_pad(x.shape[1], [(low, high) for low, high in pads])
+        op = Map.of(zero_pad(x.shape[1], [(low, high) for low, high in pads]))
         inner = x if value == 0 else self.scaled(x, 1.0, -value)
         padded = self.build.layer(inner, op, 1)
         return padded if value == 0 else self.scaled(padded, 1.0, value)
@@ -486,10 +489,22 @@ def _one_matrix(stack: Tensor, batch: tuple[int, ...]) -> Tensor | None:
     """The matrix that all of a batch are multiplied by, if there is one."""
     if stack.dim() < 2 or len(stack.shape) - 2 > len(batch):
         return None
-    flat = stack.flatten(0, -3) if stack.dim() > 2 else stack[None]
+    if stack.dim() == 2:
+        return stack
+    flat = stack.flatten(0, -3)
     fits = torch.broadcast_shapes(stack.shape[:-2], batch) == torch.Size(batch)
     return flat[0] if fits and bool((flat == flat[:1]).all()) else None
 
+
+def _common(first: Sequence[int], second: Sequence[int]) -> tuple[int, ...]:
+    """The shape that two values are spread to."""
+    if tuple(first) == tuple(second) or not second:
+        return tuple(first)
+    return tuple(torch.broadcast_shapes(tuple(first), tuple(second)))
+
+
+_NOT_YET = 2
+"""More than False, a cut that has to be, and True, one that only pays."""
 
 _STRANGE = (ArithmeticError, AttributeError, InexactError, LookupError, RuntimeError, TypeError,
             ValueError)  # fmt: skip

@@ -428,6 +428,20 @@ def _scatter_nd(x: Tensor, indices: Any, by: Tensor, *, reduction: str = "none")
     return torch.slice_scatter(x, values, axis, index[0], index[-1] + 1)
 
 
+@_is("ScatterElements")
+def _scatter_elements(
+    x: Tensor, indices: Any, by: Tensor, *, axis: int = 0, reduction: str = "none"
+) -> Tensor:
+    """Where what is written are whole slices, side by side."""
+    place = axis % x.dim()
+    table = (torch.as_tensor(indices).long() % x.shape[place]).movedim(place, 0).flatten(1)
+    index = table[:, 0].tolist()
+    whole = table.shape[1] * x.shape[place] == x.numel() and bool((table == table[:, :1]).all())
+    if reduction != "none" or not whole or index != list(range(index[0], index[0] + len(index))):
+        raise UnsupportedModelError("it writes no whole slices, or adds to them")
+    return torch.slice_scatter(x, by, place, index[0], index[0] + len(index))
+
+
 @_is("DepthToSpace")
 def _depth_to_space(x: Tensor, *, blocksize: int, mode: str = "DCR") -> Tensor:
     if mode == "CRD":
