@@ -117,8 +117,14 @@ def _elu(
 
 
 @means("softplus")
-def _softplus(w: Vocabulary, x: Value, beta: float = 1.0, _threshold: float = 20.0) -> Value:
+def _softplus(w: Vocabulary, x: Value, beta: float = 1.0, threshold: float = 20.0) -> Value:
+    if threshold < _STRAIGHT:
+        raise UnsupportedModelError(f"softplus that is cut short at {w.at} has no normal form")
     return w.div(w.pointwise("softplus", w.mul(x, beta)), beta)
+
+
+_STRAIGHT = 17.0
+"""From here on the softplus of a number is that number, as float32 rounds."""
 
 
 @means("_prelu_kernel")

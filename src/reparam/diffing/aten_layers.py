@@ -133,9 +133,15 @@ def _max_pool(
     """Padding by minus infinity before it is its own."""
     dims = len(x.shape) - 2
     inner, pads = w.build.without_padding(x, [(p, p) for p in spread(padding, dims)], -math.inf)
+    size, step, apart = (spread(each, dims) for each in (kernel, stride or kernel, dilation))
+    reach = (
+        n + low + high - d * (k - 1) - 1
+        for n, (low, high), d, k in zip(inner.shape[2:], pads, apart, size, strict=True)
+    )
+    whole = w.shape[2:] == tuple(n // s + 1 for n, s in zip(reach, step, strict=True))
     value = w.build.operation(
-        "max_pool", [inner], w.shape, kernel=spread(kernel, dims), pads=pads, ceil=ceil,
-        stride=spread(stride or kernel, dims), dilation=spread(dilation, dims),
+        "max_pool", [inner], w.shape, kernel=size, pads=pads, ceil=ceil and not whole, stride=step,
+        dilation=apart,
     )  # fmt: skip
     return value, None
 

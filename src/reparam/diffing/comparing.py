@@ -18,7 +18,7 @@ from reparam.diffing.reading import Network, Side, open_side
 from reparam.diffing.regions import Region, names, region_of, setting
 from reparam.diffing.showing import show
 from reparam.diffing.values import Atom, Cut, Form, Operation
-from reparam.errors import InputError, ReparamError
+from reparam.errors import InputError, ReparamError, UnsupportedModelError
 
 __all__ = ["compared", "diff"]
 
@@ -74,8 +74,11 @@ def compared(
     sides = first, second
     inputs = _inputs(sides, example_inputs)
     shapes = tuple(tuple(x.shape) for x in inputs)
-    expected = [side.outputs(inputs) for side in sides]
     side = sides[0]
+    try:
+        expected = [each.outputs([x.clone() for x in inputs]) for each in sides]
+    except UnsupportedModelError as error:
+        return Difference("not shown", what="unread", detail={"why": str(error)}, shapes=shapes)
     try:
         tapes, read = [], []
         for side in sides:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import Tensor, nn
@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from reparam._support.modules import watch_modules
 from reparam.diffing.recording import Recorder, record
 from reparam.diffing.tape import Tape
+from reparam.errors import UnsupportedModelError
 
 __all__ = ["read_module", "tensors"]
 
@@ -25,11 +26,18 @@ def read_module(module: nn.Module, inputs: Sequence[Tensor]) -> Tape:
 
 
 def tensors(value: Any) -> list[Tensor]:
-    """The tensors of a result, in order."""
+    """The tensors of a result, in order.
+
+    Raises:
+        UnsupportedModelError: It holds something else, which would go unnoticed.
+
+    """
     if isinstance(value, Tensor):
         return [value]
-    if isinstance(value, dict):
+    if isinstance(value, Mapping):
         value = list(value.values())
     if isinstance(value, (list, tuple)):
         return [leaf for each in value for leaf in tensors(each)]
-    return []
+    if value is None:
+        return []
+    raise UnsupportedModelError(f"a result that is a {type(value).__name__} is not compared")

@@ -57,7 +57,7 @@ def _carried_out(node: onnx.NodeProto, given: list[Any]) -> Sequence[Any]:
     """What torch makes of an operation."""
     where = node.name or node.output[0]
     function = IN_TORCH.get(node.op_type)
-    if function is None:
+    if function is None or node.domain not in _DOMAINS:
         raise UnsupportedModelError(f"{node.op_type} at {where} has no normal form")
     try:
         result = function(*given, **attributes(node))
@@ -65,6 +65,10 @@ def _carried_out(node: onnx.NodeProto, given: list[Any]) -> Sequence[Any]:
         msg = f"{node.op_type} at {where} has no normal form as it is used there: {error}"
         raise UnsupportedModelError(msg) from error
     return result if isinstance(result, (list, tuple)) else [result]
+
+
+_DOMAINS = ("", "ai.onnx", "com.microsoft")
+"""Those of ONNX itself, and of what its optimisers write."""
 
 
 def _constants(node: onnx.NodeProto, given: list[Any], model: onnx.ModelProto) -> Sequence[Tensor]:

@@ -63,10 +63,13 @@ class Side:
 
         Raises:
             InputError: It does not run on such inputs.
+            UnsupportedModelError: It returns no tensor, or more than tensors.
 
         """
         try:
-            return self.run(inputs)
+            found = self.run(inputs)
+        except UnsupportedModelError:
+            raise
         except Exception as error:
             shapes = ", ".join("x".join(map(str, x.shape)) for x in inputs)
             text = (str(error).strip().splitlines() or [type(error).__name__])[0]
@@ -74,6 +77,9 @@ class Side:
                 f"{self.name} does not run on inputs of shape {shapes} (example_inputs), which "
                 f"both networks are compared for: {text}"
             ) from error
+        if not found:
+            raise UnsupportedModelError(f"{self.name} returns no tensor that can be compared")
+        return found
 
 
 def open_side(network: Network, name: str) -> Side:
@@ -187,6 +193,9 @@ def _open_onnx(model: onnx.ModelProto, name: str) -> Side:
     runtime = require("onnxruntime", extra="deploy", purpose="comparing ONNX files")
     helper = require("onnx.numpy_helper", extra="deploy", purpose="comparing ONNX files")
     types = require("onnx.helper", extra="deploy", purpose="comparing ONNX files")
+    if model.functions:
+        inliner = require("onnx.inliner", extra="deploy", purpose="comparing ONNX files")
+        model = inliner.inline_local_functions(model)
     stored = {entry.name for entry in model.graph.initializer}
     free = [entry for entry in model.graph.input if entry.name not in stored]
     shapes = tuple(_declared(entry) for entry in free)

@@ -8,7 +8,9 @@ number taken out of a tensor; what it refuses is memory changed in place that ot
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -125,7 +127,7 @@ class Recorder(TorchDispatchMode):
         single = not isinstance(result, (list, tuple))
         made = (result,) if single else tuple(result)
         if depends:
-            self._watch_types((args, kwargs), made, where)
+            self._watch_types(func, (args, kwargs), made, where)
             symbols, named = seen
             slots, shape = self._numbered(made), getattr(next(iter(made), None), "shape", None)
             self.tape.append(Call(func, where, symbols, named, slots, single, shape))
@@ -133,7 +135,7 @@ class Recorder(TorchDispatchMode):
             self._keep_exact(func, seen, made)
         return result
 
-    def _watch_types(self, given: Any, made: Sequence[Any], where: str) -> None:
+    def _watch_types(self, func: Any, given: Any, made: Sequence[Any], where: str) -> None:
         """Note in what weights are stored, and where values become coarser than they were."""
         units = [(_unit(leaf), self._known.get(leaf)) for leaf in leaves(given)
                  if isinstance(leaf, Tensor)]  # fmt: skip
@@ -142,6 +144,8 @@ class Recorder(TorchDispatchMode):
         for value in made:
             if isinstance(value, Tensor) and _unit(value) > before > 0:
                 self._rounded.setdefault(_unit(value), f"{where} rounds to {value.dtype}")
+            if isinstance(value, Tensor) and _overflows(func, value.dtype):
+                self._rounded.setdefault(math.inf, f"{where} computes in {value.dtype}")
 
     def check_rounding(self) -> None:
         """See that no value is rounded to less than what weights are stored in.
@@ -160,6 +164,18 @@ class Recorder(TorchDispatchMode):
             return func(*args, **kwargs)
         with _disable_current_modes():
             return self.__torch_dispatch__(func, (), args, kwargs)
+
+    def _keep_as_read(self, memory: int) -> None:
+        """Copy what operators have read of memory before it is changed."""
+
+        def kept(value: Any) -> Any:
+            if isinstance(value, Tensor) and value.untyped_storage().data_ptr() == memory:
+                return value.clone()
+            return value
+
+        for step, call in enumerate(self.tape):
+            args, kwargs = each(kept, (call.args, call.kwargs))
+            self.tape[step] = replace(call, args=args, kwargs=kwargs)
 
     def _is_computed(self, func: Any, seen: Sequence[Any], args: Any, kwargs: Any) -> bool:
         """Whether numbers come of numbers in another way than being looked at in another shape."""
@@ -182,11 +198,21 @@ class Recorder(TorchDispatchMode):
         memory = target.untyped_storage().data_ptr()
         others = [each for each in self._known if each.untyped_storage().data_ptr() == memory]
         if not depends:
+            self._keep_as_read(memory)
             for other in others:
                 del self._known[other]  # numbers, which the run itself computes
         elif [*map(id, others)] != [id(target)] or not isinstance(self.seen(target), Slot):
             msg = f"memory that others may see is changed in place at {where}"
             raise SharedMemoryError(msg)
+
+
+_ARITHMETIC = frozenset({"add", "sub", "rsub", "mul", "neg", "pow", "sum", "mm", "bmm", "addmm"})
+
+
+def _overflows(func: Any, kind: torch.dtype) -> bool:
+    """Whether an operator computes with whole numbers, which begin anew behind the largest."""
+    whole = not (kind.is_floating_point or kind.is_complex)
+    return whole and func.__name__.partition(".")[0].removesuffix("_") in _ARITHMETIC
 
 
 def _unit(value: Tensor) -> float:
