@@ -48,6 +48,17 @@ def test_a_file_holds_what_was_proven_of_it(written):
     assert held["certificate"]["content"] == certificate.content
 
 
+def test_a_file_that_is_made_of_a_file_says_what_was_proven_and_what_running_both_showed(tmp_path):
+    graph = torch.onnx.export(net(), (X,), dynamo=True, verbose=False).model_proto
+    source, path = tmp_path / "net.onnx", tmp_path / "fused.onnx"
+    onnx.save(graph, source)
+    onnx.save(reparam.fuse(graph), path)
+    certificate = certify(source, path)
+    assert (certificate.outcome, certificate.of) == ("equal", "file")
+    assert certificate.sampled
+    assert check_certificate(path) == certificate
+
+
 def test_a_file_with_a_certificate_is_a_file_as_any(written):
     path, _ = written
     fused = reparam.fuse(net(), X)

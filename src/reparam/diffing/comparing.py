@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -16,6 +18,7 @@ from reparam.diffing.difference import Difference
 from reparam.diffing.matching import Match, Matcher, Parting
 from reparam.diffing.reading import Network, Side, open_side
 from reparam.diffing.regions import Region, names, region_of, setting
+from reparam.diffing.running import furthest_apart
 from reparam.diffing.showing import show
 from reparam.diffing.values import Atom, Cut, Form, Operation
 from reparam.errors import InputError, ReparamError, UnsupportedModelError
@@ -74,11 +77,20 @@ def compared(
     sides = first, second
     inputs = _inputs(sides, example_inputs)
     shapes = tuple(tuple(x.shape) for x in inputs)
-    side = sides[0]
     try:
         expected = [each.outputs([x.clone() for x in inputs]) for each in sides]
     except UnsupportedModelError as error:
         return Difference("not shown", what="unread", detail={"why": str(error)}, shapes=shapes)
+    found = _shown(sides, inputs, expected)
+    apart = furthest_apart(*expected) if len(expected[0]) == len(expected[1]) else math.inf
+    return replace(found, shapes=shapes, apart=apart)
+
+
+def _shown(
+    sides: tuple[Side, Side], inputs: Sequence[Tensor], expected: Sequence[list[Tensor]]
+) -> Difference:
+    """Read both, match them, and see that each is read as its runtime computes."""
+    side = sides[0]
     try:
         tapes, read = [], []
         for side in sides:
@@ -92,11 +104,11 @@ def compared(
             off = readings.off(side, tape, outputs, [read[0], own] if same else [own])
             if not off <= bound(side):
                 detail = {"side": side.name, "off": off}
-                return Difference("not shown", what="reading", detail=detail, shapes=shapes)
+                return Difference("not shown", what="reading", detail=detail)
         return _compare(read, outcomes, matcher, sides, inputs)
     except Exception as error:  # noqa: BLE001 (nothing is claimed of what is not understood)
         why = str(error) if isinstance(error, ReparamError) else _unforeseen(side, error)
-        return Difference("not shown", what="unread", detail={"why": why}, shapes=shapes)
+        return Difference("not shown", what="unread", detail={"why": why})
 
 
 def _unforeseen(side: Side, error: Exception) -> str:
@@ -122,14 +134,13 @@ def _compare(
     sides: tuple[Side, Side], inputs: Sequence[Tensor],
 ) -> Difference:  # fmt: skip
     left, right = read
-    shapes = tuple(tuple(x.shape) for x in inputs)
     if len(left) != len(right):
         counts = {"left": len(left), "right": len(right)}
-        return Difference("different", what="outputs", detail=counts, shapes=shapes)
+        return Difference("different", what="outputs", detail=counts)
     partings = [each for each in outcomes if isinstance(each, Parting)]
     if not partings:
         worst = max((each.worst for each in outcomes if isinstance(each, Match)), default=0.0)
-        return Difference("equal", matcher.numbers, worst, 1.0, shapes=shapes)
+        return Difference("equal", matcher.numbers, worst, 1.0)
     parting = max(partings, key=lambda each: (each.local, each.depth))
     shown = show(parting, matcher, left, right, inputs)
     aligned = align(matcher, left, right)
@@ -151,7 +162,6 @@ def _compare(
         parts=(tuple(named[0].values()), tuple(named[1].values())),
         detail=detail,
         effect=shown.effect,
-        shapes=shapes,
         regions=_regions((ours, others), sides, parting),
     )
 

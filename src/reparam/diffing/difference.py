@@ -46,6 +46,8 @@ class Difference:
         effect: Largest change of an output, relative to the largest output, by that part alone
             where it could be singled out, on the input that showed it.
         shapes: Shapes of the inputs that this holds for.
+        apart: Largest difference of what the two compute, each in its own runtime, for one random
+            or given input, as a share of the largest output.
         regions: Both sides of the place where they part: operations, kernels around the number.
 
     """
@@ -61,6 +63,7 @@ class Difference:
     effect: float | None = None
     shapes: tuple[tuple[int, ...], ...] = ()
     regions: tuple[Region, Region] | None = None
+    apart: float | None = None
 
     def __str__(self) -> str:
         """Say it in a few lines."""

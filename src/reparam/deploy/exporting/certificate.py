@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
+    from reparam.diffing.difference import Difference
     from reparam.diffing.reading import Network
 
 __all__ = ["KEPT_IN", "Certificate", "certified", "certify", "check_certificate"]
@@ -60,7 +61,7 @@ class Certificate:
         of: ``"file"``: the file itself was compared. ``"weights"``: the module, whose weights the
             file holds number for number. ``"model"``: the module that it was written from; of the
             file itself, only ``sampled`` tells.
-        sampled: What running it on samples showed, where it was run when it was written.
+        sampled: What running it on samples showed, when it was written and when it was compared.
 
     """
 
@@ -90,7 +91,9 @@ class Certificate:
                 f"sampled against {self.reference[:12]} (inputs {shapes}); {self.proven:.0%} of "
                 f"its operations are proven, and the rest is not: {self.why}"
             )
-        return f"{told}; the file itself was {self.sampled}" if self.of == "model" else told
+        if not self.sampled:
+            return told
+        return f"{told}; {'the file itself' if self.of == 'model' else 'it'} was {self.sampled}"
 
 
 @takes(path=PATH, example_inputs=TENSORS | NONE, model=MODULE | NONE)
@@ -165,10 +168,17 @@ def certified(
         content_hash(file),
         __version__,
         of,
-        sampled,
+        "; ".join(filter(None, (sampled, _run(found)))),
     )
     add_metadata(file, {KEY_OF_CERTIFICATE: json.dumps(asdict(made))})
     return made
+
+
+def _run(found: Difference) -> str:
+    """What running both showed, each in its own runtime."""
+    if found.apart is None:
+        return ""
+    return f"run on one input, with outputs {found.apart:.1e} of the largest from the reference's"
 
 
 def _check_weights(file: Path, model: torch.nn.Module) -> None:
