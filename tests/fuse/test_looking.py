@@ -243,3 +243,48 @@ def test_a_block_that_goes_another_way_is_not_rewritten_for_one(first: int) -> N
 
     images = [image(2, 4, 8, 8), image(2, 4, 12, 12)]
     check(Lambda(forward, conv(), conv(k=1)), *images[first:], *images[:first])
+
+
+# ----------------------------------------------------------------------- what norms check of ranks
+
+
+class CheckingNorm(nn.BatchNorm2d):
+    """A norm that says of what it is given how many dimensions it has, as timm's do."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        torch._assert(x.ndim == 4, f"expected 4D input (got {x.ndim}D input)")
+        return F.batch_norm(
+            x, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps
+        )
+
+
+class Checking(nn.Module):
+    """Two branches with such norms, in a block that checks its own input as well."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.dense = nn.Sequential(nn.Conv2d(4, 4, 3, padding=1, bias=False), CheckingNorm(4))
+        self.point = nn.Sequential(nn.Conv2d(4, 4, 1, bias=False), CheckingNorm(4))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        torch._assert(x.ndim == 4, "images wanted")
+        return (self.dense(x) + self.point(x)).relu()
+
+
+@pytest.mark.parametrize("example", [False, True])
+def test_checks_of_norms_that_are_gone_are_gone_and_those_of_blocks_stay(*, example: bool) -> None:
+    net = randomise(Checking().double()).eval()
+    x = torch.randn(2, 4, 6, 7).double()
+    fused = reparam.fuse(net, x) if example else reparam.fuse(net)
+    torch.testing.assert_close(fused(x), net(x), rtol=1e-12, atol=1e-12)
+    assert [type(m) for m in fused.modules() if not isinstance(m, Checking)].count(nn.Conv2d) == 1
+    asserted = [n for n in torch.fx.symbolic_trace(fused).graph.nodes if "assert" in n.name]
+    assert len(asserted) <= 1
+    with pytest.raises((AssertionError, reparam.ReparamError)):
+        fused(x[0])
+
+
+def test_a_norm_alone_keeps_its_check() -> None:
+    net = nn.Sequential(randomise(CheckingNorm(4).double()), nn.ReLU(), nn.Conv2d(4, 4, 1)).eval()
+    with pytest.raises(AssertionError):
+        reparam.fuse(net.double())(torch.randn(4, 6, 7).double())

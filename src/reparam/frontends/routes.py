@@ -124,13 +124,17 @@ def _found(made: list[Tensor], first: list[Tensor], batches: list[int]) -> Route
 
 def _origins(left: Tensor, right: Tensor, at: int) -> tuple[tuple[int, ...], ...] | None:
     """The numbers along an axis, the same in both; None where those differ."""
-    rows = [
-        [tuple(map(int, row.unique().tolist())) for row in each.movedim(at, 0).flatten(1)]
-        if each.dim() > 1
-        else [(int(number),) for number in each.tolist()]
-        for each in (left, right)
-    ]
-    return tuple(rows[0]) if rows[0] == rows[1] else None
+    found = _numbers_along(left, at)
+    return tuple(found) if found == _numbers_along(right, at) else None
+
+
+def _numbers_along(value: Tensor, at: int) -> list[tuple[int, ...]]:
+    """The different numbers that lie in each place of an axis."""
+    rows = value.movedim(at, 0).flatten(1) if value.dim() > 1 else value[:, None]
+    least, most = rows.aminmax(dim=1)
+    if torch.equal(least, most):
+        return [(int(number),) for number in least.tolist()]
+    return [tuple(map(int, sorted(set(row)))) for row in rows.tolist()]
 
 
 def _are_parted(origins: tuple[tuple[int, ...], ...]) -> bool:

@@ -34,6 +34,7 @@ from reparam.frontends.torch.skeleton import (
     hooked_modules,
     named_tensors,
     runnable_copy,
+    shared_copy,
     with_plain_weights,
 )
 from reparam.frontends.torch.trace import Trace, TraceFailure, join, other_ways, trace
@@ -146,7 +147,7 @@ class _Finder:
             return
         known = {p: self.skeleton.get_submodule(p) for p in traced.opaque}
         probed = {p: op for p, child in known.items() if (op := self._identify(p, child))}
-        self._plan(lift(traced, probed=probed), report, [lift(w, probed=probed) for w in ways])
+        self._plan([lift(w, probed=probed) for w in _distinct(traced, *ways)], report)
         for inner in traced.opaque:
             if inner in probed:
                 continue
@@ -224,7 +225,7 @@ class _Finder:
         if call is None:
             self._leave(path, module, Why.NOT_PROBED())
             return None
-        found = identify(module, call)
+        found = identify(shared_copy(module), call)
         if isinstance(found, str):
             self._leave(path, module, Why.PROBED_OTHERWISE(found=found))
             return None
@@ -284,7 +285,7 @@ class _Finder:
             if seen:
                 self.result.calls.setdefault(path, call)
                 report = Report(Outcome.EQUAL, call=call)
-                self._plan(lift(trace_of(module, path, chain)), report, [])
+                self._plan([lift(trace_of(module, path, chain))], report)
 
     def _visit_children(self, path: str, module: nn.Module) -> None:
         for name, child in module.named_children():
@@ -308,14 +309,14 @@ class _Finder:
             return False
         return any(name.startswith(f"{path}.") for name in self._captured or ())
 
-    def _plan(self, lifted: Lifted, report: Report, ways: list[Lifted]) -> None:
-        selected = self._selected([lifted, *ways])
+    def _plan(self, ways: list[Lifted], report: Report) -> None:
+        selected = self._selected(ways)
 
         def doubt(one: ModuleSite) -> Reason | None:
             return self._is_believable(one, report) or doubt_of(one)
 
         self.result.keep(selected.selection, selected.found, doubt)
-        self._seen |= {node.where for node in lifted.program.nodes}
+        self._seen |= {node.where for node in ways[0].program.nodes}
 
     def _selected(self, ways: list[Lifted]) -> Selected:
         """Choose what folds in every way, and in every call of the modules that it is in.
@@ -374,6 +375,14 @@ def _in_some_calls(selected: Selected) -> dict[frozenset[Hashable], Reason]:
 def _named(module: nn.Module, names: frozenset[str]) -> set[Tensor]:
     """The parameters and buffers of a module that have these names."""
     return {t for name, t in named_tensors(module).items() if name in names} if names else set()
+
+
+def _distinct(*ways: Trace) -> list[Trace]:
+    """The first of those ways each that do the same."""
+    found: dict[Hashable, Trace] = {}
+    for way in ways if len(ways) > 1 else ():
+        found.setdefault(way.does(), way)
+    return list(found.values()) or list(ways)
 
 
 def _upwards(path: str) -> Iterator[str]:

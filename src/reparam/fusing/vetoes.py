@@ -105,7 +105,7 @@ class Vetoes:
         if node.op != "call_module":
             return stack
         key = self._lifted.trace.keys[node]
-        return (*stack, Call(key.target, key.count))
+        return (*stack, Call(key.target, key.number))
 
     def _hook(self, nodes: list[fx.Node], depth: int) -> Reason | None:
         if not self._hooked:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
+from typing import Any
 
 import torch
 from torch import nn
@@ -12,14 +14,16 @@ __all__ = ["is_builtin", "is_compiled", "wrapped"]
 
 def is_builtin(module: nn.Module) -> bool:
     """Whether a module is one of PyTorch's own with its forward unchanged (not a container)."""
-    kind = type(module)
-    if (
-        is_compiled(module)
-        or isinstance(module, nn.Sequential)
-        or kind.__module__.startswith("torch.nn.modules.container")
-    ):
+    kind: Any = type(module)
+    return not is_compiled(module) and _is_builtin(kind, kind.forward)
+
+
+@functools.lru_cache(maxsize=1024)
+def _is_builtin(kind: type[nn.Module], forward: object) -> bool:
+    """Whether a class is; it is asked of every call of a module, with what its forward is now."""
+    if issubclass(kind, nn.Sequential) or kind.__module__.startswith("torch.nn.modules.container"):
         return False
-    defined_in = getattr(kind.forward, "__module__", None) or ""  # none for generated code
+    defined_in = getattr(forward, "__module__", None) or ""  # none for generated code
     own = kind.__module__.startswith(("torch.nn", "torch.ao.nn"))
     return own or (defined_in.startswith("torch.nn") and _overrides_nothing(kind))
 

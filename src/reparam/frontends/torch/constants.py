@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import operator
 from typing import Any
 
 import torch
@@ -26,7 +25,6 @@ class Constants:
         """Find them, in program order."""
         self._trace = trace
         self._nodes: set[fx.Node] = set()
-        self._attributes: dict[str, object] = {}
         for node in trace.graph.nodes:
             if self._is_constant(node):
                 self._nodes.add(node)
@@ -83,10 +81,7 @@ class Constants:
 
     def _attribute(self, node: fx.Node) -> object:
         """The parameter or buffer that a node reads."""
-        path = str(node.target)
-        if path not in self._attributes:
-            self._attributes[path] = operator.attrgetter(path)(self._trace.root)
-        return self._attributes[path]
+        return self._trace.held[str(node.target)]
 
     def _drop(self, node: fx.Node) -> None:
         self._nodes.discard(node)

@@ -124,6 +124,8 @@ class Copier:
         return self._remember(table, made if type(table) is dict else OrderedDict(made))
 
     def _sequence(self, parts: Any) -> Any:
+        if type(parts) is tuple and _ATOMS.issuperset(map(type, parts)):
+            return parts
         made = type(parts)([v if type(v) in _ATOMS else self.value(v) for v in parts])
         same = type(parts) is tuple and all(map(operator.is_, made, parts))
         return self._remember(parts, parts if same else made)
@@ -179,9 +181,9 @@ class Copier:
     def _module(self, module: nn.Module) -> nn.Module:
         # Not by the class's own __new__: that of a GraphModule makes another class.
         twin: nn.Module = self._remember(module, object.__new__(type(module)))
-        state = vars(twin)
-        state.update(vars(module))
-        for name, value in vars(module).items():
+        held, state = vars(module), vars(twin)
+        state.update(held)
+        for name, value in held.items():
             kind = type(value)
             if kind in _ATOMS:
                 continue
@@ -189,6 +191,10 @@ class Copier:
                 state[name] = None  # compiled code of the original; PyTorch drops it in copies, too
             elif name in _OWN and not value:
                 state[name] = kind()
+            elif name in TABLES and kind is dict:
+                state[name] = {
+                    n: None if part is None else self.value(part) for n, part in value.items()
+                }
             elif name in HOOKS and not self._keep_hooks:
                 kept = {n: hook for n, hook in value.items() if isinstance(hook, NeededHook)}
                 state[name] = kind(kept)

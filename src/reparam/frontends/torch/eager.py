@@ -82,14 +82,25 @@ class Report:
 
 
 def compare(module: nn.Module, traced: Trace, calls: list[Call]) -> Report:
-    """Compare a trace with its module on the first of the calls that the module accepts."""
-    why = "no example of its inputs is known; pass example_inputs"
+    """Compare a trace with its module on the first of the calls that the module accepts.
+
+    That is the first one with which it runs without numbers, if there is one.
+    """
+    report = Report(Outcome.UNKNOWN, "no example of its inputs is known; pass example_inputs")
+    failed: list[tuple[Call, Exception]] = []
     for call in calls:
-        report = _compare_once(module, traced, call)
+        found = _compare_once(module, traced, call)
+        if isinstance(found, Exception):
+            failed.append((call, found))
+            continue
+        report = replace(found, call=call)
         if report.outcome is not Outcome.UNKNOWN:
-            return replace(report, call=call)
-        why = report.why
-    return Report(Outcome.UNKNOWN, why)
+            return report
+    for call, error in failed:
+        report = replace(_compare_numbers(module, traced, call, error), call=call)
+        if report.outcome is not Outcome.UNKNOWN:
+            return report
+    return replace(report, call=None)
 
 
 def capture_calls(model: nn.Module, call: Call) -> dict[str, Call]:
@@ -184,7 +195,8 @@ def guess_for_module(module: nn.Module) -> Call | None:
     return None
 
 
-def _compare_once(module: nn.Module, traced: Trace, call: Call) -> Report:
+def _compare_once(module: nn.Module, traced: Trace, call: Call) -> Report | Exception:
+    """Compare on tensors without numbers; an error is what the module raises there."""
     twin = on_meta(module)
     tensors = storages(named_tensors(twin))
     try:
@@ -192,7 +204,7 @@ def _compare_once(module: nn.Module, traced: Trace, call: Call) -> Report:
         with torch.no_grad(), torch.device("meta"), Recorder() as eager:
             twin(*arguments[0], **arguments[1])
     except Exception as error:  # noqa: BLE001 (a model may need numbers, or other inputs)
-        return _compare_numbers(module, traced, call, error)
+        return error
     written = written_by(eager, tensors, named_tensors(twin))
     writes = _writes_weights(module, written)
     if writes is not None:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import inspect
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from types import FunctionType, MethodType
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import fx, nn
 
@@ -16,27 +17,25 @@ from reparam.frontends.torch.structures import leaves
 __all__ = ["Call", "Frame", "Key", "as_called", "by_name", "check_call", "first_line", "join"]
 
 
-@dataclass(frozen=True, slots=True)
-class Key:
+class Key(NamedTuple):
     """The static name of an operation: the same in every trace and every call that holds it.
 
     Attributes:
         owner: Path of the module whose forward holds the operation; for a module call its parent.
         target: What is called: a module's path, or a function, method or attribute together with
             the parameters and literals that it reads.
-        count: Which of the calls of ``target`` in one call of ``owner``.
+        number: Which of the calls of ``target`` in one call of ``owner``.
         is_module: Whether a module is called.
 
     """
 
     owner: str
     target: str
-    count: int
+    number: int
     is_module: bool
 
 
-@dataclass(frozen=True, slots=True)
-class Call:
+class Call(NamedTuple):
     """One call of one module in a trace: its path and which of its calls it is."""
 
     path: str
@@ -99,7 +98,7 @@ def first_line(error: BaseException) -> str:
 def by_name(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
     """Arguments of a call by the names that forward has for them."""
     try:
-        return dict(_signature(module, follow=True).bind(*args, **kwargs).arguments)
+        return _bound(module, args, kwargs, follow=True)
     except (TypeError, ValueError):
         return {**{f"*{k}": value for k, value in enumerate(args)}, **kwargs}
 
@@ -111,26 +110,31 @@ def check_call(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any])
         TypeError: The forward has other parameters.
 
     """
-    try:
-        signature = _signature(module, follow=False)
-    except ValueError:
-        return
-    signature.bind(*args, **kwargs)
+    with contextlib.suppress(ValueError):  # it does not say which parameters it has
+        _bound(module, args, kwargs, follow=False)
 
 
-def _signature(module: nn.Module, *, follow: bool) -> inspect.Signature:
-    """The parameters of a forward: of what it was wrapped from, or of itself."""
+def _bound(
+    module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], *, follow: bool
+) -> dict[str, Any]:
+    """Arguments by the parameters of a forward: of what it was wrapped from, or of itself."""
     forward: Any = module.forward
     function = getattr(forward, "__func__", None)
-    if type(forward) is MethodType and type(function) is FunctionType:
-        return _signature_of(function, follow)
-    return inspect.signature(forward, follow_wrapped=follow)
+    if not (type(forward) is MethodType and type(function) is FunctionType) or kwargs:
+        signature = inspect.signature(forward, follow_wrapped=follow)
+        return dict(signature.bind(*args, **kwargs).arguments)
+    places = _places(function, follow, len(args))
+    return {
+        name: args[at] if isinstance(at, int) else tuple(args[k] for k in at)
+        for name, at in places.items()
+    }
 
 
 @functools.lru_cache(maxsize=1024)
-def _signature_of(function: FunctionType, follow: bool) -> inspect.Signature:  # noqa: FBT001
-    """The parameters of a method behind its first one, which is the same for all its modules."""
-    return inspect.signature(MethodType(function, object()), follow_wrapped=follow)
+def _places(function: FunctionType, follow: bool, count: int) -> dict[str, Any]:  # noqa: FBT001
+    """Which of so many positional arguments each parameter of a method gets."""
+    signature = inspect.signature(MethodType(function, object()), follow_wrapped=follow)
+    return dict(signature.bind(*range(count)).arguments)
 
 
 def as_called(

@@ -155,7 +155,9 @@ class Lifter(Builder[fx.Node, fx.Node]):
         if len(node.all_input_nodes) != 1 or not self._repeats(node):
             return None
         source = node.all_input_nodes[0]
-        if source not in self.nodes or {base_of(node), base_of(source)} & self._changed:
+        if source not in self.nodes:
+            return None
+        if self._changed and not self._changed.isdisjoint((base_of(node), base_of(source))):
             return None
         value = self.nodes[source]
         while isinstance(value, Alias):

@@ -15,7 +15,7 @@ from torch import Tensor, fx
 
 from reparam.frontends.torch.decisions import Place, unpacked
 
-__all__ = ["KnowingTracer", "TracedValue", "taken_for_tensors"]
+__all__ = ["KnowingTracer", "TracedValue", "is_rank_check", "taken_for_tensors"]
 
 
 class KnowingTracer(fx.Tracer):
@@ -51,14 +51,16 @@ class TracedValue(fx.Proxy):
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__") or not self.tracer.may_have(self.node, name):
             raise AttributeError(name)
+        if name == "ndim" and not self.tracer.is_tensor(self.node):
+            return _Rank(self.tracer, getattr, self, name)
         if name in _PROPERTIES:
             return self.tracer.create_proxy("call_function", getattr, (self, name), {})
         if name == "requires_grad":
             return False  # as in inference
-        return _Attribute(self, name)
+        return _Attribute(self.tracer, getattr, self, name)
 
     def __setattr__(self, name: str, value: Any) -> None:
-        if name not in {"tracer", "node", "root", "attr", "_node"}:
+        if name not in {"tracer", "node", "made_by", "_node"}:
             msg = f"it assigns to .{name} of a tensor"
             raise fx.proxy.TraceError(msg)
         super().__setattr__(name, value)
@@ -111,23 +113,48 @@ class TracedValue(fx.Proxy):
         return self.tracer.create_proxy("call_function", function, (self, other), {})
 
 
-class _Attribute(TracedValue):
-    """An attribute that may turn out to be a method."""
+class _Lazy(TracedValue):
+    """A value that becomes a node when it is first looked at, and often never is."""
 
-    def __init__(self, root: TracedValue, attr: str) -> None:
-        self.root, self.attr, self.tracer = root, attr, root.tracer
+    def __init__(self, tracer: KnowingTracer, function: Callable[..., Any], *args: Any) -> None:
+        self.tracer, self.made_by = tracer, (function, args)
         self._node: fx.Node | None = None
 
     @property
     def node(self) -> fx.Node:  # type: ignore[override]
-        """The attribute as a value, made when it is first needed."""
+        """The value as a node."""
         if self._node is None:
-            made = self.tracer.create_proxy("call_function", getattr, (self.root, self.attr), {})
-            self._node = made.node
+            self._node = self.tracer.create_proxy("call_function", *self.made_by, {}).node
         return self._node
 
+
+class _Attribute(_Lazy):
+    """An attribute that may turn out to be a method."""
+
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        return self.tracer.create_proxy("call_method", self.attr, (self.root, *args), kwargs)
+        root, name = self.made_by[1]
+        return self.tracer.create_proxy("call_method", name, (root, *args), kwargs)
+
+
+class _Rank(_Lazy):
+    """The number of dimensions of a value of which nothing is known."""
+
+    def __eq__(self, other: object) -> Any:
+        return _IsOfRank(self.tracer, operator.eq, self, other)
+
+    __hash__ = TracedValue.__hash__
+
+    def __repr__(self) -> str:
+        return "?"
+
+
+class _IsOfRank(_Lazy):
+    """Whether a value has so many dimensions."""
+
+
+def is_rank_check(value: object) -> bool:
+    """Whether a value says nothing but how many dimensions another one has."""
+    return type(value) is _IsOfRank
 
 
 @contextlib.contextmanager
@@ -170,7 +197,7 @@ _RECORDING = (
 )
 """Modules whose code runs within a trace and takes traced values for what they are."""
 
-_TRACED = frozenset({TracedValue, _Attribute})
+_TRACED = frozenset({TracedValue, _Attribute, _Rank, _IsOfRank})
 
 _PROPERTIES = frozenset({"shape", "ndim", "dtype", "device", "is_cuda", "is_mps", "layout"})
 """Attributes of a tensor that are never methods."""

@@ -61,9 +61,9 @@ class Recorder(TorchDispatchMode):
         if known is None:
             result, known = _run(func, args, kwargs)
             if key is not None:
-                _remember(key, result, known)
+                _remember(key, result, known, args)
         else:
-            result = known.made()
+            result = args[0] if known.kind is _Itself else known.made()
         if self.on:
             self.operators.append(known.note)
             if _is_mutable(func) and args and isinstance(args[0], Tensor):
@@ -92,6 +92,10 @@ class _Known:
         return made[0] if self.kind is None else self.kind(made)
 
 
+class _Itself:
+    """Stands for the kind of result that is the first argument, which an operator has changed."""
+
+
 _KNOWN: dict[Any, _Known] = {}
 """Nets repeat their blocks, and a trace repeats its module: each operator runs once a shape."""
 _MOST_KNOWN = 20_000
@@ -101,14 +105,26 @@ def _run(func: Any, args: tuple[Any, ...], kwargs: Any) -> tuple[Any, _Known]:
     result = _batch_norm_shapes(func, args)
     if result is None:
         result = func(*args, **(kwargs or {}))
-    flat, _ = tree_flatten(result)
-    shapes = tuple(tuple(t.shape) for t in flat if isinstance(t, Tensor))
-    plain, _ = tree_flatten((args, kwargs))
+    shapes = tuple(tuple(t.shape) for t in _flat(result) if isinstance(t, Tensor))
+    plain = _flat([*args, *(kwargs or {}).values()])
     literals = tuple(v for v in plain if isinstance(v, int | float | bool))
     return result, _Known((str(func), shapes, literals))
 
 
-def _remember(key: Any, result: Any, known: _Known) -> None:
+def _flat(value: Any) -> Iterator[Any]:
+    """What the lists and tuples hold that operators take and return."""
+    if isinstance(value, list | tuple):
+        for part in value:
+            yield from _flat(part)
+    else:
+        yield value
+
+
+def _remember(key: Any, result: Any, known: _Known, args: tuple[Any, ...]) -> None:
+    if args and result is args[0]:
+        if _part_of_key(result) == key[1]:
+            _KNOWN[key] = replace(known, kind=_Itself)
+        return
     kind = type(result) if type(result) in {tuple, list} else None
     parts = [result] if kind is None else result
     if not all(type(t) is Tensor and _is_plain(t) for t in parts):
@@ -120,10 +136,10 @@ def _remember(key: Any, result: Any, known: _Known) -> None:
 
 
 def _key_of(func: Any, args: tuple[Any, ...], kwargs: Any) -> Any:
-    """What the result of an operator without side effects depends on, or None."""
-    if not _is_pure(func):
+    """What the result of an operator depends on, or None where more than that is changed."""
+    if not _is_known_by_shapes(func):
         return None
-    parts = [func, *map(_part_of_key, args)]
+    parts = [id(func), *map(_part_of_key, args)]  # an operator stays; its hash takes long
     for name, value in (kwargs or {}).items():
         parts += (name, _part_of_key(value))
     return None if _OTHER in parts else tuple(parts)
@@ -150,10 +166,14 @@ def _is_plain(tensor: Tensor) -> bool:
 
 
 @functools.cache
-def _is_pure(func: Any) -> bool:
-    """Whether an operator returns new tensors and changes none."""
+def _is_known_by_shapes(func: Any) -> bool:
+    """Whether an operator returns new tensors and changes none, or one that it changes."""
     schema = func._schema  # noqa: SLF001 (the only way to see what an operator does)
-    return not schema.is_mutable and all(r.alias_info is None for r in schema.returns)
+    if schema.is_mutable:
+        first, *others = schema.arguments
+        alone = first.is_write and not any(argument.is_write for argument in others)
+        return alone and schema.name != "aten::set_"  # which changes what a tensor is made of
+    return all(r.alias_info is None for r in schema.returns)
 
 
 @functools.cache

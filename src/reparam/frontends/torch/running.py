@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Iterable
 from typing import Any
 
@@ -12,10 +11,23 @@ from torch.utils._pytree import tree_map
 
 from reparam.frontends.torch.effects import FACTORIES
 
-__all__ = ["Arguments", "is_parameter_only", "run_graph", "run_until"]
+__all__ = ["Arguments", "Held", "is_parameter_only", "run_graph", "run_until"]
 
 Arguments = tuple[tuple[Any, ...], dict[str, Any]]
 """Positional and keyword arguments of one call."""
+
+
+class Held(dict[str, Any]):
+    """What a module holds, by path, looked up once for all that lie in one."""
+
+    def __init__(self, module: nn.Module) -> None:
+        """Begin with the module itself."""
+        super().__init__({"": module})
+
+    def __missing__(self, path: str) -> Any:
+        parent, _, name = path.rpartition(".")
+        self[path] = found = getattr(self[parent], name)
+        return found
 
 
 def is_parameter_only(node: fx.Node) -> bool:
@@ -39,12 +51,12 @@ def run_graph(graph: fx.Graph, root: nn.Module, inputs: Iterable[Any]) -> Any:
     for step in reversed(graph.nodes):
         read_last[step] = [source for source in step.all_input_nodes if source not in read]
         read.update(read_last[step])
-    given = iter(inputs)
+    given, held = iter(inputs), Held(root)
     values: dict[fx.Node, Any] = {}
     for step in graph.nodes:
         if step.op == "output":
             return fx.map_arg(step.args[0], values.__getitem__)
-        values[step] = next(given) if step.op == "placeholder" else _run_step(step, root, values)
+        values[step] = next(given) if step.op == "placeholder" else _run_step(step, held, values)
         for source in read_last[step]:
             del values[source]
     return None
@@ -54,12 +66,13 @@ def run_until(node: fx.Node, twin: nn.Module, inputs: dict[str, Any]) -> Any:
     """Compute the value of a node of a graph from inputs, by name, without numbers."""
     meta = tree_map(lambda v: v.to("meta") if isinstance(v, Tensor) else v, inputs)
     values: dict[fx.Node, Any] = {}
+    held = Held(twin)
     with torch.no_grad():
         for step in _ancestors(node):
             if step.op == "placeholder":
                 values[step] = meta[str(step.target)]
             else:
-                values[step] = _run_step(step, twin, values)
+                values[step] = _run_step(step, held, values)
     return values[node]
 
 
@@ -74,13 +87,13 @@ def _ancestors(node: fx.Node) -> list[fx.Node]:
     return [n for n in node.graph.nodes if n in needed]
 
 
-def _run_step(step: fx.Node, twin: nn.Module, values: dict[fx.Node, Any]) -> Any:
+def _run_step(step: fx.Node, held: Held, values: dict[fx.Node, Any]) -> Any:
     if step.op == "get_attr":
-        return operator.attrgetter(str(step.target))(twin)
+        return held[str(step.target)]
     args = fx.map_arg(step.args, values.__getitem__)
     kwargs = fx.map_arg(step.kwargs, values.__getitem__) if step.kwargs else {}
     if step.op == "call_module":
-        return operator.attrgetter(str(step.target))(twin)(*args, **kwargs)
+        return held[str(step.target)](*args, **kwargs)
     if step.op == "call_method":
         return getattr(args[0], str(step.target))(*args[1:], **kwargs)
     target: Any = step.target

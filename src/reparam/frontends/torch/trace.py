@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import contextlib
 import inspect
-from collections.abc import Iterable, Iterator
+import operator
+from collections.abc import Hashable, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -18,13 +19,13 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_map
 
-from reparam.frontends.torch.decisions import Decision, Place, raised_by_the_model
+from reparam.frontends.torch.decisions import Decision, Level, Place, raised_by_the_model
 from reparam.frontends.torch.effects import mutated_argument
 from reparam.frontends.torch.frames import Call, Frame, Key, first_line, join
 from reparam.frontends.torch.recording import Recorder
-from reparam.frontends.torch.running import Arguments
+from reparam.frontends.torch.running import Arguments, Held
 from reparam.frontends.torch.skeleton import shared_copy
-from reparam.frontends.torch.structures import tensors_in
+from reparam.frontends.torch.structures import leaves, tensors_in
 from reparam.frontends.torch.tracer import Tracer
 
 __all__ = [
@@ -64,14 +65,17 @@ class Trace:
     values: dict[fx.Node, Any] = field(default_factory=dict)
     decisions: dict[fx.Node, Decision] = field(default_factory=dict)
     recorder: Recorder | None = None
-    _called: dict[Any, nn.Module] = field(default_factory=dict, repr=False)
     _frames: dict[str, list[Frame]] = field(default_factory=dict, repr=False)
 
     def module(self, node: fx.Node) -> nn.Module:
         """The module that a module call calls."""
-        if node.target not in self._called:
-            self._called[node.target] = self.root.get_submodule(str(node.target))
-        return self._called[node.target]
+        called: nn.Module = self.held[str(node.target)]
+        return called
+
+    @cached_property
+    def held(self) -> Held:
+        """What the root holds, by path."""
+        return Held(self.root)
 
     @cached_property
     def changes(self) -> dict[fx.Node, fx.Node]:
@@ -91,12 +95,40 @@ class Trace:
             if decision.is_open
         }
 
+    def does(self) -> Hashable:
+        """What it does, whatever the sizes are that its code has asked for on the way."""
+        place: dict[fx.Node, int] = {}
+        steps = []
+        for node in self.graph.nodes:
+            if not self._only_asks(node):
+                read = [
+                    (path, place[leaf] if isinstance(leaf, fx.Node) else repr(leaf))
+                    for path, leaf in leaves((node.args, node.kwargs))
+                ]
+                place[node] = len(place)
+                steps.append((self.stacks.get(node), self.keys.get(node), tuple(read)))
+        calls = self.frame.all_calls() if self.frame is not None else ()
+        passed = tuple((f.call, tuple(f.plain_arguments().items())) for f in calls)
+        return tuple(steps), passed
+
+    def _only_asks(self, node: fx.Node) -> bool:
+        """Whether an operation is there for the code to look at, and looks at sizes alone."""
+        if node in self.decisions:
+            return self.decisions[node].level <= Level.SIZE
+        compares = node.target in _COMPARISONS and bool(node.users)
+        return compares and all(map(self._only_asks, node.users))
+
     def calls_of(self, path: str) -> list[Frame]:
         """All calls of a module."""
         if not self._frames and self.frame is not None:
             for frame in self.frame.all_calls():
                 self._frames.setdefault(frame.call.path, []).append(frame)
         return self._frames.get(path, [])
+
+
+_COMPARISONS = frozenset({
+    operator.eq, operator.ne, operator.lt, operator.le, operator.gt, operator.ge,
+})  # fmt: skip
 
 
 class TraceFailure(Exception):  # noqa: N818 (internal; never reaches a user)

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from reparam.frontends.hosted import is_hosted
+from reparam.frontends.kinds import AnyNorm
 from reparam.frontends.torch.builtin import is_builtin, is_compiled, wrapped
 from reparam.frontends.torch.containers import Maker, is_special
 from reparam.frontends.torch.decisions import (
@@ -39,8 +40,14 @@ from reparam.frontends.torch.frames import (
     join,
 )
 from reparam.frontends.torch.guards import planned_for
-from reparam.frontends.torch.proxies import KnowingTracer, TracedValue, taken_for_tensors
+from reparam.frontends.torch.proxies import (
+    KnowingTracer,
+    TracedValue,
+    is_rank_check,
+    taken_for_tensors,
+)
 from reparam.frontends.torch.recording import Factories, Recorder
+from reparam.frontends.torch.running import Held
 from reparam.frontends.torch.skeleton import named_tensors, on_meta, without_numbers
 from reparam.frontends.torch.structures import leaves, snapshot
 
@@ -50,6 +57,7 @@ _MOST_DECISIONS = 10_000
 """Decisions in one trace at the most: a loop that waits for the numbers in a tensor never ends."""
 
 _UNKNOWN = object()
+_ASSERT = torch._assert  # noqa: SLF001 (what models call, it has no other name)
 
 
 class Tracer(KnowingTracer):
@@ -196,9 +204,9 @@ class Tracer(KnowingTracer):
         owner = self.frames[-1].call
         is_module = kind == "call_module"
         named = join(self._path, str(target)) if is_module else self._signature(kind, target, node)
-        count = self._targets[owner, named]
+        number = self._targets[owner, named]
         self._targets[owner, named] += 1
-        self.names[node] = Key(owner.path, named, count, is_module)
+        self.names[node] = Key(owner.path, named, number, is_module)
         self.stacks[node] = tuple(frame.call for frame in self.frames)
         if kind not in {"placeholder", "output"}:
             self.frames[-1].items.append(node)
@@ -212,6 +220,9 @@ class Tracer(KnowingTracer):
         """Record an operation; what is the same in every call comes back as a plain value."""
         if self._evaluating:  # inside a module that is not traced
             return target(*args, **{**kwargs, "device": "meta"})
+        in_norm = isinstance(self.frames[-1].module, AnyNorm)
+        if in_norm and target is _ASSERT and is_rank_check(args[0]):
+            return None  # what it is folded into, or it itself, says the same
         node = self.create_node(
             kind, target, self.create_arg(args), self.create_arg(kwargs), *more, **rest
         )
@@ -392,10 +403,10 @@ class Tracer(KnowingTracer):
             self._evaluating = self.recorder.on = False
 
     @functools.cached_property
-    def _meta(self) -> nn.Module:
-        """A copy of the module without numbers, where operations are to run."""
+    def _meta(self) -> Held:
+        """What a copy of the module holds without numbers, where operations are to run."""
         with self.recorder.pause():
-            return on_meta(self._original)
+            return Held(on_meta(self._original))
 
     def _run(self, node: fx.Node) -> Any:
         if node.op == "get_attr":
@@ -403,7 +414,7 @@ class Tracer(KnowingTracer):
         args, kwargs = fx.map_arg((node.args, node.kwargs), self.values.__getitem__)
         target: Any = node.target
         if node.op == "call_module":
-            return self._meta.get_submodule(target)(*args, **kwargs)
+            return self._meta[target](*args, **kwargs)
         if node.op == "call_method":
             if isinstance(args[0], Tensor):
                 args, kwargs = fx.node.map_aggregate((args, kwargs), _without_place)
