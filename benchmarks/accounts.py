@@ -31,7 +31,7 @@ from torch import nn
 import reparam
 from reparam._support.files import write_text
 from reparam.deploy.benchmarking.environment import describe_environment
-from reparam.frontends.onnx.rules import lift_onnx
+from reparam.frontends.onnx.lift import lift_onnx
 from reparam.frontends.torch.rules import lift
 from reparam.frontends.torch.skeleton import shared_copy
 from reparam.frontends.torch.trace import TraceFailure, trace

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 import reparam
 from accounting import unaccounted
 from onnx_graphs import Graph, evaluate
-from reparam.frontends.onnx.rules import lift_onnx
+from reparam.frontends.onnx.lift import lift_onnx
 
 WIDTHS = (2, 4)
 # Float64 rounding of some hundred operations on numbers of the size of the largest one inside.

@@ -131,3 +131,15 @@ def test_transposed_convolutions_that_are_not_one_stay(how):
     fused = reparam.fuse(model)
     assert counts(fused)["ConvTranspose"] == 2
     assert_equal(model, fused)
+
+
+@pytest.mark.parametrize("kind", ["Add", "Mul"])
+def test_a_number_beside_a_value_of_unknown_shape_goes_into_the_layer_behind(kind):
+    """Nothing tells the axes of the value but the convolution, behind the constant."""
+    g = Graph()
+    squeezed = g.op("Squeeze", g.relu(g.x))
+    model = g.model(g.conv(g.op(kind, squeezed, g.weight(0.7)), size=1, bias=True))
+    model.graph.output[0].type.CopyFrom(model.graph.input[0].type)
+    fused = reparam.fuse(model)
+    assert counts(fused) == {"Relu": 1, "Squeeze": 1, "Conv": 1}
+    assert_equal(model, fused)

@@ -41,8 +41,9 @@ def fold_onnx(lifted: OnnxLifted, region: Candidate) -> FoldedLayer:
 
     if region.norm is None:
         return fold_onto(region, like, run)
-    _, _, mean, var = (lifted.constants.value(name) for name in lifted.reads(region.norm))
-    eps = attributes(lifted.layer_of(region.norm)).get("epsilon", 1e-5)
+    norm = lifted.layer_of(region.norm)
+    mean, var = map(lifted.constants.value, norm.input[3:5])
+    eps = attributes(norm).get("epsilon", 1e-5)
     return fold_norm(region, (mean, var, eps), like, run)
 
 
@@ -78,7 +79,7 @@ class _Runner:
         values = [name for name in names if name not in constants]
         feeds = dict(zip(values, inputs, strict=True))
         feeds |= {name: constants.value(name) for name in names if name in constants}
-        feeds |= self._lifted.stand_ins.get(node.order, {})
+        feeds |= self._lifted.stand_ins.get(self._lifted.indices_of(node)[0], {})
         if protos[-1].op_type == "Einsum":
             operands = [feeds[name] for name in protos[-1].input]
             return run_einsum(attributes(protos[-1])["equation"], *operands)

@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from reparam.errors import UnsupportedModelError, VerificationError
 from reparam.frontends.onnx.constants import Constants
-from reparam.frontends.onnx.lift import OnnxLifted
+from reparam.frontends.onnx.lift import OnnxLifted, lift_onnx
 from reparam.frontends.onnx.nodes import inner_graphs, sorted_model
-from reparam.frontends.onnx.rules import lift_onnx
 from reparam.frontends.onnx.shapes import Shapes
 from reparam.frontends.onnx.valid import check_readable, complaint
 from reparam.fusing.chosen import EVERYTHING, Chosen, Where
@@ -19,7 +18,6 @@ from reparam.fusing.fold import FoldedLayer
 from reparam.fusing.onnx_edit import write_model
 from reparam.fusing.onnx_fold import dtype_of, fold_onnx
 from reparam.planner import Candidate
-from reparam.program import Program
 from reparam.reasons import Reason, Why
 
 if TYPE_CHECKING:
@@ -70,10 +68,10 @@ class OnnxDiscovery(Discovery["ModelProto", Site]):
         opset = check_readable(model)
         ordered = sorted_model(model)
         self.notes = () if ordered is model else (_SORTED,)
-        constants = Constants(ordered, Shapes(), opset)
-        why = _left_alone(ordered.graph, constants, opset)
+        why = _left_alone(ordered, opset)
         if why is not None:
-            self._lifted = OnnxLifted(ordered, Program(), constants, Shapes(), opset)
+            unread = Constants(ordered, Shapes(), opset)
+            self._lifted = OnnxLifted(ordered, opset, Shapes(), unread)
             self.account.leave(self.whole, "the whole graph", why)
             return
         self._lifted = lift_onnx(ordered, opset)
@@ -179,14 +177,16 @@ def _is_tied(lifted: OnnxLifted, name: str, inside: set[int]) -> bool:
     return False
 
 
-def _left_alone(graph: GraphProto, constants: Constants, opset: int) -> Reason | None:
+def _left_alone(model: ModelProto, opset: int) -> Reason | None:
     """Why nothing in a graph is touched, or None."""
     if opset < _NUMPY_BROADCASTING:
         return Why.OLD_OPSET(found=opset, needed=_NUMPY_BROADCASTING)
     # Weights that are stored with fewer bits do not keep other layers from folding.
+    quantised = [node for node in model.graph.node if node.op_type in _QUANTISED]
+    constants = Constants(model, Shapes(), opset) if quantised else ()
     found = Counter(
-        node.op_type for node in graph.node
-        if node.op_type in _QUANTISED and not all(name in constants for name in node.input if name)
+        node.op_type for node in quantised
+        if not all(name in constants for name in node.input if name)
     )  # fmt: skip
     if found:
         names = ", ".join(f"{times} {name}" for name, times in sorted(found.items()))

@@ -452,6 +452,14 @@ def _depth_to_space(x: Tensor, *, blocksize: int, mode: str = "DCR") -> Tensor:
     return moved.reshape(batch, -1, height * blocksize, width * blocksize)
 
 
+@_is("SpaceToDepth")
+def _space_to_depth(x: Tensor, *, blocksize: int) -> Tensor:
+    batch, channels, height, width = x.shape
+    rows, columns = height // blocksize, width // blocksize
+    divided = x.reshape(batch, channels, rows, blocksize, columns, blocksize)
+    return divided.permute(0, 3, 5, 1, 2, 4).reshape(batch, -1, rows, columns)
+
+
 _PADDINGS = {"constant": "constant", "reflect": "reflect", "edge": "replicate"}
 
 

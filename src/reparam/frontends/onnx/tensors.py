@@ -73,7 +73,7 @@ def from_array(array: Any) -> Tensor:
         array = onnx_module("numpy").asarray(array)
     if not array.flags.writeable or not array.flags.c_contiguous:
         array = array.copy(order="C")
-    if array.dtype.name == "bfloat16":
+    if array.dtype.itemsize == 2 and array.dtype.name == "bfloat16":
         return torch.from_numpy(array.view("int16")).view(torch.bfloat16)
     return torch.from_numpy(array)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import torch
@@ -10,6 +11,8 @@ from torch import Tensor, fx
 from reparam.frontends.torch.effects import FACTORIES, is_random
 from reparam.frontends.torch.guards import planned_for
 from reparam.frontends.torch.trace import Trace
+from reparam.frontends.weights import all_finite
+from reparam.reasons import Reason, Why
 
 __all__ = ["Constants"]
 
@@ -66,6 +69,21 @@ class Constants:
             value = self._attribute(node)
             return {value} if isinstance(value, Tensor) else set()
         return {t for source in node.all_input_nodes for t in self.sources(source)}
+
+    def reads(self, values: Sequence[fx.Node]) -> Collection[Any]:
+        """What of the model's own numbers constants are computed from."""
+        return {tensor for value in values for tensor in self.sources(value)}
+
+    def stored(self, values: Sequence[fx.Node]) -> int:
+        """How many numbers the model stores for constants."""
+        return sum(tensor.numel() for tensor in self.reads(values))
+
+    def doubt(self, values: Sequence[fx.Node], what: str) -> Reason | None:
+        """Why constants cannot be the numbers of a layer, if so."""
+        reads = set(self.reads(values))
+        if any(not t.is_floating_point() for t in reads if t.dim() > 0):
+            return Why.NOT_FLOATING(what=what)
+        return None if all_finite(reads) else Why.NOT_FINITE(what=what)
 
     def _is_constant(self, node: fx.Node) -> bool:
         if node.op == "get_attr":

@@ -10,7 +10,8 @@ from torch import Tensor, fx, nn
 
 from reparam.algebra import AffineConv
 from reparam.errors import InexactError
-from reparam.frontends.builder import Builder, Facts
+from reparam.frontends.builder import Builder, Facts, Pads
+from reparam.frontends.shapes import Shape
 from reparam.frontends.torch.constants import Constants
 from reparam.frontends.torch.effects import base_of, is_random, metadata_read, name_of
 from reparam.frontends.torch.trace import Trace
@@ -80,7 +81,16 @@ class Lifter(Builder[fx.Node, fx.Node]):
     """Walk a trace once and make a planner node of every operation.
 
     The rules for the single operations are in :mod:`reparam.frontends.torch.rules`.
+
+    Attributes:
+        remedy: What a user can do where the number of dimensions of a value is not known.
+        keeps_activations: Whether the last factor of an activation that is spelt out stays with
+            it: engines know activations by all of their steps.
+
     """
+
+    remedy = "pass example_inputs"
+    keeps_activations = False
 
     def __init__(
         self,
@@ -89,11 +99,12 @@ class Lifter(Builder[fx.Node, fx.Node]):
         training: bool,
         vectors: bool,
         probed: dict[str, AffineConv],
+        constants: Constants | None = None,
     ) -> None:
         """Prepare to lift; see :func:`reparam.frontends.torch.rules.lift` for the arguments."""
         super().__init__()
         self.trace = trace
-        self.constants = Constants(trace)
+        self.constants = Constants(trace) if constants is None else constants
         self.training = training
         self.vectors = vectors
         self.probed = probed
@@ -131,9 +142,7 @@ class Lifter(Builder[fx.Node, fx.Node]):
                     self.made[before:], lifted = [same], same
             lifted = lifted or self.opaque(node)
             self.nodes[node] = lifted
-            known = self.trace.values.get(node)
-            if isinstance(known, Tensor):
-                self.facts_of(lifted).rank = known.dim()
+            self.note_shape(node, lifted)
         self._pin_mutated()
         program = Program(tuple(self.made), frozenset(self.pinned))
         return Lifted(self.trace, program, self.constants, self.hosts, self.stacks, self._mutations)
@@ -189,7 +198,8 @@ class Lifter(Builder[fx.Node, fx.Node]):
         if read == "shape":
             return self.node(ShapeOf, node, sources)
         # Rank, type and device are the same on both sides of a fold: no reader of the value.
-        return self.unknown(node, [] if read == "kind" else sources, reason, keeps=keeps)
+        sources = [] if read == "kind" else sources
+        return self.unknown(node, sources, reason, keeps=keeps, axis=self.axis_told(node))
 
     # ---------------------------------------------------------------- what rules ask
 
@@ -204,6 +214,36 @@ class Lifter(Builder[fx.Node, fx.Node]):
     def module(self, node: fx.Node) -> nn.Module:
         """The module that a module call calls."""
         return self.trace.module(node)
+
+    def axis_told(self, node: fx.Node) -> int | None:
+        """Channel axis of a value of which nothing is known, where a format tells it."""
+        del node
+        return None
+
+    def shape(self, node: fx.Node) -> Shape | None:
+        """Sizes of a value that hold for every input, where a format declares them."""
+        del node
+        return None
+
+    def keeps_shape(self, node: fx.Node, source: fx.Node) -> bool:
+        """Whether a value has the axes of one that it is computed from, as a format declares."""
+        del node, source
+        return False
+
+    def repads(self, node: fx.Node, pads: Pads, mode: str) -> Node | None:
+        """Make a value of its own of padding that is not zeros, where a format is written so."""
+        del node, pads, mode
+        return None
+
+    def layer_name(self, node: fx.Node) -> str:
+        """Name a layer that only it itself can run."""
+        return f"transposed conv {str(self.describe(node))[-2:]}"
+
+    def note_shape(self, node: fx.Node, lifted: Node) -> None:
+        """Take what the example shows of a value."""
+        known = self.trace.values.get(node)
+        if isinstance(known, Tensor):
+            self.facts_of(lifted).rank = known.dim()
 
     def describe(self, node: fx.Node) -> str:
         """Name an operation as a person would."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
+import functools
+import math
+from collections.abc import Callable, Collection, Hashable, Sequence
 from functools import partial
 from typing import Any
 
@@ -15,6 +17,7 @@ from reparam.algebra import AffineConv, Geometry, Leaf, Rows
 from reparam.frontends.hosted import (
     convolution_of,
     hosted_geometry,
+    rows_of_transposed,
     spread_of_transposed,
     turned_kernel,
     weight_as_rows,
@@ -172,7 +175,11 @@ def linear_module(lifter: Lifter, node: fx.Node) -> Node | None:
 
 @reads(*CONVOLUTIONS)
 def conv_function(lifter: Lifter, node: fx.Node) -> Node | None:
-    """``F.convNd`` with a weight that is constant, computed or not."""
+    """``F.convNd`` with a weight that is constant, computed or not.
+
+    Its padding may be a pair of numbers for each dimension, or a word where it depends on the size
+    of the input, as other formats have it.
+    """
     x, weight, bias, stride, padding, dilation, groups = bind(
         node, ("input", "weight", "bias", "stride", "padding", "dilation", "groups"),
         (None, None, None, 1, 0, 1, 1),
@@ -181,16 +188,21 @@ def conv_function(lifter: Lifter, node: fx.Node) -> Node | None:
         is_literal(v) for v in (stride, padding, dilation, groups)
     ):
         return None
+    shape = lifter.constants.shape(weight)
+    if isinstance(padding, str) and padding not in {"same", "valid"}:
+        how = (shape, stride, padding, dilation, groups)
+        rows = (shape[0], math.prod(shape[1:]))
+        return _hosted_function(lifter, node, rows, groups, how, lambda numbers: numbers)
     geometry = algebra.conv_geometry(
-        lifter.constants.shape(weight), stride=stride, padding=_padding(padding),
-        dilation=dilation, groups=groups, bias=bias is not None,
+        shape, stride=stride, padding=_padding(padding), dilation=dilation, groups=groups,
+        bias=bias is not None,
     )  # fmt: skip
     return _functional_mixing(lifter, node, geometry, weight, bias)
 
 
 @reads(*TRANSPOSED)
 def conv_transpose_function(lifter: Lifter, node: fx.Node) -> Node | None:
-    """``F.conv_transposeNd`` with a constant weight; its output channels can be rescaled."""
+    """``F.conv_transposeNd`` with a constant weight: of stride 1 a convolution, else hosted."""
     x, weight, bias, *numbers = bind(
         node,
         ("input", "weight", "bias", "stride", "padding", "output_padding", "groups", "dilation"),
@@ -198,56 +210,84 @@ def conv_transpose_function(lifter: Lifter, node: fx.Node) -> Node | None:
     )
     if not constant_weight(lifter, x, weight, bias) or not all(is_literal(v) for v in numbers):
         return None
-    given = [weight] if bias is None else [weight, bias]
-    reads = {t for value in given for t in lifter.constants.sources(value)}
-    what = f"transposed conv {TRANSPOSED[node.target]}d"
-    if any(not t.is_floating_point() for t in reads if t.dim() > 0):
-        return lifter.opaque(node, Why.NOT_FLOATING(what=what))
-    if not all_finite(reads):
-        return lifter.opaque(node, Why.NOT_FINITE(what=what))
-    values = [lifter.constants.value(value).detach() for value in given]
-    host = _transposed(values[0], None if bias is None else values[1], *numbers)
-    if _is_convolution(host):
-        leaf = _turned(host, lambda: (host.weight, host.bias))
-        return _mixing(
-            lifter, node, leaf, reads, stored=sum(t.numel() for t in reads),
-            computed=sum(lifter.constants.operations(value) for value in given),
-        )  # fmt: skip
-    geometry = hosted_geometry(host)
+    shape, constants = lifter.constants.shape(weight), lifter.constants
+    stride, padding, more, groups, dilation = numbers
+    stride, more, dilation = (algebra.per_dim(n, len(shape) - 2) for n in (stride, more, dilation))
+    window = None
+    if not isinstance(padding, str):
+        pads = _pairs(padding, len(shape) - 2)
+        window = window_of_transposed(shape, stride, pads, more, dilation, groups)
+        geometry = convolution_of(shape, pads, dilation, groups, bias=bias is not None)
+        grows = any(extent > -1 for extent in geometry.extent)
+        if not grows and set(stride) == {1} and not any(more):
 
-    def load(_rows: Rows | None) -> AffineConv:
-        return AffineConv(geometry, weight_as_rows(host, host.weight), host.bias)
+            def read() -> tuple[Tensor, Tensor | None]:
+                turned = turned_kernel(constants.value(weight), groups)
+                return turned, None if bias is None else constants.value(bias)
 
-    sources = [lifter.nodes[s] for s in node.all_input_nodes if s in lifter.nodes]
-    computed = sum(lifter.constants.operations(value) for value in given)
-    like = _reads_of(host)
-    lifted = lifter.hosted(
-        node, sources, Leaf(geometry, load), what, reads, computed=computed, like=like,
-        spread=spread_of_transposed(host.weight.shape), window=_window_of(host),
+            return _functional_mixing(lifter, node, geometry, weight, bias, read)
+    rows = (shape[1] * groups, shape[0] // groups * math.prod(shape[2:]))
+    lifted = _hosted_function(
+        lifter, node, rows, groups, (shape, *map(str, numbers)),
+        lambda numbers: rows_of_transposed(numbers, groups), spread=spread_of_transposed(shape),
+        window=window,
     )  # fmt: skip
-    lifter.hosts[lifted.order] = lambda: host
+    lifter.hosts[lifted.order] = functools.cache(partial(_transposed, lifter, node))
     return lifted
 
 
-def _transposed(
-    weight: Tensor, bias: Tensor | None, stride: Any, padding: Any, output_padding: Any,
-    groups: int, dilation: Any,
-) -> Any:  # fmt: skip
+def _hosted_function(  # noqa: PLR0913 (what a layer is made of)
+    lifter: Lifter, node: fx.Node, rows: tuple[int, int], groups: int, like: Hashable,
+    as_rows: Callable[[Tensor], Tensor], *, spread: tuple[int, ...] | None = None,
+    window: Any = None,
+) -> Node:  # fmt: skip
+    """A layer whose output channels can be rescaled; see :mod:`reparam.frontends.hosted`."""
+    constants, (count, width) = lifter.constants, rows
+    weight, bias = bind(node, ("input", "weight", "bias"), (None, None, None))[1:]
+    what = lifter.layer_name(node)
+    given = [weight] if bias is None else [weight, bias]
+    doubt = constants.doubt(given, what)
+    if doubt is not None:
+        return lifter.opaque(node, doubt)
+    dims = len(constants.shape(weight)) - 2
+    geometry = Geometry.pointwise(
+        width * groups, count, dims=dims, groups=groups, bias=bias is not None
+    )
+
+    def load(_rows: Rows | None) -> AffineConv:
+        kernel = as_rows(constants.value(weight)).reshape(geometry.kernel_shape)
+        return AffineConv(geometry, kernel, None if bias is None else constants.value(bias))
+
+    sources = [lifter.nodes[s] for s in node.all_input_nodes if s in lifter.nodes]
+    return lifter.hosted(
+        node, sources, Leaf(geometry, load), what, constants.reads(given), like=like,
+        computed=sum(map(constants.operations, given)), spread=spread, window=window,
+    )  # fmt: skip
+
+
+def _transposed(lifter: Lifter, node: fx.Node) -> nn.Module:
     """Make the module of a functional transposed convolution."""
-    size = weight.shape[2:]
+    _, weight, bias, stride, padding, output_padding, groups, dilation = bind(
+        node,
+        ("input", "weight", "bias", "stride", "padding", "output_padding", "groups", "dilation"),
+        (None, None, None, 1, 0, 0, 1, 1),
+    )
+    numbers = lifter.constants.value(weight).detach()
+    size = numbers.shape[2:]
     stride, padding, output_padding, dilation = (
         algebra.per_dim(value, len(size)) for value in (stride, padding, output_padding, dilation)
     )
     kind: Any = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)[len(size) - 1]
     layer = kind(
-        weight.shape[0], groups * weight.shape[1], tuple(size), stride=stride, padding=padding,
+        numbers.shape[0], groups * numbers.shape[1], tuple(size), stride=stride, padding=padding,
         output_padding=output_padding, groups=groups, dilation=dilation, bias=bias is not None,
         device="meta",
     )  # fmt: skip
-    layer.weight = nn.Parameter(weight)
+    layer.weight = nn.Parameter(numbers)
     if bias is not None:
-        layer.bias = nn.Parameter(bias)
-    return layer.eval()
+        layer.bias = nn.Parameter(lifter.constants.value(bias).detach())
+    made: nn.Module = layer.eval()
+    return made
 
 
 @reads(F.linear)
@@ -264,37 +304,44 @@ def linear_function(lifter: Lifter, node: fx.Node) -> Node | None:
 
 
 def _functional_mixing(
-    lifter: Lifter, node: fx.Node, geometry: Geometry, weight: fx.Node, bias: fx.Node | None
-) -> Node | None:
+    lifter: Lifter, node: fx.Node, geometry: Geometry, weight: fx.Node, bias: fx.Node | None,
+    numbers: Callable[[], tuple[Tensor, Tensor | None]] | None = None,
+) -> Node | None:  # fmt: skip
     constants = lifter.constants
 
     def read() -> tuple[Tensor, Tensor | None]:
         return constants.value(weight), None if bias is None else constants.value(bias)
 
     given = [weight] if bias is None else [weight, bias]
-    reads = {t for value in given for t in constants.sources(value)}
-    return _mixing(
-        lifter, node, Leaf(geometry, weight_loader(geometry, read)), reads,
-        stored=sum(t.numel() for t in reads),
-        computed=sum(constants.operations(value) for value in given),
+    doubt = constants.doubt(given, str(geometry))
+    if doubt is not None:
+        return lifter.opaque(node, doubt)
+    return _layer(
+        lifter, node, Leaf(geometry, weight_loader(geometry, numbers or read)),
+        constants.reads(given), stored=constants.stored(given),
+        computed=sum(map(constants.operations, given)),
     )  # fmt: skip
 
 
 def _mixing(
-    lifter: Lifter, node: fx.Node, leaf: Leaf, reads: set[Tensor], padded: Node | None = None, *,
-    stored: int = 0, computed: int = 0,
-) -> Node | None:  # fmt: skip
+    lifter: Lifter, node: fx.Node, leaf: Leaf, reads: set[Tensor], padded: Node | None = None
+) -> Node:
     if any(not t.is_floating_point() for t in reads if t.dim() > 0):
         return lifter.opaque(node, Why.NOT_FLOATING(what=str(leaf.geometry)))
-    source = first(node)
-    dims = leaf.geometry.dims
-    what = str(leaf.geometry)
     if not all_finite(reads):
-        return lifter.opaque(node, Why.NOT_FINITE(what=what))
+        return lifter.opaque(node, Why.NOT_FINITE(what=str(leaf.geometry)))
+    return _layer(lifter, node, leaf, reads, padded)
+
+
+def _layer(
+    lifter: Lifter, node: fx.Node, leaf: Leaf, reads: Collection[Any], padded: Node | None = None,
+    *, stored: int = 0, computed: int = 0,
+) -> Node:  # fmt: skip
+    dims = leaf.geometry.dims
     return lifter.affine(
-        node, source, leaf, what, axis=-(dims + 1), rank=dims + 2 if dims else None,
-        stored=max(stored, leaf.geometry.parameters), computed=computed, reads=reads,
-        padded=padded,
+        node, first(node), leaf, str(leaf.geometry), axis=-(dims + 1),
+        rank=dims + 2 if dims else None, stored=max(stored, leaf.geometry.parameters),
+        computed=computed, reads=reads, padded=padded,
     )  # fmt: skip
 
 
@@ -338,8 +385,7 @@ def batch_norm_function(lifter: Lifter, node: fx.Node) -> Node | None:
         return tuple(None if t is None else constants.value(t) for t in values)
 
     given = [t for t in (mean, var, weight, bias) if constants.is_tensor(t)]
-    reads = {t for value in given for t in constants.sources(value)}
-    lifted = _batch_norm(lifter, node, read, reads, float(eps), None)
+    lifted = _batch_norm(lifter, node, read, constants.reads(given), float(eps), None)
     if lifted is not None and lifted.axis is not None:
         lifter.hosts[lifted.order] = partial(_norm_of, read, float(eps), -1 - lifted.axis)
     return lifted
@@ -360,7 +406,7 @@ def _norm_of(read: Callable[[], tuple[Tensor | None, ...]], eps: float, dims: in
 
 def _batch_norm(
     lifter: Lifter, node: fx.Node, read: Callable[[], tuple[Tensor | None, ...]],
-    reads: set[Tensor], eps: float, axis: int | None,
+    reads: Collection[Any], eps: float, axis: int | None,
 ) -> Node | None:  # fmt: skip
     source = first(node)
     if axis is None:
@@ -368,7 +414,7 @@ def _batch_norm(
         if rank is None and lifter.vectors and lifter.nodes[source].axis in {None, -1}:
             rank = 2
         if rank is None:
-            return lifter.opaque(node, Why.UNKNOWN_RANK(remedy="pass example_inputs"))
+            return lifter.opaque(node, Why.UNKNOWN_RANK(remedy=lifter.remedy))
         axis = 1 - rank
 
     def make() -> AffineConv:
@@ -391,7 +437,14 @@ def _padding(value: Any) -> Any:
     """Normalise a layer's padding argument for the algebra."""
     if isinstance(value, str | int):
         return value
-    return tuple(int(v) for v in value)
+    return tuple(tuple(v) if isinstance(v, list | tuple) else int(v) for v in value)
+
+
+def _pairs(padding: Any, dims: int) -> Sequence[tuple[int, int]]:
+    """Padding before and behind, per dimension."""
+    given = [padding] if isinstance(padding, int) else list(padding)
+    given *= dims if len(given) == 1 else 1
+    return [(n, n) if isinstance(n, int) else n for n in given]
 
 
 def _numbers(padding: Any) -> tuple[int, ...]:

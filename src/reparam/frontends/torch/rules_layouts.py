@@ -9,6 +9,7 @@ from torch import fx, nn
 from torch.nn import functional as F
 
 from reparam.frontends.builder import joined_channels
+from reparam.frontends.shapes import channel_axis_after, same_size
 from reparam.frontends.torch.arguments import bind, first
 from reparam.frontends.torch.lift import Lifter
 from reparam.frontends.torch.rules_stacks import total
@@ -67,7 +68,8 @@ def max_pool_function(lifter: Lifter, node: fx.Node) -> Node | None:
               "return_indices")
     )  # fmt: skip
     indices = bind(node, names, (False,) * len(names))[-1]
-    return None if indices is not False else _largest(lifter, node)
+    lifted = None if indices is not False else _largest(lifter, node)
+    return lifted or lifter.opaque(node, keeps=True)
 
 
 def _largest(lifter: Lifter, node: fx.Node) -> Node | None:
@@ -257,7 +259,13 @@ def reshape(lifter: Lifter, node: fx.Node) -> Node | None:
     facts, axis = lifter.known(x), lifter.nodes[x].axis
     if facts.rank is None or not sizes:
         return None
-    batch = is_batch_of(lifter, sizes[0], x)
+    before, after = lifter.shape(x) or (), lifter.shape(node) or ()
+    if before and after and axis is not None:
+        moved = channel_axis_after(before, after, axis)
+        if moved is not None:
+            return lifter.layout(node, x, moved, len(sizes))
+    same = min(len(before), len(after)) > 1 and same_size(before[:1], after[:1])
+    batch = same or is_batch_of(lifter, sizes[0], x)
     if axis == -1 and is_channels_of(lifter, sizes[-1], x):
         return lifter.layout(node, x, -1, len(sizes), batch=batch)
     if not batch:

@@ -11,6 +11,7 @@ from torch import fx, nn
 from torch.nn import functional as F
 
 from reparam import algebra
+from reparam.frontends.builder import Pads
 from reparam.frontends.torch.arguments import (
     axis_from_readers,
     bind,
@@ -40,37 +41,42 @@ def average_pool_module(lifter: Lifter, node: fx.Node) -> Node | None:
 @reads(F.avg_pool1d, F.avg_pool2d, F.avg_pool3d)
 def average_pool_function(lifter: Lifter, node: fx.Node) -> Node | None:
     """``F.avg_poolNd``."""
-    _, size, stride, padding, ceil_mode, count_pads, divisor = bind(
+    _, size, stride, padding, ceil_mode, count_pads, divisor, dilation = bind(
         node, ("input", "kernel_size", "stride", "padding", "ceil_mode", "count_include_pad",
-               "divisor_override"),
-        (None, None, None, 0, False, True, None),
+               "divisor_override", "dilation"),
+        (None, None, None, 0, False, True, None, None),
     )  # fmt: skip
-    if not all(is_literal(v) for v in (size, stride, padding, ceil_mode, count_pads)):
+    if not all(is_literal(v) for v in (size, stride, padding, ceil_mode, count_pads, dilation)):
         return None
     dims = (F.avg_pool1d, F.avg_pool2d, F.avg_pool3d).index(node.target) + 1
     return _average_pool(
         lifter, node, dims, size, stride, padding, ceil_mode=ceil_mode, count_pads=count_pads,
-        divisor=divisor,
+        divisor=divisor, dilation=dilation,
     )  # fmt: skip
 
 
 def _average_pool(  # noqa: PLR0913 (the layer's own arguments)
     lifter: Lifter, node: fx.Node, dims: int, size: Any, stride: Any, padding: Any, *,
-    ceil_mode: bool, count_pads: bool, divisor: int | None,
+    ceil_mode: bool, count_pads: bool, divisor: int | None, dilation: Any = None,
 ) -> Node | None:  # fmt: skip
     source = first(node)
     channels = channels_of(lifter, source, node)
-    sizes, pads = algebra.per_dim(size, dims), algebra.per_dim(padding, dims)
+    sizes = algebra.per_dim(size, dims)
+    # It may be a pair for each dimension, or a word where it depends on the size of the input.
+    pads = (padding,) * dims if isinstance(padding, int | str) else padding
+    padded = any(pad not in (0, (0, 0)) for pad in pads)
     strides = sizes if stride is None or stride == [] else algebra.per_dim(stride, dims)
     if channels is None or divisor is not None:
         return lifter.opaque(node, keeps=True)
-    reason = Why.CEIL_MODE(value="True") if ceil_mode else None
-    if reason is None and not count_pads and any(pads):
-        reason = Why.UNCOUNTED_PADDING(value="False")
+    reason = Why.CEIL_MODE(value=str(ceil_mode)) if ceil_mode else None
+    if reason is None and isinstance(padding, str):
+        reason = Why.AUTO_PAD(value=padding)
+    if reason is None and not count_pads and padded:
+        reason = Why.UNCOUNTED_PADDING(value=str(count_pads))
     if reason is None:
-        return lifter.average(node, source, channels, sizes, strides, pads)
+        return lifter.average(node, source, channels, sizes, strides, pads, dilation)
     # Windows that are cut off still average what is left of them, if no padding is counted.
-    if any(pads) and count_pads:
+    if padded and count_pads:
         return lifter.opaque(node, reason, keeps=True)
     return averaged_positions(lifter, node, dims, reason) or lifter.opaque(node, reason, keeps=True)
 
@@ -93,7 +99,7 @@ def pad_function(lifter: Lifter, node: fx.Node) -> Node | None:
         node, ("input", "pad", "mode", "value"), (None, None, "constant", None)
     )
     if mode != "constant" and is_literal(pads):
-        return repadded(lifter, node, len(pads) // 2)
+        return lifter.repads(node, _pairs(pads), mode) or repadded(lifter, node, len(pads) // 2)
     if value not in (None, 0) or not is_literal(pads):
         return None
     return _zero_pad(lifter, node, tuple(pads))
@@ -101,15 +107,20 @@ def pad_function(lifter: Lifter, node: fx.Node) -> Node | None:
 
 def _zero_pad(lifter: Lifter, node: fx.Node, flat: tuple[int, ...]) -> Node | None:
     source = first(node)
-    pairs = list(zip(flat[::2], flat[1::2], strict=True))[::-1]
+    pairs = _pairs(flat)
     axis, channels = lifter.nodes[source].axis, channels_of(lifter, source, node)
     if axis is None:
         axis = axis_from_readers(lifter, node)
     if axis is None or channels is None or len(pairs) > -axis - 1:
         return None
     dims = -axis - 1
-    pads = [(0, 0)] * (dims - len(pairs)) + pairs
-    return lifter.zero_pad(node, source, channels, tuple(pads))
+    pads = ((0, 0),) * (dims - len(pairs)) + pairs
+    return lifter.zero_pad(node, source, channels, pads)
+
+
+def _pairs(flat: Sequence[int]) -> Pads:
+    """The padding of dimensions, the first of them first, which torch lists from the last one."""
+    return tuple(zip(flat[::2], flat[1::2], strict=True))[::-1]
 
 
 @reads(operator.getitem)
@@ -198,6 +209,11 @@ def dropout_function(lifter: Lifter, node: fx.Node) -> Node | None:
     torch.tanh,
     F.mish,
     F.elu,
+    F.softplus,
+    torch.abs,
+    torch.erf,
+    torch.exp,
+    torch.sqrt,
     "relu",
     "relu_",
     "sigmoid",

@@ -13,7 +13,7 @@ from reparam.frontends.products import contraction
 from reparam.frontends.torch.arguments import bind
 from reparam.frontends.torch.lift import Lifter
 from reparam.frontends.torch.table import reads
-from reparam.frontends.weights import all_finite, weight_loader
+from reparam.frontends.weights import weight_loader
 from reparam.program import Node
 
 
@@ -57,9 +57,9 @@ def _product(
 ) -> Node | None:
     """Make a node of a pointwise layer; ``turned`` says that its matrix has a row per input."""
     constants = lifter.constants
-    reads = constants.sources(weight)
-    if not all(t.is_floating_point() for t in reads if t.dim() > 0) or not all_finite(set(reads)):
-        return None
+    doubt = constants.doubt([weight], "matrix")
+    if doubt is not None:
+        return lifter.opaque(node, doubt)
     rows, columns = constants.shape(weight)
     cin, cout = (rows, columns) if turned else (columns, rows)
     geometry = Geometry.pointwise(cin, cout, dims=dims)
@@ -70,6 +70,6 @@ def _product(
 
     return lifter.affine(
         node, x, Leaf(geometry, weight_loader(geometry, read)), str(geometry), axis=-dims - 1,
-        stored=sum(t.numel() for t in reads), rank=dims + 2 if dims else None, reads=reads,
-        computed=constants.operations(weight),
+        stored=constants.stored([weight]), rank=dims + 2 if dims else None,
+        reads=constants.reads([weight]), computed=constants.operations(weight),
     )  # fmt: skip

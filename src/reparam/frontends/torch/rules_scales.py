@@ -89,9 +89,13 @@ def reverse_subtract(lifter: Lifter, node: fx.Node) -> Node | None:
 def multiply(lifter: Lifter, node: fx.Node) -> Node | None:
     """``a * b`` where one of them is constant."""
     left, right = bind(node, ("input", "other"), (None, None))
-    if lifter.is_value(left) == lifter.is_value(right):
+    if lifter.is_value(left) and lifter.is_value(right):
+        return lifter.opaque(node, keeps=lifter.keeps_shape(node, left))
+    if not lifter.is_value(left) and not lifter.is_value(right):
         return None
     x, factor = (left, right) if lifter.is_value(left) else (right, left)
+    if _ends_activation(lifter, x, factor):
+        return lifter.opaque(node, keeps=True)
     return _affine_map(lifter, node, x, factor=factor)
 
 
@@ -112,6 +116,8 @@ def divide(lifter: Lifter, node: fx.Node) -> Node | None:
     left, right, mode = bind(node, ("input", "other", "rounding_mode"), (None, None, None))
     if mode is not None or not lifter.is_value(left) or lifter.is_value(right):
         return None
+    if _ends_activation(lifter, left, right):
+        return lifter.opaque(node, keeps=True)
     return _affine_map(lifter, node, left, factor=right, invert=True)
 
 
@@ -119,6 +125,27 @@ def divide(lifter: Lifter, node: fx.Node) -> Node | None:
 def negate(lifter: Lifter, node: fx.Node) -> Node | None:
     """``-a``."""
     return _affine_map(lifter, node, first(node), times=-1.0)
+
+
+@reads(sum, any_arguments=True)
+def add_all(lifter: Lifter, node: fx.Node) -> Node | None:
+    """``sum(values)``."""
+    terms: Any = node.args[0]
+    if not isinstance(terms, list | tuple) or not all(map(lifter.is_value, terms)):
+        return None
+    return lifter.sum(node, list(terms), [1.0] * len(terms))
+
+
+def _ends_activation(lifter: Lifter, x: fx.Node, factor: Any) -> bool:
+    """Whether a scale by one number is the last step of an activation, spelt out.
+
+    GELU ends in ``(x * (1 + erf(...))) * 0.5`` and hard swish in ``(x * clip(x + 3)) / 6``. Engines
+    know them by all of their steps and run each as one; that is worth more than a factor less.
+    """
+    if not lifter.keeps_activations or not lifter.constants.is_tensor(factor):
+        return False
+    single = math.prod(lifter.constants.shape(factor)) == 1
+    return single and x.target is torch.mul and all(map(lifter.is_value, x.args))
 
 
 @reads(torch.lerp, "lerp")
@@ -141,7 +168,8 @@ def _affine_map(  # noqa: PLR0913 (the parts of one affine map)
     tensors = [t for t in (factor, shift) if lifter.constants.is_tensor(t)]
     single = all(math.prod(lifter.constants.shape(t)) == 1 for t in tensors)
     channels, axis = _channels_beside(lifter, node, x, single=single)
-    doubts = [doubt(lifter.constants.shape(t), channels, axis) for t in tensors]
+    rank = lifter.known(x).rank
+    doubts = [doubt(lifter.constants.shape(t), channels, axis, rank) for t in tensors]
     if channels is None or axis is None or any(doubts):
         return lifter.opaque(node, next(filter(None, doubts), None))
     if any(scalar(v) is None for v in (factor, shift) if v is not None and v not in tensors):
@@ -161,10 +189,9 @@ def _affine_map(  # noqa: PLR0913 (the parts of one affine map)
             scale, None if shift is None else shift_times * per_channel(shift, 0.0)
         )
 
-    reads = {t for tensor in tensors for t in lifter.constants.sources(tensor)}
     return lifter.diagonal(
         node, x, make, "scale" if shift is None else "shift", axis=axis,
-        stored=sum(t.numel() for t in reads), reads=reads,
+        stored=lifter.constants.stored(tensors), reads=lifter.constants.reads(tensors),
     )  # fmt: skip
 
 

@@ -67,6 +67,9 @@ def is_channels_of(lifter: Lifter, size: object, x: fx.Node) -> bool:
 
 def features_read(lifter: Lifter, node: fx.Node) -> int | None:
     """How many features of its last dimension the layers read that follow a value."""
+    declared = lifter.shape(node)
+    if declared is not None and isinstance(declared[-1], int):
+        return declared[-1]
     waiting, seen = list(node.users), 0
     while waiting and seen < _NEAR:
         reader, seen = waiting.pop(0), seen + 1
