@@ -99,6 +99,8 @@ class Moved:
             None for a channel that stays as it is.
         shift: How often the copy adds what the operation adds: a sum takes it once.
         inverse: Whether the copy divides by the factors of the operation instead.
+        past: The addition of constants that a scale was moved past; it adds these divided by the
+            factors where the copy folds.
 
     """
 
@@ -107,6 +109,7 @@ class Moved:
     channels: tuple[int | None, ...]
     shift: float = 1.0
     inverse: bool = False
+    past: Affine | None = None
 
 
 @dataclass(frozen=True, eq=False, slots=True, repr=False, kw_only=True)

@@ -110,6 +110,10 @@ class Why(enum.Enum):
     PADS_TWICE = "one layer cannot pad twice: zeros around its input's {padding}"
 
     # What a front end objects to.
+    SHIFT_STAYS = (
+        "[{shift}|what is added], which stands between it and the layer, cannot be written with "
+        "other numbers here"
+    )
     INPUT_OF_ITS_OWN = "[{what}|its input] cannot be read by a new layer"
     HOOKED = (
         "[{where}|it] has [{hook}|a hook], which would see other values; remove the hook to fold"

@@ -159,3 +159,18 @@ def test_a_perturbed_part_is_found():
     with torch.no_grad():
         fused.body[0].one.weight[0, 0, 1, 1] += 1e-3
     assert not reparam.verify(model, fused, image()).ok
+
+
+def test_a_module_of_the_model_can_be_given_itself() -> None:
+    model = nn.Sequential(nn.Sequential(conv(), norm()), nn.Sequential(conv(), norm())).eval()
+    fused = reparam.fuse(model, image().float(), where=model[1])
+    assert isinstance(fused[0][1], nn.BatchNorm2d)
+    assert not isinstance(fused[1], nn.Sequential) or isinstance(fused[1][1], nn.Identity)
+    with pytest.raises(InputError):
+        reparam.plan(model, where=nn.Conv2d(1, 1, 1))
+
+
+@pytest.mark.parametrize("where", [lambda *_: 1 / 0, lambda _: True], ids=range(2))
+def test_a_function_that_raises_is_told_what_it_was_called_with(where: object) -> None:
+    with pytest.raises(InputError, match="name"):
+        reparam.plan(nn.Sequential(conv(), norm()).eval(), where=where)

@@ -32,6 +32,7 @@ from reparam.algebra.expression import (
     picked_leaf,
     prepared,
     rerouted,
+    shift_before,
 )
 from reparam.algebra.geometry import Geometry, compose, parallel
 from reparam.algebra.lowering import LayerArguments, layer_arguments, lower
@@ -66,5 +67,6 @@ __all__ = [
     "prepared",
     "rerouted",
     "scale",
+    "shift_before",
     "zero_pad",
 ]

@@ -28,6 +28,7 @@ __all__ = [
     "picked_leaf",
     "prepared",
     "rerouted",
+    "shift_before",
 ]
 
 Rows = tuple[int, int]
@@ -172,6 +173,17 @@ def channels(op: AffineConv, rows: Rows) -> AffineConv:
     )
     bias = None if op.bias is None else op.bias[start:stop]
     return AffineConv(geometry, op.kernel[start:stop], bias)
+
+
+def shift_before(scale_leaf: Leaf, shift_leaf: Leaf) -> Leaf:
+    r"""Describe what is added before a scale instead of behind: :math:`s x + b = s (x + b / s)`."""
+
+    def make() -> AffineConv:
+        factors, shift = scale_leaf.load(None).kernel.flatten(), shift_leaf.load(None).bias
+        assert shift is not None  # noqa: S101 (the caller has looked)
+        return scale(torch.ones_like(factors), shift / factors)
+
+    return Leaf.of(shift_leaf.geometry, make)
 
 
 def rerouted(

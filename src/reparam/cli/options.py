@@ -280,8 +280,11 @@ def _value(name: str, text: str) -> Any:
     numpy = require("numpy", extra="deploy", purpose="reading an array")
     try:
         return torch.from_numpy(numpy.load(text, allow_pickle=False))
-    except (OSError, ValueError, TypeError, EOFError) as error:
-        raise InputError(f"--fix {name}: cannot read {text} as an array: {error}") from error
+    except OSError as error:
+        raise InputError(f"--fix {name}: cannot read {text}: {error.strerror}") from error
+    except (ValueError, TypeError, EOFError) as error:
+        msg = f"--fix {name}: {text} is no array of numbers as numpy.save writes it"
+        raise InputError(msg) from error
 
 
 def refuse_names(model: str, inputs: Inputs) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 import inspect
 import operator
@@ -133,6 +134,8 @@ def _held(result: Any) -> list[str]:
     """The names of what a result holds, those of nested containers last."""
     if isinstance(result, Tensor):
         return []
+    if dataclasses.is_dataclass(result) and not isinstance(result, Mapping):
+        return [field.name for field in dataclasses.fields(result)]
     steps = [steps for steps, leaf in leaves(result) if steps or not isinstance(leaf, Tensor)]
     return list(dict.fromkeys(".".join(str(key) for _, key in found) for found in steps if found))
 

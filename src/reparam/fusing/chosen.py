@@ -80,9 +80,26 @@ def _part(where: Any, places: Mapping[str, Any]) -> _Part:
         roots = _fitting(where, places)
         same = {id(places[name]) for name in roots if name in places}
         return _Part(roots | {name for name, place in places.items() if id(place) in same}, set())
+    if isinstance(where, nn.Module):
+        held = {name for name, place in places.items() if place is where}
+        if not held:
+            what = f"a {type(where).__name__}"
+            raise InputError(f"where is {what} that the model does not hold; give one of its own")
+        return _Part(held, set())
     once = {id(place): (name, place) for name, place in reversed(list(places.items()))}.values()
-    fitting = {name for name, place in once if where(name, place)}
+    fitting = {name for name, place in once if _fits(where, name, place)}
     return _Part(fitting, places.keys() - fitting if "" in fitting else set())
+
+
+def _fits(where: Callable[[str, Any], bool], name: str, place: Any) -> bool:
+    try:
+        return bool(where(name, place))
+    except Exception as error:
+        what = f"{type(error).__name__}: {error}"
+        raise InputError(
+            f"the function where raised {what} (called with {name!r} and {shown(place)}); "
+            f"it is called with the name of a module, or operation, and that itself"
+        ) from error
 
 
 def _fitting(where: str | type, places: Mapping[str, Any]) -> set[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -18,6 +19,7 @@ from reparam.frontends.torch.trace import Key, Trace
 from reparam.fusing.fold import FoldedLayer
 from reparam.fusing.place import Block, Parts, blocks_of, locate, missing
 from reparam.fusing.sites import ModuleSite
+from reparam.program import Affine
 
 __all__ = ["CannotPlaceError", "apply_regions", "make_layer"]
 
@@ -149,6 +151,9 @@ class _Edits:
             editor.merge(found, _layer_for(found, self._merged[found]))
         for key, found in block.erased.items():
             editor.erase(key, found)
+        for found in block.regions():
+            for shift in found.region.shifts:
+                editor.add_instead(shift, ModuleSite.key_of(shift), found.like)
         editor.drop_identities(self._layers)
         original = self._model.get_submodule(path)
         relative = {p: _relative(path, p) for p in block.inlined}
@@ -158,6 +163,7 @@ class _Edits:
             layers=editor.layers,
             dropped=editor.dropped,
             inlined=set(relative.values()),
+            buffers=editor.buffers,
         )
 
 
@@ -170,6 +176,7 @@ class _GraphEditor:
         self._by_key: dict[Key, fx.Node] = {key: node for node, key in traced.keys.items()}
         self.layers: dict[str, nn.Module] = {}
         self.dropped: set[str] = set()
+        self.buffers: dict[str, torch.Tensor] = {}
 
     def merge(self, found: ModuleSite, layer: nn.Module) -> None:
         """Put one layer in the place of the core operations of a region."""
@@ -197,6 +204,24 @@ class _GraphEditor:
         slot = None if found is None else found.slot_of(key)
         first = first if slot is None else node.all_input_nodes[slot]
         node.replace_all_uses_with(first)
+        self._remove(node)
+
+    def add_instead(self, shift: Affine, key: Key, like: torch.Tensor) -> None:
+        """Let an addition of constants add others, those of a node that has its place."""
+        node, bias = self._by_key[key], shift.leaf.load(None).bias
+        if node not in self._graph.nodes or bias is None or shift.axis is None:
+            return
+        read = next(n for n in node.all_input_nodes if not is_parameter_only(n))
+        with self._graph.inserting_before(node):
+            if bool((bias == bias[0]).all()):
+                added: Any = float(bias[0])
+            else:
+                name = self._free("shift")
+                shaped = bias.view(-1, *(1,) * (-1 - shift.axis))
+                self.buffers[name] = shaped.to(like.device, like.dtype)
+                added = self._graph.get_attr(name)
+            new = self._graph.call_function(operator.add, (read, added))
+        node.replace_all_uses_with(new)
         self._remove(node)
 
     def drop_identities(self, layers: dict[str, nn.Module]) -> None:
@@ -259,7 +284,7 @@ class _GraphEditor:
     def _free(self, name: str) -> str:
         taken = {str(n.target) for n in self._graph.nodes if n.op == "call_module"}
         taken |= {n for n, _ in self._trace.root.named_modules()} | set(self.layers)
-        taken |= {n for n, _ in self._trace.root.named_parameters()}
+        taken |= {n for n, _ in self._trace.root.named_parameters()} | set(self.buffers)
         candidate, number = name, 1
         while candidate in taken:
             number += 1

@@ -134,7 +134,7 @@ def _tensor(declared: ValueInfoProto, value: Any) -> TensorProto:
         or any(isinstance(n, int) and n != m for n, m in zip(sizes, array.shape, strict=True))
     ):
         needed = "x".join("?" if n is None else str(n) for n in sizes) or "no dimension"
-        raise InputError(f"{name} is {shown(given)} of shape {array.shape}; it needs {needed}")
+        raise InputError(f"{name} is {shown(given)}; its input has shape {needed}")
     tensor: TensorProto = onnx_module("onnx.numpy_helper").from_array(array.astype(wanted), name)
     return tensor
 

@@ -11,10 +11,10 @@ from reparam.algebra import layer_arguments
 from reparam.frontends.onnx.inputs import FIRST_SEPARATE_INITIALIZERS, open_sizes
 from reparam.frontends.onnx.lift import OnnxLifted
 from reparam.frontends.onnx.nodes import in_order, inner_graphs, outer_reads
-from reparam.frontends.onnx.tensors import from_torch, onnx_module
+from reparam.frontends.onnx.tensors import FLOATS, from_torch, onnx_module
 from reparam.fusing.driver import Site
 from reparam.fusing.fold import FoldedLayer
-from reparam.program import HostedInput, Node, Sum
+from reparam.program import Affine, HostedInput, Node, Sum
 
 if TYPE_CHECKING:
     from onnx import GraphProto, ModelProto, NodeProto
@@ -37,6 +37,8 @@ def write_model(lifted: OnnxLifted, folded: Sequence[tuple[Site, FoldedLayer]]) 
     kept = {index: _kept(lifted, node) for node in absorbed for index in lifted.indices_of(node)}
     for index in sorted(kept):
         edits.pass_through(index, kept[index])
+    for shift in dict.fromkeys(shift for found, _ in folded for shift in found.region.shifts):
+        edits.add_instead(shift)
     return edits.finish()
 
 
@@ -83,6 +85,21 @@ class _Edits:
             self._inserted[index] = [twin]
         else:
             self._renamed[node.output[0]] = source
+
+    def add_instead(self, shift: Affine) -> None:
+        """Let an addition of constants add others, those of a node that has its place."""
+        [index], bias = self._lifted.indices_of(shift), shift.leaf.load(None).bias
+        if index in self._removed or bias is None or shift.axis is None:
+            return
+        node = self._old.node[index]
+        read = next(name for name in node.input if name not in self._lifted.constants)
+        old = next(name for name in node.input if name in self._lifted.constants)
+        dtype = FLOATS[self._lifted.constants.type(old) or 1]
+        name = self._in_place_of(old)
+        self._tensors[name] = bias.to(dtype).view(-1, *(1,) * (-1 - shift.axis))
+        twin = self._helper.make_node("Add", [read, name], [node.output[0]], name=node.name)
+        self._removed.add(index)
+        self._inserted[index] = [twin]
 
     def finish(self) -> ModelProto:
         """Copy everything that stays, and put the new layers in."""

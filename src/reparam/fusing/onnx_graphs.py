@@ -140,7 +140,8 @@ class _Vetoes:
     def __call__(self, region: Candidate) -> Reason | None:
         lifted = self._lifted
         inside = {index for node in region.nodes for index in lifted.indices_of(node)}
-        if not all(map(self._is_chosen, inside)):
+        past = {index for shift in region.shifts for index in lifted.indices_of(shift)}
+        if not all(map(self._is_chosen, inside | past)):
             return Why.NOT_CHOSEN()
         if region.leaves_host:
             return Why.INPUT_OF_ITS_OWN(what=region.source.what)

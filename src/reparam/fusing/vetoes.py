@@ -67,6 +67,7 @@ class Vetoes:
             self._hook(nodes, len(shared))
             or self._hook_on_the_way(region, len(shared))
             or (None if chain_of(region) else self._called_again(nodes, shared))
+            or self._past_a_shift(region)
             or self._tied(region)
             or self._stored_once(region)
             or self._changed_in_place(region)
@@ -130,6 +131,22 @@ class Vetoes:
                 times = sum(1 for s in self._module_calls[call.path] if s[: len(shared)] == shared)
                 if times > 1:
                     return Why.SHARED_MODULE(where=call.path, times=times)
+        return None
+
+    def _past_a_shift(self, region: Candidate) -> Reason | None:
+        """Refuse to move a scale past an addition that cannot be written with other numbers."""
+        for shift in region.shifts:
+            scales = [n for n in region.nodes if isinstance(n, Affine) and n.moved is not None]
+            places = {_place(n) for n in scales if n.moved and n.moved.past is shift}
+            if self._lifted.trace.frame is None or places != {_place(shift)}:
+                return Why.SHIFT_STAYS(shift=shift.place)
+            if any(t in self._written for t in shift.reads):
+                return Why.NUMBERS_WRITTEN()
+            added = self._lifted.node_of(shift)
+            if any(change is added for _, change, _ in self._lifted.mutations):
+                return Why.WRITES_ITS_INPUT()
+            if self._chosen is not EVERYTHING and _place(shift) not in self._chosen:
+                return Why.NOT_CHOSEN()
         return None
 
     def _tied(self, region: Candidate) -> Reason | None:

@@ -115,6 +115,12 @@ class Candidate:
         )
 
     @property
+    def shifts(self) -> list[Affine]:
+        """Additions before it that scales were moved past, with what they are to add."""
+        moved = (node.moved for node in self.nodes if isinstance(node, Affine))
+        return [m.past for m in moved if m is not None and m.past is not None]
+
+    @property
     def gone(self) -> frozenset[Node]:
         """The operations that are no longer run, or done by a layer: not a norm that stays."""
         return self.nodes - {self.norm}

@@ -17,12 +17,16 @@ __all__ = [
     "are_parts",
     "averages",
     "can_divide",
+    "can_pass_shift",
     "keeps_order",
     "spreads",
 ]
 
 _SMALLEST = 2.0**-6
 """Factors to divide by: what is divided grows no more than that, and half precision holds it."""
+
+_LARGEST = 2.0**12
+"""What is added before a scale, at the most, so that half precision keeps the values beside it."""
 
 Channels = tuple[int | None, ...]
 
@@ -53,6 +57,16 @@ def can_divide(node: Affine) -> bool:
     if node.moved is not None and node.moved.inverse:
         return False
     return bool((node.leaf.load(None).kernel.abs() >= _SMALLEST).all())
+
+
+def can_pass_shift(node: Affine, shift: Affine) -> bool:
+    r"""Whether :math:`s x + b = s (x + b / s)` for a scale and a shift, with moderate numbers."""
+    if node.leaf.geometry.bias or not shift.leaf.geometry.bias or shift.is_norm:
+        return False
+    factors, added = node.leaf.load(None).kernel, shift.leaf.load(None)
+    if added.bias is None or not bool((added.kernel == 1).all()) or not bool(factors.all()):
+        return False
+    return bool((added.bias / factors.flatten()).abs().max() <= _LARGEST)
 
 
 def ahead_of(routed: Routed, channels: Channels, width: int) -> Channels | None:

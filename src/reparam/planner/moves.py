@@ -15,16 +15,17 @@ from __future__ import annotations
 import enum
 from collections import deque
 from collections.abc import Hashable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeGuard
 
-from reparam.algebra import compose
+from reparam.algebra import compose, shift_before
 from reparam.errors import InexactError
 from reparam.planner.crossing import (
     Channels,
     after,
     ahead_of,
     can_divide,
+    can_pass_shift,
     keeps_order,
     spreads,
 )
@@ -122,7 +123,7 @@ class _Mover(Wiring):
     def move(self, node: Affine, direction: Direction) -> tuple[Affine, ...]:
         """Move an operation one step; none are its copies where it cannot go."""
         if direction is Direction.FORWARD:
-            places = self._into_readers(node) or self._over_sum(node)
+            places = self._into_readers(node) or self._over_sum(node) or self._over_shift(node)
         else:
             places = self._upwards(node) or self._into_parts(node) or self._into_terms(node)
         return self.install(node, places)
@@ -258,6 +259,32 @@ class _Mover(Wiring):
             if not more:
                 return []
             places += more
+        return places
+
+    def _over_shift(self, node: Affine) -> list[Place]:
+        r"""Move a scale behind the addition of constants: :math:`s x + b = s (x + b / s)`.
+
+        Layers that pad with zeros take the scale and not the shift.
+        """
+        readers = self.content_readers(node)
+        shift = readers[0] if len(readers) == 1 and node not in self.pinned else None
+        if not isinstance(shift, Affine) or not self.is_scaling(shift) or shift in self.pinned:
+            return []
+        moved = node.moved is not None or shift.moved is not None or self._is_taken(node)
+        onward = self.content_readers(shift)
+        if moved or not onward or node.axis != shift.axis or not can_pass_shift(node, shift):
+            return []
+        takes = [r.is_layer and _takes(r, node) and not _takes(r, shift) for r in onward]
+        if not all(takes):
+            return []
+        ahead = replace(shift, leaf=shift_before(node.leaf, shift.leaf))
+        self.put_in_place_of(shift, ahead)
+        places: list[Place] = []
+        for reader in onward:
+            back = copied(node, ahead, ahead.axis, all_of(node), share=len(onward))
+            assert back.moved is not None  # noqa: S101 (it is a copy)
+            back = replace(back, moved=replace(back.moved, past=ahead))
+            places.append((reader, ahead, back))
         return places
 
     def _divided(self, term: Node, node: Affine, total: Node) -> list[Place]:

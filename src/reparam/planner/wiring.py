@@ -152,6 +152,16 @@ class Wiring:
             sizes[sizes.index(None)] = left
         return sizes
 
+    def put_in_place_of(self, node: Node, other: Node) -> None:
+        """Let another node stand where one does, reading what it reads."""
+        self.nodes[self.nodes.index(node)] = other
+        self.inputs[other], self.users[other] = self.inputs.pop(node), self.users.pop(node)
+        for value in self.inputs[other]:
+            self.users[value] = [other if user is node else user for user in self.users[value]]
+        for reader in self.users[other]:
+            read = self.inputs[reader]
+            self.inputs[reader] = tuple(other if value is node else value for value in read)
+
     def install(self, node: Affine, places: list[Place]) -> tuple[Affine, ...]:
         """Put copies between readers and what they read; the original passes its input on."""
         places = [place for place in places if not is_idle(place[2])]
