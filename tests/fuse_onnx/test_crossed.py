@@ -111,10 +111,16 @@ def sliced(g, x):
     return g.op("Slice", x, g.integers(2), g.integers(7), g.integers(1))
 
 
+def every_second(axis, size):
+    return lambda g, x: g.op("Slice", x, *(g.integers(n) for n in (0, size, axis, 2)))
+
+
 ROUTED = {
     "shuffle": (shuffled, 8),
     "parts": (swapped, 8),
     "slice": (sliced, 5),
+    "channels apart": (every_second(1, 8), 4),
+    "positions apart": (every_second(2, 6), 8),
     "gather": (lambda g, x: g.op("Gather", x, g.integers(7, -8, 3), axis=1), 3),
 }
 

@@ -12,6 +12,7 @@ from torch import fx
 from reparam.algebra import AffineConv
 from reparam.frontends.hosted import is_hosted
 from reparam.frontends.torch import (  # noqa: F401 (each enters its rules)
+    rules_functions,
     rules_layers,
     rules_layouts,
     rules_moves,
