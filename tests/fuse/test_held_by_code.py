@@ -123,6 +123,7 @@ def test_what_holds_a_module_holds_the_copys(name: str, example: torch.Tensor | 
     torch.testing.assert_close(fused(X), expected, rtol=1e-9, atol=1e-9)
 
 
+@pytest.mark.filterwarnings("ignore:Dynamo does not know how to trace:UserWarning")  # it goes on
 def test_a_perturbed_kernel_behind_a_wrapper_is_found() -> None:
     model = Outer(torch.compile(randomised(Pair()), backend="eager")).double().eval()
     fused = reparam.fuse(model, X)
