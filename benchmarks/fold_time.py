@@ -15,6 +15,7 @@ way, takes the time of its trace as well. The table is written from the results.
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 import statistics
 import time
@@ -84,8 +85,9 @@ def measure(name: str, rounds: int) -> dict[str, Any]:
         folded = timed(taken, "fold", found.folded)
         fused = timed(taken, "write", partial(found.write, folded))
         timed(taken, "compare", partial(found.checked, fused, edited=True))
+        copied = copy.deepcopy(model)  # tracing leaves its symbols in a model that keeps values
         with suppress(Exception):  # it cannot trace what decides on a value: nothing is noted
-            timed(taken, "torch.fx", partial(torch.fx.Tracer().trace, model))
+            timed(taken, "torch.fx", partial(torch.fx.Tracer().trace, copied))
         twin = timed(taken, "timm", partial(reparameterize_model, model))
         timed(taken, "forward", partial(model, image))
     folds = len(twin.state_dict()) < len(model.state_dict())

@@ -191,7 +191,15 @@ _RECORDING = (
     *(f"torch.{name}" for name in ("_library.opaque_object", "nn.parameter", "utils._pytree")),
     *(
         f"{__package__}.{name}"
-        for name in ("builtin", "containers", "effects", "recording", "structures", "tracer")
+        for name in (
+            "builtin",
+            "containers",
+            "effects",
+            "recording",
+            "structures",
+            "tracer",
+            "trial",
+        )
     ),
     inspect.__name__,
 )

@@ -7,7 +7,6 @@ of the example, and the question is noted as a :class:`Decision`.
 
 from __future__ import annotations
 
-import functools
 import inspect
 from collections import Counter
 from collections.abc import Callable, ItemsView, Iterator, KeysView, ValuesView
@@ -47,9 +46,9 @@ from reparam.frontends.torch.proxies import (
     taken_for_tensors,
 )
 from reparam.frontends.torch.recording import Factories, Recorder
-from reparam.frontends.torch.running import Held
-from reparam.frontends.torch.skeleton import named_tensors, on_meta, without_numbers
+from reparam.frontends.torch.skeleton import named_tensors
 from reparam.frontends.torch.structures import leaves, snapshot
+from reparam.frontends.torch.trial import Trial
 
 __all__ = ["Tracer"]
 
@@ -106,14 +105,13 @@ class Tracer(KnowingTracer):
         self._calls: Counter[str] = Counter()
         self._targets: Counter[tuple[Call, str]] = Counter()
         self._tensors: dict[int, str] = {}
-        self._without_numbers: dict[str, Tensor] = {}
         self._evaluating = False
 
     def record(self, root: nn.Module) -> Frame:
         """Trace a module; its graph is ``self.graph`` afterwards."""
         tensors = named_tensors(root)
         self._tensors = {id(tensor): name for name, tensor in tensors.items()}
-        self._without_numbers = {name: without_numbers(t) for name, t in tensors.items()}
+        self._trial = Trial(self._original, tensors, self._device, self.recorder)
         with torch.no_grad(), self.recorder, Factories(self.create_proxy), taken_for_tensors():
             self.trace(root)
         return self.frames[0]
@@ -396,43 +394,11 @@ class Tracer(KnowingTracer):
             return
         self._evaluating = self.recorder.on = True
         try:
-            self.values[node] = self._run(node)
+            self.values[node] = self._trial.run(node, self.values)
         except Exception:  # noqa: BLE001, S110 (it needs numbers: nothing is known of it)
             pass
         finally:
             self._evaluating = self.recorder.on = False
-
-    @functools.cached_property
-    def _meta(self) -> Held:
-        """What a copy of the module holds without numbers, where operations are to run."""
-        with self.recorder.pause():
-            return Held(on_meta(self._original))
-
-    def _run(self, node: fx.Node) -> Any:
-        if node.op == "get_attr":
-            return self._attribute(str(node.target))
-        args, kwargs = fx.map_arg((node.args, node.kwargs), self.values.__getitem__)
-        target: Any = node.target
-        if node.op == "call_module":
-            return self._meta[target](*args, **kwargs)
-        if node.op == "call_method":
-            if isinstance(args[0], Tensor):
-                args, kwargs = fx.node.map_aggregate((args, kwargs), _without_place)
-            return getattr(args[0], target)(*args[1:], **kwargs)
-        if target is getattr and args[1:] == ("device",) and isinstance(args[0], Tensor):
-            return self._device
-        if target is getattr and args[1:] == ("is_cuda",) and isinstance(args[0], Tensor):
-            return self._device.type == "cuda"
-        if target in FACTORIES:
-            kwargs = {**kwargs, "device": "meta"}
-        return target(*args, **kwargs)
-
-    def _attribute(self, name: str) -> Any:
-        if name in self._without_numbers:
-            return self._without_numbers[name]
-        value: Any = functools.reduce(getattr, name.split("."), self._original)
-        with self.recorder.pause():
-            return without_numbers(value) if isinstance(value, Tensor) else value
 
     def _level_of(self, node: fx.Node) -> Level:
         inputs = node.all_input_nodes
@@ -458,11 +424,6 @@ class Tracer(KnowingTracer):
             else:
                 reads.append(repr(value))
         return f"{kind}:{name_of(target)}({', '.join(reads)})"
-
-
-def _without_place(value: Any) -> Any:
-    """A device as the tensors of a trace have it, which hold no numbers that could be moved."""
-    return torch.device("meta") if isinstance(value, torch.device) else value
 
 
 def _is_traced(value: object) -> bool:
