@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Hashable
 from dataclasses import dataclass
+from itertools import chain
 
 import torch
 from torch import Tensor
 
 from reparam.frontends.torch.lift import Lifted
+from reparam.frontends.torch.skeleton import tensors_of
 from reparam.frontends.torch.trace import Key
 from reparam.fusing.driver import Site
 from reparam.fusing.vetoes import common_call
@@ -58,11 +60,11 @@ class ModuleSite(Site):
         of the model.
         """
         layers = [n for n in self.core if n.is_convolution] or [self.region.anchor]
-        root = self.lifted.trace.root
         for tensors in (
             (t for n in layers for t in self.lifted.reads(n)),
             (t for n in self.region.nodes for t in self.lifted.reads(n)),
-            (*root.parameters(), *root.buffers(), torch.empty(0)),
+            # Of a large model these are many: not asked for before they are needed.
+            chain(tensors_of(self.lifted.trace.root), [torch.empty(0)]),
         ):
             found = [t for t in tensors if t.is_floating_point()]
             if found:
