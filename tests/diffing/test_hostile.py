@@ -181,3 +181,13 @@ def test_a_function_of_a_file_is_what_it_says_and_not_its_name():
     assert reparam.diff(hidden, plain).outcome != "equal"
     assert reparam.diff(leaky, plain).outcome == "different"
     assert reparam.diff(hidden, copy.deepcopy(hidden)).outcome == "equal"
+
+
+def test_a_size_that_one_file_leaves_open_is_taken_from_the_other():
+    fixed = graph([onnx.helper.make_node("Relu", ["x"], ["y"])])
+    free = copy.deepcopy(fixed)
+    for dim in free.graph.input[0].type.tensor_type.shape.dim:
+        dim.dim_param = "n"
+    for pair in ((free, fixed), (fixed, free)):
+        found = reparam.diff(*pair)
+        assert (found.outcome, found.shapes) == ("equal", ((1, 4),))

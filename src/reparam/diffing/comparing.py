@@ -122,11 +122,25 @@ def _inputs(sides: tuple[Side, Side], given: Any) -> list[Tensor]:
         if not all(isinstance(x, Tensor) and x.numel() for x in inputs):
             raise InputError("example_inputs must be a tensor or tensors with numbers in them")
         return inputs
-    shapes = next((side.shapes for side in sides if side.shapes is not None), None)
-    if shapes is None:
+    told = [side.shapes for side in sides if side.shapes is not None]
+    if not told:
         raise InputError("two modules need example_inputs, tensors of the shape to compare for")
     generator = torch.Generator().manual_seed(0)
+    shapes = (_size(each) for each in zip(*told, strict=False))
     return [torch.randn(shape, generator=generator) for shape in shapes]
+
+
+_FREE = 2, 64
+"""Batch and size that are tried where both leave them open."""
+
+
+def _size(told: Sequence[Sequence[int | None]]) -> list[int]:
+    """The shape of an input of which one side may leave open what the other fixes."""
+    either = zip(*told, strict=False)
+    return [
+        next((n for n in sizes if n is not None), _FREE[min(axis, 1)])
+        for axis, sizes in enumerate(either)
+    ]
 
 
 def _compare(

@@ -9,7 +9,7 @@ from torch import Tensor, fx
 from torch.export import ExportedProgram
 from torch.export.graph_signature import OutputKind
 
-from reparam.diffing.recording import Recorder, record
+from reparam.diffing.recording import Recorder, SharedMemoryError, record
 from reparam.diffing.tape import Tape
 from reparam.errors import UnsupportedModelError
 from reparam.frontends.torch.exported import path_of, stored_in
@@ -19,7 +19,16 @@ __all__ = ["kinds_in", "read_exported"]
 
 def read_exported(program: ExportedProgram, inputs: Sequence[Tensor]) -> Tape:
     """Return what a program does with inputs like these; see ``recording``."""
+    try:
+        return _read(program, inputs)
+    except SharedMemoryError:  # which core operators, without changes in place, do not know
+        return _read(program.run_decompositions({}), inputs)
+
+
+def _read(program: ExportedProgram, inputs: Sequence[Tensor]) -> Tape:
     stored = stored_in(program)
+    buffers = program.graph_signature.inputs_to_buffers  # which a run may change
+    stored |= {name: stored[name].clone() for name in buffers if name in stored}
     specs = program.graph_signature.output_specs  # changed buffers are outputs, too
 
     def run(recorder: Recorder, inputs: list[Tensor]) -> list[Tensor]:

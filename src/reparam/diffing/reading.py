@@ -15,6 +15,7 @@ from torch.export import ExportedProgram
 
 from reparam._support.arguments import check_module, in_training
 from reparam._support.optional import require
+from reparam._support.untouched import untouched
 from reparam.diffing.from_exported import kinds_in, read_exported
 from reparam.diffing.from_module import read_module, tensors
 from reparam.diffing.from_onnx import furthest_step, read_onnx
@@ -30,9 +31,6 @@ else:
 
 __all__ = ["Network", "Side", "open_side"]
 
-_FREE = 2, 64
-"""Batch and size that are tried where a file or a program leaves them open."""
-
 
 @dataclass(frozen=True, eq=False)
 class Side:
@@ -40,7 +38,7 @@ class Side:
 
     Attributes:
         name: What messages call it.
-        shapes: Shapes of its inputs, where it fixes or suggests them.
+        shapes: Shapes of its inputs, where it says them; None for sizes that it leaves open.
         unit: Unit of rounding of the coarsest type that its weights are stored in.
         read: What it does with inputs like these.
         run: Its outputs as its own runtime computes them.
@@ -51,7 +49,7 @@ class Side:
     """
 
     name: str
-    shapes: tuple[tuple[int, ...], ...] | None
+    shapes: tuple[tuple[int | None, ...], ...] | None
     unit: float
     read: Callable[[Sequence[Tensor]], Tape]
     run: Callable[[Sequence[Tensor]], list[Tensor]]
@@ -170,15 +168,13 @@ def _open_program(program: ExportedProgram, name: str) -> Side:
     stored = list(program.state_dict.values())
 
     def run(inputs: Sequence[Tensor]) -> list[Tensor]:
-        with torch.no_grad():
-            return tensors(program.module()(*_as_stored(inputs, stored)))
+        module = program.module()
+        with torch.no_grad(), untouched([module]):
+            return tensors(module(*_as_stored(inputs, stored)))
 
     users = set(program.graph_signature.user_inputs)
     shapes = tuple(
-        tuple(
-            n if isinstance(n, int) else _FREE[min(axis, 1)]
-            for axis, n in enumerate(node.meta["val"].shape)
-        )
+        tuple(n if isinstance(n, int) else None for n in node.meta["val"].shape)
         for node in program.graph.nodes
         if node.op == "placeholder" and node.name in users
     )
@@ -234,10 +230,9 @@ def _open_onnx(model: onnx.ModelProto, name: str) -> Side:
     )
 
 
-def _declared(entry: onnx.ValueInfoProto) -> tuple[int, ...]:
+def _declared(entry: onnx.ValueInfoProto) -> tuple[int | None, ...]:
     dims = entry.type.tensor_type.shape.dim
-    known = [dim.dim_value if dim.dim_value > 0 else None for dim in dims]
-    return tuple(size or _FREE[min(axis, 1)] for axis, size in enumerate(known))
+    return tuple(dim.dim_value if dim.dim_value > 0 else None for dim in dims)
 
 
 def _unit(stored: Any) -> float:

@@ -49,7 +49,10 @@ def record(run: Run, like: Sequence[Tensor]) -> Tape:
             whole = torch.func.functionalize(lambda *given: run(recorder, [*given]))
             return list(whole(*inputs))
 
-        return _record(functional, like)
+        try:
+            return _record(functional, like)
+        except RuntimeError as error:  # of torch, where what is stored would be changed
+            raise SharedMemoryError("stored memory is changed by what depends on inputs") from error
 
 
 def _record(run: Run, like: Sequence[Tensor]) -> Tape:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from reparam._support.arguments import running_on
+from reparam._support.untouched import untouched
 from reparam.deploy.engines._inputs import flat_outputs
 from reparam.errors import UnsupportedModelError, VerificationError
 from reparam.frontends.torch.copying import own_copy
@@ -115,7 +116,7 @@ class Reference:
     def __init__(self, model: nn.Module, inputs: Sequence[torch.Tensor]) -> None:
         self._model = model
         self._inputs = tuple(inputs)
-        with torch.no_grad(), running_on("the reference", self._inputs):
+        with torch.no_grad(), running_on("the reference", self._inputs), untouched([model]):
             self._outputs = flat_outputs(model(*self._inputs))
         self._culprit = unsound_weight(model)
         self._noise: dict[str, Difference] = {}

@@ -13,6 +13,7 @@ import torch
 from torch.export import Dim
 
 from reparam._support.spelling import advice
+from reparam._support.untouched import untouched
 from reparam.deploy.engines._inputs import with_batch
 from reparam.errors import ExportError, InputError
 
@@ -172,7 +173,9 @@ def _trace(
         program = Program(exported, axes, inputs, shapes if attempt.what else None)
         if attempt.what:
             # A shape that cannot vary may be noticed only by a program that runs with another one.
-            exported.module()(*other_shapes(inputs, axes))
+            module = exported.module()
+            with untouched([module]):
+                module(*other_shapes(inputs, axes))
     return program
 
 
