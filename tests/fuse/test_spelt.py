@@ -33,6 +33,7 @@ SUMS = {
     "stack, sum": lambda a, b: torch.stack([a, b]).sum(0),
     "stack, mean": lambda a, b: torch.stack((a, b), dim=1).mean(1),
     "stack, mean from behind": lambda a, b: torch.stack([a, b], -1).mean(dim=-1),
+    "stack, mean as in NumPy": lambda a, b: torch.stack([a, b], -1).mean(axis=-1, keepdims=False),
     "lerp": lambda a, b: torch.lerp(a, b, 0.3),
     "lerp method": lambda a, b: a.lerp(b, weight=-1.5),
     "sum": lambda a, b: sum([a, b]),
@@ -59,11 +60,12 @@ def test_linear_branches_are_stacked_along_any_axis() -> None:
         lambda a, b: torch.stack([a, b]).sum(1),
         lambda a, b: torch.stack([a, b]).mean((0, 2)),
         lambda a, b: torch.stack([a, b]).sum(0, keepdim=True),
+        lambda a, b: torch.stack([a, b]).sum(axis=0, keepdims=True),
         lambda a, b: torch.stack([a, b]).amax(0),
         lambda a, b: torch.stack([a, b]).sum(),
         lambda a, b: (torch.stack([a, b]).sum(0, dtype=torch.float64), a),
     ],
-    ids=range(6),
+    ids=range(7),
 )
 def test_stacks_that_are_read_otherwise_are_left(join: object) -> None:
     net = Lambda(lambda s, x: join(s.a(x), s.b(x)), conv(), conv(k=1))

@@ -34,7 +34,7 @@ def stack(lifter: Lifter, node: fx.Node) -> Node | None:
 def _adds_up(user: fx.Node, dim: int, rank: int | None) -> bool:
     """Whether an operation is the sum or mean of a stack over the axis that was added."""
     if user.target not in {"sum", "mean", torch.sum, torch.mean} or set(user.kwargs) - {
-        "dim", "keepdim", "input",
+        "dim", "axis", "keepdim", "keepdims", "input",
     }:  # fmt: skip
         return False
     _, over, keepdim = bind(user, ("input", "dim", "keepdim"), (None, None, False))
