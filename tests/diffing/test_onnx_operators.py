@@ -90,3 +90,35 @@ def test_operators_are_read_as_they_run(name):
     scale = next(each for each in other.graph.initializer if each.name == "s")
     scale.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(scale) * np.float32(1.01), "s"))
     assert reparam.diff(graph, other).outcome == "different"
+
+
+def _standardised(changed: float = 0.0) -> tuple[onnx.ModelProto, onnx.ModelProto]:
+    """A graph that centres and scales its kernel at every call, and one that stores the result."""
+    kernel = floats(4, 8, 3, 3)
+    made = [
+        helper.make_node("ReduceMean", ["w"], ["mean"], axes=[1, 2, 3]),
+        helper.make_node("Sub", ["w", "mean"], ["centred"]),
+        helper.make_node("ReduceL2", ["centred"], ["size"], axes=[1, 2, 3]),
+        helper.make_node("Div", ["centred", "size"], ["kernel"]),
+    ]
+    wide = kernel.astype(np.float64)
+    wide -= wide.mean((1, 2, 3), keepdims=True)
+    wide /= np.sqrt(np.square(wide).sum((1, 2, 3), keepdims=True))
+    wide[1, 2, 0, 1] += changed
+    models = []
+    for nodes, stored in (made, ("w", kernel)), ([], ("kernel", wide.astype(np.float32))):
+        graph = helper.make_graph(
+            [*nodes, helper.make_node("Conv", ["x", "kernel"], ["y"])], "standardised",
+            [helper.make_tensor_value_info("x", TensorProto.FLOAT, list(SHAPE))],
+            [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)],
+            [numpy_helper.from_array(stored[1], stored[0])],
+        )  # fmt: skip
+        models.append(
+            helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
+        )
+    return models[0], models[1]
+
+
+def test_weights_that_a_graph_computes_are_taken_without_rounding() -> None:
+    assert reparam.diff(*_standardised()).outcome == "equal"
+    assert reparam.diff(*_standardised(changed=1e-5)).outcome == "different"

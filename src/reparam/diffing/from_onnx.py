@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import _disable_current_modes
 
 from reparam._support.optional import require
 from reparam.diffing.recording import Recorder, record
 from reparam.diffing.running import furthest_apart
-from reparam.diffing.tape import Tape
+from reparam.diffing.tape import Tape, wide
 from reparam.errors import UnsupportedModelError
 from reparam.frontends.onnx.in_torch import IN_TORCH
 from reparam.frontends.onnx.inputs import required_inputs
@@ -45,7 +47,7 @@ def read_onnx(model: onnx.ModelProto, inputs: Sequence[Tensor]) -> Tape:
             made = (
                 _carried_out(node, given)
                 if recorder.depends(given)
-                else _constants(node, given, model)
+                else _computed(recorder, node, given, model)
             )
             known |= zip(node.output, made, strict=False)
         return [known[entry.name] for entry in graph.output]
@@ -69,6 +71,19 @@ def _carried_out(node: onnx.NodeProto, given: list[Any]) -> Sequence[Any]:
 
 _DOMAINS = ("", "ai.onnx", "com.microsoft")
 """Those of ONNX itself, and of what its optimisers write."""
+
+
+def _computed(
+    recorder: Recorder, node: onnx.NodeProto, given: list[Any], model: onnx.ModelProto
+) -> Sequence[Tensor]:
+    """Compute what depends on no input, as the graph does and without rounding."""
+    made = _constants(node, given, model)
+    rounds = any(isinstance(x, Tensor) and x.is_floating_point() for x in given)
+    if rounds and node.op_type != "Cast":  # a cast is there to round
+        with _disable_current_modes(), suppress(UnsupportedModelError):
+            exact = [wide(recorder.seen(x)) if isinstance(x, Tensor) else x for x in given]
+            recorder.note_exact(made, _constants(node, exact, model))
+    return made
 
 
 def _constants(node: onnx.NodeProto, given: list[Any], model: onnx.ModelProto) -> Sequence[Tensor]:

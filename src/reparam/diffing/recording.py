@@ -191,7 +191,11 @@ class Recorder(TorchDispatchMode):
         """Compute numbers that are computed from numbers once more, without rounding."""
         args, kwargs = each(wide, seen)
         exact = func(*args, **kwargs)
-        for value, number in zip(made, [exact] if len(made) == 1 else exact, strict=False):
+        self.note_exact(made, [exact] if len(made) == 1 else exact)
+
+    def note_exact(self, made: Sequence[Any], exact: Sequence[Any]) -> None:
+        """Note what numbers that were computed from numbers are without rounding."""
+        for value, number in zip(made, exact, strict=False):
             if isinstance(number, Tensor) and number.shape == value.shape:
                 self._known[value] = number
                 self.computed.append((number, value.clone()))
