@@ -191,3 +191,52 @@ def test_a_size_that_one_file_leaves_open_is_taken_from_the_other():
     for pair in ((free, fixed), (fixed, free)):
         found = reparam.diff(*pair)
         assert (found.outcome, found.shapes) == ("equal", ((1, 4),))
+
+
+def _chosen(net, x):
+    y = net.conv(x)
+    return torch.where(y > 0.1, y.sign() + y.floor(), torch.maximum(y, x.cos()))
+
+
+def _looked_up(net, x):
+    grid = F.affine_grid(net.turn.expand(len(x), -1, -1), [*x.shape], align_corners=False)
+    return F.grid_sample(net.conv(x), grid, align_corners=False).masked_fill(x <= 0, 0.5)
+
+
+def _turned(net, x):
+    return torch.rot90(net.conv(F.pixel_unshuffle(F.pixel_shuffle(x, 2)[:, :, :14], 2)), 3, (2, 3))
+
+
+def _stacked(net, x):
+    return torch.stack([net.conv(x), x, 2 * x]).mean(0) + torch.stack([x, net.conv(x)], 1).sum(1)
+
+
+TURN = torch.tensor([[[0.9, 0.2, 0.0], [-0.1, 1.1, 0.1]]])
+
+
+@pytest.mark.parametrize("function", [_chosen, _looked_up, _turned, _stacked])
+def test_operations_that_choose_look_elsewhere_or_are_stacked(function) -> None:
+    net = Net(function, turn=TURN).eval()
+    spelt = {
+        _chosen: lambda n, x: torch.where(
+            n.conv(x).gt(0.1), n.conv(x).floor() + n.conv(x).sign(), x.cos().maximum(n.conv(x))
+        ),
+        _stacked: lambda n, x: (3 * x + n.conv(x)) / 3 + x + n.conv(x),
+    }.get(function, function)
+    other = Net(spelt, turn=TURN).eval()
+    assert reparam.diff(net, other, X).outcome == "equal"
+    assert reparam.diff(net, torch.export.export(net, (X,)), X).outcome == "equal"
+    other.conv.weight.data[1, 2, 0, 1] += 0.01
+    assert reparam.diff(net, other, X).outcome == "different"
+
+
+@pytest.mark.parametrize(
+    ("left", "right"),
+    [
+        (torch.gt, torch.lt), (torch.maximum, torch.minimum),
+        (lambda x, y: x >= y, lambda x, y: y > x), (lambda x, _: x.sign(), lambda x, _: x.round()),
+    ],
+)  # fmt: skip
+def test_other_choices_are_no_equal_ones(left, right) -> None:
+    nets = [Net(lambda n, x, f=f: f(n.conv(x), x).to(x.dtype)).eval() for f in (left, right)]
+    assert reparam.diff(*nets, X).outcome != "equal"

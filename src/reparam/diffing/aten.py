@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from reparam.diffing import aten_layers  # noqa: F401 (it enters its operators)
+from reparam.diffing import aten_choices, aten_layers  # noqa: F401 (they enter their operators)
 from reparam.diffing.table import HANDLERS, means, spread
 from reparam.diffing.values import Form, Sized
 from reparam.diffing.vocabulary import Value, Vocabulary
@@ -22,6 +22,10 @@ __all__ = ["HANDLERS"]
 def _pointwise(w: Vocabulary, x: Value, *, kind: str) -> Value:
     return w.pointwise(kind, x)
 
+
+_EACH_BY_ITSELF = (
+    "abs", "ceil", "cos", "erf", "exp", "floor", "log", "round", "sigmoid", "sign", "sin", "tanh",
+)  # fmt: skip
 
 HANDLERS |= {
     "add": Vocabulary.add,
@@ -55,10 +59,7 @@ HANDLERS |= {
     "slice_scatter": Vocabulary.overwrite,
     "sqrt": lambda w, x: w.power(x, 0.5),
     "sub": lambda w, x, y, *, alpha=1.0: w.add(x, y, -alpha),
-    **{
-        name: functools.partial(_pointwise, kind=name)
-        for name in ("abs", "erf", "exp", "log", "sigmoid", "tanh")
-    },
+    **{name: functools.partial(_pointwise, kind=name) for name in _EACH_BY_ITSELF},
 }
 
 

@@ -70,46 +70,69 @@ def _pad(x: Tensor, *, pads: Any, mode: str, value: float = 0.0) -> Tensor:
     return F.pad(x, flat, mode, value) if mode == "constant" else F.pad(x, flat, mode)
 
 
+def _compared(how: Callable[[Tensor, Tensor], Tensor]) -> Callable[..., Tensor]:
+    """A comparison as ones and zeros in the type of what is compared."""
+    return lambda x, y: how(x, y).to(x.dtype)
+
+
 KINDS: dict[str, Callable[..., Tensor]] = {
     "abs": torch.abs,
+    "at_least": _compared(torch.ge),
     "amax": lambda x, *, axes, keep: torch.amax(x, axes, keep),
     "average_pool": _average,
     "cat": lambda *parts, axis: torch.cat(parts, axis),
+    "ceil": torch.ceil,
     "clip": lambda x, *, low, high: x.clamp(low, high),
     "conv": _conv,
+    "cos": torch.cos,
     "conv_transpose": _conv_transpose,
     "elu": lambda x, *, alpha: F.elu(x, alpha),
+    "equal": _compared(torch.eq),
     "erf": torch.erf,
     "exp": torch.exp,
     "expand": lambda x, *, to: x.expand(to),
+    "floor": torch.floor,
     "gather": lambda x, *, axis, order: x.index_select(axis, torch.tensor(order)),
+    "greater": _compared(torch.gt),
+    "grid_sample": lambda x, grid, *, mode, padding, align: torch.grid_sampler(
+        x, grid, mode, padding, align
+    ),
     "group_norm": _group_norm,
     "layer_norm": _layer_norm,
     "leaky_relu": lambda x, *, slope: F.leaky_relu(x, slope),
     "log": torch.log,
     "matmul": torch.matmul,
     "max_pool": _max_pool,
+    "maximum": torch.maximum,
     "mean": lambda x, *, axes, keep: x.mean(axes, keep),
+    "minimum": torch.minimum,
     "mul": torch.mul,
     "pad": _pad,
     "permute": lambda x, *, order: x.permute(order),
     "pixel_shuffle": lambda x, *, factor: F.pixel_shuffle(x, factor),
+    "pixel_unshuffle": lambda x, *, factor: F.pixel_unshuffle(x, factor),
     "pow": lambda x, *, exponent: x.pow(exponent),
     "prelu": F.prelu,
     "reshape": lambda x, *, to: x.reshape(to),
+    "round": torch.round,
     "sigmoid": torch.sigmoid,
+    "sign": torch.sign,
+    "sin": torch.sin,
     "softmax": lambda x, *, axis: x.softmax(axis),
     "softplus": lambda x: F.softplus(x, threshold=1e9),
     "tanh": torch.tanh,
+    "unequal": _compared(torch.ne),
     "upsample": _upsample,
+    "where": lambda chosen, x, y: torch.where(chosen != 0, x, y),
 }
 """What each kind computes, from its arguments and its attributes by name."""
 
-COMMUTATIVE = frozenset({"mul"})
+COMMUTATIVE = frozenset({"equal", "maximum", "minimum", "mul", "unequal"})
 """Kinds whose arguments may stand in any order."""
 
 POINTWISE = frozenset(
-    {"abs", "clip", "elu", "erf", "exp", "leaky_relu", "log", "mul", "pow", "sigmoid", "softplus",
-     "tanh"}
+    {"abs", "at_least", "ceil", "clip", "cos", "elu", "equal", "erf", "exp", "floor", "greater",
+     "leaky_relu", "log", "maximum", "minimum", "mul", "pow", "round", "sigmoid", "sign", "sin",
+     "softplus", "tanh", "unequal", "where"}
 )  # fmt: skip
 """Kinds that act on every element by itself, where all arguments have one shape."""

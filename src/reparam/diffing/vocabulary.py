@@ -38,6 +38,7 @@ class Vocabulary:
         self._strays = WeakTensorKeyDictionary()
         self._shaped: dict[int, tuple[Form, Form]] = {}
         self._turned: dict[int, tuple[Form, tuple[int, ...], Form]] = {}
+        self._stacked: dict[int, tuple[Form, int, list[Form]]] = {}
         self._sliced: dict[int, tuple[Form, int, list[int], Form]] = {}
 
     def rounded(self, exact: Any, run: Any) -> None:
@@ -361,7 +362,10 @@ class Vocabulary:
         long = tuple(k for k in at if x.shape[k] != 1)
         axis = None if x.axis is None or x.axis in long else x.axis
         value = x
-        if long:
+        _, stacked_at, parts = self._stacked.get(id(x), (x, None, [x]))
+        if long == (stacked_at,):  # a sum of the parts
+            value = self.scaled(self.build.add(parts, tuple(shape)), 1 / len(parts), 0.0)
+        elif long:
             value = self.build.layout("mean", x, shape, axis=axis, axes=long, keep=True)
         if keep:
             return value
@@ -404,7 +408,10 @@ class Vocabulary:
             return torch.cat([torch.as_tensor(part) for part in parts], axis)
         forms = [self.form(part) for part in parts]
         at = axis % len(forms[0].shape)
-        return self._rejoined(forms, at) or self.build.cat(forms, at)
+        joined = self._rejoined(forms, at) or self.build.cat(forms, at)
+        if all(form.shape[at] == 1 for form in forms):
+            self._stacked[id(joined)] = joined, at, forms
+        return joined
 
     def _rejoined(self, forms: Sequence[Form], axis: int) -> Form | None:
         """Parts of one value that are joined to the value itself, or to it with a border."""

@@ -28,22 +28,30 @@ IN_TORCH: dict[str, Callable[..., Any]] = {
     "Add": torch.add,
     "BiasGelu": lambda x, bias: F.gelu(x + bias),
     "CastLike": lambda x, other: x.to(other.dtype),
+    "Ceil": torch.ceil,
     "Concat": lambda *parts, axis: torch.cat(parts, axis),
+    "Cos": torch.cos,
     "Div": torch.div,
     "Einsum": lambda *values, equation: torch.einsum(equation, *values),
     "Elu": F.elu,
+    "Equal": torch.eq,
     "Erf": torch.erf,
     "Exp": torch.exp,
     "FastGelu": lambda x, bias=None: F.gelu(x if bias is None else x + bias, approximate="tanh"),
+    "Floor": torch.floor,
     "Gelu": F.gelu,
+    "Greater": torch.gt,
+    "GreaterOrEqual": torch.ge,
     "HardSigmoid": lambda x, alpha=0.2, beta=0.5: (alpha * x + beta).clamp(0, 1),
     "HardSwish": F.hardswish,
     "Identity": lambda x: x,
     "LeakyRelu": lambda x, alpha=0.01: F.leaky_relu(x, alpha),
+    "Less": torch.lt,
+    "LessOrEqual": torch.le,
     "Log": torch.log,
     "MatMul": torch.matmul,
-    "Max": lambda x, least: x.clamp(min=_number(least)),
-    "Min": lambda x, most: x.clamp(max=_number(most)),
+    "Max": lambda x, y: _bounded(x, y, torch.maximum, "min"),
+    "Min": lambda x, y: _bounded(x, y, torch.minimum, "max"),
     "Mish": F.mish,
     "Mul": torch.mul,
     "Neg": torch.neg,
@@ -52,9 +60,12 @@ IN_TORCH: dict[str, Callable[..., Any]] = {
     "QuickGelu": lambda x, alpha=1.702: x * (alpha * x).sigmoid(),
     "Reciprocal": torch.reciprocal,
     "Relu": torch.relu,
+    "Round": torch.round,
     "Selu": lambda x, alpha=1.6732632, gamma=1.0507010: gamma * F.elu(x, alpha),
     "SequenceAt": lambda values, index: values[int(index)],
     "Sigmoid": torch.sigmoid,
+    "Sign": torch.sign,
+    "Sin": torch.sin,
     "Softmax": lambda x, axis=-1: x.softmax(axis),
     "Softplus": F.softplus,
     "Sqrt": torch.sqrt,
@@ -64,6 +75,7 @@ IN_TORCH: dict[str, Callable[..., Any]] = {
     "Tanh": torch.tanh,
     "Tile": lambda x, repeats: x.repeat(_integers(repeats)),
     "Transpose": lambda x, perm=None: x.permute(perm or range(x.dim())[::-1]),
+    "Where": torch.where,
 }
 """By the type of a node."""
 
@@ -74,6 +86,16 @@ def _is(*names: str) -> Callable[[Kept], Kept]:
         return function
 
     return enter
+
+
+def _bounded(x: Any, y: Any, function: Callable[..., Tensor], side: str) -> Tensor:
+    """The larger or smaller of two values, of which a single number is a bound."""
+    numbers = [v for v in (x, y) if torch.as_tensor(v).numel() == 1]
+    if len(numbers) != 1:
+        return function(x, y)
+    (value,) = (v for v in (x, y) if v is not numbers[0])
+    bounded: Tensor = value.clamp(**{side: _number(numbers[0])})
+    return bounded
 
 
 def _integers(value: Any) -> list[int]:
