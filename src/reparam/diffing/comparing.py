@@ -96,9 +96,13 @@ def _shown(
         for side in sides:
             tapes.append(side.read(inputs))
             read.append(tapes[-1].forms())
-        matcher = Matcher(max(side.unit for side in sides))
-        outcomes = [matcher.forms(a, b) for a, b in zip(*read, strict=False)]
-        same = len(read[0]) == len(read[1]) and all(isinstance(o, Match) for o in outcomes)
+        matcher, outcomes = _matched(sides, read)
+        same = _same(read, outcomes)
+        if not same:  # what is cut may depend on an order that is another on either side
+            other = [tape.forms(whole=True) for tape in tapes]
+            again = _matched(sides, other)
+            if _same(other, again[1]):
+                read, (matcher, outcomes), same = other, again, True
         readings = Readings(inputs)
         for side, tape, own, outputs in zip(sides, tapes, read, expected, strict=True):
             off = readings.off(side, tape, outputs, [read[0], own] if same else [own])
@@ -109,6 +113,18 @@ def _shown(
     except Exception as error:  # noqa: BLE001 (nothing is claimed of what is not understood)
         why = str(error) if isinstance(error, ReparamError) else _unforeseen(side, error)
         return Difference("not shown", what="unread", detail={"why": why})
+
+
+def _matched(
+    sides: tuple[Side, Side], read: Sequence[list[Form]]
+) -> tuple[Matcher, list[Match | Parting]]:
+    """Match what both return."""
+    matcher = Matcher(max(side.unit for side in sides))
+    return matcher, [matcher.forms(a, b) for a, b in zip(*read, strict=False)]
+
+
+def _same(read: Sequence[list[Form]], outcomes: Sequence[Match | Parting]) -> bool:
+    return len(read[0]) == len(read[1]) and all(isinstance(o, Match) for o in outcomes)
 
 
 def _unforeseen(side: Side, error: Exception) -> str:

@@ -60,8 +60,11 @@ class Tape:
     shapes: Sequence[Sequence[int]]
     computed: Sequence[tuple[Tensor, Tensor]]
 
-    def forms(self) -> list[Form]:
+    def forms(self, *, whole: bool = False) -> list[Form]:
         """The outputs in normal form.
+
+        Which values are cut depends on the order of the calls where each is cut as soon as that is
+        known. Where the ``whole`` is read before anything is cut it does not, but takes longer.
 
         Raises:
             UnsupportedModelError: There is an operator that normal form does not know.
@@ -85,7 +88,8 @@ class Tape:
             known.update(
                 (slot.index, result) for slot, result in zip(call.results, results, strict=False)
             )
-            step = words.resumed(step)
+            waits = whole and step + 1 < len(self.calls)
+            step = step + 1 if waits else words.resumed(step)
         return [words.form(value(output)) for output in self.outputs]
 
     def run(self, inputs: Sequence[Tensor], *, exactly: bool = False) -> list[Tensor]:
