@@ -72,8 +72,11 @@ def can_pass_shift(node: Affine, shift: Affine) -> bool:
 def ahead_of(routed: Routed, channels: Channels, width: int) -> Channels | None:
     """Channels on the input of an operation that is ``width`` wide, for those on what it returns.
 
-    None where one of its channels would have to be two of the operation's at once.
+    None where one of its channels would have to be two of the operation's at once, or where the
+    operation has other channels: one number for all is spread over them only in a sum.
     """
+    if len(channels) != len(routed.origins):
+        return None
     found: dict[int, int | None] = {}
     for channel, origins in zip(channels, routed.origins, strict=True):
         for origin in origins:
@@ -83,7 +86,9 @@ def ahead_of(routed: Routed, channels: Channels, width: int) -> Channels | None:
 
 
 def after(routed: Routed, channels: Channels) -> Channels | None:
-    """Channels on what an operation returns, for those on its input."""
+    """Channels on what an operation returns, for those on its input; None as for the other way."""
+    if any(origin >= len(channels) for origins in routed.origins for origin in origins):
+        return None
     found: list[int | None] = []
     for origins in routed.origins:
         several = {channels[origin] for origin in origins}
