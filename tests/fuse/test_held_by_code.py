@@ -77,6 +77,11 @@ def _partial(pair: nn.Module) -> nn.Module:
     return pair
 
 
+def _partial_closure(pair: nn.Module) -> nn.Module:
+    pair.forward = functools.partial(lambda factor, x: factor * pair.norm(pair.conv(x)), 2.0)
+    return pair
+
+
 def _called_by_an_object(pair: nn.Module) -> nn.Module:
     class Runs:
         def __init__(self, parts: list[nn.Module]) -> None:
@@ -98,6 +103,7 @@ WAYS: dict[str, tuple[Callable[[nn.Module], nn.Module], int]] = {
     "decorated": (_decorated, 0),
     "method": (_method, 0),
     "partial": (_partial, 0),
+    "partial-closure": (_partial_closure, 0),
     "object": (_called_by_an_object, 0),
 }
 
@@ -133,7 +139,9 @@ def test_a_perturbed_kernel_behind_a_wrapper_is_found() -> None:
         reparam.verify(model, fused, X).raise_if_different()
 
 
-@pytest.mark.parametrize("name", ["closure", "decorated", "method", "partial", "object"])
+@pytest.mark.parametrize(
+    "name", ["closure", "decorated", "method", "partial", "partial-closure", "object"]
+)
 def test_other_copies_own_what_their_code_holds(name: str) -> None:
     model = Outer(WAYS[name][0](randomised(Pair()))).double().train()
     for copied in (reparam.branch(model, "repvgg"), reparam.online(model)):

@@ -108,6 +108,7 @@ class Copier:
             (kind in {dict, OrderedDict}, cls._table),
             (kind in {list, set, tuple}, cls._sequence),
             (kind is FunctionType, cls._function),
+            (kind is functools.partial, cls._partial),
         ]
         return next((way for fits, way in ways if fits), cls._other)
 
@@ -153,6 +154,11 @@ class Copier:
             with contextlib.suppress(ValueError):  # an empty cell
                 new.cell_contents = self.value(old.cell_contents)
         return twin
+
+    def _partial(self, call: functools.partial[Any]) -> Any:
+        named = {name: self.value(value) for name, value in call.keywords.items()}
+        made = functools.partial(self.value(call.func), *map(self.value, call.args), **named)
+        return self._remember(call, made)
 
     def _other(self, value: Any) -> Any:
         return self._remember(value, self._deep(value))
