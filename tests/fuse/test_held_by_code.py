@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import collections
 import functools
 import types
+import weakref
 from collections.abc import Callable
 
 import pytest
@@ -82,6 +84,25 @@ def _partial_closure(pair: nn.Module) -> nn.Module:
     return pair
 
 
+def _in_a_namespace(pair: nn.Module) -> nn.Module:
+    pair.parts = types.SimpleNamespace(run=lambda x: pair.norm(pair.conv(x)))
+    pair.forward = lambda x: 2 * pair.parts.run(x)
+    return pair
+
+
+def _in_a_table(pair: nn.Module) -> nn.Module:
+    pair.table = collections.defaultdict(list)
+    pair.table["run"].append(lambda x: pair.norm(pair.conv(x)))
+    pair.forward = lambda x: 2 * pair.table["run"][0](x)
+    return pair
+
+
+def _by_reference(pair: nn.Module) -> nn.Module:
+    reference = weakref.ref(pair)
+    pair.forward = lambda x: reference().norm(reference().conv(x))
+    return pair
+
+
 def _called_by_an_object(pair: nn.Module) -> nn.Module:
     class Runs:
         def __init__(self, parts: list[nn.Module]) -> None:
@@ -104,6 +125,9 @@ WAYS: dict[str, tuple[Callable[[nn.Module], nn.Module], int]] = {
     "method": (_method, 0),
     "partial": (_partial, 0),
     "partial-closure": (_partial_closure, 0),
+    "namespace": (_in_a_namespace, 0),
+    "table": (_in_a_table, 0),
+    "reference": (_by_reference, 0),
     "object": (_called_by_an_object, 0),
 }
 
@@ -140,7 +164,18 @@ def test_a_perturbed_kernel_behind_a_wrapper_is_found() -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["closure", "decorated", "method", "partial", "partial-closure", "object"]
+    "name",
+    [
+        "closure",
+        "decorated",
+        "method",
+        "partial",
+        "partial-closure",
+        "object",
+        "namespace",
+        "table",
+        "reference",
+    ],
 )
 def test_other_copies_own_what_their_code_holds(name: str) -> None:
     model = Outer(WAYS[name][0](randomised(Pair()))).double().train()

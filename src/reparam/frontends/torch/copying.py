@@ -4,11 +4,20 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import copyreg
 import functools
 import operator
-from collections import OrderedDict
+import weakref
+from collections import OrderedDict, defaultdict
 from collections.abc import Callable, Iterable, Iterator
-from types import BuiltinFunctionType, CellType, FunctionType, MethodType, ModuleType
+from types import (
+    BuiltinFunctionType,
+    CellType,
+    FunctionType,
+    MethodType,
+    ModuleType,
+    SimpleNamespace,
+)
 from typing import Any
 
 import torch
@@ -105,10 +114,12 @@ class Copier:
             (issubclass(kind, fx.GraphModule), cls._graph_module),
             (issubclass(kind, nn.Module), cls._by_itself if own else cls._module),
             (issubclass(kind, Tensor), cls._tensor),
-            (kind in {dict, OrderedDict}, cls._table),
+            (kind in {dict, OrderedDict, defaultdict}, cls._table),
             (kind in {list, set, tuple}, cls._sequence),
             (kind is FunctionType, cls._function),
             (kind is functools.partial, cls._partial),
+            (kind is SimpleNamespace or _is_plain(kind), cls._object),
+            (kind is weakref.ref, cls._reference),
         ]
         return next((way for fits, way in ways if fits), cls._other)
 
@@ -122,6 +133,8 @@ class Copier:
 
     def _table(self, table: dict[Any, Any]) -> Any:
         made = {k: v if type(v) in _ATOMS else self.value(v) for k, v in table.items()}
+        if isinstance(table, defaultdict):
+            return self._remember(table, defaultdict(self.value(table.default_factory), made))
         return self._remember(table, made if type(table) is dict else OrderedDict(made))
 
     def _sequence(self, parts: Any) -> Any:
@@ -159,6 +172,18 @@ class Copier:
         named = {name: self.value(value) for name, value in call.keywords.items()}
         made = functools.partial(self.value(call.func), *map(self.value, call.args), **named)
         return self._remember(call, made)
+
+    def _object(self, value: Any) -> Any:
+        """Copy an object that is its attributes, functions that hold modules among them."""
+        kind: Any = type(value)
+        twin = self._remember(value, kind.__new__(kind))
+        vars(twin).update({name: self.value(part) for name, part in vars(value).items()})
+        return twin
+
+    def _reference(self, reference: weakref.ref[Any]) -> Any:
+        target = reference()
+        known = None if target is None else self._memo.get(id(target))
+        return reference if known is None else self._remember(reference, weakref.ref(known))
 
     def _other(self, value: Any) -> Any:
         return self._remember(value, self._deep(value))
@@ -242,6 +267,18 @@ def fill_graph_module(
     return module
 
 
+def _is_plain(kind: Any) -> bool:
+    """Whether objects of a class are copied by their attributes alone, as Python would do it."""
+    asked = ("__deepcopy__", "__setstate__", "__getnewargs__", "__getnewargs_ex__")
+    same = ("__new__", "__reduce__", "__reduce_ex__", "__getstate__")
+    return (
+        bool(getattr(kind, "__dictoffset__", 0))
+        and not any(hasattr(kind, name) for name in asked)
+        and all(getattr(kind, name, None) == getattr(object, name, None) for name in same)
+        and not copyreg._slotnames(kind)  # type: ignore[attr-defined]  # noqa: SLF001 (what copy asks)
+    )
+
+
 def _holds_modules(value: object, seen: frozenset[int] = frozenset()) -> bool:
     """Whether a function, or what a container holds, has a module or tensor in it."""
     if isinstance(value, nn.Module | Tensor):
@@ -255,6 +292,8 @@ def _holds_modules(value: object, seen: frozenset[int] = frozenset()) -> bool:
         held = (value.func, *value.args, *value.keywords.values())
     elif isinstance(value, FunctionType):
         held = (*_contents(value), *(value.__defaults__ or ()), value.__kwdefaults__)
+    elif isinstance(value, weakref.ref):
+        held = (value(),)
     elif isinstance(value, dict):
         held = value.values()
     elif isinstance(value, list | tuple | set):
