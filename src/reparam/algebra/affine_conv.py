@@ -54,19 +54,20 @@ class AffineConv:
     def __post_init__(self) -> None:
         """Check the shapes and move the numbers to float64."""
         if self.kernel.is_complex():
-            msg = f"a complex kernel ({self.kernel.dtype}) is not supported; needed a real one"
-            raise InexactError(msg)
+            raise InexactError(
+                f"a complex kernel ({self.kernel.dtype}) is not supported; needed a real one"
+            )
         if tuple(self.kernel.shape) != self.geometry.kernel_shape:
-            msg = (
+            raise InexactError(
                 f"kernel has shape {tuple(self.kernel.shape)}, "
                 f"needed {self.geometry.kernel_shape} for {self.geometry}"
             )
-            raise InexactError(msg)
         if (self.bias is not None) != self.geometry.bias:
             object.__setattr__(self, "geometry", replace(self.geometry, bias=self.bias is not None))
         if self.bias is not None and tuple(self.bias.shape) != (self.geometry.out_channels,):
-            msg = f"bias has shape {tuple(self.bias.shape)}, needed ({self.geometry.out_channels},)"
-            raise InexactError(msg)
+            raise InexactError(
+                f"bias has shape {tuple(self.bias.shape)}, needed ({self.geometry.out_channels},)"
+            )
         object.__setattr__(self, "kernel", self.kernel.to(torch.float64))
         if self.bias is not None:
             object.__setattr__(self, "bias", self.bias.to(torch.float64))
@@ -208,8 +209,7 @@ class AffineConv:
         if groups == have:
             return self
         if have % groups:
-            msg = f"{have} groups cannot be written as {groups}; needed a divisor"
-            raise InexactError(msg)
+            raise InexactError(f"{have} groups cannot be written as {groups}; needed a divisor")
         ratio = have // groups
         support = self.kernel.shape[2:]
         blocks = self.kernel.unflatten(0, (groups, ratio, -1))

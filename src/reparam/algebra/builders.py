@@ -197,8 +197,7 @@ def per_dim(value: PerDim, dims: int) -> tuple[int, ...]:
     if len(values) == 1:
         return values * dims
     if len(values) != dims:
-        msg = f"got {len(values)} values {values}, needed one or {dims}"
-        raise InexactError(msg)
+        raise InexactError(f"got {len(values)} values {values}, needed one or {dims}")
     return values
 
 
@@ -211,14 +210,12 @@ def _pads(
         totals = [step * (size - 1) for size, step in zip(sizes, dilation, strict=True)]
         return tuple((total // 2, total - total // 2) for total in totals)
     if isinstance(padding, str):
-        msg = f"padding {padding!r} is not known; needed numbers, 'same' or 'valid'"
-        raise InexactError(msg)
+        raise InexactError(f"padding {padding!r} is not known; needed numbers, 'same' or 'valid'")
     if isinstance(padding, int):
         return ((padding, padding),) * len(sizes)
     pads = [pair if isinstance(pair, tuple) else (int(pair), int(pair)) for pair in padding]
     if len(pads) == 1:
         pads *= len(sizes)
     if len(pads) != len(sizes):
-        msg = f"got padding for {len(pads)} dimensions, needed {len(sizes)}"
-        raise InexactError(msg)
+        raise InexactError(f"got padding for {len(pads)} dimensions, needed {len(sizes)}")
     return tuple(pads)

@@ -37,8 +37,9 @@ class Positions(NamedTuple):
 
         """
         if tuple(sizes) != self.sizes:
-            msg = f"the output has the size {tuple(sizes)} where {self.sizes} is planned"
-            raise ValueError(msg)
+            raise ValueError(
+                f"the output has the size {tuple(sizes)} where {self.sizes} is planned"
+            )
 
 
 Run = Callable[[Tensor, Tensor | None], Tensor]

@@ -61,20 +61,19 @@ class Geometry:
     def __post_init__(self) -> None:
         """Refuse fields that contradict one another."""
         if not len(self.offsets) == len(self.stride) == len(self.extent):
-            msg = (
+            raise InexactError(
                 f"offsets, stride and extent need one entry per dimension; got "
                 f"{len(self.offsets)}, {len(self.stride)} and {len(self.extent)}"
             )
-            raise InexactError(msg)
         if self.groups < 1 or self.in_channels % self.groups or self.out_channels % self.groups:
-            msg = (
+            raise InexactError(
                 f"groups={self.groups} must divide the {self.in_channels} input and the "
                 f"{self.out_channels} output channels"
             )
-            raise InexactError(msg)
         if any(not taps or list(taps) != sorted(set(taps)) for taps in self.offsets):
-            msg = f"offsets must be sorted, distinct and not empty; got {self.offsets}"
-            raise InexactError(msg)
+            raise InexactError(
+                f"offsets must be sorted, distinct and not empty; got {self.offsets}"
+            )
 
     @classmethod
     def pointwise(
@@ -178,8 +177,7 @@ _remember = lru_cache(maxsize=4096)
 @_remember
 def _pointwise_in(geometry: Geometry, dims: int) -> Geometry:
     if not geometry.is_pointwise:
-        msg = f"{geometry} acts on {geometry.dims} spatial dimensions, not on {dims}"
-        raise InexactError(msg)
+        raise InexactError(f"{geometry} acts on {geometry.dims} spatial dimensions, not on {dims}")
     return replace(geometry, offsets=((0,),) * dims, stride=(1,) * dims, extent=(-1,) * dims)
 
 

@@ -117,12 +117,10 @@ def _batches(inputs: Tensor | Iterable[Batch] | None) -> list[Batch]:
     if inputs is None:
         return []
     if not isinstance(inputs, Iterable) or isinstance(inputs, str):
-        msg = f"calibrate is {shown(inputs)}; needed a tensor or an iterable of batches"
-        raise InputError(msg)
+        raise InputError(f"calibrate is {shown(inputs)}; needed a tensor or an iterable of batches")
     batches: list[Batch] = [inputs] if isinstance(inputs, Tensor) else list(inputs)
     if not batches:
-        msg = "calibrate is empty; needed at least one batch of inputs"
-        raise InputError(msg)
+        raise InputError("calibrate is empty; needed at least one batch of inputs")
     return batches
 
 

@@ -126,11 +126,10 @@ def _needed(site: Site) -> AffineConv:
         needed = needed - branch_operator(branch, *site.size)
     have, want = needed.geometry, site.given.geometry
     if (have.offsets, have.groups) != (want.offsets, want.groups):
-        msg = (
+        raise InputError(
             f"the branches beside {site.where!r} span a {have} where the convolution is a {want}; "
             f"needed branches within its taps and its channel groups"
         )
-        raise InputError(msg)
     return needed
 
 

@@ -61,8 +61,9 @@ def register_kind(kind: BranchKind) -> BranchKind:
 
     """
     if _KINDS.setdefault(kind.name, kind) is not kind:
-        msg = f"a kind of branching named {kind.name!r} exists; give this one another name"
-        raise InputError(msg)
+        raise InputError(
+            f"a kind of branching named {kind.name!r} exists; give this one another name"
+        )
     return kind
 
 
@@ -78,11 +79,10 @@ def resolve_kind(kind: str | BranchKind) -> BranchKind:
     try:
         return _KINDS[kind]
     except KeyError:
-        msg = (
+        raise InputError(
             f"no kind of branching is named {kind!r}; known: {', '.join(kinds())}. "
             f"Pass a BranchKind, or make one known with register_kind"
-        )
-        raise InputError(msg) from None
+        ) from None
 
 
 _Branches = Callable[[ConvLayout], Branches | str]
@@ -152,8 +152,7 @@ def mobileone(kernels: int = 4) -> BranchKind:
 
     """
     if kernels < 1:
-        msg = f"got kernels={kernels}; MobileOne needs at least one kxk branch"
-        raise InputError(msg)
+        raise InputError(f"got kernels={kernels}; MobileOne needs at least one kxk branch")
 
     def branches(layout: ConvLayout) -> Branches | str:
         found: dict[str, nn.Module | None] = {

@@ -54,8 +54,7 @@ def norm_operator(norm: _BatchNorm, dims: int) -> AffineConv:
 
     """
     if norm.running_mean is None or norm.running_var is None:
-        msg = f"{norm} keeps no running statistics; needed them to fold it"
-        raise InputError(msg)
+        raise InputError(f"{norm} keeps no running statistics; needed them to fold it")
     return algebra.batch_norm(
         norm.running_mean, norm.running_var, norm.weight, norm.bias, eps=norm.eps, dims=dims
     )
@@ -116,8 +115,7 @@ def _read(layer: nn.Module, channels: int, dims: int) -> AffineConv:
         flat = [int(p) for p in layer.padding]
         pairs = list(zip(flat[::2], flat[1::2], strict=True))
         return algebra.zero_pad(channels, tuple(reversed(pairs)))
-    msg = (
+    raise InputError(
         f"a branch holds {layer}, which is not known to be an affine layer; needed convolutions, "
         f"batch norms with running statistics, average pooling without ceil_mode, and padding"
     )
-    raise InputError(msg)

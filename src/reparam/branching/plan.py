@@ -90,8 +90,9 @@ class BranchPlan:
         """
         _check_choice("init", init, ("same", "fresh"))
         if init == "fresh" and calibrate is not None:
-            msg = "got calibrate with init='fresh', which begins with new batch norms; drop one"
-            raise InputError(msg)
+            raise InputError(
+                "got calibrate with init='fresh', which begins with new batch norms; drop one"
+            )
         if not self.regions:
             raise InputError(_nothing(self))
         chosen = {region.where: region.norm for region in self.regions}
@@ -261,8 +262,7 @@ def _and(norm: str | None) -> str:
 
 def _check_choice(name: str, value: str, known: tuple[str, ...]) -> None:
     if value not in known:
-        msg = f"got {name}={value!r}; needed {' or '.join(map(repr, known))}"
-        raise InputError(msg)
+        raise InputError(f"got {name}={value!r}; needed {' or '.join(map(repr, known))}")
 
 
 def _describe(module: nn.Module) -> str:

@@ -64,8 +64,9 @@ def _carried_out(node: onnx.NodeProto, given: list[Any]) -> Sequence[Any]:
     try:
         result = function(*given, **attributes(node))
     except Exception as error:
-        msg = f"{node.op_type} at {where} has no normal form as it is used there: {error}"
-        raise UnsupportedModelError(msg) from error
+        raise UnsupportedModelError(
+            f"{node.op_type} at {where} has no normal form as it is used there: {error}"
+        ) from error
     return result if isinstance(result, (list, tuple)) else [result]
 
 
@@ -103,8 +104,9 @@ def _constants(node: onnx.NodeProto, given: list[Any], model: onnx.ModelProto) -
         results = reference.ReferenceEvaluator(alone).run(None, feeds)
         return [torch.as_tensor(result.copy()) for result in results]
     except Exception as error:
-        msg = f"the constants of {node.op_type} at {node.output[0]} cannot be computed: {error}"
-        raise UnsupportedModelError(msg) from error
+        raise UnsupportedModelError(
+            f"the constants of {node.op_type} at {node.output[0]} cannot be computed: {error}"
+        ) from error
 
 
 def furthest_step(model: onnx.ModelProto, inputs: Sequence[Tensor], values: Values) -> float:

@@ -135,8 +135,9 @@ def _open_module(module: nn.Module, name: str) -> Side:
             program = torch.export.export(module, tuple(inputs), strict=False)
         except Exception as error:
             text = str(error).strip().splitlines() or [type(error).__name__]
-            msg = f"{name} cannot be exported by torch.export: {text[0]}"
-            raise UnsupportedModelError(msg) from error
+            raise UnsupportedModelError(
+                f"{name} cannot be exported by torch.export: {text[0]}"
+            ) from error
         return read_exported(program, inputs)
 
     def run(inputs: Sequence[Tensor]) -> list[Tensor]:

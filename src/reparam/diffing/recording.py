@@ -209,8 +209,7 @@ class Recorder(TorchDispatchMode):
             for other in others:
                 del self._known[other]  # numbers, which the run itself computes
         elif [*map(id, others)] != [id(target)] or not isinstance(self.seen(target), Slot):
-            msg = f"memory that others may see is changed in place at {where}"
-            raise SharedMemoryError(msg)
+            raise SharedMemoryError(f"memory that others may see is changed in place at {where}")
 
 
 _ARITHMETIC = frozenset({"add", "sub", "rsub", "mul", "neg", "pow", "sum", "mm", "bmm", "addmm"})

@@ -116,8 +116,9 @@ class Vocabulary:
         except UnsupportedModelError:
             raise
         except _STRANGE as error:
-            msg = f"{name} at {self.at} has no normal form as it is used there: {error}"
-            raise UnsupportedModelError(msg) from error
+            raise UnsupportedModelError(
+                f"{name} at {self.at} has no normal form as it is used there: {error}"
+            ) from error
 
     def form(self, value: Value) -> Form:
         """A value as a form, constants too."""

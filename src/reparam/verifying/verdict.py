@@ -87,11 +87,11 @@ class Verdict:
     def raise_if_different(self) -> None:
         """Raise VerificationError unless ``ok``."""
         if self.problem is not None:
-            msg = f"the comparison of the two models shows nothing: {self.problem}"
-            raise VerificationError(msg)
+            raise VerificationError(
+                f"the comparison of the two models shows nothing: {self.problem}"
+            )
         if not self.ok:
-            msg = f"the two models differ: {self._difference()}"
-            raise VerificationError(msg)
+            raise VerificationError(f"the two models differ: {self._difference()}")
 
     def __str__(self) -> str:
         """One line for a person."""

@@ -107,11 +107,10 @@ def compiled(kind: Kind) -> _Passes:
         except Exception as error:
             why = (str(error).strip().splitlines() or [type(error).__name__])[0]
             needed = "a C++ compiler, such as g++," if kind.device == "cpu" else "Triton"
-            msg = (
+            raise UnsupportedModelError(
                 f"the passes of blocks cannot be compiled for {kind.device} here: {why}; "
                 f"install {needed} or leave out compile=True"
-            )
-            raise UnsupportedModelError(msg) from error
+            ) from error
         _PASSES[kind] = _Passes(forward, backward, time.perf_counter() - started)
     return _PASSES[kind]
 

@@ -229,8 +229,7 @@ def _merge(
     end.replace_all_uses_with(call)
     for node in reversed(nodes):
         if node.users:
-            msg = "a value inside of it is read elsewhere"
-            raise LookupError(msg)
+            raise LookupError("a value inside of it is read elsewhere")
         graph.erase_node(node)
 
 
@@ -240,8 +239,7 @@ def _outer_source(nodes: list[fx.Node]) -> fx.Node:
     read = {s for n in nodes for s in n.all_input_nodes if s not in members}
     values = [s for s in read if _is_value(s)]
     if len(values) != 1:
-        msg = f"its operations read {len(values)} values here"
-        raise LookupError(msg)
+        raise LookupError(f"its operations read {len(values)} values here")
     return values[0]
 
 

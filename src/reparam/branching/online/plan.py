@@ -155,8 +155,7 @@ def online_plan(
 
     """
     if statistics not in get_args(Statistics):
-        msg = f"statistics={statistics!r} is unknown; give 'batch' or 'running'"
-        raise InputError(msg)
+        raise InputError(f"statistics={statistics!r} is unknown; give 'batch' or 'running'")
     inner, tune = unwrap(model), statistics == "running"
     with _still(inner):
         return _plan(inner, example_inputs, statistics, compiles=compile and not tune)
@@ -274,8 +273,7 @@ def online_mode(net: nn.Module, mode: Mode) -> Iterator[nn.Module]:
 
     """
     if mode not in get_args(Mode):
-        msg = f"mode {mode!r} is unknown; give one of {', '.join(get_args(Mode))}"
-        raise InputError(msg)
+        raise InputError(f"mode {mode!r} is unknown; give one of {', '.join(get_args(Mode))}")
     before = [(region, region.mode) for region in regions_of(net)]
     for region, _ in before:
         region.mode = mode

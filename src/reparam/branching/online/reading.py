@@ -166,12 +166,10 @@ class _Builder:
         if piece.layer_for is not None:
             layer = piece.layer_for(before[0].geometry.out_channels)
             if not is_layer(layer):
-                msg = f"{layer} is no layer with this kernel alone"
-                raise InexactError(msg)
+                raise InexactError(f"{layer} is no layer with this kernel alone")
             piece = replace(piece, layer=layer)
         if piece.kind is Kind.NORM and piece.operands[0] in self._operands:
-            msg = "a norm that runs twice follows one value after the other"
-            raise InexactError(msg)
+            raise InexactError("a norm that runs twice follows one value after the other")
         geometry = self._geometry(piece, [step.geometry for step in before])
         level = max(step.level for step in before) + (piece.kind is Kind.NORM)
         return Step(
@@ -196,7 +194,8 @@ class _Builder:
             if piece.layer.in_channels not in {1, channels} or (
                 piece.layer.in_channels > 1 and piece.layer.dims != before[0].dims
             ):
-                msg = f"a factor for {piece.layer} is not one for each channel of {before[0]}"
-                raise InexactError(msg)
+                raise InexactError(
+                    f"a factor for {piece.layer} is not one for each channel of {before[0]}"
+                )
             return before[0]
         return compose(piece.layer, before[0])

@@ -159,8 +159,9 @@ def read_scales(model: nn.Module) -> dict[str, BranchScales]:
         if isinstance(module, ScaledBranches)
     }
     if not found:
-        msg = f"the {type(model).__name__} has no ScaledBranches; make it with scaled_branches"
-        raise InputError(msg)
+        raise InputError(
+            f"the {type(model).__name__} has no ScaledBranches; make it with scaled_branches"
+        )
     return found
 
 

@@ -228,14 +228,12 @@ def _effects(
     model: nn.Module, scales: Mapping[str, BranchScales], rule: Rule
 ) -> dict[Tensor, _Effect]:
     if not scales:
-        msg = "no scales are given; use the base optimizer as it is"
-        raise InputError(msg)
+        raise InputError("no scales are given; use the base optimizer as it is")
     effects: dict[Tensor, _Effect] = {}
     for name, conv in scaled_convs(model, scales).items():
         weight = conv.weight
         if weight in effects:
-            msg = f"the weight of {name!r} has scales already, under another name"
-            raise InputError(msg)
+            raise InputError(f"the weight of {name!r} has scales already, under another name")
         squares = scales[name].squares(conv).to(weight)
         multiplier = squares if rule == "gradient" else scales[name].magnitudes(conv).to(weight)
         constant = scales[name].constant(conv)
@@ -247,34 +245,30 @@ def _effects(
 
 def _rule_of(base: Optimizer, rule: Rule | None) -> Rule:
     if isinstance(base, RepOptimizer):
-        msg = "the base optimizer is a RepOptimizer already; needed a plain one"
-        raise InputError(msg)
+        raise InputError("the base optimizer is a RepOptimizer already; needed a plain one")
     if rule in ("gradient", "update"):
         return rule
     if rule is not None:
-        msg = f"got rule={rule!r}; needed 'gradient' or 'update'"
-        raise InputError(msg)
+        raise InputError(f"got rule={rule!r}; needed 'gradient' or 'update'")
     for cls in type(base).__mro__:
         if cls in _RULES:
             return _RULES[cls]
     known = ", ".join(cls.__name__ for cls in _RULES)
-    msg = (
+    raise InputError(
         f"it is not known how branches act under {type(base).__name__}; known: {known}. Pass "
         f"rule='gradient' if its step is linear in the gradient, rule='update' if its step does "
         f"not depend on the gradient's scale"
     )
-    raise InputError(msg)
 
 
 def _check_parameters(base: Optimizer, effects: Mapping[Tensor, _Effect], rule: Rule) -> None:
     groups = {p: group for group in base.param_groups for p in group["params"]}
     missing = sum(weight not in groups for weight in effects)
     if missing:
-        msg = (
+        raise InputError(
             f"{missing} of the {len(effects)} kernels with scales are not among the optimizer's "
             f"parameters; needed an optimizer of the same model"
         )
-        raise InputError(msg)
     if rule == "gradient" or isinstance(base, AdamW):
         return
     coupled = [
@@ -283,8 +277,7 @@ def _check_parameters(base: Optimizer, effects: Mapping[Tensor, _Effect], rule: 
         if group.get("weight_decay") and not group.get("decoupled_weight_decay")
     ]
     if coupled:
-        msg = (
+        raise InputError(
             f"{type(base).__name__} has weight_decay={coupled[0]['weight_decay']} in its "
             f"gradients, where it has no counterpart for branches; use decoupled decay (AdamW)"
         )
-        raise InputError(msg)

@@ -68,23 +68,19 @@ class BranchScales:
             if value is None:
                 continue
             if value.dim() != 1 or not value.is_floating_point():
-                msg = (
+                raise InputError(
                     f"the {name} scale has shape {tuple(value.shape)} and type {value.dtype}; "
                     f"needed one floating point number per output channel"
                 )
-                raise InputError(msg)
             if value.shape != self.kernel.shape:
-                msg = (
+                raise InputError(
                     f"the {name} scale has {value.numel()} channels and the kernel scale "
                     f"{self.kernel.numel()}; needed the same number"
                 )
-                raise InputError(msg)
             if not bool(value.isfinite().all()):
-                msg = f"the {name} scale is not finite everywhere"
-                raise InputError(msg)
+                raise InputError(f"the {name} scale is not finite everywhere")
         if not bool((self.kernel != 0).all()):
-            msg = "the kernel scale is zero in a channel, which would never be trained"
-            raise InputError(msg)
+            raise InputError("the kernel scale is zero in a channel, which would never be trained")
 
     def squares(self, conv: _ConvNd) -> Tensor:
         r"""Sum the squared scales, :math:`\sum_b \sigma_b^2`, for each element of the kernel.
@@ -153,8 +149,7 @@ def scaled_convs(model: nn.Module, scales: Mapping[str, BranchScales]) -> dict[s
             why = _mismatch(module, value)
             found[name] = module
         if why is not None:
-            msg = f"scales are given for {name!r}, but {why}"
-            raise InputError(msg)
+            raise InputError(f"scales are given for {name!r}, but {why}")
     return found
 
 
@@ -191,8 +186,9 @@ def default_scales(model: nn.Module, *, where: Where = None) -> dict[str, Branch
         if isinstance(module, _ConvNd) and refusal(module, tied) is None and _unfit(module) is None
     }
     if not chosen:
-        msg = "no plain convolution with an odd, centred kernel of more than one tap was chosen"
-        raise InputError(msg)
+        raise InputError(
+            "no plain convolution with an odd, centred kernel of more than one tap was chosen"
+        )
     scales: dict[str, BranchScales] = {}
     depth = 0
     for name, conv in chosen.items():
@@ -251,16 +247,16 @@ def unpack_scales(packed: Mapping[str, Tensor]) -> dict[str, BranchScales]:
     for key, tensor in packed.items():
         name, _, part = key.rpartition(":")
         if part not in known:
-            msg = f"the key {key!r} does not end in one of {', '.join(sorted(known))} after a colon"
-            raise InputError(msg)
+            raise InputError(
+                f"the key {key!r} does not end in one of {', '.join(sorted(known))} after a colon"
+            )
         parts.setdefault(name, {})[part] = tensor
     return {name: _unpack_one(name, fields) for name, fields in parts.items()}
 
 
 def _unpack_one(name: str, fields: Mapping[str, Tensor]) -> BranchScales:
     if "kernel" not in fields:
-        msg = f"the scales of {name!r} have {', '.join(fields)}; needed kernel"
-        raise InputError(msg)
+        raise InputError(f"the scales of {name!r} have {', '.join(fields)}; needed kernel")
     constant = fields.get("constant_identity")
     return BranchScales(
         fields["kernel"],

@@ -145,8 +145,9 @@ class Constants:
             return run_nodes([self._plain(node, name)], feeds, name, self._opset)
         except Exception as error:
             # The reference evaluator raises whatever numpy and its own operators raise.
-            msg = f"its constant {name!r} cannot be computed by onnx's reference: {error}"
-            raise InexactError(msg) from error
+            raise InexactError(
+                f"its constant {name!r} cannot be computed by onnx's reference: {error}"
+            ) from error
 
     def _plain(self, node: NodeProto, output: str) -> NodeProto:
         """Write CastLike as a Cast, so that the value whose type it takes is not needed."""
@@ -154,8 +155,7 @@ class Constants:
             return node
         target = self._shapes.types.get(output)
         if target is None:
-            msg = f"the type of its constant {output!r} is not known"
-            raise InexactError(msg)
+            raise InexactError(f"the type of its constant {output!r} is not known")
         plain: NodeProto = onnx_module("onnx.helper").make_node(
             "Cast", node.input[:1], node.output, to=target
         )

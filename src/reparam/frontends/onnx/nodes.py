@@ -116,8 +116,9 @@ def in_order(nodes: Sequence[NodeProto]) -> list[NodeProto]:
                 names = " and ".join(
                     nodes[k].name or nodes[k].op_type for k in (pending, waiting[-1])
                 )
-                msg = f"its operations depend on one another in a circle, {names} among them"
-                raise InputError(msg)
+                raise InputError(
+                    f"its operations depend on one another in a circle, {names} among them"
+                )
             waiting.append(pending)
             above.add(pending)
     return list(done.values())

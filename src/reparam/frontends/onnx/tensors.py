@@ -53,17 +53,17 @@ def to_torch(tensor: TensorProto) -> Tensor:
     """
     helper = onnx_module("onnx.numpy_helper")
     if tensor.data_location == 1 and not tensor.HasField("raw_data"):
-        msg = (
+        raise InputError(
             f"the numbers of {tensor.name!r} lie in another file, which was not read; load the "
             f"model with onnx.load(path), or fuse the file with reparam.fusing.fuse_onnx_file"
         )
-        raise InputError(msg)
     try:
         array = helper.to_array(tensor)
     except (ValueError, TypeError) as error:
         shape, count = tuple(tensor.dims), math.prod(tensor.dims)
-        msg = f"the tensor {tensor.name!r} of shape {shape} does not hold {count} numbers: {error}"
-        raise InputError(msg) from error
+        raise InputError(
+            f"the tensor {tensor.name!r} of shape {shape} does not hold {count} numbers: {error}"
+        ) from error
     return from_array(array)
 
 

@@ -25,16 +25,14 @@ def check_readable(model: ModelProto) -> int:
 
     """
     if not model.ir_version or not model.graph.output:
-        msg = (
+        raise InputError(
             "this is not a whole ONNX model: it has no IR version or no outputs; the file it comes "
             "from may be cut short, or no ONNX file"
         )
-        raise InputError(msg)
     opset = _known_versions(model)
     why = complaint(model, any_order=True)
     if why is not None:
-        msg = f"this is not a valid ONNX model, onnx.checker says: {why}"
-        raise InputError(msg)
+        raise InputError(f"this is not a valid ONNX model, onnx.checker says: {why}")
     return opset
 
 
@@ -67,23 +65,20 @@ def _known_versions(model: ModelProto) -> int:
     onnx = onnx_module()
     newest = onnx.defs.onnx_opset_version()
     if model.ir_version > onnx.IR_VERSION:
-        msg = (
+        raise InputError(
             f"the model has IR version {model.ir_version}; onnx {onnx.__version__} knows versions "
             f"up to {onnx.IR_VERSION}: install a newer onnx"
         )
-        raise InputError(msg)
     versions = [o.version for o in model.opset_import if o.domain in DEFAULT_DOMAINS]
     if not versions:
-        msg = (
+        raise InputError(
             "the model does not say which opset its operations are of (opset_import has no entry "
             "for the default domain); the file it comes from may be cut short"
         )
-        raise InputError(msg)
     opset = int(versions[0])
     if not 1 <= opset <= newest:
-        msg = (
+        raise InputError(
             f"the model has opset {opset}; onnx {onnx.__version__} knows opsets 1 to {newest}: "
             f"install a newer onnx, or export with opset_version={newest}"
         )
-        raise InputError(msg)
     return opset
