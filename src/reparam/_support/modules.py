@@ -1,4 +1,4 @@
-"""Follow which submodule of a model runs."""
+"""Wrappers around a model, and which of its submodules runs."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 from torch.nn.modules import module as hooks
 
-__all__ = ["watch_modules"]
+__all__ = ["innermost", "watch_modules", "wrapped"]
 
 
 @contextmanager
@@ -32,3 +32,24 @@ def watch_modules(model: nn.Module, path: list[str]) -> Iterator[None]:
     finally:
         for handle in handles:
             handle.remove()
+
+
+def wrapped(module: nn.Module) -> nn.Module | None:
+    """The module that torch.compile, DataParallel or DistributedDataParallel wraps, if it is one.
+
+    >>> wrapped(nn.DataParallel(nn.ReLU()))
+    ReLU()
+
+    """
+    if isinstance(module, nn.DataParallel | nn.parallel.DistributedDataParallel):
+        inner: nn.Module = module.module
+        return inner
+    is_compiled_later = type(module).__module__.startswith("torch._dynamo")
+    return module.get_submodule("_orig_mod") if is_compiled_later else None
+
+
+def innermost(model: nn.Module) -> nn.Module:
+    """The module inside of all such wrappers."""
+    while (inner := wrapped(model)) is not None:
+        model = inner
+    return model

@@ -14,10 +14,14 @@ from __future__ import annotations
 import math
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 
 import torch
 from torch import nn
 from torch.nn.modules.conv import _ConvNd
+
+from reparam.algebra import conv_geometry, flat_pads
+from reparam.branching.operators import conv_operator_geometry
 
 __all__ = ["ConvLayout"]
 
@@ -76,9 +80,9 @@ class ConvLayout:
         self.kernel_size = tuple(conv.kernel_size)
         self.stride, self.dilation = tuple(conv.stride), tuple(conv.dilation)
         self.padding_mode = str(conv.padding_mode)
-        self._conv_pads = _pads(conv)
-        zeros = ((0, 0),) * self.dims
-        self.pads = self._conv_pads if self.padding_mode == "zeros" else zeros
+        self._geometry = conv_operator_geometry(conv)
+        self.pads = self._geometry.padding()
+        self._conv_pads = conv_operator_geometry(conv, padding=conv.padding).padding()
         self._generator = generator
         self._device = torch.device(device) if device is not None else conv.weight.device
         self._dtype = conv.weight.dtype
@@ -103,7 +107,7 @@ class ConvLayout:
 
     def shared_pad(self) -> nn.Module | None:
         """Make the padding that all branches share; None where they pad with zeros, or not."""
-        flat = _flat(self._conv_pads)
+        flat = flat_pads(self._conv_pads)
         if self.padding_mode == "zeros" or not any(flat):
             return None
         return _SHARED_PADS[self.padding_mode][self.dims - 1](flat)
@@ -143,7 +147,7 @@ class ConvLayout:
         start = tuple(self._central_tap(dim) for dim in range(self.dims))
         pads = self._window_pads(start, (1,) * self.dims)
         norm = self._norm(self.out_channels)
-        return _sequence([self._zero_pad(pads), ("bn", norm)]) if any(_flat(pads)) else norm
+        return _sequence([self._zero_pad(pads), ("bn", norm)]) if any(flat_pads(pads)) else norm
 
     def pointwise_then_kernel(self) -> nn.Sequential:
         """Make a 1x1 convolution, batch norm, the full kernel, batch norm (a branch of DBB).
@@ -187,12 +191,11 @@ class ConvLayout:
         )
 
     def _window_pads(self, start: Sequence[int], size: Sequence[int]) -> Pads:
-        return tuple(
-            (low - t * step, high - (k - t - m) * step)
-            for (low, high), t, m, k, step in zip(
-                self.pads, start, size, self.kernel_size, self.dilation, strict=True
-            )
+        box = (
+            taps[first : first + count]
+            for taps, first, count in zip(self._geometry.offsets, start, size, strict=True)
         )
+        return replace(self._geometry, offsets=tuple(box)).padding()
 
     def _pad_layers(
         self, pads: Pads, size: Sequence[int]
@@ -200,12 +203,13 @@ class ConvLayout:
         """Leave the padding to the convolution where it can express it, else pad before it."""
         if all(low == high >= 0 for low, high in pads):
             return [], tuple(low for low, _ in pads)
-        if pads == _same_pads(size, self.dilation) and set(self.stride) == {1}:
+        same = conv_geometry((1, 1, *size), padding="same", dilation=self.dilation).padding()
+        if pads == same and set(self.stride) == {1}:
             return [], "same"
         return [self._zero_pad(pads)], (0,) * self.dims
 
     def _zero_pad(self, pads: Pads) -> _Named:
-        return "pad", _ZERO_PADS[self.dims - 1](_flat(pads))
+        return "pad", _ZERO_PADS[self.dims - 1](flat_pads(pads))
 
     def _conv(
         self,
@@ -253,25 +257,5 @@ class ConvLayout:
         return _NORMS[self.dims - 1](channels, device=self._device, dtype=self._dtype)
 
 
-def _flat(pads: Pads) -> tuple[int, ...]:
-    """Write the padding as PyTorch's modules take it: the last dimension first."""
-    return tuple(p for pair in reversed(pads) for p in pair)
-
-
 def _sequence(layers: Iterable[_Named]) -> nn.Sequential:
     return nn.Sequential(OrderedDict(layers))
-
-
-def _same_pads(size: Sequence[int], dilation: Sequence[int]) -> Pads:
-    """Padding that keeps the size; the odd one goes after the input."""
-    totals = [d * (k - 1) for d, k in zip(dilation, size, strict=True)]
-    return tuple((total // 2, total - total // 2) for total in totals)
-
-
-def _pads(conv: _ConvNd) -> Pads:
-    """Read ``(low, high)`` per dimension."""
-    if conv.padding == "same":
-        return _same_pads(conv.kernel_size, conv.dilation)
-    if isinstance(conv.padding, str):
-        return ((0, 0),) * len(conv.kernel_size)
-    return tuple((int(p), int(p)) for p in conv.padding)

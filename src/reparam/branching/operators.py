@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -26,15 +27,17 @@ _AVERAGES = (nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d)
 _PADS = (nn.ZeroPad1d, nn.ZeroPad2d, nn.ZeroPad3d)
 
 
-def conv_operator_geometry(conv: _ConvNd) -> Geometry:
+def conv_operator_geometry(conv: _ConvNd, *, padding: Any = None) -> Geometry:
     """Read the shape of a convolution module, without its numbers.
 
-    One that pads with something else than zeros is read as it acts on its padded input.
+    One that pads with something else than zeros is read as it acts on its padded input, unless a
+    ``padding`` is given.
     """
+    own = conv.padding if conv.padding_mode == "zeros" else 0
     return algebra.conv_geometry(
         (conv.out_channels, conv.in_channels // conv.groups, *conv.kernel_size),
         stride=conv.stride,
-        padding=conv.padding if conv.padding_mode == "zeros" else 0,
+        padding=own if padding is None else padding,
         dilation=conv.dilation,
         groups=conv.groups,
         bias=conv.bias is not None,

@@ -18,7 +18,7 @@ from reparam.branching.init import Batch
 from reparam.branching.kinds import BranchKind, resolve_kind
 from reparam.branching.layout import ConvLayout
 from reparam.branching.operators import conv_operator_geometry
-from reparam.branching.select import Where, refusal, select, tied_weights
+from reparam.branching.select import BranchRefusal, Where, refusal, select, tied_weights
 from reparam.errors import InputError
 from reparam.frontends.torch.skeleton import unwrap
 
@@ -48,15 +48,6 @@ class BranchRegion:
     branches: tuple[str, ...]
     parameters_before: int
     parameters_after: int
-
-
-@dataclass(frozen=True)
-class BranchRefusal:
-    """A module that is left alone: where, what it is, and why."""
-
-    where: str
-    what: str
-    why: str
 
 
 @dataclass(frozen=True, eq=False)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
 from torch import Tensor, nn
@@ -14,7 +15,7 @@ from torch.nn.utils import parametrize
 
 from reparam.errors import InputError
 
-__all__ = ["Where", "refusal", "select", "tied_weights"]
+__all__ = ["BranchRefusal", "Where", "refusal", "select", "tied_weights"]
 
 Where = str | Iterable[str] | Callable[[str, nn.Module], bool] | None
 
@@ -25,6 +26,15 @@ _STATE_HOOKS = (
     "_load_state_dict_pre_hooks",
     "_load_state_dict_post_hooks",
 )
+
+
+@dataclass(frozen=True)
+class BranchRefusal:
+    """What is left as it is: where, what it is, and why."""
+
+    where: str
+    what: str
+    why: str
 
 
 def select(model: nn.Module, where: Where) -> dict[str, nn.Module]:

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from reparam._support.arguments import FLAG, NONE, PATH, TEXT, a, takes
+from reparam._support.modules import innermost
 from reparam._support.spelling import advice
 from reparam.checkpoints.files import Weights, listed, read_weights
 from reparam.checkpoints.layouts import form_of
@@ -110,7 +111,7 @@ def load_checkpoint(
     ...     load_checkpoint(net, f"{folder}/net.pth").wrapper
     'model'
     """
-    model = _innermost(net)
+    model = innermost(net)
     targets = dict(model.state_dict(keep_vars=True))
     if any(target.is_meta for target in targets.values()):
         raise CheckpointError(
@@ -129,19 +130,6 @@ def load_checkpoint(
     chosen = {name: weights.tensors[source] for name, source in match.fits.items()}
     model.load_state_dict(chosen, strict=False)
     return report
-
-
-def _innermost(net: nn.Module) -> nn.Module:
-    """Return the model inside torch.compile's and the data-parallel wrappers."""
-    wrappers = (nn.DataParallel, nn.parallel.DistributedDataParallel)
-    while True:
-        compiled = getattr(net, "_orig_mod", None)
-        if isinstance(compiled, nn.Module):
-            net = compiled
-        elif isinstance(net, wrappers):
-            net = net.module
-        else:
-            return net
 
 
 def _report(path: Path, weights: Weights, name_map: NameMap, match: Match) -> LoadReport:

@@ -11,9 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from reparam._support.arguments import running_on
+from reparam._support.modules import wrapped
 from reparam.algebra import AffineConv
 from reparam.frontends.kinds import AnyConv, AnyNorm
-from reparam.frontends.torch.builtin import is_builtin, is_compiled, wrapped
+from reparam.frontends.torch.builtin import is_builtin, is_compiled
 from reparam.frontends.torch.chains import chains, opened, runs_as_chain, trace_of
 from reparam.frontends.torch.eager import (
     Outcome,

@@ -29,7 +29,7 @@ from reparam.branching.online.placing import (
 from reparam.branching.online.reading import Found, regions_in
 from reparam.branching.online.region import Mode
 from reparam.branching.online.steps import Kind
-from reparam.branching.online.table import render
+from reparam.branching.online.table import OnlineBlock, OnlineRefusal, render
 from reparam.errors import InputError
 from reparam.frontends.torch.skeleton import unwrap
 from reparam.frontends.torch.trace import Trace, TraceFailure
@@ -37,39 +37,6 @@ from reparam.frontends.torch.trace import Trace, TraceFailure
 __all__ = ["OnlineBlock", "OnlinePlan", "OnlineRefusal", "online", "online_mode", "online_plan"]
 
 Statistics = Literal["batch", "running"]
-
-
-@dataclass(frozen=True, slots=True)
-class OnlineBlock:
-    """A part of a block that runs merged.
-
-    Attributes:
-        where: Path of the module.
-        what: Its branches, in the field's terms.
-        way: How it runs.
-        shape: Shape of its input that the work is counted for.
-        work: Multiply-adds of a training step, or what takes as long.
-        branches: The same for running every branch by itself.
-        plain: The same for one convolution with one batch norm.
-
-    """
-
-    where: str
-    what: str
-    way: str
-    shape: tuple[int, ...]
-    work: float
-    branches: float
-    plain: float
-
-
-@dataclass(frozen=True, slots=True)
-class OnlineRefusal:
-    """A sum of branches that stays as it is, and why."""
-
-    where: str
-    what: str
-    why: str
 
 
 @dataclass(frozen=True, eq=False)

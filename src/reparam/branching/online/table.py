@@ -1,39 +1,44 @@
-"""A plan as text for a person, at most 100 columns wide."""
+"""What an online plan tells: its records, and a table of at most 100 columns for a person."""
 
 from __future__ import annotations
 
 import textwrap
 from collections.abc import Sequence
-from typing import Protocol
+from dataclasses import dataclass
 
-__all__ = ["render"]
+from reparam.branching.select import BranchRefusal
 
+__all__ = ["OnlineBlock", "OnlineRefusal", "render"]
 
-class _Block(Protocol):
-    @property
-    def where(self) -> str: ...
-    @property
-    def what(self) -> str: ...
-    @property
-    def way(self) -> str: ...
-    @property
-    def work(self) -> float: ...
-    @property
-    def branches(self) -> float: ...
-    @property
-    def plain(self) -> float: ...
+OnlineRefusal = BranchRefusal
+"""A sum of branches that stays as it is, and why."""
 
 
-class _Refusal(Protocol):
-    @property
-    def where(self) -> str: ...
-    @property
-    def what(self) -> str: ...
-    @property
-    def why(self) -> str: ...
+@dataclass(frozen=True, slots=True)
+class OnlineBlock:
+    """A part of a block that runs merged.
+
+    Attributes:
+        where: Path of the module.
+        what: Its branches, in the field's terms.
+        way: How it runs.
+        shape: Shape of its input that the work is counted for.
+        work: Multiply-adds of a training step, or what takes as long.
+        branches: The same for running every branch by itself.
+        plain: The same for one convolution with one batch norm.
+
+    """
+
+    where: str
+    what: str
+    way: str
+    shape: tuple[int, ...]
+    work: float
+    branches: float
+    plain: float
 
 
-def render(blocks: Sequence[_Block], refusals: Sequence[_Refusal]) -> str:
+def render(blocks: Sequence[OnlineBlock], refusals: Sequence[OnlineRefusal]) -> str:
     """Write the blocks with their work, and what stays as it is."""
     lines: list[str] = []
     if blocks:

@@ -19,12 +19,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
+from reparam.algebra import AffineConv
+from reparam.branching.operators import conv_operator_geometry
 from reparam.branching.select import Where, refusal, select, tied_weights
 from reparam.errors import InputError
 
@@ -89,20 +91,17 @@ class BranchScales:
             Shape of ``conv.weight``, float64: the gradient multiplier of the paper (equation 4).
 
         """
-        return self._sum(conv, torch.square)
+        return self._sums(conv, torch.square)
 
     def magnitudes(self, conv: _ConvNd) -> Tensor:
         r"""Sum the absolute scales, :math:`\sum_b |\sigma_b|`, for each element of the kernel."""
-        return self._sum(conv, torch.abs)
+        return self._sums(conv, torch.abs)
 
     def constant(self, conv: _ConvNd) -> Tensor | None:
         """Part of the kernel that is not trained: an untrained identity, else None."""
         if self.identity is None or self.train_identity:
             return None
-        total = torch.zeros(conv.weight.shape, dtype=torch.float64)
-        elements = _identity_elements(total, conv)
-        elements.copy_(self.identity.detach().cpu().view_as(elements))
-        return total
+        return _kernel(conv, torch.zeros_like(self.kernel), identity=self.identity)
 
     def combine(self, kernel: Tensor, pointwise: Tensor | None, conv: _ConvNd) -> Tensor:
         """Add the branches up to one kernel, in float64.
@@ -113,23 +112,20 @@ class BranchScales:
             conv: The convolution that says where the centre is.
 
         """
-        total = kernel.detach().double() * _column(self.kernel, kernel)
-        if self.pointwise is not None and pointwise is not None:
-            addend = pointwise.detach().double() * _column(self.pointwise, pointwise)
-            _centre(total).add_(addend.flatten(1))
-        if self.identity is not None:
-            elements = _identity_elements(total, conv)
-            elements.add_(self.identity.detach().to(total).view_as(elements))
-        return total
+        main = kernel.detach() * _column(self.kernel, kernel)
+        if self.pointwise is None or pointwise is None:
+            return _kernel(conv, main, identity=self.identity)
+        addend = pointwise.detach() * _column(self.pointwise, pointwise)
+        return _kernel(conv, main, addend, self.identity)
 
-    def _sum(self, conv: _ConvNd, power: _Power) -> Tensor:
-        total = torch.empty(conv.weight.shape, dtype=torch.float64)
-        total.copy_(_column(power(self.kernel.detach().cpu().double()), total).expand_as(total))
-        if self.pointwise is not None:
-            _centre(total).add_(power(self.pointwise.detach().cpu().double())[:, None])
-        if self.identity is not None and self.train_identity:
-            _identity_elements(total, conv).add_(1.0)
-        return total
+    def _sums(self, conv: _ConvNd, power: _Power) -> Tensor:
+        trained = None if self.identity is None or not self.train_identity else self.identity
+        return _kernel(
+            conv,
+            power(self.kernel.double()),
+            None if self.pointwise is None else power(self.pointwise.double()),
+            None if trained is None else torch.ones_like(trained),
+        )
 
 
 def scaled_convs(model: nn.Module, scales: Mapping[str, BranchScales]) -> dict[str, _ConvNd]:
@@ -309,15 +305,20 @@ def _column(values: Tensor, like: Tensor) -> Tensor:
     return values.detach().to(like.device, torch.float64).view(-1, *(1,) * (like.dim() - 1))
 
 
-def _centre(kernel: Tensor) -> Tensor:
-    """View of the central tap: shape ``(O, I / groups)``."""
-    for size in kernel.shape[2:]:
-        kernel = kernel.select(2, size // 2)
-    return kernel
+def _kernel(
+    conv: _ConvNd, kernel: Tensor, pointwise: Tensor | None = None, identity: Tensor | None = None
+) -> Tensor:
+    """Add up the numbers of three branches where they are in one kernel, in float64.
 
-
-def _identity_elements(kernel: Tensor, conv: _ConvNd) -> Tensor:
-    """View of the elements where the identity is one: shape ``(groups, O / groups)``."""
-    width = conv.out_channels // conv.groups
-    blocks: Tensor = _centre(kernel).unflatten(0, (conv.groups, width))
-    return blocks.diagonal(dim1=1, dim2=2)
+    Each is a kernel of its branch, or has one number for each output channel.
+    """
+    geometry = replace(conv_operator_geometry(conv), bias=False)
+    centre = replace(geometry, offsets=tuple((t[len(t) // 2],) for t in geometry.offsets))
+    single = replace(centre, groups=centre.in_channels)
+    total = AffineConv(geometry, kernel.new_zeros(geometry.kernel_shape))
+    for where, numbers in ((geometry, kernel), (centre, pointwise), (single, identity)):
+        if numbers is not None:
+            flat = numbers if numbers.dim() > 1 else _column(numbers, total.kernel)
+            given = flat.to(total.kernel).expand(where.kernel_shape)
+            total = total + AffineConv(where, given)
+    return total.kernel

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-__all__ = ["is_builtin", "is_compiled", "wrapped"]
+__all__ = ["is_builtin", "is_compiled"]
 
 
 def is_builtin(module: nn.Module) -> bool:
@@ -31,20 +31,6 @@ def _is_builtin(kind: type[nn.Module], forward: object) -> bool:
 def is_compiled(module: nn.Module) -> bool:
     """Whether a module is TorchScript, which runs, but has no code to read, edit or watch."""
     return isinstance(module, torch.jit.ScriptModule)
-
-
-def wrapped(module: nn.Module) -> nn.Module | None:
-    """The module that torch.compile, DataParallel or DistributedDataParallel wraps, if it is one.
-
-    >>> wrapped(nn.DataParallel(nn.ReLU()))
-    ReLU()
-
-    """
-    if isinstance(module, nn.DataParallel | nn.parallel.DistributedDataParallel):
-        inner: nn.Module = module.module
-        return inner
-    is_compiled_later = type(module).__module__.startswith("torch._dynamo")
-    return module.get_submodule("_orig_mod") if is_compiled_later else None
 
 
 def _overrides_nothing(kind: type[nn.Module]) -> bool:

@@ -11,8 +11,8 @@ from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
 from reparam._support.arguments import shown
+from reparam._support.modules import wrapped
 from reparam.errors import UnsupportedModelError
-from reparam.frontends.torch.builtin import wrapped
 from reparam.frontends.torch.copying import HOOKS, Copier, NeededHook
 
 __all__ = [

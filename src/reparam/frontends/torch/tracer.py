@@ -15,9 +15,10 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from reparam._support.modules import wrapped
 from reparam.frontends.hosted import is_hosted
 from reparam.frontends.kinds import AnyNorm
-from reparam.frontends.torch.builtin import is_builtin, is_compiled, wrapped
+from reparam.frontends.torch.builtin import is_builtin, is_compiled
 from reparam.frontends.torch.containers import Maker, is_special
 from reparam.frontends.torch.decisions import (
     Decision,
