@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 
 from reparam.diffing import aten_choices, aten_layers  # noqa: F401 (they enter their operators)
+from reparam.diffing.shaping import Value
 from reparam.diffing.table import HANDLERS, means, spread
 from reparam.diffing.values import Form, Sized
-from reparam.diffing.vocabulary import Value, Vocabulary
+from reparam.diffing.vocabulary import Vocabulary
 from reparam.errors import UnsupportedModelError
 
 __all__ = ["HANDLERS"]
@@ -21,6 +22,11 @@ __all__ = ["HANDLERS"]
 
 def _pointwise(w: Vocabulary, x: Value, *, kind: str) -> Value:
     return w.pointwise(kind, x)
+
+
+def _hardsigmoid(w: Vocabulary, x: Value) -> Value:
+    """``clip(x / 6 + 1 / 2, 0, 1)``."""
+    return w.clip(w.add(w.mul(x, 1 / 6), 0.5), 0.0, 1.0)
 
 
 _EACH_BY_ITSELF = (
@@ -33,15 +39,12 @@ HANDLERS |= {
     "bmm": Vocabulary.matmul,
     "cat": Vocabulary.cat,
     "div": Vocabulary.div,
-    "gelu": lambda w, x, *, approximate="none": w.gated(
-        x, "normal" if approximate == "none" else "normal_tanh"
-    ),
-    "hardsigmoid": Vocabulary.hardsigmoid,
-    "hardswish": lambda w, x: w.gated(x, "hardsigmoid"),
+    "hardsigmoid": _hardsigmoid,
+    "hardswish": lambda w, x: w.mul(x, _hardsigmoid(w, x)),
     "hardtanh": lambda w, x, low=-1.0, high=1.0: w.clip(x, low, high),
     "index_select": Vocabulary.gather,
     "leaky_relu": lambda w, x, slope=0.01: w.pointwise("leaky_relu", x, slope=float(slope)),
-    "mish": lambda w, x: w.gated(x, "softplus_tanh"),
+    "mish": lambda w, x: w.mul(x, w.pointwise("tanh", w.pointwise("softplus", x))),
     "mm": Vocabulary.matmul,
     "mul": Vocabulary.mul,
     "neg": lambda w, x: w.mul(x, -1.0),
@@ -51,10 +54,10 @@ HANDLERS |= {
     ),
     "pow": lambda w, x, exponent: w.power(x, float(exponent)),
     "reciprocal": lambda w, x: w.power(x, -1.0),
-    "relu": Vocabulary.relu,
+    "relu": lambda w, x: w.clip(x, 0.0, math.inf),
     "rsqrt": lambda w, x: w.power(x, -0.5),
     "rsub": lambda w, x, y, alpha=1.0: w.add(y, x, -alpha),
-    "silu": lambda w, x: w.gated(x, "sigmoid"),
+    "silu": lambda w, x: w.mul(x, w.pointwise("sigmoid", x)),
     "slice": Vocabulary.slice,
     "slice_scatter": Vocabulary.overwrite,
     "sqrt": lambda w, x: w.power(x, 0.5),
@@ -101,10 +104,20 @@ def _attention(
 # ------------------------------------------------------------------ activations
 
 
+@means("gelu")
+def _gelu(w: Vocabulary, x: Value, *, approximate: str = "none") -> Value:
+    """``x`` times the normal law, or what is near it."""
+    if approximate == "none":
+        kind, inner = "erf", w.mul(x, math.sqrt(0.5))
+    else:
+        cube = w.mul(w.power(x, 3.0), 0.044715)
+        kind, inner = "tanh", w.mul(w.add(x, cube), math.sqrt(2 / math.pi))
+    return w.mul(x, w.add(w.mul(w.pointwise(kind, inner), 0.5), 0.5))
+
+
 @means("clamp", "clamp_min", "clamp_max")
 def _clamp(w: Vocabulary, x: Value, low: Any = None, high: Any = None) -> Value:
-    inf = float("inf")
-    return w.clip(x, -inf if low is None else low, inf if high is None else high)
+    return w.clip(x, -math.inf if low is None else low, math.inf if high is None else high)
 
 
 @means("elu")

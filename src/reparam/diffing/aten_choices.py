@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from reparam.diffing.shaping import Value
 from reparam.diffing.table import HANDLERS, means
 from reparam.diffing.values import Form
-from reparam.diffing.vocabulary import Value, Vocabulary
+from reparam.diffing.vocabulary import Vocabulary
 
 __all__ = ["HANDLERS"]
 

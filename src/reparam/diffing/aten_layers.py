@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 
 from reparam.algebra import average_pool, batch_norm, conv_geometry
+from reparam.diffing.shaping import Value
 from reparam.diffing.table import means, spread
 from reparam.diffing.values import Form, Map, Sized
-from reparam.diffing.vocabulary import Value, Vocabulary
+from reparam.diffing.vocabulary import Vocabulary
 from reparam.errors import UnsupportedModelError
 
 __all__: list[str] = []
@@ -33,7 +34,7 @@ def _conv(
         pads = [(each, each) for each in padding]
         geometry = conv_geometry(weight.shape, **{**how, "padding": pads})
         shift = None if bias is None else torch.as_tensor(bias)
-        return w.build.layer(x, w.map(geometry, weight), 1, shift)
+        return w.build.layer(x, w.stored.map(geometry, weight), 1, shift)
     else:
         value = w.build.operation("conv", [x, w.form(weight)], w.shape, **how)
     return value if bias is None else w.add(value, w.reshape(bias, (-1, *(1,) * dims)))
@@ -92,7 +93,22 @@ def _group_norm(
     w: Vocabulary, x: Form, weight: Any, bias: Any, _n: int, _c: int, _area: int, groups: int,
     eps: float,
 ) -> Any:  # fmt: skip
-    return w.group_norm(x, groups, weight, bias, eps), None, None
+    """With one group for each channel, instance normalisation."""
+    whole = w.whole(x)
+    rows = len(x.shape) == 3 and x.shape[1] == groups and len(whole.shape) > 2
+    # Exporters write groups as the channels of another shape.
+    before = whole if rows and whole.shape[0] == x.shape[0] else x
+    value = w.build.operation("group_norm", [before], before.shape, groups=groups, eps=float(eps))
+    value = w.laid_out(value, x.shape)
+    if before is not x:
+        weight = None if weight is None or bool((weight == 1).all()) else weight
+        bias = bias if bias is not None and bool(bias.any()) else None
+    if weight is not None or bias is not None:
+        factor, shift = (
+            None if each is None else Sized.of(each.flatten()) for each in (weight, bias)
+        )
+        value = w.build.affine(value, factor, shift, 1)
+    return value, None, None
 
 
 @means("avg_pool2d", "avg_pool3d")

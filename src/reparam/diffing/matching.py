@@ -12,7 +12,17 @@ from torch import Tensor
 from reparam.algebra import AffineConv, Geometry, parallel
 from reparam.diffing.kinds import COMMUTATIVE
 from reparam.diffing.running import reads
-from reparam.diffing.values import Atom, Constant, Cut, Form, Input, Map, Operation, Sized
+from reparam.diffing.values import (
+    Atom,
+    Constant,
+    Cut,
+    Form,
+    Input,
+    Map,
+    Operation,
+    Sized,
+    as_map,
+)  # fmt: skip
 from reparam.errors import InexactError
 
 __all__ = ["ROUNDINGS", "Match", "Matcher", "Parting"]
@@ -303,10 +313,7 @@ _AT_ONCE = 1 << 16
 
 def _as_maps(left: Map | Sized, right: Map | Sized, channels: int | None) -> tuple[Map, Map]:
     """Two maps of as many dimensions."""
-    assert channels is not None  # noqa: S101 (one of the two is a map, so there is an axis)
-    first, second = (
-        m if isinstance(m, Map) else Map.diagonal(m.spread(channels)) for m in (left, right)
-    )
+    first, second = (as_map(m, channels) for m in (left, right))
     dims = max(first.geometry.dims, second.geometry.dims)
     return first.in_dims(dims), second.in_dims(dims)
 

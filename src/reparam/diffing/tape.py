@@ -10,10 +10,11 @@ import torch
 from torch import Tensor
 
 from reparam.diffing import aten  # noqa: F401 (it enters its operators)
+from reparam.diffing.notes import Cuts
 from reparam.diffing.table import HANDLERS
 from reparam.diffing.values import Form
 from reparam.diffing.vocabulary import Vocabulary
-from reparam.errors import UnsupportedModelError
+from reparam.errors import InexactError, UnsupportedModelError
 
 __all__ = ["Call", "Slot", "Tape", "each", "is_known", "leaves", "wide"]
 
@@ -71,6 +72,7 @@ class Tape:
 
         """
         words = Vocabulary()
+        cuts = Cuts(words.build)
         known: dict[int, Any] = {
             k: words.build.input(k, shape) for k, shape in enumerate(self.shapes)
         }
@@ -79,17 +81,17 @@ class Tape:
             return known[of.index] if isinstance(of, Slot) else of
 
         for exact, run in self.computed:
-            words.rounded(exact, run)
+            words.stored.rounded(exact, run)
         step = 0
         while step < len(self.calls):
             call = self.calls[step]
             made = _called(words, call, *each(value, (call.args, call.kwargs)))
-            results = words.noted(step, (made,) if call.single else made)
+            results = cuts.noted(step, (made,) if call.single else made)
             known.update(
                 (slot.index, result) for slot, result in zip(call.results, results, strict=False)
             )
             waits = whole and step + 1 < len(self.calls)
-            step = step + 1 if waits else words.resumed(step)
+            step = step + 1 if waits else cuts.resumed(step)
         return [words.form(value(output)) for output in self.outputs]
 
     def run(self, inputs: Sequence[Tensor], *, exactly: bool = False) -> list[Tensor]:
@@ -129,7 +131,20 @@ def _called(words: Vocabulary, call: Call, args: Any, kwargs: Any) -> Any:
     handler = HANDLERS.get(name.removesuffix("_"))
     if handler is None:
         raise UnsupportedModelError(f"{target} at {where} has no normal form")
-    return words.translated(handler, str(target), where, call.shape, args, kwargs)
+    words.build.at, words.shape = where, () if call.shape is None else tuple(call.shape)
+    try:
+        return handler(words, *args, **kwargs)
+    except UnsupportedModelError:
+        raise
+    except _STRANGE as error:
+        raise UnsupportedModelError(
+            f"{target} at {where} has no normal form as it is used there: {error}"
+        ) from error
+
+
+_STRANGE = (ArithmeticError, AttributeError, InexactError, LookupError, RuntimeError, TypeError,
+            ValueError)  # fmt: skip
+"""What arguments of another type, number or size than a rule expects lead to."""
 
 
 _FRESH = ("new_empty", "new_full", "new_ones", "new_zeros")

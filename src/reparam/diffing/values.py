@@ -21,6 +21,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from reparam.algebra import AffineConv, Geometry, compose, layer_arguments, lower
+from reparam.errors import InexactError
 
 __all__ = [
     "Atom",
@@ -32,6 +33,8 @@ __all__ = [
     "Operation",
     "Sized",
     "after",
+    "as_map",
+    "sum_of",
 ]
 
 _ALL = slice(None)
@@ -266,6 +269,24 @@ def after(outer: Geometry, inner: Geometry) -> Geometry:
     """The geometry of a map after another; InexactError where there is none."""
     dims = max(outer.dims, inner.dims)
     return compose(outer.in_dims(dims), inner.in_dims(dims))
+
+
+def as_map(m: Map | Sized, channels: int | None) -> Map:
+    """A factor as a map of channels; a map as it is."""
+    if isinstance(m, Map):
+        return m
+    assert channels is not None  # noqa: S101 (there is an axis where a map stands beside)
+    return Map.diagonal(m.spread(channels))
+
+
+def sum_of(left: Map | Sized, right: Map | Sized, channels: int | None) -> Map | Sized | None:
+    """Two maps of one atom as one; None where that is not exact."""
+    if isinstance(left, Sized) and isinstance(right, Sized):
+        return left + right
+    try:
+        return as_map(left, channels) + as_map(right, channels)
+    except InexactError:
+        return None
 
 
 @dataclass(frozen=True, eq=False, slots=True)

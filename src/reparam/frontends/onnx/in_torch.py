@@ -15,11 +15,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from reparam.algebra import flat_pads
 from reparam.errors import UnsupportedModelError
 from reparam.frontends.onnx.nodes import padding
 from reparam.frontends.onnx.tensors import FLOATS
 
-__all__ = ["IN_TORCH"]
+__all__ = ["IN_TORCH", "PADDINGS", "sides"]
 
 Kept = TypeVar("Kept", bound=Callable[..., Any])
 
@@ -73,8 +74,6 @@ IN_TORCH: dict[str, Callable[..., Any]] = {
     "Sum": lambda *values: sum(values[1:], values[0]),
     "Swish": lambda x, alpha=1.0: x * (alpha * x).sigmoid() if alpha != 1 else F.silu(x),
     "Tanh": torch.tanh,
-    "Tile": lambda x, repeats: x.repeat(_integers(repeats)),
-    "Transpose": lambda x, perm=None: x.permute(perm or range(x.dim())[::-1]),
     "Where": torch.where,
 }
 """By the type of a node."""
@@ -206,9 +205,7 @@ def _padded(
     assert pads is not None  # noqa: S101 (the size of the input is known)
     if all(low == high for low, high in pads):
         return x, [low for low, _ in pads]
-    return F.pad(x, [side for pair in reversed(pads) for side in pair], value=value), [0] * len(
-        pads
-    )
+    return F.pad(x, flat_pads(pads), value=value), [0] * len(pads)
 
 
 @_is("BatchNormalization")
@@ -372,6 +369,16 @@ def _squeeze(x: Tensor, axes: Any = None) -> Tensor:
     return x.squeeze() if axes is None else x.squeeze(_integers(axes))
 
 
+@_is("Transpose")
+def _transpose(x: Tensor, perm: Any = None) -> Tensor:
+    return x.permute(perm or list(range(x.dim()))[::-1])
+
+
+@_is("Tile")
+def _tile(x: Tensor, repeats: Any) -> Tensor:
+    return x.repeat(_integers(repeats))
+
+
 @_is("Expand")
 def _expand(x: Tensor, shape: Any) -> Tensor:
     return x.expand(torch.broadcast_shapes(x.shape, tuple(_integers(shape))))
@@ -482,17 +489,25 @@ def _space_to_depth(x: Tensor, *, blocksize: int) -> Tensor:
     return divided.permute(0, 3, 5, 1, 2, 4).reshape(batch, -1, rows, columns)
 
 
-_PADDINGS = {"constant": "constant", "reflect": "reflect", "edge": "replicate"}
+PADDINGS = {
+    "constant": "constant", "reflect": "reflect", "edge": "replicate", "wrap": "circular",
+}  # fmt: skip
+"""ONNX's names of ways to pad, and torch's."""
+
+
+def sides(pads: Any, axes: Any, rank: int) -> list[tuple[int, int]]:
+    """How much a Pad adds before and behind each axis."""
+    flat = _integers(pads)
+    along = [axis % rank for axis in (range(rank) if axes is None else _integers(axes))]
+    given = dict(zip(along, zip(flat[: len(along)], flat[len(along) :], strict=True), strict=True))
+    return [given.get(axis, (0, 0)) for axis in range(rank)]
 
 
 @_is("Pad")
 def _pad(
     x: Tensor, pads: Any, value: Any = None, axes: Any = None, *, mode: str = "constant"
 ) -> Tensor:
-    flat = _integers(pads)
-    along = [axis % x.dim() for axis in (range(x.dim()) if axes is None else _integers(axes))]
-    given = dict(zip(along, zip(flat[: len(along)], flat[len(along) :], strict=True), strict=True))
-    around = [given.get(axis, (0, 0)) for axis in range(x.dim())]
+    around = sides(pads, axes, x.dim())
     if any(map(any, around[:2])):
         raise UnsupportedModelError("it pads the batch or the channels")
     if mode == "wrap":
@@ -501,7 +516,7 @@ def _pad(
             behind = [x.narrow(axis, 0, high)] if high else []
             x = torch.cat([*before, x, *behind], axis)
         return x
-    sides = [side for pair in reversed(around[2:]) for side in pair]
+    flat = flat_pads(around[2:])
     if mode != "constant":
-        return F.pad(x, sides, _PADDINGS[mode])
-    return F.pad(x, sides, value=0.0 if value is None else _number(value))
+        return F.pad(x, flat, PADDINGS[mode])
+    return F.pad(x, flat, value=0.0 if value is None else _number(value))

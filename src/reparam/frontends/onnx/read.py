@@ -182,6 +182,12 @@ class Reader:
         """What a name stands for: a value of the trace, or a constant."""
         return self._values.get(name) or self.number(name)
 
+    def argument(self, name: str) -> Any:
+        """The same, or None for what is left out, and whole numbers as they are."""
+        if not name or name not in self.constants or self.constants.is_floating(name):
+            return self.value(name) if name else None
+        return self.constants.numbers(name).tolist()
+
     def number(
         self, name: str, shape: tuple[int, ...] | None = None,
         load: Callable[[], Tensor] | None = None,

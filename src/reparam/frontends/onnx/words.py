@@ -22,13 +22,14 @@ from reparam.frontends.onnx.numbers import Number
 from reparam.frontends.onnx.read import Reader, Word, elementwise
 from reparam.frontends.shapes import Shape
 from reparam.frontends.torch import rules, rules_routes  # noqa: F401 (rules enter what they read)
+from reparam.frontends.torch.arguments import CONVOLUTIONS, TRANSPOSED
 from reparam.frontends.torch.table import FUNCTIONS, reads
 from reparam.reasons import Why
 
 if TYPE_CHECKING:
     from onnx import NodeProto
 
-__all__ = ["WORDS", "is_word", "pads_of"]
+__all__ = ["WORDS", "as_it_is", "is_word", "pads_of", "steps_of"]
 
 WORDS: dict[str, Word] = {}
 
@@ -49,37 +50,22 @@ def is_word(*operations: str) -> Callable[[Word], Word]:
 # ------------------------------------------------------------------ layers
 
 
-@is_word("Conv")
+@is_word("Conv", "ConvTranspose")
 def _conv(read: Reader, proto: NodeProto) -> fx.Node | None:
     refused = _refused(read, proto)
     if refused is not None:
         return refused
     given, shape = attributes(proto), read.constants.shape(proto.input[1])
-    dims = len(shape) - 2
-    strides, dilations = _steps(given, dims)
-    return read.call(
-        (F.conv1d, F.conv2d, F.conv3d)[dims - 1], *map(read.value, proto.input[:2]),
-        _bias(read, proto), strides, pads_of(given, shape[2:], strides, dilations), dilations,
-        given.get("group", 1),
-    )  # fmt: skip
-
-
-@is_word("ConvTranspose")
-def _conv_transpose(read: Reader, proto: NodeProto) -> fx.Node | None:
-    refused = _refused(read, proto)
-    if refused is not None:
-        return refused
-    given, shape = attributes(proto), read.constants.shape(proto.input[1])
-    dims = len(shape) - 2
-    strides, dilations = _steps(given, dims)
+    dims, group = len(shape) - 2, given.get("group", 1)
+    strides, dilations = steps_of(given, dims)
     pads = pads_of(given, shape[2:], strides, dilations)
+    read_by = (*map(read.value, proto.input[:2]), _bias(read, proto), strides)
+    if proto.op_type == "Conv":
+        return read.call([*CONVOLUTIONS][dims - 1], *read_by, pads, dilations, group)
     if given.get("auto_pad", "NOTSET") != "NOTSET" or "output_shape" in given:
         pads = str(sorted(given.items()))
-    return read.call(
-        (F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)[dims - 1],
-        *map(read.value, proto.input[:2]), _bias(read, proto), strides, pads,
-        tuple(given.get("output_padding", (0,) * dims)), given.get("group", 1), dilations,
-    )  # fmt: skip
+    more = tuple(given.get("output_padding", (0,) * dims))
+    return read.call([*TRANSPOSED][dims - 1], *read_by, pads, more, group, dilations)
 
 
 @is_word("Gemm")
@@ -190,7 +176,8 @@ def _bias(read: Reader, proto: NodeProto) -> Number | None:
     return read.number(name) if bool(read.constants.value(name).any()) else None
 
 
-def _steps(given: dict[str, Any], dims: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+def steps_of(given: dict[str, Any], dims: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Strides and dilations of a window."""
     ones = (1,) * dims
     return tuple(given.get("strides", ones)), tuple(given.get("dilations", ones))
 
@@ -229,7 +216,7 @@ def _arithmetic(read: Reader, proto: NodeProto, neutral: float) -> fx.Node | Non
     x = left if not commutes or read.is_value(left) else right
     if numbers and read.is_value(x) and _changes_nothing(read, x, numbers[0], neutral):
         return read.call("contiguous", read.value(x))
-    return _as_it_is(read, proto)
+    return as_it_is(read, proto)
 
 
 def _changes_nothing(read: Reader, x: str, name: str, neutral: float) -> bool:
@@ -289,12 +276,16 @@ def _elementwise(read: Reader, proto: NodeProto) -> fx.Node | None:
     return read.call(elementwise, *given, what=proto.op_type, **numbers)
 
 
-def _as_it_is(read: Reader, proto: NodeProto) -> fx.Node | None:
-    """An operation that a function of torch is, which a rule reads."""
-    given = [read.value(name) if name else None for name in proto.input]
-    return read.call(IN_TORCH[proto.op_type], *given, **attributes(proto))
+def as_it_is(read: Reader, proto: NodeProto, **more: Any) -> fx.Node:
+    """An operation that a function of torch is, which a rule reads, or runs to see what it does."""
+    given = map(read.argument, proto.input)
+    return read.call(IN_TORCH[proto.op_type], *given, **more, **attributes(proto))
 
 
 # These move elements and do nothing else: what they do with channels is seen where they are run.
-reads(IN_TORCH["DepthToSpace"], IN_TORCH["SpaceToDepth"])(rules_routes.moved)
-WORDS.update({n: _as_it_is for n, f in IN_TORCH.items() if f in FUNCTIONS and n not in WORDS})
+reads(*map(IN_TORCH.__getitem__, ("DepthToSpace", "Expand", "SpaceToDepth", "Tile")))(
+    rules_routes.moved
+)
+reads(IN_TORCH["Split"])(rules_routes.taken_apart)
+reads(IN_TORCH["Transpose"])(rules_routes.permuted)
+WORDS.update({n: as_it_is for n, f in IN_TORCH.items() if f in FUNCTIONS and n not in WORDS})

@@ -9,19 +9,16 @@ import torch
 from torch import fx
 from torch.nn import functional as F
 
+from reparam.algebra import flat_pads
+from reparam.frontends.onnx.in_torch import PADDINGS, sides
 from reparam.frontends.onnx.nodes import attributes
+from reparam.frontends.onnx.numbers import Number
 from reparam.frontends.onnx.read import Reader
-from reparam.frontends.onnx.words import is_word, pads_of
+from reparam.frontends.onnx.words import as_it_is, is_word, pads_of, steps_of
 from reparam.reasons import Why
 
 if TYPE_CHECKING:
     from onnx import NodeProto
-
-_PADDING_MODES = {"reflect": "reflect", "edge": "replicate", "wrap": "circular"}
-"""ONNX's names of paddings that are not zeros, and torch's."""
-
-_PADS_AS_INPUT = 11
-"""Opset from which Pad reads its pads, and Slice its ends, from inputs."""
 
 
 # ------------------------------------------------------------------ pooling
@@ -31,8 +28,7 @@ _PADS_AS_INPUT = 11
 def _average_pool(read: Reader, proto: NodeProto) -> fx.Node | None:
     given = attributes(proto)
     sizes = tuple(given["kernel_shape"])
-    ones = (1,) * len(sizes)
-    strides, dilations = tuple(given.get("strides", ones)), tuple(given.get("dilations", ones))
+    strides, dilations = steps_of(given, len(sizes))
     pool = (F.avg_pool1d, F.avg_pool2d, F.avg_pool3d)[len(sizes) - 1]
     return read.call(
         pool, read.value(proto.input[0]), sizes, strides,
@@ -105,53 +101,19 @@ def _scales(read: Reader, proto: NodeProto, rank: int) -> dict[int, float]:
 @is_word("Pad")
 def _pad(read: Reader, proto: NodeProto) -> fx.Node | None:
     """Padding of the spatial axes."""
-    mode = attributes(proto).get("mode", "constant")
-    pairs = _pads(read, proto)
-    if pairs is None or mode not in {"constant", *_PADDING_MODES}:
+    names = ("x", "pads", "value", "axes")
+    given = {**attributes(proto), **dict(zip(names, map(read.argument, proto.input), strict=False))}
+    rank, pads, axes = read.rank(proto.input[0]), given.get("pads"), given.get("axes")
+    mode, value = PADDINGS.get(given.get("mode", "constant")), given.get("value")
+    if rank is None or mode is None or not isinstance(pads, list) or isinstance(axes, fx.Node):
         return None
-    if any(pair != (0, 0) for pair in pairs[:2]):
+    pairs = sides(pads, axes, rank)
+    if any(pair != (0, 0) for pair in pairs[:2]) or isinstance(value, fx.Node):
         return None
     if any(low < 0 or high < 0 for low, high in pairs):
         return read.opaque(proto, Why.NEGATIVE_PADDING(), keeps=True)
-    flat = tuple(side for pair in reversed(pairs[2:]) for side in pair)
-    value = _pad_value(read, proto) if mode == "constant" else 0.0
-    if value is None:
-        return None
-    mode = _PADDING_MODES.get(mode, mode)
-    return read.call(F.pad, read.value(proto.input[0]), flat, mode, value)
-
-
-def _pads(read: Reader, proto: NodeProto) -> list[tuple[int, int]] | None:
-    """How much is added to each axis; None where it is not known."""
-    rank = read.rank(proto.input[0])
-    if rank is None:
-        return None
-    if read.opset < _PADS_AS_INPUT:
-        flat = attributes(proto).get("pads")
-    else:
-        known = proto.input[1] in read.constants
-        flat = read.constants.integers(proto.input[1]) if known else None
-    if flat is None:
-        return None
-    named = list(range(rank))
-    if len(proto.input) > 3 and proto.input[3]:
-        if proto.input[3] not in read.constants:
-            return None
-        named = [value % rank for value in read.constants.integers(proto.input[3])]
-    pairs = [(0, 0)] * rank
-    for k, position in enumerate(named):
-        pairs[position] = (flat[k], flat[k + len(named)])
-    return pairs
-
-
-def _pad_value(read: Reader, proto: NodeProto) -> float | None:
-    if read.opset < _PADS_AS_INPUT:
-        return float(attributes(proto).get("value", 0.0))
-    if len(proto.input) < 3 or not proto.input[2]:
-        return 0.0
-    if proto.input[2] not in read.constants:
-        return None
-    return float(read.constants.value(proto.input[2]).reshape(-1)[0])
+    by = float(value.load()) if isinstance(value, Number) else float(value or 0.0)
+    return read.call(F.pad, read.value(proto.input[0]), tuple(flat_pads(pairs[2:])), mode, by)
 
 
 @is_word("Slice")
@@ -196,51 +158,27 @@ def _gather(read: Reader, proto: NodeProto) -> fx.Node | None:
 
 @is_word("Split")
 def _split(read: Reader, proto: NodeProto) -> fx.Node | None:
-    rank = read.rank(proto.input[0])
-    shapes = [read.shape(name) for name in proto.output]
-    axis = attributes(proto).get("axis", 0)
-    if rank is None or not all(proto.output):
+    """Equal parts, as many as there are results, where nothing else is said."""
+    if not all(proto.output):
         return None
-    sizes = [None if shape is None else shape[axis] for shape in shapes]
-    if not all(isinstance(size, int) for size in sizes):
-        return None
-    whole = read.unnamed(read.call("split", read.value(proto.input[0]), tuple(sizes), axis % rank))
-    parts = [read.part(proto, whole, k) for k in range(len(sizes))]
-    return parts[0]
-
-
-@is_word("Tile")
-def _tile(read: Reader, proto: NodeProto) -> fx.Node | None:
-    source, repeats = proto.input[:2]
-    if repeats not in read.constants:
-        return None
-    return read.call("repeat", read.value(source), *read.constants.integers(repeats))
+    equal = {} if "num_outputs" in attributes(proto) else {"num_outputs": len(proto.output)}
+    whole = read.unnamed(as_it_is(read, proto, **equal))
+    first, *_ = (read.part(proto, whole, k) for k in range(len(proto.output)))
+    return first
 
 
 @is_word("Expand")
 def _expand(read: Reader, proto: NodeProto) -> fx.Node | None:
     """By ones alone it returns its input: exporters write that before a ``Tile``."""
     source, shape = proto.input
-    rank = read.rank(source)
-    if shape not in read.constants or rank is None:
-        return None
-    sizes = read.constants.integers(shape)
-    if len(sizes) > rank:
-        return None
-    if set(sizes) <= {1}:
+    sizes, rank = read.argument(shape), read.rank(source)
+    alone = isinstance(sizes, list) and rank is not None and len(sizes) <= rank
+    if alone and set(sizes) <= {1}:
         return read.call("contiguous", read.value(source))
-    kept = [-1 if size == 1 else size for size in sizes]
-    return read.call("expand", read.value(source), *[-1] * (rank - len(kept)), *kept)
+    return as_it_is(read, proto)
 
 
 # ------------------------------------------------------------------ order and axes
-
-
-@is_word("Transpose")
-def _transpose(read: Reader, proto: NodeProto) -> fx.Node | None:
-    rank = read.rank(proto.input[0])
-    order = attributes(proto).get("perm", None if rank is None else list(range(rank))[::-1])
-    return None if order is None else read.call(torch.permute, read.value(proto.input[0]), order)
 
 
 @is_word("Flatten", "Reshape", "Squeeze", "Unsqueeze")
