@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import _disable_current_modes
 
-from reparam._support.optional import require
 from reparam.diffing.recording import Recorder, record
 from reparam.diffing.running import furthest_apart
 from reparam.diffing.tape import Tape, wide
@@ -19,6 +18,7 @@ from reparam.errors import UnsupportedModelError
 from reparam.frontends.onnx.in_torch import IN_TORCH
 from reparam.frontends.onnx.inputs import required_inputs
 from reparam.frontends.onnx.nodes import attributes
+from reparam.frontends.onnx.run import evaluated
 from reparam.frontends.onnx.tensors import FLOATS, to_torch
 
 if TYPE_CHECKING:
@@ -89,20 +89,13 @@ def _computed(
 
 def _constants(node: onnx.NodeProto, given: list[Any], model: onnx.ModelProto) -> Sequence[Tensor]:
     """Compute what depends on no input by the reference evaluator."""
-    onnx = require("onnx", extra="deploy", purpose="reading ONNX files")
-    reference = require("onnx.reference", extra="deploy", purpose="reading ONNX files")
-    feeds = {
-        name: torch.as_tensor(value).numpy()
-        for name, value in zip(node.input, given, strict=True)
-        if name
-    }
-    named = [onnx.helper.make_tensor_value_info(name, 0, None) for name in feeds]
-    outputs = [onnx.helper.make_tensor_value_info(name, 0, None) for name in node.output if name]
-    graph = onnx.helper.make_graph([node], "constants", named, outputs)
-    alone = onnx.helper.make_model(graph, opset_imports=model.opset_import)
+    named = zip(node.input, given, strict=True)
+    feeds = {name: torch.as_tensor(value) for name, value in named if name}
+    opsets = {each.domain: each.version for each in model.opset_import}
     try:
-        results = reference.ReferenceEvaluator(alone).run(None, feeds)
-        return [torch.as_tensor(result.copy()) for result in results]
+        with _disable_current_modes():  # copied, as some return what they are given
+            found = evaluated([node], feeds, [name for name in node.output if name], opsets)
+            return [value.clone() for value in found]
     except Exception as error:
         raise UnsupportedModelError(
             f"the constants of {node.op_type} at {node.output[0]} cannot be computed: {error}"

@@ -21,6 +21,8 @@ from reparam.diffing.from_module import read_module, tensors
 from reparam.diffing.from_onnx import furthest_step, read_onnx
 from reparam.diffing.tape import Tape
 from reparam.errors import InputError, TrainingModeError, UnsupportedModelError
+from reparam.frontends.onnx.inputs import declared_sizes, required_inputs
+from reparam.frontends.onnx.tensors import to_torch
 
 if TYPE_CHECKING:
     import onnx
@@ -188,14 +190,15 @@ def _open_program(program: ExportedProgram, name: str) -> Side:
 
 def _open_onnx(model: onnx.ModelProto, name: str) -> Side:
     runtime = require("onnxruntime", extra="deploy", purpose="comparing ONNX files")
-    helper = require("onnx.numpy_helper", extra="deploy", purpose="comparing ONNX files")
     types = require("onnx.helper", extra="deploy", purpose="comparing ONNX files")
     if model.functions:
         inliner = require("onnx.inliner", extra="deploy", purpose="comparing ONNX files")
         model = inliner.inline_local_functions(model)
-    stored = {entry.name for entry in model.graph.initializer}
-    free = [entry for entry in model.graph.input if entry.name not in stored]
-    shapes = tuple(_declared(entry) for entry in free)
+    free = required_inputs(model)
+    shapes = tuple(
+        tuple(n if isinstance(n, int) else None for n in declared_sizes(entry) or ())
+        for entry in free
+    )
 
     def values(of: onnx.ModelProto, inputs: Sequence[Tensor]) -> list[Tensor]:
         options = runtime.SessionOptions()
@@ -219,21 +222,15 @@ def _open_onnx(model: onnx.ModelProto, name: str) -> Side:
         return furthest_step(model, inputs, values)
 
     kinds = {node.name or node.output[0]: node.op_type for node in model.graph.node}
-    weights = [torch.from_numpy(helper.to_array(e).copy()) for e in model.graph.initializer]
     return Side(
         name,
         shapes,
-        _unit(weights),
+        _unit(map(to_torch, model.graph.initializer)),
         lambda inputs: read_onnx(model, inputs),
         run,
         lambda node: kinds.get(node, ""),
         steps,
     )
-
-
-def _declared(entry: onnx.ValueInfoProto) -> tuple[int | None, ...]:
-    dims = entry.type.tensor_type.shape.dim
-    return tuple(dim.dim_value if dim.dim_value > 0 else None for dim in dims)
 
 
 def _unit(stored: Any) -> float:

@@ -23,7 +23,7 @@ from reparam.frontends.onnx.tensors import (
 if TYPE_CHECKING:
     from onnx import NodeProto
 
-__all__ = ["constant_of", "run_nodes"]
+__all__ = ["constant_of", "evaluated", "run_nodes"]
 
 _DOUBLE = 11
 _PLAIN_BATCH_NORM = 14
@@ -76,16 +76,34 @@ def _transposed(node: NodeProto, feeds: Mapping[str, Tensor], opset: int) -> Ten
 def _run(
     nodes: Sequence[NodeProto], feeds: Mapping[str, Tensor], output: str, opset: int
 ) -> Tensor:
+    values = {name: as_double(value) for name, value in feeds.items()}
+    (result,) = evaluated([_in_double(node) for node in nodes], values, [output], {"": opset})
+    return as_double(result)
+
+
+def evaluated(
+    nodes: Sequence[NodeProto], feeds: Mapping[str, Tensor], outputs: Sequence[str],
+    opsets: Mapping[str, int],
+) -> list[Tensor]:  # fmt: skip
+    """Run operations in order, in the types that their values have.
+
+    Args:
+        nodes: The operations.
+        feeds: Values that they read.
+        outputs: Names of the values to return.
+        opsets: Version of the operations of each domain.
+
+    """
     onnx, reference = onnx_module(), onnx_module("onnx.reference")
-    values = {name: as_array(as_double(value)) for name, value in feeds.items()}
     graph = onnx.helper.make_graph(
-        [_in_double(node) for node in nodes],
+        nodes,
         "region",
-        [onnx.ValueInfoProto(name=name) for name in values],
-        [onnx.ValueInfoProto(name=output)],
+        [onnx.ValueInfoProto(name=name) for name in feeds],
+        [onnx.ValueInfoProto(name=name) for name in outputs],
     )
-    evaluator = reference.ReferenceEvaluator(graph, opsets={"": opset})
-    return as_double(from_array(evaluator.run([output], values)[0]))
+    evaluator = reference.ReferenceEvaluator(graph, opsets=dict(opsets))
+    found = evaluator.run([*outputs], {name: as_array(value) for name, value in feeds.items()})
+    return [from_array(value) for value in found]
 
 
 def constant_of(node: NodeProto) -> Tensor | None:
