@@ -27,11 +27,11 @@ from plots import COLOURS, Panel, Point, Series, save
 from tables import ROOT, fill, markdown
 from tradeoff_slices import MODELS, SLICES, measure, merged, prepare
 
-from reparam.report import load_results
+from reparam.report import load_results, sentence
 from reparam.report.numbers import significant
 from reparam.report.published import REPARAMETERIZED_FAMILIES
 from reparam.report.results import ModelRecord, Results
-from reparam.report.tradeoff import Duel, Tradeoff, short_label, tradeoffs, verdict
+from reparam.report.tradeoff import Duel, Tradeoff, short_label, tradeoffs
 
 PAGE = ROOT / "docs" / "deploy.md"
 PICTURE = ROOT / "docs" / "images" / "tradeoff.svg"
@@ -44,7 +44,9 @@ def page_tables(results: Results) -> dict[str, str]:
     by_batch = {each.group.input_shape[0]: each for each in tradeoffs(results)}
     tables = {"tradeoff-nets": nets_table(by_batch[1])}
     for batch, compared in by_batch.items():
-        told = "\n".join(f"- {verdict(compared, engine)}" for engine in compared.engines)
+        told = "\n".join(
+            f"- {sentence('verdict', compared, engine)}" for engine in compared.engines
+        )
         tables[f"tradeoff-{batch}"] = f"{told}\n\n{pairs_table(compared)}"
     return tables
 

@@ -71,11 +71,11 @@ def test_bars_are_as_long_as_their_values(chromium: Any, page_file: Path) -> Non
 
 def test_memory_steps_share_one_scale_from_zero(chromium: Any, page_file: Path) -> None:
     page, _ = browser.opened(chromium, page_file, viewport=WIDE)
-    heights = page.locator("#memory .panel").evaluate_all(
-        "panels => panels.map(panel => Math.max(...[...panel.querySelectorAll('.step')]"
-        ".map(step => step.getBBox().height)))"
+    longest = page.locator("#memory .panel").evaluate_all(
+        "panels => panels.map(panel => Math.max(...[...panel.querySelectorAll('.bar')]"
+        ".map(step => step.getBoundingClientRect().width)))"
     )
-    assert [height / heights[2] for height in heights] == pytest.approx([2.0, 1.5, 1.0], abs=0.01)
+    assert [width / longest[2] for width in longest] == pytest.approx([2.0, 1.5, 1.0], abs=0.01)
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
@@ -322,10 +322,10 @@ def test_layers_kept_in_float_have_a_mark_of_their_own(
 def test_layer_table_sorts_by_number(chromium: Any, compressed_file: Path) -> None:
     page, _ = browser.opened(chromium, compressed_file, viewport=WIDE)
     page.locator("#int8 summary", has_text="All 30 layers in numbers").click()
-    table = page.locator("#int8 table").first
+    table = page.locator("#int8 .whole table")
     table.locator("thead button", has_text="Output dB").click()
     table.locator("thead button", has_text="Output dB").click()
-    column = table.locator("tbody td:nth-child(7)").all_inner_texts()
+    column = table.locator("tbody td:nth-child(8)").all_inner_texts()
     assert column == [f"{60 - index:.1f}" for index in range(30)]
 
 

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import re
-from html import unescape
 
 import pytest
 
 import reparam
 from reparam.errors import InputError
 from reparam.report import Results, load_results, merge, page_html, to_json
-from reparam.report.sentences import headline
 
 from . import difference_cases
+from .reading import headline, words
 
 
 def results(change: str) -> Results:
@@ -22,9 +20,8 @@ def results(change: str) -> Results:
 
 
 def shown(of: Results) -> str:
-    """The words of a page, without its styles."""
-    body = page_html(of).partition("<body>")[2]
-    return unescape(re.sub(r"<[^>]*>", " ", body))
+    """The words of a page."""
+    return words(page_html(of).partition("<body>")[2])
 
 
 @pytest.mark.parametrize("change", ["", "weight", "bias", "operation", "infinite"])
@@ -37,12 +34,12 @@ def test_what_was_found_survives_json(change: str) -> None:
 def test_the_page_names_layers_channel_tap_and_both_values() -> None:
     found = difference_cases.parted("weight")
     assert found.detail["index"] == (2, 1, 0, 2)
-    words = shown(difference_cases.page(found))
-    assert "output channel 2, input 1, tap (0, 2)" in words
+    told = shown(difference_cases.page(found))
+    assert "output channel 2, input 1, tap (0, 2)" in told
     for value in (found.detail["left"], found.detail["right"]):
-        assert f"{value:.9g}" in words
+        assert f"{value:.9g}" in told
     for name in ("Conv2d", "BatchNorm2d", "mine", "yours", "3×3 conv 3 → 8"):
-        assert words.count(name) >= 2 or name in ("mine", "yours")
+        assert told.count(name) >= 2 or name in ("mine", "yours")
 
 
 def test_the_drawn_kernel_is_the_fused_kernel() -> None:
@@ -66,14 +63,14 @@ def test_other_partings_are_drawn_without_a_kernel() -> None:
 
 def test_a_proof_is_told_as_one_and_has_no_drawing() -> None:
     equal = results("")
-    assert "".join(phrase.text for phrase in headline(equal)).startswith("Proven equal")
+    assert headline(equal).startswith("Proven equal")
     assert "parting" not in page_html(equal).partition("<body>")[2]
 
 
 def test_several_comparisons_share_a_page() -> None:
     both = merge([results(""), results("weight")])
     assert len(both.differences) == 2
-    assert "1 of 2" in "".join(phrase.text for phrase in headline(both))
+    assert "1 of 2" in headline(both)
     assert shown(both).count("mine and yours") >= 2
 
 

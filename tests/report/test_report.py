@@ -2,30 +2,23 @@
 
 from __future__ import annotations
 
-import csv
 import dataclasses
-import io
 import json
 from html.parser import HTMLParser
 from typing import TYPE_CHECKING
-from urllib.parse import unquote
 
 import pytest
 
 from reparam.errors import InputError
-from reparam.report import load_results, page_html, render, to_json
-from reparam.report.charts import Bar, bar_chart
-from reparam.report.engines import on_one_scale
+from reparam.report import load_results, page_html, render, sentence, to_json
+from reparam.report.marks import Row, bar, bar_chart
 from reparam.report.results import AgreementRecord, BlockRecord, BranchRecord, Results
-from reparam.report.sentences import accuracy_remarks, headline, latency_remarks, memory_remarks
-from reparam.report.twins import twins_remarks
+from reparam.report.timing import against_others, on_one_scale
+
+from .reading import headline, numbers, table, words
 
 if TYPE_CHECKING:
     from pathlib import Path
-
-
-def sentence(results: Results) -> str:
-    return "".join(phrase.text for phrase in headline(results))
 
 
 def flipped(results: Results) -> Results:
@@ -43,7 +36,7 @@ def flipped(results: Results) -> Results:
 
 
 def test_headline_is_computed(results: Results) -> None:
-    assert sentence(results) == (
+    assert headline(results) == (
         "22 convolutions became 11: the same predictions on all 360 test images, "
         "2.05× faster in eager PyTorch, 2.00× less peak activation memory in a block."
     )
@@ -53,7 +46,7 @@ def test_headline_hides_nothing(results: Results) -> None:
     worse = dataclasses.replace(
         flipped(results), agreement=(AgreementRecord("train", "deploy", 358, 360),)
     )
-    assert sentence(worse) == (
+    assert headline(worse) == (
         "22 convolutions became 11: the predictions differ on 2 of 360 test images, "
         "2.05× slower in eager PyTorch, 2.00× more peak activation memory in a block."
     )
@@ -69,7 +62,7 @@ def test_the_headline_s_factor_is_that_of_the_times_below_it(results: Results) -
         for row in group.rows
     )
     shown = dataclasses.replace(results, latency=(dataclasses.replace(group, rows=rows),))
-    assert "2.25× faster in eager PyTorch" in sentence(shown)
+    assert "2.25× faster in eager PyTorch" in headline(shown)
     assert "9.00 ms → 4.00 ms" in page_html(shown)
 
 
@@ -91,7 +84,7 @@ def test_engines_of_very_different_speed_have_their_own_scale(results: Results) 
 
 def test_headline_without_measurements_is_the_title() -> None:
     bare = Results(title="Nothing yet", created="", models=())
-    assert sentence(bare) == "Nothing yet"
+    assert headline(bare) == "Nothing yet"
     assert "Nothing yet" in page_html(bare)
 
 
@@ -99,7 +92,7 @@ def test_equal_speed_is_called_equal(results: Results) -> None:
     group = results.latency[0]
     rows = tuple(dataclasses.replace(row, samples_ms=(2.0, 2.01)) for row in group.rows)
     same = dataclasses.replace(results, latency=(dataclasses.replace(group, rows=rows),))
-    assert "the same speed" in sentence(same)
+    assert "the same speed" in headline(same)
 
 
 def test_no_winner_is_named_that_did_not_win_most_rounds(results: Results) -> None:
@@ -110,9 +103,11 @@ def test_no_winner_is_named_that_did_not_win_most_rounds(results: Results) -> No
         for row in group.rows
     )
     unsure = dataclasses.replace(results, latency=(dataclasses.replace(group, rows=rows),))
-    assert "no clear difference in speed" in sentence(unsure)
-    remark = latency_remarks(unsure, unsure.latency[0])[0]
-    assert remark.endswith("is clearly faster in this run.")
+    assert "no clear difference in speed" in headline(unsure)
+    duel = against_others(unsure, unsure.latency[0])[0]
+    assert sentence("duel", duel).endswith("is clearly faster in this run.")
+    (first, *_) = table(unsure, f"Deploy form against others, {group.title}")[1:]
+    assert first[1].endswith("undecided")
 
 
 @pytest.mark.parametrize(
@@ -127,20 +122,33 @@ def test_what_branches_bring_is_told_as_far_as_the_images_tell_it(
     twins = dataclasses.replace(
         results.twins, twins=(plain, dataclasses.replace(wide, correct=correct))
     )
-    assert told in twins_remarks(twins)[-1]
+    assert told in sentence("twins", twins)
 
 
-def test_remarks_name_the_engine_in_which_the_comparator_wins(results: Results) -> None:
-    remarks = latency_remarks(results, results.latency[0])
-    assert "In eager PyTorch the deploy form is 1.30× faster than ResNet of equal size." in remarks
-    assert "In ONNX Runtime the deploy form is 1.14× slower than ResNet of equal size." in remarks
-    assert accuracy_remarks(results)[0] == "Both forms get 356 of 360 images right."
+def test_the_engine_in_which_the_comparator_wins_is_named(results: Results) -> None:
+    (group,) = results.latency
+    assert table(results, f"Deploy form against others, {group.title}") == [
+        ["Engine", "RepVGG, train form", "ResNet of equal size"],
+        ["eager PyTorch", "2.05× (2.05 to 2.05)", "1.30× (1.30 to 1.30)"],
+        ["ONNX Runtime", "1.38× (1.38 to 1.38)", "0.875× (0.87 to 0.87)"],
+    ]
+    told = [sentence("duel", duel) for duel in against_others(results, group)]
+    assert "In eager PyTorch the deploy form is 1.30× faster than ResNet of equal size." in told
+    assert "In ONNX Runtime the deploy form is 1.14× slower than ResNet of equal size." in told
 
 
-def test_memory_remarks_compare_with_the_deploy_form(results: Results) -> None:
-    remarks = memory_remarks(results, results.memory[0])
-    assert "Single path: 2.00× less than Multi-branch, train form." in remarks
-    assert "Single path: 1.50× less than Residual block." in remarks
+def test_images_that_are_right_are_counted(results: Results) -> None:
+    lines = table(results, "Images right")
+    assert ["RepVGG, deploy form", "ONNX Runtime", "356", "360", "test images"] in lines
+    assert ["ResNet of equal size", "eager", "355", "360", "test images"] in lines
+
+
+def test_peaks_are_compared_with_the_deploy_form(results: Results) -> None:
+    assert table(results, results.memory[0].title)[1:] == [
+        ["Multi-branch, train form", "512 KiB", "4×", "2.00×"],
+        ["Residual block", "384 KiB", "3×", "1.50×"],
+        ["Single path", "256 KiB", "2×", "1.00×"],
+    ]
 
 
 def test_page_is_self_contained_and_small(results: Results, tmp_path: Path) -> None:
@@ -181,20 +189,25 @@ def test_elements_are_balanced(results: Results) -> None:
     assert parser.open == []
 
 
-def test_csv_link_holds_the_numbers(results: Results) -> None:
-    text = page_html(results)
-    start = text.index("data:text/csv;charset=utf-8,") + len("data:text/csv;charset=utf-8,")
-    rows = list(csv.reader(io.StringIO(unquote(text[start : text.index('"', start)]))))
+def test_csv_link_holds_the_numbers_of_the_tables(results: Results) -> None:
+    rows = numbers(results)
     assert rows[0] == ["section", "group", "subject", "quantity", "value", "unit"]
-    assert [
-        "latency",
-        "The trained nets",
-        "RepVGG, deploy form, eager",
-        "median",
-        "2.0",
-        "ms",
-    ] in rows
-    assert ["refusals", "average pooling", "pool", "reason", "alone <it> costs less", ""] in rows
+    subject = "RepVGG, deploy form, eager"
+    assert ["latency", "Latency, The trained nets", subject, "Median", "2.0", "ms"] in rows
+    region = ["plan", "Regions that fold", "stages.0.0"]
+    assert [*region, "Stored numbers, before", "10432", "count"] in rows
+    assert [*region, "Stored numbers, after", "9248", "count"] in rows
+    reason = ["pool, average pooling", "Why", "alone <it> costs less", ""]
+    assert ["plan", "Left as it is", *reason] in rows
+    loss = ["accuracy", "Training loss", "2", "RepVGG, train form", "0.4", ""]
+    assert loss in rows
+
+
+def test_a_name_is_no_formula_of_a_spreadsheet(results: Results) -> None:
+    named = dataclasses.replace(results.models[0], label="=HYPERLINK(0)")
+    rows = numbers(dataclasses.replace(results, models=(named, *results.models[1:])))
+    assert not [cell for row in rows for cell in row if cell.startswith("=")]
+    assert [cell for row in rows for cell in row if cell.startswith("'=HYPERLINK(0)")]
 
 
 def test_results_survive_json(results: Results, tmp_path: Path) -> None:
@@ -238,11 +251,11 @@ def test_not_a_results_file(tmp_path: Path) -> None:
 
 
 def test_bars_start_at_zero_and_speak() -> None:
-    chart = bar_chart(
-        [Bar("a", "", "train", 5.0, 4.0, 6.0, "5.00 ms")], unit="ms", summary="One bar"
-    )
-    assert 'class="bar" style="left:0.00%' in chart
-    assert 'aria-label="One bar. a: 5.00 ms."' in chart
+    row = Row("a", bar(5.0, interval=(4.0, 6.0)), "5.00 ms", role="train")
+    chart = bar_chart([row], unit="ms", summary="One bar")
+    assert chart.axis.ticks[0] == 0.0
+    assert row.marks[0].start == 0
+    assert chart.parts() == [([row], "One bar. a: 5.00 ms.")]
 
 
 def test_drawing_of_a_block_follows_its_branches(results: Results) -> None:
@@ -253,5 +266,6 @@ def test_drawing_of_a_block_follows_its_branches(results: Results) -> None:
         after=(BranchRecord(("conv 7×7",)),),
     )
     text = page_html(dataclasses.replace(results, block=wide))
+    assert words(text).count("conv 7×7") == 2
     assert "b, train form: 4 parallel paths, summed: conv 1×1, BN; conv 3×3, BN" in text
     assert "b, deploy form: one path: conv 7×7." in text

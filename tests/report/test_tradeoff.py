@@ -10,24 +10,23 @@ import pytest
 
 from reparam.deploy.benchmarking import BenchmarkResult, Case, Measurement
 from reparam.errors import InputError
-from reparam.report import from_benchmark, load_results, merge, page_html
+from reparam.report import from_benchmark, load_results, merge, page_html, sentence
 from reparam.report.benchmarks import model_details
-from reparam.report.engines import engine_remarks, form_remarks
 from reparam.report.paired import paired
 from reparam.report.published import REPARAMETERIZED_FAMILIES, published
 from reparam.report.results import ModelRecord, Results
-from reparam.report.scatter import Mark, scatter
-from reparam.report.sentences import figures, headline
-from reparam.report.tradeoff import pareto_front, tradeoffs, verdict
+from reparam.report.scatter import Dot, Scatter
+from reparam.report.tradeoff import pareto_front, tradeoffs
 
 from .conftest import MILLISECONDS, measurement
+from .reading import figures, headline, table
 
 if TYPE_CHECKING:
     from pathlib import Path
 
 
-def sentence(results: Results) -> str:
-    return "".join(phrase.text for phrase in headline(results))
+def verdict(compared: Any, engine: str) -> str:
+    return sentence("verdict", compared, engine)
 
 
 def only_tradeoff(benchmark: BenchmarkResult) -> Any:
@@ -117,14 +116,14 @@ def test_no_winner_without_most_rounds(benchmark: BenchmarkResult) -> None:
 
 def test_headline_and_figures_count_wins(benchmark: BenchmarkResult) -> None:
     results = from_benchmark(benchmark)
-    assert sentence(results) == (
+    assert headline(results) == (
         "At equal or better published accuracy, re-parameterized nets are clearly faster in 2 of 2 "
         "pairs in eager PyTorch and 1 of 2 in ONNX Runtime."
     )
-    assert [(f.value, f.label) for f in figures(results)] == [
-        ("2 of 2", "pairs won in eager PyTorch"),
-        ("1 of 2", "pairs won in ONNX Runtime"),
-    ]
+    assert figures(results) == {
+        "pairs won in eager PyTorch": ("2 of 2", "1.60× to 2.33× as fast"),
+        "pairs won in ONNX Runtime": ("1 of 2", "0.82× to 1.33× as fast"),
+    }
 
 
 def test_the_front_is_what_nothing_beats(benchmark: BenchmarkResult) -> None:
@@ -164,18 +163,18 @@ def test_a_plain_stored_benchmark_is_known_by_its_names() -> None:
 
 def test_forms_of_one_model_are_the_story(forms: BenchmarkResult) -> None:
     results = from_benchmark(forms)
-    assert sentence(results) == "44 convolutions became 22: 2.00× faster in eager PyTorch."
-    assert form_remarks(results, results.benchmarks[0]) == [
-        "In eager PyTorch the deploy form against the train form: RepVGG-A0 2.00× faster."
+    assert headline(results) == "44 convolutions became 22: 2.00× faster in eager PyTorch."
+    assert table(results, f"Deploy over train form, {results.benchmarks[0].title}") == [
+        ["Engine", "RepVGG-A0"],
+        ["eager PyTorch", "2.00× (2.00 to 2.00)"],
     ]
 
 
 def test_engines_are_told_by_their_times(benchmark: BenchmarkResult) -> None:
-    (group,) = from_benchmark(benchmark).benchmarks
-    gain = "1.67× to 2.00× as fast as eager PyTorch"
-    assert engine_remarks(group) == [
-        f"ONNX Runtime has the least median time for 3 of 4 models, {gain}.",
-        "Eager PyTorch has the least median time for 1 of 4 models.",
+    results = from_benchmark(benchmark)
+    assert table(results, f"Fastest engines, {results.benchmarks[0].title}")[1:] == [
+        ["ONNX Runtime", "3 of 4", "1.67× to 2.00×"],
+        ["eager PyTorch", "1 of 4", "–"],
     ]
 
 
@@ -221,12 +220,12 @@ def test_blocks_are_drawn_with_their_prediction_and_change_no_headline(
     benchmark: BenchmarkResult,
 ) -> None:
     results = from_benchmark(with_blocks(benchmark, 3, 2, 1))
-    assert sentence(results) == sentence(from_benchmark(benchmark))
+    assert headline(results) == headline(from_benchmark(benchmark))
     assert figures(results) == figures(from_benchmark(benchmark))
     page = page_html(results)
     assert "Peaks in units of the input: counted, and as the branches let expect" in page
-    assert "1 branches: 3.00× less than 3 branches." in page
-    assert "predicted%20peak" in page
+    assert ["3 branches", "3.00 KiB", "3×", "3×", "3.00×"] in table(results, "One block")
+    assert "Predicted" in page
     assert "role-comparator" in page
 
 
@@ -249,7 +248,7 @@ def test_files_of_both_kinds_share_a_page(
 ) -> None:
     benchmark.save(tmp_path / "bench.json")
     both = merge([results, load_results(tmp_path / "bench.json")])
-    assert sentence(both) == sentence(results)
+    assert headline(both) == headline(results)
     assert len({model.key for model in both.models}) == len(both.models) == 3 + len(MILLISECONDS)
     assert both.environment["torch"] == "2.14.1"
     assert both.environment["cpu"] == "– / an invented CPU"
@@ -257,7 +256,7 @@ def test_files_of_both_kinds_share_a_page(
     assert 'id="tradeoff"' in text
     assert 'id="memory"' in text
     swapped = merge([load_results(tmp_path / "bench.json"), results])
-    assert sentence(swapped) == sentence(results)
+    assert headline(swapped) == headline(results)
 
 
 def test_the_same_file_twice_keeps_the_runs_apart(benchmark: BenchmarkResult) -> None:
@@ -307,12 +306,10 @@ def test_ratio_is_paired_not_of_medians() -> None:
 
 def test_names_of_near_points_do_not_cover_one_another() -> None:
     marks = [
-        Mark("", f"name {i}", "deploy", 10.0 + 0.2 * i, 9.0, 11.0, 75.0, ("fact",), strong=False)
+        Dot("", f"name {i}", "deploy", 10.0 + 0.2 * i, 9.0, 11.0, 75.0, ("fact",), strong=False)
         for i in range(3)
     ]
-    drawn = scatter(marks, x_title="x", y_title="y", summary="s")
-    assert len({side for side in ("up left", "up right", "down left", "down right")
-                if f'class="tag {side}"' in drawn}) == 3  # fmt: skip
+    assert len(set(Scatter(marks, x_title="x", y_title="y", summary="s").sides())) == 3
 
 
 def test_a_model_record_without_counts_is_drawn() -> None:

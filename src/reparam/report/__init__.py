@@ -8,7 +8,7 @@ from reparam.report.from_plan import from_plan
 from reparam.report.from_pruning import from_prune
 from reparam.report.from_quantizing import from_quantize
 from reparam.report.loading import load_results, merge
-from reparam.report.page import page_html, render
+from reparam.report.page import page_html, render, sentence
 from reparam.report.results import Results, to_json
 
 __all__ = [
@@ -22,5 +22,6 @@ __all__ = [
     "merge",
     "page_html",
     "render",
+    "sentence",
     "to_json",
 ]

@@ -1,242 +1,229 @@
-"""What a page shows of a net in eight bits: drawings, what follows from them, and tables."""
+"""What the page shows of nets in eight bits."""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from reparam.report._markup import typeset
-from reparam.report.charts import Bar, Ranked, Reference, bar_chart, ranked_chart
-from reparam.report.int8_sentences import HARMLESS, advice, lost, size_clause
+from reparam.report.marks import Axis, Chart, Mark, Row, accuracy_chart, bar, bar_chart, share_bar
 from reparam.report.numbers import (
     NOTHING,
     decibels,
     kibibytes,
     noise_share,
+    of,
     percent,
-    wilson_interval,
+    typeset,
 )
-from reparam.report.phrases import points
+from reparam.report.sections import Part, section
+from reparam.report.tables import Column, Line, Table
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from reparam.lab.quantizing.diagnosing import LayerDiagnosis
     from reparam.report.compressed import QuantizationRecord
+    from reparam.report.results import Results
 
-__all__ = ["int8_section"]
+__all__ = ["HARMLESS", "decibel_ticks", "points_lost"]
 
-_MOST_ROWS = 24
-_FLOAT, _INT8 = "comparator", "deploy"
+HARMLESS = 0.5
+"""Points of accuracy that quantization usually costs."""
+
+_MOST = 24
+"""Layers that are drawn at once; the others unfold."""
+
+_LEAST, _GREATEST = -20.0, 100.0
+"""Decibels that a ranking reaches; marks beyond stand at its ends, with their numbers beside."""
 
 
-def int8_section(record: QuantizationRecord) -> dict[str, Any]:
-    """The drawings, what follows from them, and the numbers of one net."""
-    return {
-        "title": f"{record.model} in {record.engine}",
-        "conditions": (
-            f"Judged on {record.judged_on}; calibrated on {_source(record.calibration)}. "
-            f"File: {record.file} ({record.format})."
+def points_lost(record: QuantizationRecord) -> float | None:
+    """Points of accuracy lost; where no classes are known, of agreement; None for neither."""
+    if record.correct_float is not None and record.correct is not None:
+        return 100 * (record.correct_float - record.correct) / record.samples
+    if record.agree is None:
+        return None
+    return 100 * (1 - record.agree / record.samples)
+
+
+@section("int8", "Eight bits")
+def _int8(results: Results) -> Iterable[Part]:
+    if results.quantizations:
+        yield Part(tables={"overview": _overview(results.quantizations)})
+    for record in results.quantizations:
+        charts = {"size": _sizes(record)}
+        if record.correct is not None and record.correct_float is not None:
+            charts["accuracy"] = _accuracy(record)
+        tables = {}
+        ordered = sorted(record.layers, key=lambda layer: layer.output_db)
+        if ordered:
+            charts["layers"] = _ranking(record)
+            tables["layers"] = _layers(record)
+        if record.equalised:
+            tables["equalised"] = _equalised(record)
+        facts = {"ordered": ordered, "long": len(ordered) > _MOST}
+        yield Part(record, charts, tables, facts)
+
+
+def _overview(records: Sequence[QuantizationRecord]) -> Table:
+    judged = ("right", "of")
+    columns = [
+        Column("Net"), Column("Engine", names=True),
+        Column("Float", _counted, "samples", judged),
+        Column("Eight bits", _counted, "samples", judged),
+        Column("Points lost", "{:.2f}".format),
+        Column("Same class", _counted, "samples", ("same", "of")),
+        Column("Signal to noise", _noise, "dB"),
+        Column("Layers in eight bits", of, "layers", ("layers", "of")),
+        Column("Size", _sizes_told, "bytes", ("float parameters", "file")),
+    ]  # fmt: skip
+    lines = [
+        Line(
+            r.model,
+            [
+                r.engine,
+                None if r.correct_float is None else (r.correct_float, r.samples),
+                None if r.correct is None else (r.correct, r.samples),
+                points_lost(r),
+                None if r.agree is None else (r.agree, r.samples),
+                r.output_db,
+                (len(r.quantized), len(r.quantized) + len(r.kept_float)),
+                (r.float_bytes, r.size_bytes),
+            ],
+        )
+        for r in records
+    ]
+    caption = (
+        "Float beside eight bits on the same samples, in the engine; points lost are below zero "
+        "where accuracy was gained; noise is told as an error of the output, too"
+    )
+    return Table("Nets in eight bits", caption, columns, lines)
+
+
+def _counted(pair: tuple[int, int]) -> str:
+    return f"{pair[0]:,} ({percent(pair[0] / pair[1])})"
+
+
+def _noise(value: float) -> str:
+    return decibels(value) if value >= NOTHING else f"{decibels(value)} ({noise_share(value)})"
+
+
+def _sizes_told(pair: tuple[int, int]) -> str:
+    return f"{kibibytes(pair[0])} → {kibibytes(pair[1])}"
+
+
+def _accuracy(record: QuantizationRecord) -> Chart:
+    rows = [
+        share_bar(
+            "Float", "comparator", record.correct_float or 0, record.samples, detail="PyTorch"
         ),
-        "remarks": _remarks(record),
-        "accuracy": _accuracy_chart(record),
-        "size": _size_chart(record),
-        "done": _done(record),
-        "next": _next(record),
-        "diagnosis": _diagnosis(record) if record.layers else None,
-        "equalised": [
-            {
-                "source": place.source,
-                "readers": ", ".join(place.readers),
-                "before": f"{place.spread_before:.2f}×",
-                "after": f"{place.spread_after:.2f}×",
-                "before_sort": repr(place.spread_before),
-                "after_sort": repr(place.spread_after),
-            }
-            for place in record.equalised
-        ],
-        "row": _overview(record),
-    }
-
-
-def _source(calibration: str) -> str:
-    """Where samples come from, without counting them twice.
-
-    >>> _source("300 samples: 300 training images of digits")
-    '300 training images of digits'
-    """
-    return calibration.partition(" samples: ")[2] or calibration or "data that nobody named"
-
-
-def _remarks(record: QuantizationRecord) -> list[str]:
-    told = []
-    drop = lost(record)
-    if record.correct is not None and record.correct_float is not None and drop is not None:
-        told.append(
-            f"Of {record.samples:,} samples the float net gets {record.correct_float:,} right, "
-            f"the file in eight bits {record.correct:,}: {points(drop)}."
-        )
-    if record.agree is not None:
-        changed = record.samples - record.agree
-        told.append(
-            f"Both were run on the same samples; {changed:,} of them "
-            f"({percent(changed / record.samples)}) changed class."
-        )
-    told.append(
-        f"At the output the signal stands {decibels(record.output_db)} above the rounding noise, "
-        f"an error of {noise_share(record.output_db)}."
-    )
-    total = len(record.quantized) + len(record.kept_float)
-    told.append(
-        f"{len(record.quantized)} of {total} layers are in eight bits, {size_clause(record)} "
-        f"({kibibytes(record.float_bytes)} → {kibibytes(record.size_bytes)})."
-    )
-    return told
-
-
-def _accuracy_chart(record: QuantizationRecord) -> str:
-    """Both accuracies with their intervals, where classes are known."""
-    if record.correct is None or record.correct_float is None:
-        return ""
-    bars = [
-        _accuracy_bar("Float", "PyTorch", _FLOAT, record.correct_float, record.samples),
-        _accuracy_bar("Eight bits", record.engine, _INT8, record.correct, record.samples),
+        share_bar(
+            "Eight bits", "deploy", record.correct or 0, record.samples, detail=record.engine
+        ),
     ]
-    summary = f"Accuracy of {record.model} in float and in eight bits"
-    return bar_chart(bars, unit="% correct", summary=summary, maximum=100)
+    return accuracy_chart(rows, f"Accuracy of {record.model} in float and in eight bits")
 
 
-def _accuracy_bar(label: str, detail: str, role: str, correct: int, samples: int) -> Bar:
-    low, high = (100 * limit for limit in wilson_interval(correct, samples))
-    share = correct / samples
-    return Bar(label, detail, role, 100 * share, low, high, percent(share))
-
-
-def _size_chart(record: QuantizationRecord) -> str:
-    rows = (
-        ("Float", "parameters", _FLOAT, record.float_bytes),
-        ("Eight bits", "the whole file", _INT8, record.size_bytes),
+def _sizes(record: QuantizationRecord) -> Chart:
+    told = (
+        ("Float", "parameters", "comparator", record.float_bytes),
+        ("Eight bits", "the whole file", "deploy", record.size_bytes),
     )
-    bars = [
-        Bar(label, detail, role, size / 1024, size / 1024, size / 1024, kibibytes(size))
-        for label, detail, role, size in rows
+    rows = [
+        Row(label, bar(size / 1024), kibibytes(size), detail, role)
+        for label, detail, role, size in told
     ]
-    return bar_chart(bars, unit="KiB", summary=f"Size of {record.model}")
+    return bar_chart(rows, unit="KiB", summary=f"Size of {record.model}")
 
 
-def _done(record: QuantizationRecord) -> list[str]:
-    """The remedies, applied or not."""
-    places = len(record.equalised)
-    kept = ", ".join(record.kept_float)
-    return [
-        "Biases were corrected, so that channels keep the means that they have in float."
-        if record.bias_corrected
-        else "Biases were not corrected (--bias-correction).",
-        f"Channels were equalised at {places} {'place' if places == 1 else 'places'}."
-        if places
-        else "Channels were not equalised (--equalize).",
-        f"Left in float: {kept}." if kept else "No layer was left in float (--keep-float N).",
-    ]
-
-
-def _next(record: QuantizationRecord) -> str:
-    if hint := advice(record):
-        return f"{hint}."
-    drop = lost(record)
-    if drop is None:
-        return "No classes are known, so that no loss can be told; judge the file where it is used."
-    return f"Not more than {HARMLESS:g} points were lost, which quantization usually costs."
-
-
-def _diagnosis(record: QuantizationRecord) -> dict[str, Any]:
-    ordered = sorted(record.layers, key=lambda layer: layer.output_db)
-    references = [Reference(record.output_db, f"the file in {record.engine}", dashed=False)]
+def _ranking(record: QuantizationRecord) -> Chart:
+    """The layers by what each costs if it alone is rounded; further left is worse."""
+    lines = [("across solid", record.output_db, f"the file in {record.engine}")]
     if record.simulated_db is not None:
         how = " without corrected biases" if record.bias_corrected else ""
-        label = f"all layers at once, simulated{how}"
-        simulated = Reference(record.simulated_db, label, dashed=True)
-        references.append(simulated)
-    return {
-        "chart": ranked_chart(
-            [_ranked(layer, record) for layer in ordered],
-            references,
-            names=("in eight bits", "left in float")
-            if record.kept_float
-            else ("in eight bits", ""),
-            summary="Signal to noise at the output if one layer alone is rounded, worst first",
-            most=_MOST_ROWS,
-        ),
-        "samples": record.simulated_on,
-        "worst": _worst(ordered, record),
-        "rows": [_layer_row(layer, record) for layer in ordered],
-        "long": len(ordered) > _MOST_ROWS,
-        "flips": any(layer.flips is not None for layer in ordered),
-    }
-
-
-def _ranked(layer: LayerDiagnosis, record: QuantizationRecord) -> Ranked:
-    return Ranked(
-        label=layer.name,
-        detail=typeset(layer.what),
-        value=layer.output_db,
-        shown=decibels(layer.output_db),
-        marked=layer.name in record.kept_float,
+        lines.append(("across dashed", record.simulated_db, f"all layers at once, simulated{how}"))
+    across = [Mark("rule", -math.inf, math.inf), *(Mark(kind, at) for kind, at, _ in lines)]
+    rows = []
+    for layer in sorted(record.layers, key=lambda layer: layer.output_db):
+        kept, shown = layer.name in record.kept_float, decibels(layer.output_db)
+        # Shape and tone differ, for not everybody sees the tone.
+        shape, tone = ("ring", "comparator") if kept else ("disc", "deploy")
+        marks = [*across, Mark(f"dotmark {shape}", layer.output_db)]
+        rows.append(Row(layer.name, marks, shown, typeset(layer.what), tone, spoken=shown))
+    axis = Axis(
+        decibel_ticks([*(m.output_db for m in record.layers), *(v for _, v, _ in lines)]), "dB"
     )
+    legend = [("dotmark disc role-deploy", "in eight bits")]
+    legend += [("dotmark ring role-comparator", "left in float")] if record.kept_float else []
+    legend += [(kind.replace("across", "stroke"), name) for kind, _, name in lines]
+    summary = "Signal to noise at the output if one layer alone is rounded, worst first"
+    also = [f"{name}: {value:.1f} dB" for _, value, name in lines]
+    return Chart(
+        summary, axis, rows, "ranks", layers=True, legend=legend, also=also, most=_MOST,
+        more="more layers, which hurt less",
+    )  # fmt: skip
 
 
-def _worst(ordered: Sequence[LayerDiagnosis], record: QuantizationRecord) -> str:
-    """Which layer hurts most, what of it, and what became of it."""
-    worst = ordered[0]
-    sides = ("weights", worst.weight_db), ("input", worst.input_db)
-    (worse, least), (better, most) = sorted(sides, key=lambda side: side[1])
-    told = (
-        f"{worst.name} hurts most: rounded alone it leaves {decibels(worst.output_db)} at the "
-        f"output. Its {worse} ({decibels(least)}) lost more than its {better} ({decibels(most)})."
+def decibel_ticks(values: Sequence[float]) -> list[float]:
+    """Round values around all of `values`, as far as a drawing of them goes.
+
+    >>> decibel_ticks([31.0, 33.2, 47.9])
+    [30.0, 35.0, 40.0, 45.0, 50.0]
+    >>> decibel_ticks([12.0, 200.0])
+    [0.0, 20.0, 40.0, 60.0, 80.0, 100.0]
+    """
+    held = [min(max(value, _LEAST), _GREATEST) for value in values]
+    reach = max(held) - min(held)
+    step = 5.0 if reach <= 25 else 10.0 if reach <= 50 else 20.0
+    low = math.floor(min(held) / step)
+    high = max(math.ceil(max(held) / step), low + 1)
+    return [step * index for index in range(low, high + 1)]
+
+
+def _layers(record: QuantizationRecord) -> Table:
+    ends = ("low", "high")
+    columns = [
+        Column("Layer"), Column("Weights", _range, "", ends), Column("Reads", _range, "", ends),
+        *(Column(title, "{:.1f}×".format, "times") for title in ("Weight spread", "Spread")),
+        *(Column(title, _ratio, "dB") for title in ("Weight dB", "Input dB", "Output dB")),
+    ]  # fmt: skip
+    flips = any(layer.flips is not None for layer in record.layers)
+    columns += [Column("Change class", percent, "share")] if flips else []
+    columns += [Column("Stored in")] if record.kept_float else []
+    lines = []
+    for layer in sorted(record.layers, key=lambda layer: layer.output_db):
+        cells: list[Any] = [
+            (layer.weight_low, layer.weight_high), (layer.input_low, layer.input_high),
+            layer.weight_spread, layer.input_spread,
+            layer.weight_db, layer.input_db, layer.output_db, *([layer.flips] if flips else []),
+        ]  # fmt: skip
+        if record.kept_float:
+            cells.append("float" if layer.name in record.kept_float else "eight bits")
+        lines.append(Line(layer.name, cells, remark=typeset(layer.what)))
+    caption = (
+        "Each layer rounded alone: ranges of its equivalent kernel and of what it reads; the "
+        "spread is the widest channel over the median one, which share a step"
     )
-    if worst.name in record.kept_float:
-        return f"{told} It was left in float."
-    if record.simulated_db is None:
-        return told
-    return f"{told} All layers at once: {decibels(record.simulated_db)} by simulation."
+    name = f"Layers of {record.model} in {record.engine}"
+    return Table(name, caption, columns, lines, code=True)
 
 
-def _layer_row(layer: LayerDiagnosis, record: QuantizationRecord) -> dict[str, Any]:
-    cells = [
-        _range(layer.weight_low, layer.weight_high),
-        _range(layer.input_low, layer.input_high),
-        {"shown": f"{layer.input_spread:.1f}×", "sort": repr(layer.input_spread)},
-        *(
-            {"shown": "exact" if db >= NOTHING else f"{db:.1f}", "sort": repr(db)}
-            for db in (layer.weight_db, layer.input_db, layer.output_db)
-        ),
+def _range(ends: tuple[float, float]) -> str:
+    return f"{ends[0]:.2f} to {ends[1]:.2f}"
+
+
+def _ratio(value: float) -> str:
+    return "exact" if value >= NOTHING else f"{value:.1f}"
+
+
+def _equalised(record: QuantizationRecord) -> Table:
+    spread = "{:.2f}×".format
+    columns = [
+        Column("From"), Column("Into", names=True), Column("Before", spread, "times"),
+        Column("After", spread, "times"),
+    ]  # fmt: skip
+    lines = [
+        Line(place.source, [", ".join(place.readers), place.spread_before, place.spread_after])
+        for place in record.equalised
     ]
-    flips = layer.flips
-    return {
-        "name": layer.name,
-        "what": typeset(layer.what),
-        "kept": layer.name in record.kept_float,
-        "cells": cells,
-        "flips": {"shown": "–" if flips is None else percent(flips), "sort": repr(flips or 0.0)},
-    }
-
-
-def _range(low: float, high: float) -> dict[str, str]:
-    """From the least to the largest value; sorted by how wide it is."""
-    return {"shown": f"{low:.2f} to {high:.2f}", "sort": repr(high - low)}
-
-
-def _overview(record: QuantizationRecord) -> dict[str, Any]:
-    """One line of the table of several nets."""
-    drop = lost(record)
-    known = record.correct is not None and record.correct_float is not None
-    accuracy, exact = record.correct or 0, record.correct_float or 0
-    return {
-        "model": record.model,
-        "engine": record.engine,
-        "cells": [
-            {"shown": percent(exact / record.samples) if known else "–", "sort": repr(exact)},
-            {"shown": percent(accuracy / record.samples) if known else "–", "sort": repr(accuracy)},
-            {"shown": "–" if drop is None else f"{drop:.2f}", "sort": repr(drop or 0.0)},
-            {"shown": decibels(record.output_db), "sort": repr(record.output_db)},
-            {"shown": kibibytes(record.size_bytes), "sort": repr(record.size_bytes)},
-        ],
-    }
+    caption = "Spread of the activations between two layers, before and after"
+    name = f"Equalised channels of {record.model} in {record.engine}"
+    return Table(name, caption, columns, lines, code=True)

@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 import math
+import re
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 __all__ = [
     "NOTHING",
+    "change",
     "count",
     "decibels",
     "error",
@@ -13,9 +19,16 @@ __all__ = [
     "milliseconds",
     "nice_ticks",
     "noise_share",
+    "of",
     "percent",
+    "plain",
+    "plural",
     "ratio",
+    "significant",
+    "span",
     "tick",
+    "times",
+    "typeset",
     "wilson_interval",
 ]
 
@@ -116,6 +129,62 @@ def ratio(value: float) -> str:
     return f"{significant(value)}×"
 
 
+def times(value: float) -> str:
+    """How many of one thing another is, without digits that say nothing.
+
+    >>> times(4.0), times(1.5)
+    ('4×', '1.5×')
+    """
+    return f"{value:.3g}×"
+
+
+def plain(value: float) -> str:
+    """A number as it is.
+
+    >>> plain(1437), plain(41.5)
+    ('1,437', '41.5')
+    """
+    return f"{value:,}"
+
+
+def plural(number: int, noun: str) -> str:
+    """A number of things.
+
+    >>> plural(1, "thread"), plural(4, "thread")
+    ('1 thread', '4 threads')
+    """
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
+
+
+def of(pair: tuple[int, int]) -> str:
+    """A part of a whole.
+
+    >>> of((356, 360))
+    '356 of 360'
+    """
+    return f"{pair[0]:,} of {pair[1]:,}"
+
+
+def change(pair: tuple[int, int]) -> str:
+    """A count before and after.
+
+    >>> change((32, 16)), change((10, 10))
+    ('32 → 16', '10')
+    """
+    before, after = pair
+    return f"{before:,} → {after:,}" if before != after else f"{after:,}"
+
+
+def span(values: Sequence[float]) -> str:
+    """The least and the largest of some numbers, once where they read the same.
+
+    >>> span([0.1, 0.25, 0.2]), span([0.5])
+    ('0.10 to 0.25', '0.50')
+    """
+    low, high = (f"{value:.2f}" for value in (min(values), max(values)))
+    return low if low == high else f"{low} to {high}"
+
+
 def error(value: float) -> str:
     """A small difference, in powers of ten.
 
@@ -144,6 +213,15 @@ def noise_share(value: float) -> str:
     ('10 %', '1.0 %')
     """
     return f"{significant(100 * 10 ** (-value / 20), 2)} %"
+
+
+def typeset(words: str) -> str:
+    """Plain ASCII as the planner writes it, with the signs a reader expects.
+
+    >>> typeset("3x3 conv 16->32, stride 2")
+    '3×3 conv 16 → 32, stride 2'
+    """
+    return re.sub(r"(?<=\d)x(?=\d)", "×", words).replace("->", " → ")
 
 
 def nice_ticks(maximum: float, wanted: int = 5) -> list[float]:

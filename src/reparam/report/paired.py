@@ -72,8 +72,8 @@ class Paired:
         return f"{ratio(self.factor)} faster" if self.wins else f"{ratio(1 / self.factor)} slower"
 
 
-def paired(other: Sequence[float], mine: Sequence[float]) -> Paired:
-    """Compare the times of two, one entry a round.
+def paired(other: Sequence[float], mine: Sequence[float], *, of_medians: bool = False) -> Paired:
+    """Compare the times of two, one entry a round; with `of_medians` the factor is theirs.
 
     >>> print(paired([2.0, 2.2, 1.9], [1.0, 1.1, 1.0]))
     2.00× faster
@@ -82,5 +82,6 @@ def paired(other: Sequence[float], mine: Sequence[float]) -> Paired:
     """
     ratios = [theirs / own for theirs, own in zip(other, mine, strict=False)]
     middle = quartiles(ratios)
-    won = sum((each > 1) == (middle.median > 1) for each in ratios) / len(ratios)
-    return Paired(middle.q1, middle.median, middle.q3, won, len(ratios))
+    factor = quartiles(other).median / quartiles(mine).median if of_medians else middle.median
+    won = sum((each > 1) == (factor > 1) for each in ratios) / len(ratios)
+    return Paired(middle.q1, factor, middle.q3, won, len(ratios))

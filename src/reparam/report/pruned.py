@@ -1,91 +1,154 @@
-"""What a page shows of a net with fewer channels: drawings, what follows from them, and tables."""
+"""What the page shows of nets with fewer channels."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from reparam.report._markup import typeset
-from reparam.report.benchmarks import engine_label
-from reparam.report.charts import Bar, WidthRow, bar_chart, width_chart
-from reparam.report.numbers import count, milliseconds, percent, wilson_interval
-from reparam.report.phrases import points, span
-from reparam.report.pruned_sentences import lost, macs_left, parameters_left, target_verdict
+from reparam.report.marks import (
+    Axis,
+    Chart,
+    Mark,
+    Row,
+    accuracy_chart,
+    bar,
+    bar_chart,
+    share_bar,
+)
+from reparam.report.numbers import (
+    change,
+    count,
+    milliseconds,
+    nice_ticks,
+    of,
+    percent,
+    span,
+    typeset,
+)
+from reparam.report.sections import Part, section
+from reparam.report.tables import Column, Line, Table
 
 if TYPE_CHECKING:
-    from reparam.lab.pruning.result import LatencyChange
     from reparam.report.compressed import PruningRecord
+    from reparam.report.results import Results
 
-__all__ = ["pruned_section"]
+__all__ = ["macs_left", "points_lost", "target_met"]
 
-_MOST_ROWS = 40
-_NEAR = 0.03
-"""Shares that differ by no more are called equal."""
+_MOST = 40
+"""Layers that are drawn at once; the others unfold."""
 
-_BEFORE, _AFTER = "comparator", "deploy"
-
-
-def pruned_section(record: PruningRecord) -> dict[str, Any]:
-    """The drawings, what follows from them, and the numbers of one net."""
-    tags = _tags(record)
-    return {
-        "title": f"{record.model}, pruned to {record.target}",
-        "conditions": _conditions(record),
-        "remarks": _remarks(record),
-        "shares": _share_chart(record),
-        "timed": record.latency is not None,
-        "accuracy": _accuracy_chart(record),
-        "widths": width_chart(
-            [
-                WidthRow(
-                    layer.name,
-                    typeset(layer.what),
-                    layer.before[1],
-                    layer.after[1],
-                    tags.get(layer.name, ""),
-                )
-                for layer in record.layers
-            ],
-            summary=f"Output channels of each layer of {record.model}, before and after",
-            most=_MOST_ROWS,
-        ),
-        "layers": [
-            {
-                "name": layer.name,
-                "what": typeset(layer.what),
-                "inputs": _change(layer.before[0], layer.after[0]),
-                "outputs": _change(layer.before[1], layer.after[1]),
-                "tag": tags.get(layer.name, ""),
-            }
-            for layer in record.layers
-        ],
-        "tied": _tied(record),
-        "groups": [
-            {
-                "tag": tag,
-                "layers": group.layers,
-                "cell": _change(group.before, group.after),
-            }
-            for tag, group in zip(_letters(len(record.groups)), record.groups, strict=True)
-        ],
-        "kept": record.kept,
-        "trials": [_trial(record, index) for index in range(len(record.trials))],
-        "row": _overview(record),
-    }
+_PAIR = ("before", "after")
 
 
-def _conditions(record: PruningRecord) -> str:
-    told = [f"Importance of a channel: {record.importance}."]
-    if record.latency is not None:
-        timed = record.latency
-        threads = (
-            "the engine's own number of threads"
-            if timed.threads is None
-            else (f"{timed.threads} thread{'' if timed.threads == 1 else 's'}")
-        )
-        told.append(f"Latency: {engine_label(timed.engine)}, batch {timed.batch}, {threads}.")
-    if record.samples:
-        told.append(f"Judged on {record.samples:,} {record.judged_on or 'samples'}.")
-    return " ".join([*told, f"File: {record.file}."] if record.file else told)
+def points_lost(record: PruningRecord) -> float | None:
+    """Points of accuracy lost, or None where nothing was judged."""
+    before, after = record.correct_before, record.correct_after
+    if before is None or after is None or not record.samples:
+        return None
+    return 100 * (before - after) / record.samples
+
+
+def macs_left(record: PruningRecord) -> float:
+    """Share of the multiply-adds."""
+    return record.multiply_adds_after / record.multiply_adds_before
+
+
+def target_met(record: PruningRecord) -> bool | None:
+    """Whether there is as little left as was asked for; None if that is not known."""
+    if record.macs_share is not None:
+        return macs_left(record) <= record.macs_share
+    if record.latency is None:
+        return None
+    if record.latency_share is not None:
+        return record.latency.ratio <= record.latency_share
+    if record.latency_ms is not None:
+        return 1e3 * record.latency.after <= record.latency_ms
+    return None
+
+
+@section("pruning", "Pruning")
+def _pruning(results: Results) -> Iterable[Part]:
+    if results.prunings:
+        yield Part(tables={"overview": _overview(results.prunings)})
+    for record in results.prunings:
+        tags = _tags(record)
+        charts = {"shares": _shares(record), "widths": _widths(record, tags)}
+        if points_lost(record) is not None:
+            charts["accuracy"] = _accuracy(record)
+        yield Part(record, charts, {"layers": _layers(record)} | _more_tables(record))
+
+
+def _overview(records: Sequence[PruningRecord]) -> Table:
+    columns = [
+        Column("Net"),
+        *(Column(title, _left, "count", _PAIR) for title in ("Multiply-adds", "Parameters")),
+        Column("Latency", _timed, "ms", (*_PAIR, "share")),
+        Column("Accuracy", _judged, "samples", (*_PAIR, "of")),
+        Column("Points lost", "{:.2f}".format),
+        Column("Layers with fewer outputs", of, "layers", ("layers", "of")),
+        Column("Layers tied to others", of, "layers", ("layers", "of")),
+    ]  # fmt: skip
+    lines = []
+    for r in records:
+        layers, timed = len(r.layers), r.latency
+        cells: list[Any] = [
+            (r.multiply_adds_before, r.multiply_adds_after),
+            (r.parameters_before, r.parameters_after),
+            (1e3 * timed.before, 1e3 * timed.after, timed.ratio) if timed else None,
+            None if points_lost(r) is None else (r.correct_before, r.correct_after, r.samples),
+            points_lost(r),
+            (sum(layer.before[1] != layer.after[1] for layer in r.layers), layers),
+            (sum(len(group.layers) for group in r.groups), layers),
+        ]
+        lines.append(Line(r.model, cells))
+    caption = (
+        "Before and after, with the share that is left, and what that cost before any training "
+        "on; points lost are below zero where accuracy was gained"
+    )
+    return Table("Pruned nets", caption, columns, lines)
+
+
+def _left(pair: tuple[int, int]) -> str:
+    return f"{count(pair[0])} → {count(pair[1])} ({pair[1] / pair[0]:.2f})"
+
+
+def _timed(timed: tuple[float, float, float]) -> str:
+    return f"{milliseconds(timed[0])} → {milliseconds(timed[1])} ({timed[2]:.2f})"
+
+
+def _judged(counts: tuple[int, int, int]) -> str:
+    before, after, total = counts
+    return f"{percent(before / total)} → {percent(after / total)}"
+
+
+def _shares(record: PruningRecord) -> Chart:
+    """What is left, with what was asked for."""
+    rows = []
+    for label, name, goal in (
+        ("Multiply-adds", "multiply_adds", record.macs_share), ("Parameters", "parameters", None),
+    ):  # fmt: skip
+        before, after = (getattr(record, f"{name}_{when}") for when in _PAIR)
+        detail = f"{count(before)} → {count(after)}"
+        share = after / before
+        rows.append(Row(label, bar(share, goal=goal), f"{share:.2f}", detail, "deploy"))
+    if (timed := record.latency) is not None:
+        goal = record.latency_share
+        if record.latency_ms is not None:
+            goal = record.latency_ms / (1e3 * timed.before)
+        detail = f"{milliseconds(1e3 * timed.before)} → {milliseconds(1e3 * timed.after)}"
+        marks = bar(timed.ratio, interval=timed.quartiles, goal=goal)
+        rows.append(Row("Latency", marks, f"{timed.ratio:.2f}", detail, "deploy"))
+    summary = f"What is left of {record.model}, as shares of before"
+    return bar_chart(rows, unit="of before", summary=summary, least=1.0)
+
+
+def _accuracy(record: PruningRecord) -> Chart:
+    told = (
+        ("Before", "comparator", record.correct_before),
+        ("Pruned", "deploy", record.correct_after),
+    )
+    rows = [share_bar(name, role, right or 0, record.samples or 1) for name, role, right in told]
+    return accuracy_chart(rows, f"Accuracy of {record.model} before and after pruning")
 
 
 def _letters(number: int) -> list[str]:
@@ -106,142 +169,82 @@ def _tags(record: PruningRecord) -> dict[str, str]:
     }
 
 
-def _remarks(record: PruningRecord) -> list[str]:
-    told = []
-    if verdict := target_verdict(record):
-        told.append(verdict[0])
-    narrower = sum(layer.before[1] != layer.after[1] for layer in record.layers)
-    told.append(f"{narrower} of {len(record.layers)} layers have fewer output channels.")
-    told += _latency_remarks(record)
-    told.append(_accuracy_remark(record))
-    if record.solved:
-        solved = len(record.solved)
-        told.append(f"{solved} layers were solved anew on data for what they gave before.")
-    elif lost(record) is not None:
-        told.append("No layer was solved anew on data for what it gave before (--reconstruct).")
-    return told
-
-
-def _latency_remarks(record: PruningRecord) -> list[str]:
-    timed = record.latency
-    if timed is None:
-        return ["Latency was not measured; fewer multiply-adds need not be as much less time."]
-    if not timed.clear:
-        return [f"In {engine_label(timed.engine)} neither net is clearly faster in this run."]
-    if timed.ratio > macs_left(record) + _NEAR:
-        shares = f"{timed.ratio:.2f} against {macs_left(record):.2f} of before"
-        engine = engine_label(timed.engine)
-        return [f"The latency in {engine} fell less than the multiply-adds: {shares}."]
-    return []
-
-
-def _accuracy_remark(record: PruningRecord) -> str:
-    drop = lost(record)
-    if drop is None:
-        return "Accuracy was not judged: no data were given (--data)."
-    return (
-        f"Of {record.samples:,} samples the net got {record.correct_before:,} right before and "
-        f"gets {record.correct_after:,} now: {points(drop)}, before any training on."
+def _widths(record: PruningRecord, tags: dict[str, str]) -> Chart:
+    """Output channels before and after, in the order of the net."""
+    rows = []
+    for layer in record.layers:
+        before, after = layer.before[1], layer.after[1]
+        tag = tags.get(layer.name, "")
+        spoken = f"{before} to {after}" + (f", group {tag}" if tag else "")
+        marks = [Mark("wide before", 0, before), Mark("wide after", 0, after)]
+        shown = change((before, after))
+        rows.append(Row(layer.name, marks, shown, typeset(layer.what), tag=tag, spoken=spoken))
+    axis = Axis(nice_ticks(max(max(r.before[1], r.after[1]) for r in record.layers)), "channels")
+    legend = [(f"wide {when}", when) for when in _PAIR]
+    legend += [("tag-of", "layers with one letter lose channels together")] if tags else []
+    summary = f"Output channels of each layer of {record.model}, before and after"
+    return Chart(
+        summary, axis, rows, "widths", layers=True, legend=legend, most=_MOST, more="more layers"
     )
 
 
-def _share_chart(record: PruningRecord) -> str:
-    bars = [
-        _share_bar(
-            "Multiply-adds",
-            f"{count(record.multiply_adds_before)} → {count(record.multiply_adds_after)}",
-            macs_left(record),
-            record.macs_share,
-        ),
-        _share_bar(
-            "Parameters",
-            f"{count(record.parameters_before)} → {count(record.parameters_after)}",
-            parameters_left(record),
-        ),
+def _layers(record: PruningRecord) -> Table:
+    columns = [
+        Column("Layer"), Column("What"),
+        *(Column(side, change, "channels", _PAIR) for side in ("In", "Out")),
+    ]  # fmt: skip
+    lines = [
+        Line(each.name, [typeset(each.what), *zip(each.before, each.after, strict=True)])
+        for each in record.layers
     ]
-    if record.latency is not None:
-        bars.append(_latency_bar(record, record.latency))
-    largest = max(bar.high for bar in bars)
-    summary = f"What is left of {record.model}, as shares of before"
-    return bar_chart(bars, unit="of before", summary=summary, maximum=max(1.0, largest))
+    name = f"Channels of {record.model}"
+    return Table(name, "Channels in and out of each layer", columns, lines, code=True)
 
 
-def _share_bar(label: str, detail: str, value: float, goal: float | None = None) -> Bar:
-    return Bar(label, detail, _AFTER, value, value, value, f"{value:.2f}", goal=goal)
+def _more_tables(record: PruningRecord) -> dict[str, Table]:
+    """What is tied, what was left alone, what was tried: each where there is something."""
+    tied = [
+        Line(tag, [", ".join(group.layers), (group.before, group.after)])
+        for tag, group in zip(_letters(len(record.groups)), record.groups, strict=True)
+    ]
+    kept = [Line(each.where, [each.why]) for each in record.kept]
+    tried = [_trial(record, number) for number in range(len(record.trials))]
+    of_net = f"of {record.model}"
+    found = {
+        "groups": Table(
+            f"Layers {of_net} that lose channels together",
+            "The price of additions: layers that write the same channels",
+            [Column("Group"), Column("Layers"), Column("Channels", change, "channels", _PAIR)],
+            tied,
+        ),
+        "kept": Table(
+            f"Layers {of_net} left alone",
+            "Outputs left alone, with the reason",
+            [Column("Layer"), Column("Why")],
+            kept,
+            code=True,
+        ),
+        "trials": Table(
+            f"What the search for {record.model} tried",
+            "What the search tried, in this order",
+            [
+                Column("Trial"), Column("Multiply-adds left", "{:.3f}".format, "share"),
+                Column("Latency", milliseconds, "ms"),
+                Column("Of before (quartiles)", _of_before, "share", ("median", "low", "high")),
+            ],
+            tried,
+            sortable=False,
+        ),
+    }  # fmt: skip
+    return {name: table for name, table in found.items() if table.lines}
 
 
-def _latency_bar(record: PruningRecord, timed: LatencyChange) -> Bar:
-    goal = record.latency_share
-    if record.latency_ms is not None:
-        goal = record.latency_ms / (1e3 * timed.before)
-    times = f"{milliseconds(1e3 * timed.before)} → {milliseconds(1e3 * timed.after)}"
-    shown = f"{timed.ratio:.2f}"
-    return Bar("Latency", times, _AFTER, timed.ratio, *timed.quartiles, shown, goal=goal)
-
-
-def _accuracy_chart(record: PruningRecord) -> str:
-    before, after = record.correct_before, record.correct_after
-    if before is None or after is None or not record.samples:
-        return ""
-    bars = []
-    for label, role, correct in (("Before", _BEFORE, before), ("Pruned", _AFTER, after)):
-        low, high = (100 * limit for limit in wilson_interval(correct, record.samples))
-        share = correct / record.samples
-        bars.append(Bar(label, "", role, 100 * share, low, high, percent(share)))
-    summary = f"Accuracy of {record.model} before and after pruning"
-    return bar_chart(bars, unit="% correct", summary=summary, maximum=100)
-
-
-def _tied(record: PruningRecord) -> str:
-    """The price of additions, or that there are none."""
-    if not record.groups:
-        return (
-            "No two layers write the same channels: nothing is added on a single path, and each "
-            "layer loses what it needs least."
-        )
-    tied = sum(len(group.layers) for group in record.groups)
-    return (
-        f"{tied} of {len(record.layers)} layers write channels that others write too, as their "
-        f"outputs are added: they can lose only what all of their group can spare."
-    )
-
-
-def _change(before: int, after: int) -> dict[str, str]:
-    shown = f"{before:,} → {after:,}" if before != after else f"{after:,}"
-    return {"shown": shown, "sort": str(before)}
-
-
-def _trial(record: PruningRecord, index: int) -> dict[str, Any]:
+def _trial(record: PruningRecord, index: int) -> Line:
     trial = record.trials[index]
     timed = trial.latency
-    return {
-        "number": index + 1,
-        "macs": f"{trial.multiply_adds / record.multiply_adds_before:.3f}",
-        "time": milliseconds(1e3 * timed.after) if timed else "–",
-        "ratio": f"{timed.ratio:.2f} ({span(timed.quartiles)})" if timed else "–",
-    }
+    times = [1e3 * timed.after, (timed.ratio, *timed.quartiles)] if timed else [None, None]
+    return Line(str(index + 1), [trial.multiply_adds / record.multiply_adds_before, *times])
 
 
-def _overview(record: PruningRecord) -> dict[str, Any]:
-    """One line of the table of several nets."""
-    drop, timed = lost(record), record.latency
-    tied = sum(len(group.layers) for group in record.groups)
-    samples = record.samples or 1
-    judged = drop is not None
-    return {
-        "model": record.model,
-        "cells": [
-            {"shown": f"{macs_left(record):.2f}", "sort": repr(macs_left(record))},
-            {"shown": f"{parameters_left(record):.2f}", "sort": repr(parameters_left(record))},
-            {
-                "shown": f"{timed.ratio:.2f}" if timed else "–",
-                "sort": repr(timed.ratio if timed else 0),
-            },
-            {
-                "shown": percent((record.correct_after or 0) / samples) if judged else "–",
-                "sort": repr(record.correct_after or 0),
-            },
-            {"shown": f"{drop:.2f}" if drop is not None else "–", "sort": repr(drop or 0.0)},
-            {"shown": f"{tied} of {len(record.layers)}", "sort": str(tied)},
-        ],
-    }
+def _of_before(found: tuple[float, float, float]) -> str:
+    return f"{found[0]:.2f} ({span(found[1:])})"

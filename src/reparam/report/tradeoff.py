@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from reparam._support.statistics import Quartiles, quartiles
-from reparam.report.numbers import ratio
 from reparam.report.paired import Paired, paired
 from reparam.report.published import INPUT_SIZE, REPARAMETERIZED_FAMILIES
 
@@ -26,13 +25,10 @@ __all__ = [
     "Point",
     "Tradeoff",
     "form_duels",
-    "headline_clause",
     "in_engine",
     "pareto_front",
-    "ratio_cell",
     "short_label",
     "tradeoffs",
-    "verdict",
 ]
 
 _HALF = 2.0
@@ -79,6 +75,23 @@ class Tradeoff:
     def duels_in(self, engine: str) -> tuple[Duel, ...]:
         """The comparisons in one engine."""
         return tuple(duel for duel in self.duels if duel.engine == engine)
+
+    def twice_as_fast(self, engine: str) -> tuple[dict[str, list[Duel]], dict[str, Duel]]:
+        """Whom "half the latency at equal accuracy" holds against, and the nearest to it elsewhere.
+
+        Returns:
+            The comparisons that show it, and the best one with each of the other nets.
+        """
+        by_other: dict[str, list[Duel]] = {}
+        for duel in self.duels_in(engine):
+            by_other.setdefault(short_label(duel.other), []).append(duel)
+        held = {other: list(filter(_halves, met)) for other, met in by_other.items()}
+        nearest = {
+            other: max(met, key=lambda duel: duel.result.factor)
+            for other, met in by_other.items()
+            if not held[other]
+        }
+        return {other: met for other, met in held.items() if met}, nearest
 
     @property
     def sources(self) -> tuple[str, ...]:
@@ -192,73 +205,5 @@ def form_duels(results: Results, group: LatencyRecord) -> list[Duel]:
     return duels
 
 
-def verdict(compared: Tradeoff, engine: str) -> str:
-    """What the pairs say in one engine, in plain words that are computed from the ratios."""
-    duels = compared.duels_in(engine)
-    if not duels:
-        return f"In {in_engine(engine)} no two nets can be compared at equal published accuracy."
-    wins = sum(duel.result.wins for duel in duels)
-    loses = sum(duel.result.loses for duel in duels)
-    counts = (("win", wins), ("lose", loses), ("are level in", len(duels) - wins - loses))
-    told = ", ".join(f"{verb} {count}" for verb, count in counts if count)
-    pairs = f"{len(duels)} pair{'' if len(duels) == 1 else 's'}"
-    return f"In {in_engine(engine)} re-parameterized nets, in {pairs}, {told}. {_claim(duels)}"
-
-
-def _claim(duels: Sequence[Duel]) -> str:
-    """Against whom "half the latency at equal accuracy" holds here, and against whom not."""
-    by_other: dict[str, list[Duel]] = {}
-    for duel in duels:
-        by_other.setdefault(short_label(duel.other), []).append(duel)
-    twice = {
-        other: held for other, met in by_other.items() if (held := [d for d in met if _halves(d)])
-    }
-    never = [
-        f"{other} (nearest: {_score(max(met, key=lambda d: d.result.factor))})"
-        for other, met in by_other.items()
-        if other not in twice
-    ]
-    claim = "Half the latency at equal or better accuracy"
-    if not twice:
-        return f"{claim} holds against none: {', '.join(never)}."
-    named = [f"{other} ({', '.join(map(_score, held))})" for other, held in twice.items()]
-    against = f"{claim} holds against {', '.join(named)}"
-    return f"{against}; not against {', '.join(never)}." if never else f"{against}."
-
-
 def _halves(duel: Duel) -> bool:
     return duel.result.clear and duel.result.low >= _HALF
-
-
-def _score(duel: Duel) -> str:
-    return f"{short_label(duel.mine)} {duel.result.factor:.2f}×"
-
-
-def headline_clause(compared: Tradeoff) -> list[tuple[str, bool]]:
-    """The one sentence of a page that is about the trade-off: pieces, and whether they stand out.
-
-    >>> from reparam.report.results import LatencyRecord
-    >>> headline_clause(Tradeoff(LatencyRecord("", (1,), 1, ()), ("eager",), {}, ()))
-    [('Accuracy against latency, measured on this machine.', False)]
-    """
-    if not compared.duels:
-        return [("Accuracy against latency, measured on this machine.", False)]
-    lead = "At equal or better published accuracy, re-parameterized nets are clearly faster in "
-    pieces = [(lead, False)]
-    # Reduced precision has its place below; one sentence cannot hold everything.
-    full = [e for e in compared.engines if not e.endswith((" bf16", " int8"))]
-    engines = full or list(compared.engines)
-    for index, engine in enumerate(engines):
-        duels = compared.duels_in(engine)
-        wins = sum(duel.result.wins for duel in duels)
-        if index:
-            pieces.append((" and " if index == len(engines) - 1 else ", ", False))
-        pieces.append((f"{wins} of {len(duels)}", True))
-        pieces.append((f"{' pairs' if index == 0 else ''} in {in_engine(engine)}", False))
-    pieces.append((".", False))
-    return pieces
-
-
-def ratio_cell(result: Paired) -> str:
-    """A ratio as a cell of a table: how many times faster, with its quartiles."""
-    return f"{ratio(result.factor)} ({result.low:.2f} to {result.high:.2f})"

@@ -6,8 +6,9 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from reparam._support.statistics import quartiles
+from reparam.report import sentence
 from reparam.report.numbers import ratio, significant
-from reparam.report.tradeoff import Duel, form_duels, short_label, tradeoffs, verdict
+from reparam.report.tradeoff import Duel, form_duels, short_label, tradeoffs
 
 if TYPE_CHECKING:
     from reparam.cli.terminal import Terminal
@@ -38,7 +39,7 @@ def tell(terminal: Terminal, results: Results) -> None:
             terminal.text()
         if tradeoff is not None:
             for engine in tradeoff.engines:
-                terminal.text(verdict(tradeoff, engine))
+                terminal.text(sentence("verdict", tradeoff, engine))
             terminal.hint("Note:", "which nets meet is decided by published accuracies alone")
             terminal.text()
         if group.note:

@@ -14,10 +14,11 @@ from reparam._support.optional import require
 from reparam.cli.demo import records
 from reparam.deploy.benchmarking import BenchmarkResult, peak_activation_memory
 from reparam.models import mobileone_s1
+from reparam.report import sentence
 from reparam.report.benchmarks import environment_record
 from reparam.report.published import published
 from reparam.report.results import MemoryRecord, ModelRecord, Results, TraceRecord
-from reparam.report.sentences import latency_remarks
+from reparam.report.timing import against_others
 
 if TYPE_CHECKING:
     from reparam.cli.demo.reporter import Reporter
@@ -64,7 +65,8 @@ def _time_demo_nets(
         )
     environment = environment_record(result.environment)
     results = replace(results, latency=tuple(groups), environment=environment)
-    reporter.outcome(f"Timed the nets. {' '.join(latency_remarks(results, groups[0])[:2])}")
+    told = (sentence("duel", duel) for duel in against_others(results, groups[0])[:2])
+    reporter.outcome(f"Timed the nets. {' '.join(told)}")
     return results
 
 

@@ -13,8 +13,8 @@ from reparam.cli.demo.nets import build_deep
 from reparam.errors import InputError
 from reparam.lab.data import ArraySplit, ImageData, open_data
 from reparam.lab.training import load_recipe, train
+from reparam.report import sentence
 from reparam.report.results import Results, TwinRecord, TwinsRecord
-from reparam.report.twins import twins_remarks
 
 if TYPE_CHECKING:
     from reparam.cli.demo.reporter import Reporter
@@ -45,7 +45,7 @@ def train_twins(results: Results, settings: Settings, reporter: Reporter) -> Res
     folded = reparam.fuse(net.eval())
     layers = sum(isinstance(module, torch.nn.Conv2d) for module in folded.modules())
     record = TwinsRecord(layers, len(data.train), tuple(found), _NOTE)
-    reporter.outcome(" ".join(twins_remarks(record)))
+    reporter.outcome(sentence("twins", record))
     return replace(results, twins=record)
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from reparam.cli.targets import command
+from reparam.report import sentence
 from reparam.report.from_quantizing import quantization_record
-from reparam.report.int8_sentences import advice
 
 if TYPE_CHECKING:
     from reparam.cli.terminal import Terminal
@@ -79,5 +79,5 @@ def _next(result: QuantizeResult) -> list[str]:
     """Remedies that were not tried, where too much was lost; and the measurement."""
     size = str(result.input_shape[-1])
     bench = command("bench", str(result.path), "--engines", result.engine, "--input-size", size)
-    untried = advice(quantization_record(result))
+    untried = sentence("advice", quantization_record(result))
     return [untried, bench] if untried else [bench]
