@@ -1,18 +1,18 @@
-"""What a trace says of convolutions: which norm alone reads their output, who their weights."""
+"""What traces say of convolutions: which norm alone reads their output, what else their readers do."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
 from torch import fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 
 from reparam.frontends.torch.skeleton import hooked_modules, shared_copy
-from reparam.frontends.torch.trace import Trace, TraceFailure, join, straight_trace
+from reparam.frontends.torch.trace import Key, Trace, TraceFailure, join, straight_trace
 
-__all__ = ["following_norms", "read_by_others"]
+__all__ = ["following_norms", "other_code", "read_by_others"]
 
 _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 
@@ -43,6 +43,28 @@ def read_by_others(model: nn.Module) -> frozenset[str]:
         for node in traced.graph.nodes
         if node.op == "get_attr"
     )
+
+
+def other_code(model: nn.Module, wide: nn.Module, changed: Collection[str]) -> str | None:
+    """Path of a module whose code does something else in ``wide``, outside of the changed modules.
+
+    Code may look at what its layers are (``isinstance(self.norm, nn.BatchNorm2d)``).
+    """
+    gone = {id(model.get_submodule(path)) for path in changed}
+    every = model.named_modules(remove_duplicate=False)
+    paths = [path for path, module in every if id(module) in gone]
+    before, after = (_calls(shared_copy(one), paths) for one in (model, wide))
+    return min((key.owner for key in (before - after) + (after - before)), default=None)
+
+
+def _calls(model: nn.Module, changed: Collection[str]) -> Counter[Key]:
+    """The operations outside of the changed modules, by their names."""
+
+    def is_inside(path: str) -> bool:
+        return any(one in {"", path} or path.startswith(f"{one}.") for one in changed)
+
+    keys = (key for traced in _traces(model, "") for key in traced.keys.values())
+    return Counter(key for key in keys if not is_inside(key.target) and not is_inside(key.owner))
 
 
 def _traces(module: nn.Module, path: str) -> Iterator[Trace]:

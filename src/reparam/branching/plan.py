@@ -13,7 +13,7 @@ from torch.nn.modules.conv import _ConvNd
 from reparam._support.arguments import FUNCTION, MODULE, NONE, TEXT, a, several, takes
 from reparam._support.untouched import leaves_untouched
 from reparam.branching.apply import apply_branches, branches_of
-from reparam.branching.following import following_norms, read_by_others
+from reparam.branching.following import following_norms, other_code, read_by_others
 from reparam.branching.init import Batch
 from reparam.branching.kinds import BranchKind, resolve_kind
 from reparam.branching.layout import ConvLayout
@@ -76,7 +76,8 @@ class BranchPlan:
         """Make the new model; see :func:`branch`.
 
         Raises:
-            InputError: There is nothing to branch; the reasons are in the message.
+            InputError: There is nothing to branch, with the reasons; or code of the model does
+                something else where a convolution is a block.
 
         """
         _check_choice("init", init, ("same", "fresh"))
@@ -87,7 +88,7 @@ class BranchPlan:
         if not self.regions:
             raise InputError(_nothing(self))
         chosen = {region.where: region.norm for region in self.regions}
-        return apply_branches(
+        wide = apply_branches(
             self._model,
             self.kind,
             chosen,
@@ -95,6 +96,13 @@ class BranchPlan:
             generator=generator,
             inputs=calibrate,
         )
+        other = other_code(self._model, wide, {*chosen, *filter(None, chosen.values())})
+        if other is not None:
+            raise InputError(
+                f"{other or 'the model'} looks at what its layers are and does something else "
+                f"where a convolution is a block; name others than those in it with where="
+            )
+        return wide
 
     def __str__(self) -> str:
         """Lay the plan out as a table, the refusals and their reasons below."""

@@ -140,8 +140,9 @@ def _compare(name: str, old: nn.Module, new: nn.Module, arguments: Arguments) ->
 
 def _accusation(name: str, change: str) -> str:
     return (
-        f"fusing {name} would change {change}; nothing is returned. Please report this model: its "
-        f"folds agree in float64, so its graph was edited wrongly"
+        f"fusing {name} would change {change}; nothing is returned. Where its code looks at what "
+        f"its layers are, fuse another part (where=); else please report this model: its folds "
+        f"agree in float64, so its graph was edited wrongly"
     )
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import operator
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -35,7 +36,7 @@ class CannotPlaceError(Exception):
 
 def apply_regions(
     model: nn.Module, parts: Parts, folded: Iterable[tuple[ModuleSite, FoldedLayer]],
-    replaced: Mapping[str, FoldedLayer],
+    replaced: Mapping[str, FoldedLayer], *, frozen: bool = False,
 ) -> nn.Module:  # fmt: skip
     """Make the new model; the old one is only read.
 
@@ -44,6 +45,8 @@ def apply_regions(
         parts: Parts of the trace to rewrite; those that are, are taken out.
         folded: The regions and their layers.
         replaced: Modules that are replaced whole, by path.
+        frozen: Whether forwards around a new layer are rewritten as well, as their trace went: they
+            may look at what their layers are (``isinstance(self.norm, nn.BatchNorm2d)``).
 
     Raises:
         CannotPlaceError: The forward of a block cannot be rewritten.
@@ -54,7 +57,7 @@ def apply_regions(
         edits.add(found, layer)
     for path, layer in replaced.items():
         edits.replace(path, make_layer(layer))
-    layers, shells = edits.finish()
+    layers, shells = edits.finish(frozen=frozen)
     return build(model, layers, shells)
 
 
@@ -131,16 +134,35 @@ class _Edits:
         """Note that a module is replaced whole."""
         self._layers[path] = layer
 
-    def finish(self) -> tuple[dict[nn.Module, nn.Module], list[Shell]]:
+    def finish(self, *, frozen: bool) -> tuple[dict[nn.Module, nn.Module], list[Shell]]:
         """Edit the graphs, and say what is replaced by what."""
         shells = []
-        for path, block in blocks_of(self._merged).items():
+        blocks = blocks_of(self._merged)
+        for path, block in blocks.items():
             try:
                 shells.append(self._shell(path, block))
             except (LookupError, RuntimeError) as error:
                 raise CannotPlaceError(path, first_line(error)) from error
+        if frozen:
+            shells += self._frozen(blocks)
         layers = {self._model.get_submodule(path): new for path, new in self._layers.items()}
         return layers, shells
+
+    def _frozen(self, blocks: Mapping[str, Block]) -> Iterator[Shell]:
+        """The forwards around the new layers that are not rewritten yet, where they can be."""
+        inlined = {path for block in blocks.values() for path in block.inlined}
+        around = {
+            (path, found.lifted.trace)
+            for found in self._merged
+            for node in found.region.nodes
+            for path in _up_to(found.lifted.trace.path, ModuleSite.key_of(node).owner)
+        }
+        for path, traced in sorted(around, key=lambda pair: pair[0]):
+            original = self._model.get_submodule(path)
+            if path not in blocks.keys() | inlined and not isinstance(original, _RUN_AS_THEY_ARE):
+                with contextlib.suppress(LookupError):  # of those that cannot be, the code is left
+                    part = part_of(traced, path, set())
+                    yield Shell(original, part.graph, layers={}, dropped=set(), inlined=set())
 
     def _shell(self, path: str, block: Block) -> Shell:
         traced = self._parts.pop((path, block.key), None) or part_of(
@@ -290,6 +312,19 @@ class _GraphEditor:
             number += 1
             candidate = f"{name}{number}"
         return candidate
+
+
+_RUN_AS_THEY_ARE = (nn.Sequential, fx.GraphModule)
+"""Modules whose forward does not look at what they hold."""
+
+
+def _up_to(outer: str, inner: str) -> Iterator[str]:
+    """Paths of a module and of those around it, out to ``outer``."""
+    path = inner
+    while path != outer:
+        yield path
+        path = path.rpartition(".")[0]
+    yield outer
 
 
 def _relative(base: str, path: str) -> str:

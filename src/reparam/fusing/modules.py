@@ -25,6 +25,9 @@ from reparam.fusing.sites import ModuleSite, name_of
 __all__ = ["ModuleDiscovery", "Probed"]
 
 
+Folded = tuple[ModuleSite, FoldedLayer]
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Probed:
     """An untraceable module that was identified from its responses."""
@@ -48,6 +51,7 @@ class ModuleDiscovery(TracedDiscovery[nn.Module]):
         needs_hooks: Whether the model does not run without its hooks.
         training: Modules outside of the chosen part that are in training mode.
         writes_weights: Whether a forward writes to parameters.
+        frozen: Whether forwards around new layers are rewritten, though they call them as before.
 
     """
 
@@ -63,18 +67,19 @@ class ModuleDiscovery(TracedDiscovery[nn.Module]):
         self.parts: Parts = {}
         self.training: frozenset[str] = frozenset()
         self.writes_weights = False
+        self.frozen = False
 
     def records(self) -> Iterator[Region]:
         """The regions, and the modules that were probed."""
         yield from super().records()
         yield from map(_probed_region, self.probed)
 
-    def write(self, folded: Sequence[tuple[ModuleSite, FoldedLayer]]) -> nn.Module:
+    def write(self, folded: Sequence[Folded]) -> nn.Module:
         """Make the new model, without the blocks whose forward cannot be rewritten."""
         probed = {one.path: lowered(one.op, one.like) for one in self.probed}
         while True:
             try:
-                fused = apply_regions(self.model, self.parts, folded, probed)
+                fused = apply_regions(self.model, self.parts, folded, probed, frozen=self.frozen)
                 break
             except CannotPlaceError as error:
                 others = [found for found, _ in folded if not _touches(found, error.block)]
@@ -91,11 +96,12 @@ class ModuleDiscovery(TracedDiscovery[nn.Module]):
                 )
         return fused
 
-    def made(self, folded: Sequence[tuple[ModuleSite, FoldedLayer]]) -> nn.Module:
+    def made(self, folded: Sequence[Folded]) -> nn.Module:
         """Write the new model and compare it with the old one.
 
-        What was read of a module alone, because code around it cannot be traced, may be used there
-        in another way than as a whole. Then only the modules are folded that are not.
+        Code may look at what its layers are. Then it is written as it went in the trace; where that
+        cannot be, or where code that could not be read uses what is in a module in another way,
+        what is folded there is left.
 
         Raises:
             VerificationError: It computes something else.
@@ -104,18 +110,19 @@ class ModuleDiscovery(TracedDiscovery[nn.Module]):
         try:
             return super().made(folded)
         except VerificationError:
-            groups = defaultdict(list)
+            self.frozen = True
+        try:
+            return super().made(folded)
+        except VerificationError:
+            by_block = defaultdict(list)
             for found, layer in folded:
-                groups[found.lifted.trace.path].append((found, layer))
-            kept = [
-                pair
-                for path, group in groups.items()
-                if path and self._holds(group)
-                for pair in group
-            ]
-            if groups.keys() <= {""} or len(kept) == len(folded):
+                by_block[found.lifted.trace.path, found.reach].append((found, layer))
+            sound = self._sound(list(by_block.values()))
+            together = set(complete([found for found, _ in sound], self.regions))
+            kept = [pair for pair in sound if pair[0] in together]
+            if not kept:
                 raise
-        for path in groups.keys() - {found.lifted.trace.path for found, _ in kept}:
+        for path in sorted({found.reach for found, _ in folded if found not in together}):
             warnings.warn(
                 f"{path or self.whole} is left as it is: the code around it uses what is in it",
                 FoldWarning,
@@ -123,13 +130,15 @@ class ModuleDiscovery(TracedDiscovery[nn.Module]):
             )
         return super().made(kept)
 
-    def _holds(self, folded: Sequence[tuple[ModuleSite, FoldedLayer]]) -> bool:
-        """Whether a model in which these are folded, and nothing else, computes the same."""
+    def _sound(self, blocks: list[list[Folded]]) -> list[Folded]:
+        """What can be folded of some blocks so that the model computes the same, found by halves."""
+        every = [pair for block in blocks for pair in block]
         try:
-            super().made(folded)
+            super().made(every)
         except VerificationError:
-            return False
-        return True
+            half = len(blocks) // 2
+            return self._sound(blocks[:half]) + self._sound(blocks[half:]) if half else []
+        return every
 
     def checked(self, fused: nn.Module, *, edited: bool) -> nn.Module:
         """Run every module that was traced and its successor side by side, in eval mode."""
