@@ -1,4 +1,4 @@
-"""What traces say of convolutions: which norm alone reads their output, what else their readers do."""
+"""What traces say of convolutions: which norm alone reads their output, what their readers do."""
 
 from __future__ import annotations
 

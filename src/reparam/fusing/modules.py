@@ -131,7 +131,7 @@ class ModuleDiscovery(TracedDiscovery[nn.Module]):
         return super().made(kept)
 
     def _sound(self, blocks: list[list[Folded]]) -> list[Folded]:
-        """What can be folded of some blocks so that the model computes the same, found by halves."""
+        """What folds of some blocks so that the model computes the same, found by halves."""
         every = [pair for block in blocks for pair in block]
         try:
             super().made(every)
