@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from reparam.deploy.benchmarking import BenchmarkResult, Case, Measurement, Skipped
+from reparam.fusing.column import Place
 from reparam.report.benchmarks import model_details
 from reparam.report.results import (
     AccuracyRecord,
@@ -19,7 +20,6 @@ from reparam.report.results import (
     LatencyRecord,
     MemoryRecord,
     ModelRecord,
-    PlaceRecord,
     PlanRecord,
     RefusalRecord,
     RegionRecord,
@@ -153,9 +153,9 @@ def results() -> Results:
             regions(11),
             (RefusalRecord("pool", "average pooling", "alone <it> costs less"),),
             (
-                PlaceRecord("stages.*", 11, "3x3 conv + 1x1 conv + 2 adds", 9, "3x3 conv"),
-                PlaceRecord("pool", 1, "average pooling", why="alone <it> costs less"),
-                PlaceRecord("head", 1, "linear 64->10"),
+                Place("stages.*", 11, "3x3 conv + 1x1 conv + 2 adds", 9, "3x3 conv", ""),
+                Place("pool", 1, "average pooling", 1, "", "alone <it> costs less"),
+                Place("head", 1, "linear 64->10", 1, "", ""),
             ),
         ),
         block=block(),

@@ -32,7 +32,7 @@ from reparam.report import from_prune
 if TYPE_CHECKING:
     from reparam.cli.pruning import Material
     from reparam.lab.pruning import PruneResult
-    from reparam.report.from_pruning import Judged
+    from reparam.report.recording import Judged
 
 __all__ = ["prune"]
 

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 from reparam.report.benchmarks import from_benchmark
-from reparam.report.from_diff import from_diff
-from reparam.report.from_plan import from_plan
-from reparam.report.from_pruning import from_prune
-from reparam.report.from_quantizing import from_quantize
 from reparam.report.loading import load_results, merge
 from reparam.report.page import page_html, render, sentence
+from reparam.report.recording import from_diff, from_plan, from_prune, from_quantize
 from reparam.report.results import Results, to_json
 
 __all__ = [

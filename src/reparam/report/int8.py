@@ -66,20 +66,19 @@ def _int8(results: Results) -> Iterable[Part]:
 def _overview(records: Sequence[QuantizationRecord]) -> Table:
     judged = ("right", "of")
     columns = [
-        Column("Net"), Column("Engine", names=True),
+        Column("Net"),
         Column("Float", _counted, "samples", judged),
         Column("Eight bits", _counted, "samples", judged),
         Column("Points lost", "{:.2f}".format),
         Column("Same class", _counted, "samples", ("same", "of")),
         Column("Signal to noise", _noise, "dB"),
-        Column("Layers in eight bits", of, "layers", ("layers", "of")),
+        Column("Layers", of, "layers", ("layers", "of")),
         Column("Size", _sizes_told, "bytes", ("float parameters", "file")),
     ]  # fmt: skip
     lines = [
         Line(
-            r.model,
+            f"{r.model} in {r.engine}",
             [
-                r.engine,
                 None if r.correct_float is None else (r.correct_float, r.samples),
                 None if r.correct is None else (r.correct, r.samples),
                 points_lost(r),
@@ -93,7 +92,8 @@ def _overview(records: Sequence[QuantizationRecord]) -> Table:
     ]
     caption = (
         "Float beside eight bits on the same samples, in the engine; points lost are below zero "
-        "where accuracy was gained; noise is told as an error of the output, too"
+        "where accuracy was gained; noise is told as an error of the output, too; layers are those "
+        "in eight bits"
     )
     return Table("Nets in eight bits", caption, columns, lines)
 
@@ -181,7 +181,8 @@ def decibel_ticks(values: Sequence[float]) -> list[float]:
 def _layers(record: QuantizationRecord) -> Table:
     ends = ("low", "high")
     columns = [
-        Column("Layer"), Column("Weights", _range, "", ends), Column("Reads", _range, "", ends),
+        Column("Layer", kind="code"),
+        Column("Weights", _range, "", ends), Column("Reads", _range, "", ends),
         *(Column(title, "{:.1f}×".format, "times") for title in ("Weight spread", "Spread")),
         *(Column(title, _ratio, "dB") for title in ("Weight dB", "Input dB", "Output dB")),
     ]  # fmt: skip
@@ -203,7 +204,7 @@ def _layers(record: QuantizationRecord) -> Table:
         "spread is the widest channel over the median one, which share a step"
     )
     name = f"Layers of {record.model} in {record.engine}"
-    return Table(name, caption, columns, lines, code=True)
+    return Table(name, caption, columns, lines)
 
 
 def _range(ends: tuple[float, float]) -> str:
@@ -217,8 +218,8 @@ def _ratio(value: float) -> str:
 def _equalised(record: QuantizationRecord) -> Table:
     spread = "{:.2f}×".format
     columns = [
-        Column("From"), Column("Into", names=True), Column("Before", spread, "times"),
-        Column("After", spread, "times"),
+        Column("From", kind="code"), Column("Into", names=True, kind="code"),
+        *(Column(when, spread, "times") for when in ("Before", "After")),
     ]  # fmt: skip
     lines = [
         Line(place.source, [", ".join(place.readers), place.spread_before, place.spread_after])
@@ -226,4 +227,4 @@ def _equalised(record: QuantizationRecord) -> Table:
     ]
     caption = "Spread of the activations between two layers, before and after"
     name = f"Equalised channels of {record.model} in {record.engine}"
-    return Table(name, caption, columns, lines, code=True)
+    return Table(name, caption, columns, lines)

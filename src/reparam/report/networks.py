@@ -29,7 +29,7 @@ def _plan(results: Results) -> Iterable[Part]:
 def _plan_tables(plan: PlanRecord) -> Iterator[tuple[str, Table]]:
     titles = ("Layers", "Stored numbers", "Multiply-adds")
     parts = ("before", "after")
-    columns = [Column("Where"), Column("What"), Column("Becomes")]
+    columns = [Column("Where", kind="code"), Column("What"), Column("Becomes")]
     columns += [Column(title, _fewer, "count", parts) for title in titles]
     regions = [
         Line(
@@ -46,12 +46,12 @@ def _plan_tables(plan: PlanRecord) -> Iterator[tuple[str, Table]]:
     ]
     caption = "Regions that fold, before → after; multiply-adds are for one position of the input"
     if regions:
-        yield "regions", Table("Regions that fold", caption, columns, regions, code=True)
+        yield "regions", Table("Regions that fold", caption, columns, regions)
     left = [Line(each.where, [each.what, each.why]) for each in plan.refusals]
-    columns = [Column("Where"), Column("What", names=True), Column("Why")]
+    columns = [Column("Where", kind="code"), Column("What", names=True), Column("Why")]
     caption = "Left as it is, with the reason"
     if left:
-        yield "refusals", Table("Left as it is", caption, columns, left, code=True)
+        yield "refusals", Table("Left as it is", caption, columns, left)
 
 
 def _fewer(pair: tuple[int, int]) -> str:

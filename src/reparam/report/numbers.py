@@ -29,6 +29,7 @@ __all__ = [
     "tick",
     "times",
     "typeset",
+    "unbroken",
     "wilson_interval",
 ]
 
@@ -222,6 +223,15 @@ def typeset(words: str) -> str:
     '3×3 conv 16 → 32, stride 2'
     """
     return re.sub(r"(?<=\d)x(?=\d)", "×", words).replace("->", " → ")
+
+
+def unbroken(shown: str) -> str:
+    r"""A number that a line may end in before a bracket or an arrow alone.
+
+    >>> unbroken("80.0 % → 70.0 %")
+    '80.0\xa0% →\xa070.0\xa0%'
+    """
+    return re.sub(r" (?![(→])", "\xa0", shown)
 
 
 def nice_ticks(maximum: float, wanted: int = 5) -> list[float]:

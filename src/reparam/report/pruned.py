@@ -190,7 +190,7 @@ def _widths(record: PruningRecord, tags: dict[str, str]) -> Chart:
 
 def _layers(record: PruningRecord) -> Table:
     columns = [
-        Column("Layer"), Column("What"),
+        Column("Layer", kind="code"), Column("What"),
         *(Column(side, change, "channels", _PAIR) for side in ("In", "Out")),
     ]  # fmt: skip
     lines = [
@@ -198,7 +198,7 @@ def _layers(record: PruningRecord) -> Table:
         for each in record.layers
     ]
     name = f"Channels of {record.model}"
-    return Table(name, "Channels in and out of each layer", columns, lines, code=True)
+    return Table(name, "Channels in and out of each layer", columns, lines)
 
 
 def _more_tables(record: PruningRecord) -> dict[str, Table]:
@@ -214,15 +214,15 @@ def _more_tables(record: PruningRecord) -> dict[str, Table]:
         "groups": Table(
             f"Layers {of_net} that lose channels together",
             "The price of additions: layers that write the same channels",
-            [Column("Group"), Column("Layers"), Column("Channels", change, "channels", _PAIR)],
+            [Column("Group", kind="tag-of"), Column("Layers", kind="code"),
+                Column("Channels", change, "channels", _PAIR)],
             tied,
         ),
         "kept": Table(
             f"Layers {of_net} left alone",
             "Outputs left alone, with the reason",
-            [Column("Layer"), Column("Why")],
+            [Column("Layer", kind="code"), Column("Why")],
             kept,
-            code=True,
         ),
         "trials": Table(
             f"What the search for {record.model} tried",

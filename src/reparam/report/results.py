@@ -11,6 +11,7 @@ import json
 from dataclasses import asdict, dataclass, field
 
 from reparam.errors import InputError
+from reparam.fusing.column import Place
 from reparam.report.compressed import PruningRecord, QuantizationRecord
 from reparam.report.differences import DifferenceRecord
 
@@ -26,7 +27,6 @@ __all__ = [
     "LatencyRecord",
     "MemoryRecord",
     "ModelRecord",
-    "PlaceRecord",
     "PlanRecord",
     "RefusalRecord",
     "RegionRecord",
@@ -172,28 +172,13 @@ class RefusalRecord:
 
 
 @dataclass(frozen=True)
-class PlaceRecord:
-    """Places of a net that are alike: they become a layer (`into`), stay (`why`), or are layers.
-
-    There are `times` of them, of so many `operations` each.
-    """
-
-    where: str
-    times: int
-    what: str
-    operations: int = 1
-    into: str = ""
-    why: str = ""
-
-
-@dataclass(frozen=True)
 class PlanRecord:
     """What folds in `model`, and what does not; `column` is the net in the order it runs in."""
 
     model: str
     regions: tuple[RegionRecord, ...]
     refusals: tuple[RefusalRecord, ...] = ()
-    column: tuple[PlaceRecord, ...] = ()
+    column: tuple[Place, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -32,6 +32,7 @@ class Column:
         unit: What the numbers count.
         parts: Where a cell holds several numbers, what each is; the first is what it is sorted by.
         names: Whether its words belong to the name of the line.
+        kind: ``"code"`` for names in a net, ``"tag-of"`` for letters of groups.
     """
 
     title: str
@@ -39,6 +40,7 @@ class Column:
     unit: str = ""
     parts: tuple[str, ...] = ()
     names: bool = False
+    kind: str = ""
 
     def numbers(self, value: Any) -> list[tuple[str, Any]]:
         """What there is to calculate with, each number with what it is."""
@@ -62,17 +64,13 @@ class Line:
 
 @dataclass(frozen=True)
 class Table:
-    """A table with one column more than its lines have cells, that of their heads.
-
-    `code` says that the heads are names in a net.
-    """
+    """A table with one column more than its lines have cells, that of their heads."""
 
     name: str
     caption: str
     columns: Sequence[Column]
     lines: Sequence[Line]
     sortable: bool = True
-    code: bool = False
 
     def cells(self, line: Line) -> Iterator[tuple[Column, Cell, str, str]]:
         """Of each value the column, the value, how it is shown, and what it is sorted by."""

@@ -179,7 +179,7 @@ def _winners(group: LatencyRecord) -> dict[str, Table]:
         lines.append(Line(in_engine(engine), [(len(theirs), len(models)), gain]))
     columns = [
         Column("Engine"), Column("Least median time for", of, "models", ("models", "of")),
-        Column("There as fast as eager PyTorch", _spread, "times", ("least", "most")),
+        Column("Over eager PyTorch", _spread, "times", ("least", "most")),
     ]  # fmt: skip
     name = f"Fastest engines, {group.title}"
     return {

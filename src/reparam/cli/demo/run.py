@@ -25,7 +25,7 @@ from reparam.errors import InputError, VerificationError
 from reparam.lab.data import ArraySplit, ImageData, open_data
 from reparam.lab.training import Progress, TrainResult, load_recipe, train
 from reparam.report import render, to_json
-from reparam.report.from_plan import plan_record
+from reparam.report.recording import plan_record
 from reparam.report.results import (
     AccuracyRecord,
     AgreementRecord,

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from reparam.cli.terminal import Terminal
     from reparam.deploy.exporting import ExportResult
     from reparam.lab.pruning import PruneResult
-    from reparam.report.from_pruning import Judged
+    from reparam.report.recording import Judged
 
 __all__ = ["as_dict", "tell"]
 

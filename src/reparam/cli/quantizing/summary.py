@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from reparam.cli.targets import command
 from reparam.report import sentence
-from reparam.report.from_quantizing import quantization_record
+from reparam.report.recording import quantization_record
 
 if TYPE_CHECKING:
     from reparam.cli.terminal import Terminal
