@@ -49,9 +49,6 @@ HANDLERS |= {
     "mul": Vocabulary.mul,
     "neg": lambda w, x: w.mul(x, -1.0),
     "permute": Vocabulary.permute,
-    "pixel_shuffle": lambda w, x, factor: w.build.operation(
-        "pixel_shuffle", [x], w.shape, factor=factor
-    ),
     "pow": lambda w, x, exponent: w.power(x, float(exponent)),
     "reciprocal": lambda w, x: w.power(x, -1.0),
     "relu": lambda w, x: w.clip(x, 0.0, math.inf),
@@ -161,11 +158,6 @@ def _transpose(w: Vocabulary, x: Form, first: int, second: int) -> Value:
     return w.permute(x, order)
 
 
-@means("t")
-def _turned(w: Vocabulary, x: Form) -> Value:
-    return w.permute(x, range(len(x.shape))[::-1])
-
-
 @means("view", "_unsafe_view", "_reshape_alias")
 def _reshape(w: Vocabulary, x: Value, shape: Sequence[int], *_: Any) -> Value:
     if isinstance(shape, torch.dtype):
@@ -271,11 +263,6 @@ def _split(w: Vocabulary, x: Form, sizes: Any, axis: int = 0) -> list[Value]:
     return parts
 
 
-@means("unbind")
-def _unbind(w: Vocabulary, x: Form, axis: int = 0) -> list[Value]:
-    return [_select(w, x, axis, index) for index in range(x.shape[axis])]
-
-
 @means("repeat")
 def _repeat(w: Vocabulary, x: Form, times: Sequence[int]) -> Form:
     if len(times) > len(x.shape):
@@ -305,28 +292,6 @@ def _as_strided(
 def _flip(w: Vocabulary, x: Form, axes: Sequence[int]) -> Value:
     for axis in axes:
         x = w.take(x, axis, range(x.shape[axis])[::-1])
-    return x
-
-
-@means("channel_shuffle")
-def _shuffled(w: Vocabulary, x: Form, groups: int) -> Value:
-    order = torch.arange(x.shape[1]).view(groups, -1).T.flatten()
-    return w.take(x, 1, order.tolist())
-
-
-@means("glu")
-def _glu(w: Vocabulary, x: Form, axis: int = -1) -> Value:
-    half = x.shape[axis] // 2
-    gate = w.pointwise("sigmoid", w.slice(x, axis, half, None, 1))
-    return w.mul(w.slice(x, axis, 0, half, 1), gate)
-
-
-@means("roll")
-def _roll(w: Vocabulary, x: Value, shifts: Any, axes: Any = ()) -> Value:
-    for shift, axis in zip(spread(shifts, 1), spread(axes, 1), strict=True):
-        assert isinstance(x, Form)  # noqa: S101 (constants are computed as they are)
-        size = x.shape[axis]
-        x = w.take(x, axis, [(k - shift) % size for k in range(size)])
     return x
 
 

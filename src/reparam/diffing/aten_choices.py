@@ -24,9 +24,6 @@ HANDLERS |= {
     "maximum": lambda w, x, y: _together(w, "maximum", x, y),
     "minimum": lambda w, x, y: _together(w, "minimum", x, y),
     "ne": lambda w, x, y: _together(w, "unequal", x, y),
-    "pixel_unshuffle": lambda w, x, factor: w.build.operation(
-        "pixel_unshuffle", [x], w.shape, factor=factor
-    ),
     "where": lambda w, chosen, x, y: _together(w, "where", chosen, x, y),
 }
 
@@ -43,21 +40,3 @@ def _grid_sample(
     return w.build.operation(
         "grid_sample", [w.form(x), w.form(grid)], w.shape, mode=mode, padding=padding, align=align
     )
-
-
-@means("rot90")
-def _rot90(w: Vocabulary, x: Form, times: int = 1, axes: tuple[int, int] = (0, 1)) -> Value:
-    first, second = (axis % len(x.shape) for axis in axes)
-    order = [*range(len(x.shape))]
-    order[first], order[second] = second, first
-    flip = HANDLERS["flip"]
-    match times % 4:
-        case 1:
-            turned: Value = w.permute(flip(w, x, [second]), order)
-        case 2:
-            turned = flip(w, x, [first, second])
-        case 3:
-            turned = flip(w, w.permute(x, order), [second])
-        case _:
-            turned = x
-    return turned

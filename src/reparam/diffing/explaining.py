@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Iterator
+from collections.abc import Collection
 from typing import TYPE_CHECKING
 
 from reparam._support.files import atomic_path
 from reparam._support.optional import require
 from reparam.errors import InputError
+from reparam.frontends.onnx.inputs import required_inputs
 
 if TYPE_CHECKING:
-    from onnx import GraphProto, ModelProto, NodeProto, ValueInfoProto
+    from onnx import ModelProto, NodeProto, ValueInfoProto
 
 __all__ = ["part_of", "write_part"]
 
@@ -27,12 +28,13 @@ def part_of(model: ModelProto, names: Collection[str]) -> ModelProto:
 
     """
     onnx = require("onnx", extra="deploy", purpose="writing a part of an ONNX file")
-    graph = onnx.shape_inference.infer_shapes(model).graph
+    whole = onnx.shape_inference.infer_shapes(model)
+    graph = whole.graph
     chosen = [node for node in graph.node if _name(node) in names]
     if not chosen:
         raise InputError("the part that differs is no node of this graph, so it is not written")
     stored = {entry.name: entry for entry in graph.initializer}
-    nodes = _with_constants(graph, chosen)
+    nodes = _with_constants(whole, chosen)
     made = [name for node in nodes for name in node.output if name]
     read = dict.fromkeys(name for node in nodes for name in node.input if name)
     outside = {name for node in graph.node if node not in nodes for name in node.input}
@@ -71,21 +73,17 @@ def _name(node: NodeProto) -> str:
     return node.name or node.output[0]
 
 
-def _with_constants(graph: GraphProto, chosen: list[NodeProto]) -> list[NodeProto]:
+def _with_constants(model: ModelProto, chosen: list[NodeProto]) -> list[NodeProto]:
     """Add the nodes that make constants for those that were chosen, in the order of the graph."""
-    makers = {name: node for node in graph.node for name in node.output}
-    free = {entry.name for entry in graph.input} - {entry.name for entry in graph.initializer}
-
-    def behind(node: NodeProto) -> Iterator[NodeProto]:
-        for name in node.input:
-            if name in makers and constant(name):
-                yield makers[name]
-                yield from behind(makers[name])
-
-    def constant(name: str) -> bool:
-        if name not in makers:
-            return name not in free
-        return all(map(constant, makers[name].input))
-
-    wanted = {node.output[0] for each in chosen for node in (each, *behind(each))}
-    return [node for node in graph.node if node.output[0] in wanted]
+    varying = {entry.name for entry in required_inputs(model)}
+    for node in model.graph.node:
+        if not varying.isdisjoint(node.input):
+            varying.update(node.output)
+    needed: set[str] = set()
+    wanted = []
+    for node in reversed(model.graph.node):
+        makes_constant = varying.isdisjoint(node.input) and not needed.isdisjoint(node.output)
+        if makes_constant or node in chosen:
+            needed.update(node.input)
+            wanted.append(node)
+    return wanted[::-1]

@@ -109,8 +109,6 @@ KINDS: dict[str, Callable[..., Tensor]] = {
     "mul": torch.mul,
     "pad": _pad,
     "permute": lambda x, *, order: x.permute(order),
-    "pixel_shuffle": lambda x, *, factor: F.pixel_shuffle(x, factor),
-    "pixel_unshuffle": lambda x, *, factor: F.pixel_unshuffle(x, factor),
     "pow": lambda x, *, exponent: x.pow(exponent),
     "prelu": F.prelu,
     "reshape": lambda x, *, to: x.reshape(to),

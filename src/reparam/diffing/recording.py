@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._decomp import decomposition_table
 from torch._ops import OpOverload
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils.weak import WeakTensorKeyDictionary
@@ -114,9 +115,10 @@ class Recorder(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, _types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Carry an operator out and write it down."""
         kwargs = kwargs or {}
-        if _is_made_of_others(func):
+        parts_of = _made_of(func)
+        if parts_of is not None:
             with self:
-                result = func.decompose(*args, **kwargs)
+                result = parts_of(*args, **kwargs)
             if result is not NotImplemented:
                 return result
         where = next(reversed(self.path), "") or func.__name__
@@ -245,6 +247,16 @@ def _written(target: Any) -> tuple[tuple[int, str], ...]:
 
 
 @functools.cache
-def _is_made_of_others(target: Any) -> bool:
-    """Whether an operator is carried out by others, and is not known as it is."""
-    return bool(target._can_decompose()) and not is_known(target)  # noqa: SLF001 (seen in inference mode)
+def _made_of(target: Any) -> Callable[..., Any] | None:
+    """What carries an operator out by others, if there is such and it is not known as it is."""
+    if is_known(target):
+        return None
+    if target.__name__.partition(".")[0] in _MOVES:
+        return decomposition_table.get(target)
+    return target.decompose if target._can_decompose() else None  # type: ignore[no-any-return]  # noqa: SLF001 (seen in inference mode)
+
+
+_MOVES = frozenset({
+    "channel_shuffle", "glu", "pixel_shuffle", "pixel_unshuffle", "roll", "rot90", "t", "unbind",
+})  # fmt: skip
+"""Operators that torch itself writes by simpler ones, without other rounding."""
