@@ -8,7 +8,9 @@ from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
+from reparam.algebra.direct import flat_pads
 from reparam.algebra.geometry import Geometry, compose, parallel
 from reparam.errors import InexactError
 
@@ -165,27 +167,12 @@ class AffineConv:
             y = x.to(self.kernel.dtype) @ self.regroup(1).kernel.T
             return y if self.bias is None else y + self.bias
         size = tuple(x.shape[2:])
-        out_size = geometry.output_size(size)
-        reach = [
-            (max(0, -taps[0]), max(0, step * (m - 1) + taps[-1] - (n - 1)))
-            for taps, step, n, m in zip(
-                geometry.offsets, geometry.stride, size, out_size, strict=True
-            )
-        ]
-        flat = [pad for pair in reversed(reach) for pad in pair]
-        padded = torch.nn.functional.pad(x.to(self.kernel.dtype), flat)
+        padded = pad(x.to(self.kernel.dtype), flat_pads(geometry.reach(size)))
         grouped = padded.unflatten(1, (geometry.groups, -1))
-        kernel = self.kernel.unflatten(0, (geometry.groups, -1))
-        y = x.new_zeros(x.shape[0], geometry.out_channels, *out_size, dtype=self.kernel.dtype)
-        for tap in itertools.product(*(range(len(taps)) for taps in geometry.offsets)):
-            window = tuple(
-                slice(lo + taps[k], lo + taps[k] + step * (m - 1) + 1, step)
-                for k, taps, step, m, (lo, _) in zip(
-                    tap, geometry.offsets, geometry.stride, out_size, reach, strict=True
-                )
-            )
+        kernel = self.kernel.unflatten(0, (geometry.groups, -1)).flatten(3)
+        y = torch.zeros((), dtype=self.kernel.dtype, device=x.device)
+        for weight, window in zip(kernel.unbind(3), geometry.windows(size), strict=True):
             read = grouped[(slice(None), slice(None), slice(None), *window)]
-            weight = kernel[(slice(None), slice(None), slice(None), *tap)]
             y = y + torch.einsum("goi,ngi...->ngo...", weight, read).flatten(1, 2)
         return y if self.bias is None else y + self.bias.view(-1, *(1,) * geometry.dims)
 
@@ -352,22 +339,15 @@ def _per_input(scale: Tensor, geometry: Geometry) -> Tensor:
 
 def _positions(outer: Geometry, inner: Geometry) -> tuple[_Index, ...]:
     """Index the taps of ``inner`` in a kernel tensor that has the offsets of ``outer``."""
+    places = inner.places_in(outer)
+    if places is not None:
+        return (slice(None), slice(None), *places)
     found = [
         [taps.index(t) for t in part]
         for taps, part in zip(outer.offsets, inner.offsets, strict=True)
     ]
-    ranges = [_as_slice(positions) for positions in found]
-    if all(part is not None for part in ranges):
-        return (slice(None), slice(None), *(part for part in ranges if part is not None))
     grids = torch.meshgrid(*(torch.tensor(p) for p in found), indexing="ij")
     return (slice(None), slice(None), *grids)
-
-
-def _as_slice(positions: list[int]) -> slice | None:
-    """Write equally spaced positions as a slice, which indexes without a copy."""
-    step = positions[1] - positions[0] if len(positions) > 1 else 1
-    regular = list(range(positions[0], positions[-1] + 1, step)) == positions
-    return slice(positions[0], positions[-1] + 1, step) if regular else None
 
 
 def _landing(outer: Geometry, inner: Geometry, result: Geometry) -> list[list[int]]:

@@ -19,7 +19,9 @@ This module holds every compatibility check of the package; nothing here touches
 
 from __future__ import annotations
 
+import itertools
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
@@ -142,6 +144,28 @@ class Geometry:
             for n, extent, step in zip(size, self.extent, self.stride, strict=True)
         )
 
+    def reach(self, size: tuple[int, ...]) -> tuple[tuple[int, int], ...]:
+        """Zeros read before and after an input of a size, per dimension; none are negative."""
+        return tuple(
+            (max(0, -taps[0]), max(0, step * (m - 1) + taps[-1] - (n - 1)))
+            for taps, step, n, m in zip(
+                self.offsets, self.stride, size, self.output_size(size), strict=True
+            )
+        )
+
+    def windows(self, size: tuple[int, ...]) -> Iterator[tuple[slice, ...]]:
+        """For every tap the places that all outputs read of an input padded by its ``reach``."""
+        lows, counts = [low for low, _ in self.reach(size)], self.output_size(size)
+        for tap in itertools.product(*self.offsets):
+            yield tuple(
+                slice(low + t, low + t + step * (m - 1) + 1, step)
+                for low, t, step, m in zip(lows, tap, self.stride, counts, strict=True)
+            )
+
+    def places_in(self, outer: Geometry) -> tuple[slice, ...] | None:
+        """Where its taps are among those of another; None where no slice says it."""
+        return _places_in(self, outer)
+
     def in_dims(self, dims: int) -> Geometry:
         """The same pointwise map over another number of spatial dimensions.
 
@@ -179,6 +203,18 @@ def _pointwise_in(geometry: Geometry, dims: int) -> Geometry:
     if not geometry.is_pointwise:
         raise InexactError(f"{geometry} acts on {geometry.dims} spatial dimensions, not on {dims}")
     return replace(geometry, offsets=((0,),) * dims, stride=(1,) * dims, extent=(-1,) * dims)
+
+
+@_remember
+def _places_in(inner: Geometry, outer: Geometry) -> tuple[slice, ...] | None:
+    found = []
+    for part, taps in zip(inner.offsets, outer.offsets, strict=True):
+        at = [taps.index(tap) for tap in part]
+        step = at[1] - at[0] if len(at) > 1 else 1
+        if at != list(range(at[0], at[-1] + 1, step)):
+            return None
+        found.append(slice(at[0], at[-1] + 1, step))
+    return tuple(found)
 
 
 @_remember

@@ -253,10 +253,10 @@ def _made_of(target: Any) -> Callable[..., Any] | None:
         return None
     if target.__name__.partition(".")[0] in _MOVES:
         return decomposition_table.get(target)
-    return target.decompose if target._can_decompose() else None  # type: ignore[no-any-return]  # noqa: SLF001 (seen in inference mode)
+    return target.decompose if target._can_decompose() else None  # noqa: SLF001 (seen in inference mode)
 
 
 _MOVES = frozenset({
     "channel_shuffle", "glu", "pixel_shuffle", "pixel_unshuffle", "roll", "rot90", "t", "unbind",
 })  # fmt: skip
-"""Operators that torch itself writes by simpler ones, without other rounding."""
+"""Operators that torch itself writes by simpler ones."""

@@ -99,21 +99,13 @@ class Vocabulary(Shaping):
 
     # ------------------------------------------------------------------ layers
 
-    def _linear(
-        self, x: Form, weight: Tensor, bias: Tensor | float | None, source: Tensor | None = None
-    ) -> Form:
-        geometry = Geometry.pointwise(weight.shape[1], weight.shape[0], dims=0)
-        shift = None if bias is None else torch.as_tensor(bias).expand(len(weight))
-        return self.build.layer(
-            x, self.stored.map(geometry, weight, source), len(x.shape) - 1, shift
-        )
-
     def matmul(self, x: Value, y: Value) -> Value:
         """A matrix product; a linear map where one side is a constant matrix."""
         if isinstance(x, Form) and isinstance(y, Tensor):
             alike = _one_matrix(y, x.shape[:-2])
             if alike is not None:
-                return self._linear(x, alike.T, None, y)
+                geometry = Geometry.pointwise(*alike.shape, dims=0)
+                return self.build.layer(x, self.stored.map(geometry, alike.T, y), len(x.shape) - 1)
         if isinstance(x, Tensor) and isinstance(y, Tensor):
             return x @ y
         left, right = self.form(x), self.form(y)

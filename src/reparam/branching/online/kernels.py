@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -13,7 +12,7 @@ from torch.autograd.function import once_differentiable
 
 from reparam.algebra import AffineConv, Geometry
 
-__all__ = ["Affine", "Places", "composed", "diagonal_of", "fitted", "places_in"]
+__all__ = ["Affine", "Places", "composed", "diagonal_of", "fitted"]
 
 Places = tuple[slice, ...]
 """Where the taps of a kernel are among those of a larger one, for each dimension."""
@@ -75,9 +74,9 @@ class Affine:
 def fitted(kernel: Tensor | None, have: Geometry, want: Geometry) -> tuple[Places, Tensor | None]:
     """Find where a kernel is in one of the taps and groups of ``want``, or write it anew there."""
     if kernel is None:
-        return places_in(have.in_dims(want.dims), want) or _at_centre(want), None
+        return have.in_dims(want.dims).places_in(want) or _at_centre(want), None
     if have.groups == want.groups:
-        places = places_in(have, want)
+        places = have.places_in(want)
         if places is not None:
             return places, kernel
     inner = AffineConv(replace(have, bias=False), kernel).regroup(want.groups)
@@ -93,19 +92,6 @@ def _same_taps(first: Geometry, second: Geometry) -> bool:
 def _at_centre(want: Geometry) -> Places:
     at = (taps.index(0) for taps in want.offsets)
     return tuple(slice(place, place + 1) for place in at)
-
-
-@functools.lru_cache(maxsize=4096)
-def places_in(have: Geometry, want: Geometry) -> Places | None:
-    """Where the taps of an operator are among those of another; None where no slice says it."""
-    found = []
-    for inner, outer in zip(have.offsets, want.offsets, strict=True):
-        at = [outer.index(tap) for tap in inner]
-        step = at[1] - at[0] if len(at) > 1 else 1
-        if at != list(range(at[0], at[-1] + 1, step)):
-            return None
-        found.append(slice(at[0], at[-1] + 1, step))
-    return tuple(found)
 
 
 def diagonal_of(kernel: Tensor, groups: int, places: Places) -> Tensor:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -166,50 +165,24 @@ def _channels_are_last(x: Tensor) -> bool:
 
 def _gather(x: Tensor, patch: Geometry) -> Tensor:
     """Write the patches out: ``(N, I * taps, positions)``."""
-    size = patch.output_size(tuple(x.shape[2:]))
-    reach = _reach(patch, x)
+    sizes = tuple(x.shape[2:])
+    reach = patch.reach(sizes)
     padded = F.pad(x, flat_pads(reach)) if any(map(any, reach)) else x
-    rows = x.new_empty(*x.shape[:2], patch.taps, *size)
-    for tap, window in enumerate(_windows(patch, x)):
-        rows[:, :, tap] = padded[window]
+    rows = x.new_empty(*x.shape[:2], patch.taps, *patch.output_size(sizes))
+    for tap, window in enumerate(patch.windows(sizes)):
+        rows[:, :, tap] = padded[(slice(None), slice(None), *window)]
     return rows.view(len(x), x.shape[1] * patch.taps, -1)
 
 
 def _scatter(rows: Tensor, x: Tensor, patch: Geometry) -> Tensor:
     """Add patches up where they were read: the transpose of :func:`_gather`."""
-    size = patch.output_size(tuple(x.shape[2:]))
-    reach = _reach(patch, x)
-    padded = x.new_zeros(
-        *x.shape[:2], *(low + n + high for n, (low, high) in zip(x.shape[2:], reach, strict=True))
-    )
-    by_tap = rows.view(*x.shape[:2], patch.taps, *size)
-    for tap, window in enumerate(_windows(patch, x)):
-        padded[window] += by_tap[:, :, tap]
-    inner = (slice(low, low + n) for n, (low, _) in zip(x.shape[2:], reach, strict=True))
-    return padded[(slice(None), slice(None), *inner)].contiguous()
-
-
-def _reach(patch: Geometry, x: Tensor) -> tuple[tuple[int, int], ...]:
-    """Zeros that patches read before and after the input, per dimension."""
     sizes = tuple(x.shape[2:])
-    return tuple(
-        (max(0, -taps[0]), max(0, step * (m - 1) + taps[-1] - (n - 1)))
-        for taps, step, n, m in zip(
-            patch.offsets, patch.stride, sizes, patch.output_size(sizes), strict=True
-        )
+    reach = patch.reach(sizes)
+    padded = x.new_zeros(
+        *x.shape[:2], *(low + n + high for n, (low, high) in zip(sizes, reach, strict=True))
     )
-
-
-def _windows(patch: Geometry, x: Tensor) -> Iterator[tuple[slice, ...]]:
-    """For every tap the positions of the padded input that the patches have there."""
-    size = patch.output_size(tuple(x.shape[2:]))
-    lows = [low for low, _ in _reach(patch, x)]
-    for tap in itertools.product(*patch.offsets):
-        starts = [low + t for low, t in zip(lows, tap, strict=True)]
-        yield (
-            slice(None), slice(None),
-            *(
-                slice(start, start + step * (m - 1) + 1, step)
-                for start, step, m in zip(starts, patch.stride, size, strict=True)
-            ),
-        )  # fmt: skip
+    by_tap = rows.view(*x.shape[:2], patch.taps, *patch.output_size(sizes))
+    for tap, window in enumerate(patch.windows(sizes)):
+        padded[(slice(None), slice(None), *window)] += by_tap[:, :, tap]
+    inner = (slice(low, low + n) for n, (low, _) in zip(sizes, reach, strict=True))
+    return padded[(slice(None), slice(None), *inner)].contiguous()

@@ -58,7 +58,7 @@ def _global_pool(read: Reader, proto: NodeProto) -> fx.Node | None:
 
 @is_word("ReduceMean", "ReduceMax", "ReduceSum")
 def _reduce(read: Reader, proto: NodeProto) -> fx.Node | None:
-    axes, rank = _axes_of(read, proto, 1), read.rank(proto.input[0])
+    axes, rank = _axes_of(read, proto), read.rank(proto.input[0])
     if not axes or rank is None:
         return None
     reduce: dict[str, Any] = {
@@ -215,21 +215,21 @@ def _is_stack(read: Reader, join: NodeProto | None) -> bool:
     if rank is None:
         return False
     readers = [read.graph.node[index] for index in read.readers.get(join.output[0], ())]
-    axes = [_axes_of(read, each, 1) for each in (*(m for m in makers if m), *readers)]
+    axes = [_axes_of(read, each) for each in (*(m for m in makers if m), *readers)]
     at = attributes(join)["axis"] % (rank + 1)
     if any(named is None or [n % (rank + 1) for n in named] != [at] for named in axes):
         return False
     return bool(readers) and all(map(_adds_up, readers))
 
 
-def _axes_of(read: Reader, proto: NodeProto, position: int) -> list[int] | None:
+def _axes_of(read: Reader, proto: NodeProto) -> list[int] | None:
     """The axes that an operation names, as an attribute or as a constant input."""
     given: dict[str, Any] = attributes(proto)
     if "axes" in given:
         return list(given["axes"])
-    if len(proto.input) <= position or proto.input[position] not in read.constants:
+    if len(proto.input) < 2 or proto.input[1] not in read.constants:
         return None
-    return read.constants.integers(proto.input[position])
+    return read.constants.integers(proto.input[1])
 
 
 def _unsqueeze_of(read: Reader, name: str) -> NodeProto | None:
