@@ -311,7 +311,7 @@ def test_several_of_a_kind_stand_in_a_table() -> None:
             "before any training on; not every target was met."
         )
     ]
-    assert [line[2] for line in table(joined, "Nets in eight bits")[1:]] == [
+    assert [line[3] for line in table(joined, "Nets in eight bits")[1:]] == [
         "390 (78.0 %)",
         "405 (81.0 %)",
     ]

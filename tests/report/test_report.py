@@ -143,6 +143,12 @@ def test_images_that_are_right_are_counted(results: Results) -> None:
     assert ["ResNet of equal size", "eager", "355", "360", "test images"] in lines
 
 
+def test_losses_are_drawn_epoch_by_epoch(results: Results) -> None:
+    page = page_html(results)
+    assert "Epoch 2: RepVGG, train form 0.400, ResNet of equal size 0.300" in page
+    assert page.index('id="training"') > page.index('id="accuracy"')
+
+
 def test_peaks_are_compared_with_the_deploy_form(results: Results) -> None:
     assert table(results, results.memory[0].title)[1:] == [
         ["Multi-branch, train form", "512 KiB", "4×", "2.00×"],
@@ -199,7 +205,7 @@ def test_csv_link_holds_the_numbers_of_the_tables(results: Results) -> None:
     assert [*region, "Stored numbers, after", "9248", "count"] in rows
     reason = ["pool, average pooling", "Why", "alone <it> costs less", ""]
     assert ["plan", "Left as it is", *reason] in rows
-    loss = ["accuracy", "Training loss", "2", "RepVGG, train form", "0.4", ""]
+    loss = ["training", "Training loss", "2", "RepVGG, train form", "0.4", ""]
     assert loss in rows
 
 

@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from reparam._support.statistics import quartiles
-from reparam.report.marks import Axis, Chart, Mark, Row, accuracy_chart, share_bar
-from reparam.report.numbers import count, error, kibibytes, nice_ticks, of, plain, ratio, times
+from reparam.report.marks import Axis, Chart, Mark, Row, accuracy_chart, dot_chart, share_bar
+from reparam.report.numbers import (
+    count,
+    error,
+    kibibytes,
+    nice_ticks,
+    of,
+    plain,
+    ratio,
+    significant,
+    times,
+)
 from reparam.report.paired import paired
 from reparam.report.sections import Part, section
 from reparam.report.tables import Cell, Column, Line, Table
@@ -97,7 +108,7 @@ def _accuracy(results: Results) -> Iterable[Part]:
         Column("Of", plain, "images"), Column("Judged on"),
     ]  # fmt: skip
     tables = {"right": Table("Images right", "Images put in their class", columns, lines)}
-    yield Part(charts={"accuracy": chart}, tables=tables | _agreement(results) | _training(results))
+    yield Part(charts={"accuracy": chart}, tables=tables | _agreement(results))
 
 
 def _agreement(results: Results) -> dict[str, Table]:
@@ -116,19 +127,36 @@ def _agreement(results: Results) -> dict[str, Table]:
     return {"agreement": Table("Equal predictions", caption, columns, lines)} if lines else {}
 
 
-def _training(results: Results) -> dict[str, Table]:
+@section("training", "Training")
+def _training(results: Results) -> Iterable[Part]:
     if not results.training:
-        return {}
+        return
     named = [(results.model(record.model), record) for record in results.training]
-    columns = [Column("Trained"), Column("Epochs", plain), Column("Seconds", plain, "s")]
-    lines = [Line(m.label, [r.epochs, round(r.seconds, 1)], m.role) for m, r in named]
-    table = Table("Training", "How long the training took", columns, lines)
-    return {"training": table} | _losses([(model.label, record.loss) for model, record in named])
+    columns = [
+        Column("Trained"), Column("Epochs", plain), Column("Seconds", "{:,.1f}".format, "s"),
+    ]  # fmt: skip
+    lines = [Line(m.label, [r.epochs, r.seconds], m.role) for m, r in named]
+    tables = {"training": Table("Training", "How long the training took", columns, lines)}
+    losses = {model.label: record.loss for model, record in named if record.loss}
+    charts = {"losses": _falling(losses)} if losses else {}
+    yield Part(charts=charts, tables=tables | _losses(list(losses.items())))
+
+
+def _falling(losses: Mapping[str, Sequence[float]]) -> Chart:
+    """The losses epoch by epoch, from top to bottom."""
+    epochs = range(max(map(len, losses.values())))
+    rows = [
+        (f"Epoch {i + 1}", "", {label: loss[i] for label, loss in losses.items() if loss[i:]})
+        for i in epochs
+    ]
+    summary = "Training loss of each epoch"
+    drawn = dot_chart(rows, list(losses), significant, unit="least", summary=summary)
+    return replace(drawn, most=24, more="more epochs")
 
 
 def _losses(named: Sequence[tuple[str, Sequence[float]]]) -> dict[str, Table]:
     """The loss of each epoch, for each that was trained."""
-    epochs = range(max(len(loss) for _, loss in named))
+    epochs = range(max((len(loss) for _, loss in named), default=0))
     columns = [Column("Epoch"), *(Column(label, lambda v: f"{v:.2f}") for label, _ in named)]
     lines = [
         Line(str(epoch + 1), [loss[epoch] if epoch < len(loss) else None for _, loss in named])
@@ -153,11 +181,10 @@ def _twins(results: Results) -> Iterable[Part]:
     chart = accuracy_chart(bars, "Top-1 accuracy on the test images, with branches and without")
     columns = [
         Column("Trained"), Column("Learning rate", "{:g}".format),
-        Column("Right", of, "images", ("right", "of")), Column("Seconds", plain, "s"),
+        Column("Right", of, "images", ("right", "of")), Column("Seconds", "{:,.1f}".format, "s"),
     ]  # fmt: skip
     lines = [
-        Line(t.label, [t.learning_rate, (t.correct, t.total), round(t.seconds, 1)], t.role)
-        for t in twins
+        Line(t.label, [t.learning_rate, (t.correct, t.total), t.seconds], t.role) for t in twins
     ]
     table = Table("With branches and without", "How each was trained", columns, lines)
     losses = _losses([(twin.label, twin.loss) for twin in twins])

@@ -14,6 +14,7 @@ from reparam.report.numbers import (
     noise_share,
     of,
     percent,
+    plain,
     typeset,
 )
 from reparam.report.sections import Part, section
@@ -66,7 +67,7 @@ def _int8(results: Results) -> Iterable[Part]:
 def _overview(records: Sequence[QuantizationRecord]) -> Table:
     judged = ("right", "of")
     columns = [
-        Column("Net"),
+        Column("Net"), Column("Samples", plain, "samples"),
         Column("Float", _counted, "samples", judged),
         Column("Eight bits", _counted, "samples", judged),
         Column("Points lost", "{:.2f}".format),
@@ -79,6 +80,7 @@ def _overview(records: Sequence[QuantizationRecord]) -> Table:
         Line(
             f"{r.model} in {r.engine}",
             [
+                r.samples,
                 None if r.correct_float is None else (r.correct_float, r.samples),
                 None if r.correct is None else (r.correct, r.samples),
                 points_lost(r),

@@ -7,12 +7,25 @@ Every chart carries its numbers in its text alternative; ``assets/draw.html.j2``
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from reparam.report.numbers import nice_ticks, percent, wilson_interval
 
-__all__ = ["Axis", "Chart", "Mark", "Row", "accuracy_chart", "bar", "bar_chart", "share_bar"]
+__all__ = [
+    "Axis",
+    "Chart",
+    "Mark",
+    "Row",
+    "accuracy_chart",
+    "bar",
+    "bar_chart",
+    "dot_chart",
+    "share_bar",
+]
+
+_SHAPES = ("disc", "ring", "square", "box", "diamond", "rhomb")
+"""Of marks: colour already says which model it is, and not everybody sees it."""
 
 
 @dataclass(frozen=True)
@@ -135,6 +148,36 @@ def bar_chart(rows: Sequence[Row], *, unit: str, summary: str, least: float = 0.
     """Rows on one axis from zero, which ends past the last mark and not before `least`."""
     ends = [mark.start if mark.end is None else mark.end for row in rows for mark in row.marks]
     return Chart(summary, Axis(nice_ticks(max(least, *ends)), unit), rows)
+
+
+def dot_chart(
+    rows: Iterable[tuple[str, str, Mapping[str, float]]],
+    names: Sequence[str],
+    show: Callable[[float], str],
+    *,
+    unit: str,
+    summary: str,
+) -> Chart:
+    """One line with a mark for each of several things, on one axis from zero, and a legend.
+
+    Args:
+        rows: A label, a role, and the value of each thing that has one.
+        names: What the things are called.
+        show: How a value is written.
+        unit: What the axis counts.
+        summary: What the chart shows, as the text alternative begins.
+    """
+    shapes = {name: f"dotmark {_SHAPES[i % len(_SHAPES)]}" for i, name in enumerate(names)}
+    drawn = []
+    for label, role, values in rows:
+        least, most = min(values.values()), max(values.values())
+        marks = [Mark("span", least, most)]
+        marks += [Mark(shapes[name], values[name]) for name in names if name in values]
+        spoken = ", ".join(f"{name} {show(values[name])}" for name in names if name in values)
+        drawn.append(Row(label, marks, show(least), role=role, spoken=spoken))
+    axis = Axis(nice_ticks(max(mark.start for row in drawn for mark in row.marks)), unit)
+    legend = [(shape, name) for name, shape in shapes.items()]
+    return Chart(summary, axis, drawn, "dots", legend=legend)
 
 
 def share_bar(

@@ -20,8 +20,8 @@ from reparam.report.tables import Table
 __all__ = ["Part", "Section", "section", "sections"]
 
 _ORDER = (
-    "block", "accuracy", "twins", "tradeoff", "engines", "latency", "int8", "pruning", "memory",
-    "plan", "verification", "models", "difference",
+    "block", "accuracy", "training", "twins", "tradeoff", "engines", "latency", "int8", "pruning",
+    "memory", "plan", "verification", "models", "difference",
 )  # fmt: skip
 """Of the page, from top to bottom; sections that are not named come last."""
 

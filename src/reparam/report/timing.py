@@ -6,8 +6,8 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from reparam._support.statistics import quartiles
-from reparam.report.marks import Axis, Chart, Mark, Row, bar, bar_chart
-from reparam.report.numbers import count, milliseconds, nice_ticks, of, ratio, significant
+from reparam.report.marks import Chart, Row, bar, bar_chart, dot_chart
+from reparam.report.numbers import count, milliseconds, of, ratio, significant
 from reparam.report.paired import paired
 from reparam.report.published import REPARAMETERIZED_FAMILIES
 from reparam.report.scatter import Dot, Scatter
@@ -23,9 +23,6 @@ __all__ = ["against_others", "fastest_engine", "on_one_scale"]
 
 _ONE_SCALE = 6.0
 """Engines whose longest times differ by more than this are drawn apart."""
-
-_SHAPES = ("disc", "ring", "square", "box", "diamond", "rhomb")
-"""Engines differ by shape: colour already says which model it is, and not everybody sees it."""
 
 _LEAST_MEMBER = "the least accurate member of each family is that is at least as accurate"
 
@@ -83,7 +80,7 @@ def _latency(results: Results) -> Iterable[Part]:
             duels = against_others(results, group)
             told = [(in_engine(d.engine), d.other.label, d, "") for d in duels]
             name = f"Deploy form against others, {group.title}"
-            faster = _ratios(name, "the deploy form is than", "Engine", told)
+            faster = _ratios(name, "the deploy form is than each other", "Engine", told)
             yield Part(group, charts, faster | _numbers(results, group))
 
 
@@ -120,20 +117,14 @@ def _engine_parts(results: Results) -> Iterable[Part]:
 
 def _dots(results: Results, group: LatencyRecord, engines: Sequence[str]) -> Chart:
     """One line a model with a mark for each engine."""
-    shapes = {e: f"dotmark {_SHAPES[i % len(_SHAPES)]}" for i, e in enumerate(engines)}
-    times = {(r.model, r.engine): quartiles(r.samples_ms).median for r in group.rows}
-    rows = []
-    for key in dict.fromkeys(row.model for row in group.rows):
-        timed = [(times[key, engine], engine) for engine in engines if (key, engine) in times]
-        if timed:
-            model, least = results.model(key), min(timed)[0]
-            marks = [Mark("span", least, max(timed)[0]), *(Mark(shapes[e], t) for t, e in timed)]
-            spoken = ", ".join(f"{engine} {milliseconds(time)}" for time, engine in timed)
-            shown = milliseconds(least)
-            rows.append(Row(model.label, marks, shown, role=model.role, spoken=spoken))
-    axis = Axis(nice_ticks(max(t for (_, e), t in times.items() if e in engines)), "least, ms")
-    legend = [(shape, engine) for engine, shape in shapes.items()]
-    return Chart(f"Latency in each engine, {group.title}", axis, rows, "dots", legend=legend)
+    timed: dict[str, dict[str, float]] = {}
+    for row in group.rows:
+        if row.engine in engines:
+            timed.setdefault(row.model, {})[row.engine] = quartiles(row.samples_ms).median
+    models = {key: results.model(key) for key in timed}
+    rows = [(models[key].label, models[key].role, values) for key, values in timed.items()]
+    summary = f"Latency in each engine, {group.title}"
+    return dot_chart(rows, engines, milliseconds, unit="least, ms", summary=summary)
 
 
 def _numbers(results: Results, group: LatencyRecord) -> dict[str, Table]:
@@ -203,7 +194,7 @@ def _ratios(
     for line, column, duel, remark in told:
         found = duel.result
         verdict = "ok" if found.wins else "bad" if found.loses else ""
-        unsure = "" if found.clear or found.same else "undecided"
+        unsure = "" if found.clear else str(found)
         cell = Cell((found.factor, found.low, found.high), verdict, remark or unsure)
         lines.setdefault(line, {})[column] = cell
     parts = ("median", "first quartile", "third quartile")
