@@ -1,15 +1,28 @@
-"""Wrappers around a model, and which of its submodules runs."""
+"""Modules as they run: what wraps a model, which submodule runs, and in which mode."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 from torch import nn
 from torch.nn.modules import module as hooks
 
-__all__ = ["innermost", "watch_modules", "wrapped"]
+__all__ = ["evaluating", "innermost", "watch_modules", "wrapped"]
+
+
+@contextmanager
+def evaluating(modules: Iterable[nn.Module]) -> Iterator[None]:
+    """Put modules in eval mode for a while, each by itself."""
+    modes = [(module, module.training) for module in modules]
+    try:
+        for module, _ in modes:
+            module.training = False
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
 
 
 @contextmanager

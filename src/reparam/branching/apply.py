@@ -17,20 +17,14 @@ from reparam.branching.kinds import BranchKind
 from reparam.branching.layout import ConvLayout
 from reparam.branching.operators import conv_operator, norm_operator, norms
 from reparam.errors import InputError
-from reparam.frontends.torch.copying import Copier, own_copy
+from reparam.frontends.torch.copying import HOOKS, Copier, own_copy
 
 __all__ = ["apply_branches", "branches_of"]
 
 _HOOKS = (
-    "_forward_hooks",
-    "_forward_hooks_with_kwargs",
-    "_forward_hooks_always_called",
-    "_forward_pre_hooks",
-    "_forward_pre_hooks_with_kwargs",
-    "_backward_hooks",
-    "_backward_pre_hooks",
-    "_is_full_backward_hook",
-)
+    *HOOKS, "_forward_hooks_with_kwargs", "_forward_hooks_always_called",
+    "_forward_pre_hooks_with_kwargs", "_is_full_backward_hook",
+)  # fmt: skip
 
 
 def branches_of(kind: BranchKind, layout: ConvLayout) -> dict[str, nn.Module] | str:

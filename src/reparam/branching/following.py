@@ -9,12 +9,11 @@ from torch import fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 
+from reparam.frontends.kinds import BATCH_NORMS
 from reparam.frontends.torch.skeleton import hooked_modules, shared_copy
 from reparam.frontends.torch.trace import Key, Trace, TraceFailure, join, straight_trace
 
 __all__ = ["following_norms", "other_code", "read_by_others"]
-
-_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 
 
 def following_norms(model: nn.Module) -> dict[str, str]:
@@ -99,5 +98,5 @@ def _only_reader(node: fx.Node) -> fx.Node | None:
 
 
 def _is_foldable(norm: nn.Module) -> bool:
-    plain = type(norm) in _NORMS and isinstance(norm, _BatchNorm)
+    plain = type(norm) in (*BATCH_NORMS, nn.SyncBatchNorm) and isinstance(norm, _BatchNorm)
     return plain and norm.running_mean is not None and norm.running_var is not None

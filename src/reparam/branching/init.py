@@ -20,8 +20,7 @@ scale that the network around them expects. The main branch has :math:`\gamma = 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -30,6 +29,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 
+from reparam._support.modules import evaluating
 from reparam.algebra import AffineConv
 from reparam.branching.block import BranchSum
 from reparam.branching.operators import branch_operator, norms, operator_before
@@ -189,7 +189,7 @@ def calibrate(model: nn.Module, sites: Sequence[Site], batches: Sequence[Batch])
         batches: Inputs: a tensor, a tuple of arguments, or a mapping of keyword arguments each.
 
     """
-    with _evaluating(model), torch.no_grad():
+    with evaluating(model.modules()), torch.no_grad():
         depth = max((len(norms(b)) for site in sites for b in site.extras), default=0)
         spread: dict[int, Tensor] = {}
         for level in range(depth):
@@ -290,15 +290,3 @@ def _run(
     finally:
         for handle in handles:
             handle.remove()
-
-
-@contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    """Put a model in eval mode, and every module back into the mode in which it was."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training

@@ -22,16 +22,13 @@ from torch.nn.modules.conv import _ConvNd
 
 from reparam.algebra import conv_geometry, flat_pads
 from reparam.branching.operators import conv_operator_geometry
+from reparam.frontends.kinds import AVERAGE_POOLS, BATCH_NORMS, CONVS, ZERO_PADS
 
 __all__ = ["ConvLayout"]
 
 Pads = tuple[tuple[int, int], ...]
 _Named = tuple[str, nn.Module]
 
-_CONVS: tuple[type[_ConvNd], ...] = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
-_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
-_AVERAGES: tuple[Callable[..., nn.Module], ...] = (nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d)
-_ZERO_PADS: tuple[Callable[..., nn.Module], ...] = (nn.ZeroPad1d, nn.ZeroPad2d, nn.ZeroPad3d)
 _SHARED_PADS: dict[str, tuple[Callable[..., nn.Module], ...]] = {
     "reflect": (nn.ReflectionPad1d, nn.ReflectionPad2d, nn.ReflectionPad3d),
     "replicate": (nn.ReplicationPad1d, nn.ReplicationPad2d, nn.ReplicationPad3d),
@@ -169,7 +166,7 @@ class ConvLayout:
         if any(d != 1 and k != 1 for d, k in zip(self.dilation, self.kernel_size, strict=True)):
             return None
         first = self._padded_pointwise(self.out_channels)
-        pool = _AVERAGES[self.dims - 1](self.kernel_size, self.stride)
+        pool = AVERAGE_POOLS[self.dims - 1](self.kernel_size, self.stride)
         return _sequence([*first, ("pool", pool), ("bn", self._norm(self.out_channels))])
 
     # ---------------------------------------------------------------------------- internals
@@ -209,7 +206,7 @@ class ConvLayout:
         return [self._zero_pad(pads)], (0,) * self.dims
 
     def _zero_pad(self, pads: Pads) -> _Named:
-        return "pad", _ZERO_PADS[self.dims - 1](flat_pads(pads))
+        return "pad", ZERO_PADS[self.dims - 1](flat_pads(pads))
 
     def _conv(
         self,
@@ -220,7 +217,7 @@ class ConvLayout:
         dilation: Sequence[int],
     ) -> _ConvNd:
         conv: _ConvNd = nn.utils.skip_init(
-            _CONVS[self.dims - 1],
+            CONVS[self.dims - 1],
             self.in_channels,
             out_channels,
             tuple(size),
@@ -254,7 +251,9 @@ class ConvLayout:
             conv.weight.copy_(unit.reshape(conv.weight.shape))
 
     def _norm(self, channels: int) -> nn.Module:
-        return _NORMS[self.dims - 1](channels, device=self._device, dtype=self._dtype)
+        norm = BATCH_NORMS[self.dims - 1]
+        made: nn.Module = norm(channels, device=self._device, dtype=self._dtype)
+        return made
 
 
 def _sequence(layers: Iterable[_Named]) -> nn.Sequential:

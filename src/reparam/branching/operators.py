@@ -12,8 +12,12 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from reparam import algebra
 from reparam.algebra import AffineConv, Geometry
 from reparam.errors import InputError
+from reparam.frontends.kinds import AVERAGE_POOLS, ZERO_PADS
+
+Window = tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]
 
 __all__ = [
+    "average_window",
     "branch_operator",
     "conv_operator",
     "conv_operator_geometry",
@@ -22,9 +26,6 @@ __all__ = [
     "norms",
     "operator_before",
 ]
-
-_AVERAGES = (nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d)
-_PADS = (nn.ZeroPad1d, nn.ZeroPad2d, nn.ZeroPad3d)
 
 
 def conv_operator_geometry(conv: _ConvNd, *, padding: Any = None) -> Geometry:
@@ -99,6 +100,17 @@ def operator_before(branch: nn.Module, norm: nn.Module, channels: int, dims: int
     return _compose(chain[: chain.index(norm)], channels, dims)
 
 
+def average_window(layer: Any) -> Window | None:
+    """Kernel, stride and padding of an average pooling that weighs every tap alike everywhere."""
+    dims = next((k for k, kind in enumerate(AVERAGE_POOLS, 1) if isinstance(layer, kind)), 0)
+    if not dims or layer.ceil_mode or getattr(layer, "divisor_override", None):
+        return None
+    given = (layer.kernel_size, layer.stride, layer.padding)
+    kernel, stride, padding = (algebra.per_dim(value, dims) for value in given)
+    counted = layer.count_include_pad or not any(padding)
+    return (kernel, stride, padding) if counted else None
+
+
 def _compose(chain: list[nn.Module], channels: int, dims: int) -> AffineConv:
     total = algebra.identity(channels, dims=dims)
     for layer in chain:
@@ -111,10 +123,10 @@ def _read(layer: nn.Module, channels: int, dims: int) -> AffineConv:
         return conv_operator(layer)
     if isinstance(layer, _BatchNorm):
         return norm_operator(layer, dims)
-    if isinstance(layer, _AVERAGES) and not layer.ceil_mode and layer.count_include_pad:
-        sizes = (layer.kernel_size, layer.stride, layer.padding)
-        return algebra.average_pool(channels, *(algebra.per_dim(value, dims) for value in sizes))
-    if isinstance(layer, _PADS):
+    window = average_window(layer)
+    if window is not None:
+        return algebra.average_pool(channels, *window)
+    if isinstance(layer, ZERO_PADS):
         flat = [int(p) for p in layer.padding]
         pairs = list(zip(flat[::2], flat[1::2], strict=True))
         return algebra.zero_pad(channels, tuple(reversed(pairs)))

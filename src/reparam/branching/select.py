@@ -14,12 +14,12 @@ from torch.nn.parameter import UninitializedParameter
 from torch.nn.utils import parametrize
 
 from reparam.errors import InputError
+from reparam.frontends.kinds import CONVS
 
 __all__ = ["BranchRefusal", "Where", "refusal", "select", "tied_weights"]
 
 Where = str | Iterable[str] | Callable[[str, nn.Module], bool] | None
 
-_PLAIN: tuple[type[_ConvNd], ...] = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _STATE_HOOKS = (
     "_state_dict_hooks",
     "_state_dict_pre_hooks",
@@ -78,11 +78,11 @@ def _no_match(pattern: str, modules: Iterable[str], convs: Iterable[str]) -> str
 
 def refusal(module: nn.Module, tied: Mapping[int, list[str]]) -> str | None:
     """Say why a module cannot be replaced by branches; None if it can."""
-    if not isinstance(module, _PLAIN):
+    if not isinstance(module, CONVS):
         return f"{type(module).__name__} is not a plain convolution (Conv1d, Conv2d, Conv3d)"
     if parametrize.is_parametrized(module) or "weight" not in module._parameters:
         return "its weight is computed by a parametrization; remove that first"
-    base = next(cls for cls in _PLAIN if isinstance(module, cls))
+    base = next(cls for cls in CONVS if isinstance(module, cls))
     same = ("forward", "_conv_forward")
     if any(getattr(type(module), name) is not getattr(base, name) for name in same):
         return f"{type(module).__name__} has a forward of its own"

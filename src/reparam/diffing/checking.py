@@ -30,7 +30,6 @@ class Readings:
     """What networks as they were read compute for some inputs, each computed once."""
 
     def __init__(self, inputs: Sequence[Tensor]) -> None:
-        """Prepare to run networks on inputs."""
         self._inputs = inputs
         self._known: dict[tuple[int, torch.dtype], list[Tensor]] = {}
 

@@ -37,18 +37,12 @@ def _average(
 
 
 def _conv(
-    x: Tensor, weight: Tensor, *, stride: Any, padding: Any, dilation: Any, groups: int
-) -> Tensor:
-    function = (F.conv1d, F.conv2d, F.conv3d)[len(stride) - 1]
-    return function(x, weight, None, stride, padding, dilation, groups)
-
-
-def _conv_transpose(
-    x: Tensor, weight: Tensor, *, stride: Any, padding: Any, output_padding: Any, groups: int,
-    dilation: Any,
+    x: Tensor, weight: Tensor, *, stride: Any, padding: Any, dilation: Any, groups: int,
+    output_padding: Any = None,
 ) -> Tensor:  # fmt: skip
-    function = (F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)[len(stride) - 1]
-    return function(x, weight, None, stride, padding, output_padding, groups, dilation)
+    """A transposed one where it has an output padding."""
+    transposed, more = output_padding is not None, output_padding or (0,) * len(stride)
+    return torch.convolution(x, weight, None, stride, padding, dilation, transposed, more, groups)
 
 
 def _layer_norm(x: Tensor, *, axes: Any, eps: float) -> Tensor:
@@ -85,7 +79,7 @@ KINDS: dict[str, Callable[..., Tensor]] = {
     "clip": lambda x, *, low, high: x.clamp(low, high),
     "conv": _conv,
     "cos": torch.cos,
-    "conv_transpose": _conv_transpose,
+    "conv_transpose": _conv,
     "elu": lambda x, *, alpha: F.elu(x, alpha),
     "equal": _compared(torch.eq),
     "erf": torch.erf,

@@ -20,7 +20,6 @@ class Stored:
     """Numbers that a network holds or computes itself, with their sizes."""
 
     def __init__(self) -> None:
-        """Begin with none that are computed."""
         self._strays = WeakTensorKeyDictionary()
 
     def rounded(self, exact: Any, run: Any) -> None:
@@ -53,7 +52,6 @@ class Cuts:
     """Which values are cut, by where they are made: the same for all that read them."""
 
     def __init__(self, build: Builder) -> None:
-        """Begin with none."""
         self._build = build
         self._named: dict[tuple[int, int], bool] = {}
         self._births: dict[int, tuple[tuple[int, int], Form]] = {}  # with what the ids stand for

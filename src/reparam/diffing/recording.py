@@ -80,7 +80,6 @@ class Recorder(TorchDispatchMode):
     """
 
     def __init__(self, inputs: Sequence[Tensor]) -> None:
-        """Begin with the inputs."""
         super().__init__()  # type: ignore[no-untyped-call]
         self.tape: list[Call] = []
         self.computed: list[tuple[Tensor, Tensor]] = []

@@ -32,7 +32,6 @@ class Shaping:
     """
 
     def __init__(self) -> None:
-        """Prepare to read a network."""
         self.build = Layouts()
         self.stored = Stored()
         self.shape: tuple[int, ...] = ()

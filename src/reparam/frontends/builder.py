@@ -63,7 +63,6 @@ class Builder(Generic[Operation, Value]):
     """
 
     def __init__(self) -> None:
-        """Begin an empty program."""
         self.nodes: dict[Value, Node] = {}
         self.made: list[Node] = []
         self.pinned: set[Node] = set()

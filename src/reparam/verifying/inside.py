@@ -41,7 +41,6 @@ class Inside(TorchFunctionMode):
     """Keep samples of what goes into activations while a model runs."""
 
     def __init__(self) -> None:
-        """Begin with none."""
         super().__init__()
         self.samples: list[_Sample] = []
 

@@ -16,8 +16,9 @@ from torch.nn import functional as F
 from reparam import algebra
 from reparam.algebra import Geometry, layer_arguments
 from reparam.branching.online.steps import Kind
+from reparam.branching.operators import average_window, conv_operator_geometry
 from reparam.errors import InexactError
-from reparam.frontends.kinds import AnyBatchNorm
+from reparam.frontends.kinds import CONVS, ZERO_PADS, AnyBatchNorm
 from reparam.frontends.torch.arguments import CONVOLUTIONS, bind, is_literal
 from reparam.frontends.torch.builtin import is_builtin
 from reparam.frontends.torch.constants import Constants
@@ -64,7 +65,6 @@ class Reader:
     """
 
     def __init__(self, trace: Trace, watched: set[str]) -> None:
-        """Find the constants of the trace."""
         self._trace = trace
         self._watched = watched
         self._constants = Constants(trace)
@@ -186,22 +186,6 @@ def _read(constant: fx.Node) -> Operand:
     return str(constant.target) if constant.op == "get_attr" else constant
 
 
-def _average(module: Any, sources: tuple[fx.Node, ...]) -> Piece | None:
-    dims = {nn.AvgPool1d: 1, nn.AvgPool2d: 2, nn.AvgPool3d: 3}[type(module)]
-    kernel, stride, padding = (
-        algebra.per_dim(value, dims)
-        for value in (module.kernel_size, module.stride, module.padding)
-    )
-    borders = any(padding) and not module.count_include_pad
-    if module.ceil_mode or borders or getattr(module, "divisor_override", None):
-        return None
-
-    def layer_for(channels: int) -> Geometry:
-        return algebra.average_pool_geometry(channels, kernel, stride, padding)
-
-    return Piece(Kind.FIXED, sources, value=1 / math.prod(kernel), layer_for=layer_for)
-
-
 def _padding(flat: list[int], sources: tuple[fx.Node, ...]) -> Piece:
     pads = tuple(zip(flat[-2::-2], flat[-1::-2], strict=True))
     return Piece(
@@ -212,19 +196,20 @@ def _padding(flat: list[int], sources: tuple[fx.Node, ...]) -> Piece:
 def _layer_piece(module: Any, path: str, sources: tuple[fx.Node, ...]) -> Piece | None:
     if isinstance(module, nn.Identity) or (isinstance(module, nn.Dropout) and module.p == 0):
         return Piece(Kind.SUM, sources, coefficients=(1.0,))
-    if isinstance(module, nn.AvgPool1d | nn.AvgPool2d | nn.AvgPool3d):
-        return _average(module, sources)
-    if isinstance(module, nn.ZeroPad1d | nn.ZeroPad2d | nn.ZeroPad3d):
+    window = average_window(module)
+    if window is not None:
+        return Piece(
+            Kind.FIXED, sources, value=1 / math.prod(window[0]),
+            layer_for=lambda channels: algebra.average_pool_geometry(channels, *window),
+        )  # fmt: skip
+    if isinstance(module, ZERO_PADS):
         return _padding(list(module.padding), sources)
     if isinstance(getattr(module, "weight", None), nn.parameter.UninitializedParameter):
         return None
     if isinstance(module, nn.Linear):
         geometry = algebra.conv_geometry(module.weight.shape, bias=module.bias is not None)
-    elif isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d) and module.padding_mode == "zeros":
-        geometry = algebra.conv_geometry(
-            module.weight.shape, stride=module.stride, padding=module.padding,
-            dilation=module.dilation, groups=module.groups, bias=module.bias is not None,
-        )  # fmt: skip
+    elif isinstance(module, CONVS) and module.padding_mode == "zeros":
+        geometry = conv_operator_geometry(module)
     else:
         return None
     operands = (f"{path}.weight", None if module.bias is None else f"{path}.bias")

@@ -12,8 +12,8 @@ from torch import fx, nn
 from reparam.branching.online.reading import Found
 from reparam.branching.online.region import Mode, Region
 from reparam.branching.online.steps import Step
-from reparam.frontends.kinds import AnyBatchNorm
-from reparam.frontends.torch.copying import own_copy
+from reparam.frontends.kinds import BATCH_NORMS, AnyBatchNorm
+from reparam.frontends.torch.copying import HOOKS, own_copy
 from reparam.frontends.torch.eager import Outcome, compare, guess_calls
 from reparam.frontends.torch.part import part_of
 from reparam.frontends.torch.rewrite import generated_forward, rewritten_base, with_forward
@@ -33,8 +33,7 @@ __all__ = [
 
 _NAME = "_online_"
 _INNER = "_online_inner"
-_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-_NORMS = {nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm}
+_NORMS = {*BATCH_NORMS, nn.SyncBatchNorm}
 
 
 @dataclass(eq=False)
@@ -92,7 +91,7 @@ class Inner:
 def has_hooks(module: nn.Module) -> bool:
     """Whether something wants to be told when a module runs."""
     own = vars(module)
-    return any(own.get(name) for name in _HOOKS)
+    return any(own.get(name) for name in HOOKS)
 
 
 def blocks_of(found: Iterable[tuple[Trace, Found]]) -> dict[str, Block]:

@@ -13,6 +13,7 @@ from torch import nn
 from torch.nn.utils.parametrize import ParametrizationList
 
 from reparam._support.arguments import FLAG, MODULE, NONE, SHAPES, takes
+from reparam._support.modules import evaluating
 from reparam.branching.online.compiled import Kind as Passes
 from reparam.branching.online.compiled import compile_seconds, compiled
 from reparam.branching.online.costs import Costs, cheapest
@@ -124,7 +125,9 @@ def online_plan(
     if statistics not in get_args(Statistics):
         raise InputError(f"statistics={statistics!r} is unknown; give 'batch' or 'running'")
     inner, tune = unwrap(model), statistics == "running"
-    with _still(inner):
+    # Parametrizations may move on as they are read, as spectral norms do in training.
+    lists = [m for m in inner.modules() if isinstance(m, ParametrizationList)]
+    with evaluating(m for each in lists for m in each.modules()):
         return _plan(inner, example_inputs, statistics, compiles=compile and not tune)
 
 
@@ -249,20 +252,6 @@ def online_mode(net: nn.Module, mode: Mode) -> Iterator[nn.Module]:
     finally:
         for region, old in before:
             region.mode = old
-
-
-@contextmanager
-def _still(model: nn.Module) -> Iterator[None]:
-    """Keep parametrizations from moving on as they are read, as spectral norms do in training."""
-    lists = [m for m in model.modules() if isinstance(m, ParametrizationList)]
-    moving = [m for each in lists for m in each.modules() if m.training]
-    try:
-        for module in moving:
-            module.training = False
-        yield
-    finally:
-        for module in moving:
-            module.training = True
 
 
 def _plain_copy(model: nn.Module) -> nn.Module:

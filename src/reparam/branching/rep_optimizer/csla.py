@@ -17,12 +17,10 @@ from reparam.branching.rep_optimizer.scales import (
 )
 from reparam.branching.select import Where
 from reparam.errors import InputError
+from reparam.frontends.kinds import CONVS
 from reparam.frontends.torch.copying import own_copy
 
 __all__ = ["ScaledBranches", "read_scales", "scaled_branches", "search_scales"]
-
-
-_CONVS: tuple[Callable[..., _ConvNd], ...] = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
 class ScaledBranches(nn.Module):
@@ -96,7 +94,7 @@ def _flat(scale: Tensor | None) -> Tensor | None:
 
 
 def _pointwise_layer(conv: _ConvNd, kernel: Tensor) -> _ConvNd:
-    layer: _ConvNd = _CONVS[len(conv.kernel_size) - 1](
+    layer: _ConvNd = CONVS[len(conv.kernel_size) - 1](
         conv.in_channels,
         conv.out_channels,
         (1,) * len(conv.kernel_size),

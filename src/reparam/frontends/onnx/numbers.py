@@ -37,7 +37,6 @@ class Numbers(torch_constants.Constants):
     """What is constant among the words of a graph; large tensors are read when they are needed."""
 
     def __init__(self, constants: Constants) -> None:
-        """Take the constants of the file."""
         self._constants = constants
 
     def __contains__(self, value: object) -> bool:

@@ -76,7 +76,6 @@ class Reader:
     """Walks a graph once and writes a word for every operation that is not constant."""
 
     def __init__(self, model: ModelProto, opset: int, shapes: Shapes, constants: Constants) -> None:
-        """Note who reads what."""
         self.reading = Reading(model, opset, shapes, constants)
         self.graph, self.opset, self.shapes, self.constants = model.graph, opset, shapes, constants
         self.readers = self.reading.readers
