@@ -31,6 +31,7 @@ from reparam.deploy.benchmarking import BenchmarkResult
 from reparam.deploy.benchmarking.environment import describe_environment
 from reparam.deploy.benchmarking.results import quartiles
 from reparam.deploy.engines import Settings, get_engine
+from reparam.deploy.engines.program import Conversion
 from reparam.report.benchmarks import engine_label
 
 PAGE = ROOT / "docs" / "deploy.md"
@@ -176,7 +177,7 @@ def measure(engine: str, size: int, rounds: int) -> dict[str, Any]:
     threads = torch.get_num_threads()
     with tempfile.TemporaryDirectory() as name:
         hand = BY_HAND[engine](model, x, Path(name))
-        runner = get_engine(engine).prepare(model, (x,), Settings(threads), Path(name))
+        runner = get_engine(engine).prepare(Conversion(model, (x,)), Settings(threads))
         runner.activate()
         bound = runner.bind((x,))
         for call in (hand, bound):

@@ -44,7 +44,7 @@ from reparam._support.files import write_text
 from reparam.deploy.benchmarking.environment import describe_environment
 from reparam.deploy.engines import Settings, get_engine
 from reparam.deploy.engines.int8 import sums_saturate
-from reparam.deploy.engines.ov_writer import to_openvino
+from reparam.deploy.engines.ov import to_openvino
 from reparam.deploy.engines.program import Conversion
 from reparam.lab.data import ImageData
 from reparam.lab.quantizing import Score, finish_qat, labelled_batches, prepare_qat, read_samples

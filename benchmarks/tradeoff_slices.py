@@ -20,13 +20,13 @@ from torch import nn
 import reparam
 from reparam._support.files import write_text
 from reparam.cli.bench.measuring import at_published_size
-from reparam.cli.counts import counted
 from reparam.cli.targets import load_model
+from reparam.cli.telling import counted
 from reparam.deploy.benchmarking import BenchmarkResult, Case
 from reparam.deploy.benchmarking.results import Skipped
 from reparam.deploy.engines import Settings, get_engine
 from reparam.deploy.engines.ncnn import write_ncnn
-from reparam.deploy.engines.onnx_writer import write_onnx
+from reparam.deploy.engines.ort import write_onnx
 from reparam.deploy.engines.program import Conversion
 from reparam.errors import ExportError
 from reparam.report.benchmarks import model_details

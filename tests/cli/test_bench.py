@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from reparam.cli.bench import FIGURE1_MODELS
 from reparam.cli.bench.measuring import at_published_size
 from reparam.cli.bench.picking import Picked, tell_picked
-from reparam.cli.targets import Inputs, Target
+from reparam.cli.bench.request import FIGURE1_MODELS
+from reparam.cli.options import Inputs, Target
 from reparam.cli.terminal import Terminal
 from reparam.deploy.benchmarking import BenchmarkResult, Case, Measurement, ParityRow, Pick
 from reparam.deploy.engines.parity import Parity
@@ -150,7 +150,7 @@ def test_pick_says_where_the_fused_net_is_slower(train, words: str, capsys) -> N
     rows = tuple(ParityRow(m.case.model, "eager", "fp32", agrees) for m in both)
     result = BenchmarkResult(both)
     found = Pick(result.fastest(), rows, result, ".pt2", None)
-    tell_picked(Terminal(), Picked(Target("net"), Inputs(), found, None))
+    tell_picked(Terminal(), Picked(Target(name="net"), Inputs(), found, None))
     assert words in " ".join(capsys.readouterr().out.split())
 
 

@@ -58,8 +58,7 @@ def _check_story(results) -> None:
 
 
 def test_the_comparator_is_of_about_equal_size() -> None:
-    from reparam.cli.demo import FULL
-    from reparam.cli.demo.nets import build_repvgg, build_resnet
+    from reparam.cli.demo.nets import FULL, build_repvgg, build_resnet
     from reparam.models import RepVGG
 
     deploy = RepVGG(build_repvgg(FULL, 10, 3).spec.deploy(), num_classes=10)

@@ -27,10 +27,10 @@ def net():
 
 @pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("form", ["train", "fused"])
-def test_engine_agrees_with_the_trained_model(engine, form, net, tmp_path):
+def test_engine_agrees_with_the_trained_model(engine, form, net):
     x = real_inputs()
     model = net if form == "train" else fold(net)
-    runner = get_engine(engine).prepare(Conversion(model, (x,)), Settings(threads=1), tmp_path)
+    runner = get_engine(engine).prepare(Conversion(model, (x,)), Settings(threads=1))
     parity = Reference(net, (x,)).compare(runner.run((x,)))
     parity.raise_if_different(engine)
     assert parity.top1_agreement == 1
@@ -38,23 +38,23 @@ def test_engine_agrees_with_the_trained_model(engine, form, net, tmp_path):
 
 
 @pytest.mark.parametrize("engine", ["eager", "openvino"])
-def test_bf16_agrees_within_the_rounding_of_bf16(engine, net, tmp_path):
+def test_bf16_agrees_within_the_rounding_of_bf16(engine, net):
     if engine not in ENGINES:
         pytest.skip(f"{engine} is not installed")
     x = real_inputs()
-    runner = get_engine(engine).prepare(Conversion(fold(net), (x,)), Settings(1, "bf16"), tmp_path)
+    runner = get_engine(engine).prepare(Conversion(fold(net), (x,)), Settings(1, "bf16"))
     outputs = runner.run((x,))
     reference = Reference(net, (x,))
     assert reference.compare(outputs, "bf16").ok
 
 
 @pytest.mark.parametrize("engine", ENGINES)
-def test_perturbed_weight_is_found(engine, net, tmp_path):
+def test_perturbed_weight_is_found(engine, net):
     x = real_inputs()
     wrong = copy.deepcopy(net)
     with torch.no_grad():
         wrong[1].conv3.weight[0] *= 1.001
-    runner = get_engine(engine).prepare(Conversion(wrong, (x,)), Settings(threads=1), tmp_path)
+    runner = get_engine(engine).prepare(Conversion(wrong, (x,)), Settings(threads=1))
     parity = Reference(net, (x,)).compare(runner.run((x,)))
     assert not parity.ok
     with pytest.raises(VerificationError, match=r"differs from the reference: .* allowed"):
@@ -103,12 +103,10 @@ def test_reference_keeps_its_dtype_and_device(net):
     assert all(p.dtype == torch.float32 for p in net.parameters())
 
 
-def test_precision_an_engine_lacks_says_which_it_has(net, tmp_path):
+def test_precision_an_engine_lacks_says_which_it_has(net):
     pytest.importorskip("onnxruntime")
     with pytest.raises(UnsupportedCaseError, match="does not run in bf16 here; it runs in: fp32"):
-        get_engine("onnxruntime").prepare(
-            Conversion(net, (real_inputs(),)), Settings(1, "bf16"), tmp_path
-        )
+        get_engine("onnxruntime").prepare(Conversion(net, (real_inputs(),)), Settings(1, "bf16"))
 
 
 def test_engine_says_which_files_it_loads(tmp_path):
@@ -123,13 +121,13 @@ def test_unknown_engine_lists_the_known():
 
 
 @pytest.mark.parametrize("engine", ["onnxruntime", "openvino"])
-def test_missing_package_names_the_extra(engine, monkeypatch, net, tmp_path):
+def test_missing_package_names_the_extra(engine, monkeypatch, net):
     monkeypatch.setitem(sys.modules, engine, None)
     with pytest.raises(MissingExtraError, match=rf"{engine}.*pip install 'reparam\[deploy\]'"):
-        get_engine(engine).prepare(Conversion(net, (real_inputs(),)), Settings(), tmp_path)
+        get_engine(engine).prepare(Conversion(net, (real_inputs(),)), Settings())
 
 
-def test_several_inputs_and_outputs(tmp_path):
+def test_several_inputs_and_outputs():
     class Two(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -142,5 +140,5 @@ def test_several_inputs_and_outputs(tmp_path):
     net, inputs = Two().eval(), (torch.randn(2, 3, 8, 8), torch.randn(2, 4, 8, 8))
     reference = Reference(net, inputs)
     for name in ENGINES:
-        runner = get_engine(name).prepare(Conversion(net, inputs), Settings(threads=1), tmp_path)
+        runner = get_engine(name).prepare(Conversion(net, inputs), Settings(threads=1))
         reference.compare(runner.run(inputs)).raise_if_different(name)

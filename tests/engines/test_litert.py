@@ -10,8 +10,7 @@ import torch
 from torch import nn
 
 from deploying import fold, network, real_inputs
-from reparam.deploy.engines import Settings, UnsupportedCaseError, get_engine
-from reparam.deploy.engines.declared import declared_sizes_of
+from reparam.deploy.engines import Settings, UnsupportedCaseError, declared_sizes_of, get_engine
 from reparam.deploy.engines.int8 import find_target
 from reparam.deploy.engines.parity import Reference
 from reparam.deploy.exporting import export, read_metadata

@@ -69,9 +69,9 @@ def test_perturbed_weight_is_found_and_nothing_is_written(engine, net, tmp_path)
 
 @pytest.mark.slow
 @pytest.mark.parametrize("engine", ["compile", "aoti"])
-def test_compiled_model_agrees(engine, net, tmp_path):
+def test_compiled_model_agrees(engine, net):
     x = real_inputs()
-    runner = get_engine(engine).prepare(Conversion(fold(net), (x,)), Settings(threads=1), tmp_path)
+    runner = get_engine(engine).prepare(Conversion(fold(net), (x,)), Settings(threads=1))
     Reference(net, (x,)).compare(runner.run((x,))).raise_if_different(engine)
 
 
@@ -79,9 +79,7 @@ def test_ncnn_says_that_it_has_no_batch(net, tmp_path):
     need("ncnn")
     with pytest.raises(ExportError, match="no batch dimension"):
         export(net, tmp_path / "net.ncnn.param", real_inputs(), dynamic="batch")
-    runner = get_engine("ncnn").prepare(
-        Conversion(net, (real_inputs(),)), Settings(threads=1), tmp_path
-    )
+    runner = get_engine("ncnn").prepare(Conversion(net, (real_inputs(),)), Settings(threads=1))
     with pytest.raises(UnsupportedCaseError, match=r"one sample at a time"):
         runner.bind((real_inputs(),))
 

@@ -15,8 +15,7 @@ import torch
 from torch import nn
 
 from deploying import fold, network, real_inputs
-from reparam.deploy.engines import Settings, get_engine
-from reparam.deploy.engines.declared import declared_sizes_of
+from reparam.deploy.engines import Settings, declared_sizes_of, get_engine
 from reparam.deploy.exporting import export, formats, read_metadata
 from reparam.errors import ExportError, InputError, MissingExtraError, TrainingModeError
 

@@ -7,7 +7,8 @@ import torch
 from torch import nn
 
 import reparam
-from reparam.cli.targets import Target, load_model
+from reparam.cli.options import Target
+from reparam.cli.targets import load_model
 from reparam.errors import InputError
 from reparam.models.lookup import resolve
 
@@ -39,7 +40,7 @@ def test_a_config_and_a_file_of_theirs_are_models(yolo, tmp_path) -> None:
     built = resolve("ultralytics:yolov9t.yaml")
     assert norms(built) == norms(yolo.model) > 100
     yolo.save(tmp_path / "mine.pt")
-    loaded = load_model(Target(f"ultralytics:{tmp_path / 'mine.pt'}")).model
+    loaded = load_model(Target(name=f"ultralytics:{tmp_path / 'mine.pt'}")).model
     x = torch.rand(1, 3, 64, 64)
     # Their file holds half precision.
     torch.testing.assert_close(loaded(x)[0], yolo.model(x)[0], rtol=2e-2, atol=0.5)

@@ -11,7 +11,7 @@ import torch
 import reparam
 from reparam.checkpoints import read_weights
 from reparam.cli import main
-from reparam.cli.pruning import score
+from reparam.cli.prune_command import score
 from reparam.lab.data import ArraySplit, ImageData
 from reparam.models import resolve
 from reparam.report import load_results

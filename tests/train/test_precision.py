@@ -82,11 +82,11 @@ def test_a_resumed_run_keeps_its_precision(
 
 @pytest.mark.usefixtures("no_bf16")
 @pytest.mark.parametrize("engine", ["eager", "openvino"])
-def test_an_engine_says_what_it_does_for_bf16(engine: str, tmp_path: Path) -> None:
+def test_an_engine_says_what_it_does_for_bf16(engine: str) -> None:
     if engine == "openvino":
         pytest.importorskip("openvino")
     x = torch.randn(2, 4)
     net = nn.Linear(4, 3).eval()
     with pytest.warns(MachineWarning, match="no instructions for bf16"):
-        runner = get_engine(engine).prepare(Conversion(net, (x,)), Settings(1, "bf16"), tmp_path)
+        runner = get_engine(engine).prepare(Conversion(net, (x,)), Settings(1, "bf16"))
     torch.testing.assert_close(runner.run((x,))[0].float(), net(x), atol=0.05, rtol=0.05)

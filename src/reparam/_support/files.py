@@ -15,7 +15,7 @@ import shutil
 import stat
 import sys
 import tempfile
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from contextvars import ContextVar
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -26,13 +26,14 @@ if sys.platform != "win32":
     import fcntl
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable, Iterator, Mapping
 
 __all__ = [
     "atomic_path",
     "check_destination",
     "is_there",
     "kept",
+    "scratch",
     "staged_folder",
     "write_bytes",
     "write_text",
@@ -55,6 +56,7 @@ _NOT_WRITABLE = {
     errno.EPERM: "the folder is not writable",
     errno.EROFS: "the file system is read-only",
 }
+_CLOSED = dict.fromkeys((errno.EACCES, errno.EPERM), "a folder on the way to it may not be entered")
 # One file system block is the most that can be left when a write has just failed for lack of space.
 _BLOCK_BYTES = 4096
 
@@ -96,7 +98,7 @@ def staged_folder(folder: str | os.PathLike[str], *, main: str | None = None) ->
             written = _written_files(stage, wanted, main)
             for file in written:
                 _finish(file, destination / file.name, mode)
-        with _move_errors_explained(wanted):
+        with _explained(wanted, _NOT_WRITABLE | _DISK_FULL, others=True):
             _move_all(written, destination)
 
 
@@ -177,6 +179,13 @@ def _is_package(path: Path) -> bool:
 
 
 @contextmanager
+def scratch() -> Iterator[Path]:
+    """A folder for what nobody asked for, which is gone behind the block."""
+    with tempfile.TemporaryDirectory(prefix="reparam-", ignore_cleanup_errors=True) as folder:
+        yield Path(folder)
+
+
+@contextmanager
 def kept(paths: Iterable[str | os.PathLike[str]]) -> Iterator[None]:
     """Refuse to write over these files while the block runs, under whatever name they are found.
 
@@ -212,7 +221,7 @@ def _stage(folder: Path, wanted: Path) -> Iterator[Path]:
     # The name comes first: a signal may end the block as soon as the folder is there.
     stage, lock = folder / f"{_PREFIX}{secrets.token_hex(8)}", None
     try:
-        with _move_errors_explained(wanted):
+        with _explained(wanted, _NOT_WRITABLE | _DISK_FULL, others=True):
             lock = _make_locked(stage)
         yield stage
     finally:
@@ -267,7 +276,7 @@ def _clear_left_over(folder: Path) -> None:
 
 def _check_folder(folder: Path, wanted: Path) -> None:
     """Refuse a folder that is not there, or is none."""
-    with _closed_folders_explained(wanted):
+    with _explained(wanted, _CLOSED):
         if folder.is_dir():
             return
         found = "is not a folder" if folder.exists() else "does not exist"
@@ -277,12 +286,15 @@ def _check_folder(folder: Path, wanted: Path) -> None:
 
 
 @contextmanager
-def _closed_folders_explained(wanted: Path) -> Iterator[None]:
-    """Explain what it means that a path cannot even be looked at."""
+def _explained(wanted: Path, reasons: Mapping[int, str], *, others: bool = False) -> Iterator[None]:
+    """Name the destination in the errors that the system gives reasons for, or in all of them."""
     try:
         yield
-    except PermissionError as error:
-        raise _unwritable(wanted, "a folder on the way to it may not be entered") from error
+    except OSError as error:
+        reason = reasons.get(error.errno or 0, str(error) if others else "")
+        if not reason:
+            raise
+        raise _unwritable(wanted, reason) from error
 
 
 def _mode_of_a_new_file(stage: Path) -> int:
@@ -298,12 +310,9 @@ def _mode_of_a_new_file(stage: Path) -> int:
 def _disk_errors_explained(wanted: Path) -> Iterator[None]:
     """Turn what a full disk makes a writer raise into one kind of error; pass on the rest."""
     try:
-        yield
-    except ReparamError:
-        raise
-    except OSError as error:
-        if error.errno in _DISK_FULL:
-            raise _unwritable(wanted, _DISK_FULL[error.errno]) from error
+        with _explained(wanted, _DISK_FULL):
+            yield
+    except (ReparamError, OSError):
         raise
     except Exception as error:
         if _tells_of_a_full_disk(error, wanted.parent):
@@ -318,16 +327,6 @@ def _tells_of_a_full_disk(error: Exception, folder: Path) -> bool:
     """
     quoted = os.strerror(errno.ENOSPC) in str(error)
     return quoted or shutil.disk_usage(folder).free < _BLOCK_BYTES
-
-
-@contextmanager
-def _move_errors_explained(wanted: Path) -> Iterator[None]:
-    """Name the destination in the errors of our own file operations in its folder."""
-    try:
-        yield
-    except OSError as error:
-        reason = (_NOT_WRITABLE | _DISK_FULL).get(error.errno or 0, str(error))
-        raise _unwritable(wanted, reason) from error
 
 
 def _unwritable(wanted: Path, reason: str) -> InputError:
@@ -356,7 +355,7 @@ def _written_files(stage: Path, wanted: Path, main: str | None) -> list[Path]:
 
 def _check_replaceable(target: Path) -> None:
     """Refuse what a rename would silently destroy: a device, a write-protected file."""
-    with _closed_folders_explained(target):
+    with _explained(target, _CLOSED):
         if not target.exists():
             return
         found = target.stat()
@@ -395,23 +394,17 @@ def _finish(file: Path, target: Path, mode: int) -> None:
 
 def _move_all(written: list[Path], folder: Path) -> None:
     """Move the files up; if one cannot be moved, put back what stood where the others went."""
-    *others, last = written
-    former = Path(tempfile.mkdtemp(dir=last.parent))
-    try:
-        for file in others:
-            target = folder / file.name
-            if target.exists():
-                target.replace(former / file.name)
+    former = Path(tempfile.mkdtemp(dir=written[-1].parent))
+    with ExitStack() as undo:
+        for file in written:
+            target, aside = folder / file.name, former / file.name
+            # A file in the place of the last one is replaced at once; a package no rename replaces.
+            if file is not written[-1] or _is_package(target):
+                undo.callback(_put_back, file, target, aside)
+                if target.exists():
+                    target.replace(aside)
             file.replace(target)
-        if _is_package(folder / last.name):  # which no rename replaces
-            (folder / last.name).replace(former / last.name)
-        last.replace(folder / last.name)
-    except BaseException:
-        if (former / last.name).exists():
-            (former / last.name).replace(folder / last.name)
-        for file in others:
-            _put_back(file, folder / file.name, former / file.name)
-        raise
+        undo.pop_all()
     _flush_folder(folder)
 
 

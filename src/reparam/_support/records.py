@@ -24,7 +24,7 @@ def decode(record: type[_Record], value: object, where: str, *, strict: bool = F
 
     Args:
         record: The dataclass to build, of plain, literal, optional, tuple, dict and dataclass
-            fields.
+            fields; what is of any kind stays as it is.
         value: What :func:`json.loads` or :func:`tomllib.load` returned.
         where: Where that comes from, for messages, which name the keys on the way down.
         strict: Whether a key that the record does not know is an error, as in what a person wrote;
@@ -114,7 +114,7 @@ class _Decoder:
             if not (math.isfinite(cast("float", value)) and abs(cast("float", value)) <= largest):
                 raise self._misfit(value, "a finite number of a size that can be drawn", path)
             return float(cast("float", value))
-        if type(value) is not wanted:
+        if wanted is not Any and type(value) is not wanted:
             raise self._misfit(value, f"of type {wanted.__name__}", path)
         if wanted is int and not 0 <= cast("int", value) <= _LARGEST:
             raise self._misfit(value, "a whole number from 0 on", path)

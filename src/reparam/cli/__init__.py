@@ -1,4 +1,9 @@
-"""The command line. This room alone prints and exits."""
+"""The command line. This room alone prints and exits.
+
+What is of no use raises :class:`~reparam.errors.InputError` where that is found, and what is not
+installed a :class:`~reparam.errors.MissingExtraError`; :mod:`reparam.cli.guard` makes one message
+and an exit code of whatever was raised. So the functions of this room list none of these.
+"""
 
 from __future__ import annotations
 

@@ -74,11 +74,7 @@ def _check_text(word: str) -> None:
 
 
 def check_checkpoints(arguments: Iterable[str]) -> None:
-    """Look for the files that a command line wants to load.
-
-    Raises:
-        InputError: one of them is not there, or is no plain file.
-    """
+    """Look for the files that a command line wants to load."""
     for word, following in pairwise([*arguments, ""]):
         flag, equals, value = word.partition("=")
         if flag not in CHECKPOINT_FLAGS:

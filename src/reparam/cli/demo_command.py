@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
-
-import typer
 
 from reparam._support.optional import available
+from reparam.cli.groups import command, option
 from reparam.cli.terminal import Terminal
-from reparam.errors import MissingExtraError
+from reparam.errors import InputError, MissingExtraError
 
 __all__ = ["demo"]
 
@@ -27,58 +24,44 @@ _NEEDED = (
     "jinja2",
 )
 
-OutOption = Annotated[
-    Path, typer.Option("--out", "-o", metavar="FOLDER", help="Folder for what the demo leaves.")
-]
-QuickOption = Annotated[
-    bool, typer.Option("--quick", help="Seconds instead of minutes; too small to mean anything.")
-]
 
-
-class _Watcher:
-    """Shows the steps on a terminal, and one line for each when it is done."""
-
-    def __init__(self, terminal: Terminal) -> None:
-        self._terminal = terminal
-
-    def step(self, title: str) -> AbstractContextManager[Callable[[float, float, str], None]]:
-        """Draw a bar while the step runs; in a log, say that it begins."""
-        if not self._terminal.live:
-            self._terminal.note(f"{title} ...")
-        return self._terminal.progress(title)
-
-    def outcome(self, text: str) -> None:
-        """Leave a line."""
-        self._terminal.done(text)
-
-
-def demo(*, out: OutOption = Path("reparam-demo"), quick: QuickOption = False) -> None:
+def demo(
+    *,
+    out: Path = option(
+        "Folder for what the demo leaves.", "FOLDER", flags=("--out", "-o"),
+        default=Path("reparam-demo"),
+    ),
+    quick: bool = option("Seconds instead of minutes; too small to mean anything.", default=False),
+) -> None:  # fmt: skip
     """Train a small multi-branch net, fold it, prove it equal, export it and measure it.
 
     It takes one to three minutes on two cores, needs no network, and leaves a folder with the
     model, the numbers, and a page to look at.
     """
-    _check_packages()
-    from reparam.cli.demo import FULL, QUICK, caption, run, table
+    missing = [package for package in _NEEDED if not available(package)]
+    if missing:  # all at once, before anything is trained
+        raise MissingExtraError(", ".join(missing), "all", "The demo")
+    from reparam.cli.demo.measure import measure
+    from reparam.cli.demo.nets import FULL, QUICK
+    from reparam.cli.demo.story import prove, train_all, train_twins, write
+    from reparam.cli.demo.summary import caption, table
 
-    terminal = Terminal()
+    terminal, settings = Terminal(), QUICK if quick else FULL
     start = time.perf_counter()
-    command = f"reparam demo{' --quick' if quick else ''}"
-    outcome = run(out, QUICK if quick else FULL, _Watcher(terminal), command=command)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(
+            f"cannot make the folder {out}: {error.strerror}; choose another with --out"
+        ) from error
+    results, forms = train_all(settings, terminal)
+    results = replace(results, command=command("demo", *(["--quick"] if quick else [])))
+    results = prove(results, forms, out, terminal)
+    results = train_twins(results, settings, terminal)
+    results = measure(results, forms, settings, terminal)
+    page = write(results, out)
     terminal.text()
-    columns, rows = table(outcome.results)
-    terminal.table(caption(outcome.results), columns, rows)
+    terminal.table(caption(results), *table(results))
     terminal.text()
     terminal.done(f"Done in {time.perf_counter() - start:.0f} s")
-    terminal.hint("Page:", str(outcome.page.resolve()))
-
-
-def _check_packages() -> None:
-    """Say all that is missing at once, before anything is trained.
-
-    Raises:
-        MissingExtraError: a package that some step needs is not installed.
-    """
-    missing = [package for package in _NEEDED if not available(package)]
-    if missing:
-        raise MissingExtraError(", ".join(missing), "all", "The demo")
+    terminal.hint("Page:", str(page.resolve()))

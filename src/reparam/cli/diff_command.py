@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Annotated
 
 import torch
 import typer
@@ -12,9 +11,17 @@ from torch import nn
 
 import reparam
 from reparam._support.files import check_destination
-from reparam.cli.options import InputOptions, JsonOption, ModelOptions, refuse_for_files
+from reparam.cli.groups import argument, option
+from reparam.cli.options import (
+    InputOptions,
+    Inputs,
+    JsonOption,
+    ModelOptions,
+    Target,
+    refuse_for_files,
+)
 from reparam.cli.pages import PageOption, check_page, leave_page, provenance
-from reparam.cli.targets import Checkpoint, Inputs, Target, example_inputs, load_model
+from reparam.cli.targets import example_inputs, load_model
 from reparam.cli.terminal import Terminal
 from reparam.diffing.explaining import write_part
 from reparam.errors import InputError
@@ -25,35 +32,20 @@ __all__ = ["diff"]
 _FILES = (".onnx", ".pt2")
 _CODES = {"equal": 0, "different": 1, "not shown": 3}
 
-FirstArgument = Annotated[
-    str, typer.Argument(metavar="A", help="A MODEL, or an .onnx or .pt2 file.")
-]
-SecondArgument = Annotated[str, typer.Argument(metavar="B", help="Another.")]
-SecondWeightsOption = Annotated[
-    Path | None, typer.Option("--candidate-weights", metavar="FILE", help="Checkpoint for B.")
-]
-ExplainOption = Annotated[
-    bool,
-    typer.Option(
-        "--explain",
-        help="Write the smallest part that differs of each, as A.first.onnx and B.second.onnx.",
-    ),
-]
-OverwriteOption = Annotated[
-    bool, typer.Option("--overwrite", help="Let --explain replace files that exist.")
-]
-
 
 def diff(  # noqa: PLR0913 - one argument for each option or group of them
     context: typer.Context,
-    first: FirstArgument,
-    second: SecondArgument,
+    first: str = argument("A MODEL, or an .onnx or .pt2 file.", "A"),
+    second: str = argument("Another.", "B"),
     *,
     about: ModelOptions,
-    candidate_weights: SecondWeightsOption = None,
+    candidate_weights: Path | None = option("Checkpoint for B.", "FILE"),
     example: InputOptions,
-    explain: ExplainOption = False,
-    overwrite: OverwriteOption = False,
+    explain: bool = option(
+        "Write the smallest part that differs of each, as A.first.onnx and B.second.onnx.",
+        default=False,
+    ),
+    overwrite: bool = option("Let --explain replace files that exist.", default=False),
     report: PageOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -61,13 +53,13 @@ def diff(  # noqa: PLR0913 - one argument for each option or group of them
 
     Exit code 0: equal. 1: different, an input shows it. 3: not shown to be equal.
     """
-    terminal = Terminal()
+    terminal = Terminal(as_json=as_json)
     check_page(report)
     written = _parts(first, second, overwrite=overwrite) if explain else ()
     inputs = example.inputs
     left, sample = _side(about.target(first), inputs)
-    checkpoint = None if candidate_weights is None else Checkpoint(candidate_weights)
-    right, other = _side(Target(second, checkpoint, about.num_classes), inputs)
+    against = Target(name=second, weights=candidate_weights, num_classes=about.num_classes)
+    right, other = _side(against, inputs)
     asked = inputs.shape is not None or inputs.size is not None
     given = sample if sample is not None else other
     with terminal.progress(f"Comparing {first} with {second}"):
@@ -78,10 +70,9 @@ def diff(  # noqa: PLR0913 - one argument for each option or group of them
             write_part(name, parts, path)
     if report is not None:
         told = from_diff(found, first=first, second=second, **provenance(context, "torch"))
-        leave_page(None if as_json else terminal, told, report)
-    if as_json:
-        terminal.json({"first": first, "second": second, **asdict(found)})
-    elif found.outcome == "equal":
+        leave_page(terminal, told, report)
+    terminal.json({"first": first, "second": second, **asdict(found)})
+    if found.outcome == "equal":
         terminal.done(str(found))
     else:
         terminal.text(found)

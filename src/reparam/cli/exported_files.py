@@ -8,15 +8,14 @@ from typing import TYPE_CHECKING
 
 import torch
 
-import reparam
 from reparam._support.optional import require
-from reparam.cli.targets import SEED, SIZE, Inputs, checked_size
-from reparam.deploy.engines.declared import declared_sizes_of
+from reparam.cli.options import Inputs, checked_size
+from reparam.cli.targets import SEED, SIZE
+from reparam.deploy.engines import declared_sizes_of
 from reparam.deploy.engines.pytorch import is_package, load_program
 from reparam.deploy.exporting import formats
 from reparam.errors import InputError
 from reparam.frontends.onnx.inputs import declared_sizes, required_inputs
-from reparam.fusing.onnx_compare import compare_onnx_files
 from reparam.fusing.onnx_file import read_onnx_file
 from reparam.fusing.onnx_samples import input_sizes, random_input
 
@@ -36,8 +35,6 @@ __all__ = [
     "read",
     "read_program",
     "taken_by",
-    "verify_files",
-    "verify_programs",
 ]
 
 
@@ -60,12 +57,7 @@ def is_program(name: str) -> bool:
 
 
 def read_program(name: str) -> ExportedProgram:
-    """Read a program of torch.export.
-
-    Raises:
-        InputError: it is missing, or holds machine code.
-        ExportError: it is none that this version of PyTorch reads.
-    """
+    """Read a program of torch.export."""
     path = Path(name)
     if not path.is_file():
         raise InputError(f"there is no file {path.name} in {path.parent}")
@@ -83,23 +75,13 @@ def is_file(name: str) -> bool:
 
 
 def read(name: str) -> ModelProto:
-    """Read a file, having asked for the package that reads it.
-
-    Raises:
-        InputError: it is missing, or no whole ONNX model.
-        MissingExtraError: onnx is not installed.
-    """
+    """Read a file, having asked for the package that reads it."""
     require("onnx", extra="deploy", purpose="Reading ONNX files")
     return read_onnx_file(name)
 
 
 def input_shapes(name: str, model: ModelProto, inputs: Inputs) -> dict[str, tuple[int, ...]]:
-    """What --shape and --input-size say about the inputs of a file; empty if nothing.
-
-    Raises:
-        InputError: --shape without a name is given and the file has several inputs, or it takes
-            no such size.
-    """
+    """What --shape and --input-size say about the inputs of a file; empty if nothing."""
     declared = {value.name: declared_sizes(value) for value in required_inputs(model)}
     found = dict(inputs.named)
     if inputs.shape is not None:
@@ -121,9 +103,6 @@ def example(name: str, inputs: Inputs) -> dict[str, torch.Tensor]:
     """Inputs for a file, by name where it has several: of the shapes that it declares or was asked.
 
     Sizes that are left open are 1 for the batch and 224 pixels.
-
-    Raises:
-        InputError: it is missing or cannot be read, or takes other shapes.
     """
     generator = torch.Generator().manual_seed(SEED)
     if not is_onnx(name):
@@ -155,11 +134,7 @@ def _of(inputs: Inputs, shape: tuple[int, ...] | None) -> Inputs:
 
 
 def taken_by(name: str, inputs: Inputs) -> Inputs:
-    """What was said about the input, and what a file says that takes one size alone.
-
-    Raises:
-        InputError: the two differ, or the file is no whole ONNX model.
-    """
+    """What was said about the input, and what a file says that takes one size alone."""
     sizes = _only_input(name)
     if not any(isinstance(size, int) for size in (sizes or [])[2:]):
         return inputs
@@ -167,11 +142,7 @@ def taken_by(name: str, inputs: Inputs) -> Inputs:
 
 
 def fixed_batch(name: str) -> int | None:
-    """The number of images that a file takes at a call, if it takes no other.
-
-    Raises:
-        InputError: it is missing, or no whole ONNX model.
-    """
+    """The number of images that a file takes at a call, if it takes no other."""
     sizes = _only_input(name)
     return sizes[0] if sizes and isinstance(sizes[0], int) else None
 
@@ -200,35 +171,3 @@ def _shape(name: str, sizes: Sequence[int | str | None], inputs: Inputs) -> tupl
         want or have or (SIZE if axis else 1)
         for axis, (want, have) in enumerate(zip(asked, takes, strict=True))
     )
-
-
-def verify_programs(reference: str, candidate: str, inputs: Inputs) -> reparam.Verdict:
-    """Compare two programs of torch.export.
-
-    Raises:
-        InputError: one of them is missing, or no such program.
-    """
-    if not is_program(candidate):
-        raise InputError(
-            f"{reference} is an exported program, and so must {candidate} be; or give the MODEL "
-            f"first and the file second, as in reparam verify MODEL {reference}"
-        )
-    ours, theirs = (read_program(name).module() for name in (reference, candidate))
-    return reparam.verify(ours, theirs, tuple(example(reference, inputs).values()))
-
-
-def verify_files(reference: str, candidate: str, inputs: Inputs) -> reparam.Verdict:
-    """Compare two ONNX files in ONNX Runtime.
-
-    Raises:
-        InputError: one of them is missing, no ONNX file, or does not run.
-    """
-    if not is_onnx(candidate):
-        raise InputError(
-            f"{reference} is an ONNX file, and so must {candidate} be; or give the MODEL first "
-            f"and the file second, as in reparam verify MODEL {reference}"
-        )
-    model = read(reference)
-    read(candidate)
-    shapes = input_shapes(reference, model, inputs)
-    return compare_onnx_files(Path(reference), Path(candidate), model, shapes)

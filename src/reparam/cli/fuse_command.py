@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any
-
-import torch
-import typer
-from torch import nn
+from typing import Any
 
 import reparam
-from reparam.cli.counts import counted
 from reparam.cli.exported_files import (
     example,
     input_shapes,
@@ -20,22 +15,25 @@ from reparam.cli.exported_files import (
     read,
     read_program,
 )
-from reparam.cli.notes import warnings_noted
+from reparam.cli.groups import command, option
 from reparam.cli.options import (
+    Inputs,
     JsonOption,
     ModelArgument,
     ModelOptions,
     NamedInputOptions,
     OutFileOption,
     PartOptions,
+    Target,
     check_out,
     refuse_for_files,
     refuse_names,
 )
 from reparam.cli.plan_command import plan_as_dict
-from reparam.cli.targets import Inputs, command, example_inputs, load_model, reference_of
+from reparam.cli.targets import example_inputs, load_model, reference_of
+from reparam.cli.telling import BUILT_WITH, as_stored, counted, megabytes, tell_export, within
 from reparam.cli.terminal import Terminal
-from reparam.deploy.engines.pt2_writer import save_program
+from reparam.deploy.engines.pytorch import save_program
 from reparam.deploy.exporting import ExportResult
 from reparam.deploy.exporting import certify as make_certificate
 from reparam.errors import InputError
@@ -45,82 +43,103 @@ from reparam.reasons import Why
 
 __all__ = ["fuse"]
 
-FixedOption = Annotated[
-    bool,
-    typer.Option("--fixed-shapes", help="Fix every shape in OUT; else batch and size may vary."),
-]
-
-BackendOption = Annotated[
-    str | None,
-    typer.Option(
-        "--backend",
-        metavar="NAME",
-        help="aoti; fp16 (.tflite, .mlpackage); nhwc, nhwc-fp16 (.tflite); int8 (.mlpackage).",
-    ),
-]
+_COUNTS = {
+    "convolutions": "convolutions", "norms": "batch_norms", "parameters": "parameters",
+    "multiply_adds": "multiply_adds",
+}  # fmt: skip
+"""What is told of what a module executes, and its name in the record."""
+_SPOKEN = {"batch_norms": "batch norms", "multiply_adds": "multiply-adds"}
 
 
-CheckOption = Annotated[
-    bool,
-    typer.Option("--check/--no-check", help="Compare an ONNX file with what it becomes."),
-]
+@dataclass(frozen=True, kw_only=True)
+class FuseOptions:
+    """How a MODEL is folded and written."""
 
-CertifyOption = Annotated[
-    bool,
-    typer.Option(
-        "--certify",
-        help="Prove OUT equal to MODEL number by number, and write into it what was shown.",
-    ),
-]
+    fixed_shapes: bool = option(
+        "Fix every shape in OUT; else batch and size may vary.", default=False
+    )
+    backend: str | None = option(
+        "aoti; fp16 (.tflite, .mlpackage); nhwc, nhwc-fp16 (.tflite); int8 (.mlpackage).", "NAME"
+    )
+    check: bool = option("Compare an ONNX file with what it becomes.", default=True)
+    freeze_inputs: bool = option("Take defaults of an ONNX file's inputs for good.", default=False)
+    certify: bool = option(
+        "Prove OUT equal to MODEL number by number, and write into it what was shown.",
+        default=False,
+    )
 
-FreezeOption = Annotated[
-    bool,
-    typer.Option("--freeze-inputs", help="Take defaults of an ONNX file's inputs for good."),
-]
+
+@dataclass(frozen=True, eq=False)
+class _Fused:
+    """What was folded and written, whatever MODEL is.
+
+    Attributes:
+        plan: What folded, and what did not.
+        verdict: The comparison, if there was one.
+        told: Of what it is told that it is equal.
+        export: The record of a module's file, or name, format and size of another's.
+        counts: What is executed before and after, by kind.
+        notes: What a person should know.
+        next: The command that comes next.
+    """
+
+    plan: reparam.Plan[Any]
+    verdict: reparam.Verdict | None
+    told: str
+    export: ExportResult | dict[str, Any]
+    counts: tuple[dict[str, int], dict[str, int]] | None = None
+    title: str = ""
+    notes: tuple[str, ...] = ()
+    next: tuple[str, ...] = ()
+
+    def as_dict(self) -> dict[str, Any]:
+        """The same for a program."""
+        found: dict[str, Any] = {}
+        if self.counts is not None:
+            found["before"], found["after"] = self.counts
+        if self.verdict is not None:
+            found["verdict"] = as_stored(self.verdict)
+        export = self.export if isinstance(self.export, dict) else self.export.as_dict()
+        return {**found, "export": export, "plan": plan_as_dict(self.plan)}
 
 
-def fuse(  # noqa: PLR0913 - one argument for each option or group of them
+def fuse(
     model: ModelArgument,
     *,
     out: OutFileOption,
     about: ModelOptions,
     given: NamedInputOptions,
     part: PartOptions,
-    fixed_shapes: FixedOption = False,
-    backend: BackendOption = None,
-    check: CheckOption = True,
-    freeze_inputs: FreezeOption = False,
-    certify: CertifyOption = False,
+    how: FuseOptions,
     as_json: JsonOption = False,
 ) -> None:
     """Fold MODEL and write it to OUT, once it is shown to compute what MODEL computes."""
-    terminal = Terminal()
-    check_out(out, backend)
-    inputs, target, asked = given.inputs, about.target(model), part.asked()
-    if is_onnx(model):
-        refuse_for_files(target, backend=backend, fixed_shapes=fixed_shapes or None)
-        how = {"check": check, "freeze_inputs": freeze_inputs, **asked}
-        _fuse_file(terminal, model, out, inputs, how, as_json=as_json)
-        if certify:
-            _certify(terminal, model, out, as_json=as_json)
-        return
-    if is_program(model):
-        refuse_for_files(
-            target, backend=backend, fixed_shapes=fixed_shapes or None,
-            freeze_inputs=freeze_inputs or None, no_check=not check or None,
-        )  # fmt: skip
-        _fuse_program(terminal, model, out, inputs, asked, as_json=as_json)
-        if certify:
-            _certify(terminal, model, out, as_json=as_json)
-        return
+    terminal = Terminal(as_json=as_json)
+    check_out(out, how.backend)
+    run = _module
+    if is_onnx(model) or is_program(model):
+        run = _onnx_file if is_onnx(model) else _program
+    done = run(terminal, about.target(model), out, given.inputs, part.asked(), how)
+    terminal.json({"model": model, **done.as_dict()})
+    _tell(terminal, done, out)
+    if isinstance(done.export, dict) and how.certify:
+        # From one file to the other; both say what their inputs are.
+        terminal.done(f"The file is {make_certificate(model, out)}")
+
+
+def _module(
+    terminal: Terminal, target: Target, out: Path, inputs: Inputs, asked: dict[str, Any],
+    how: FuseOptions,
+) -> _Fused:  # fmt: skip
+    model = target.name
     refuse_names(model, inputs)
-    if freeze_inputs or not check:
-        option = "--freeze-inputs" if freeze_inputs else "--no-check"
-        raise InputError(f"{option} is for ONNX files, and {model} is none; leave it out")
+    if how.freeze_inputs or not how.check:
+        needless = "--freeze-inputs" if how.freeze_inputs else "--no-check"
+        raise InputError(f"{needless} is for ONNX files, and {model} is none; leave it out")
     loaded = load_model(target, inputs)
     reference = reference_of(loaded, asked)
     sample = example_inputs(reference, inputs)
-    with terminal.progress(f"Fusing {model}") as update, warnings_noted(terminal):
+    with terminal.progress(f"Fusing {model}") as update:
         update(0, 4, "reading")
         found = reparam.plan(loaded.model, sample, **asked)
         update(1, 4, "folding")
@@ -134,162 +153,111 @@ def fuse(  # noqa: PLR0913 - one argument for each option or group of them
             out,
             sample,
             reference=reference.model,
-            dynamic=not fixed_shapes,
-            backend=backend,
+            dynamic=not how.fixed_shapes,
+            backend=how.backend,
             form="fused",
             source=model,
-            certify=certify,
+            certify=how.certify,
         )
-    counts = (_counts(reference.model, sample), _counts(fused, sample))
-    if as_json:
-        terminal.json(
-            {
-                "model": model,
-                "before": counts[0],
-                "after": counts[1],
-                "verdict": {**asdict(verdict), "ok": verdict.ok},
-                "export": written.as_dict(),
-                "plan": plan_as_dict(found),
-            }
-        )
-        return
-    _tell_counts(terminal, loaded.origin, counts)
-    for note in found.notes:
-        terminal.hint("Note:", note)
-    _tell_refusals(terminal, found)
-    if loaded.report is None:
-        terminal.hint("Note:", "no --weights were given; the model has those it was built with")
-    terminal.done(
-        f"The fused model is equal: largest difference {verdict.max_abs:.1e}, "
-        f"where rounding explains {verdict.tolerance:.1e}"
-    )
-    _tell_export(terminal, written)
+    nets = [counted(net, sample) for net in (reference.model, fused)]
+    before, after = ({told: net[name] for name, told in _COUNTS.items()} for net in nets)
+    follow: tuple[str, ...] = ()
     if reference is loaded:  # else the two do not return the same
-        options = [*inputs.words(), *target.words()[1:]]
-        terminal.hint("Next:", command("verify", model, str(out), *options))
+        follow = ("verify", model, str(out), *inputs.words(), *target.words()[1:])
+    return _Fused(
+        found, verdict, "The fused model is equal", written, (before, after),
+        f"Fused {loaded.origin}", () if loaded.report else (BUILT_WITH,), follow,
+    )  # fmt: skip
 
 
-def _certify(terminal: Terminal, model: str, out: Path, *, as_json: bool) -> None:
-    """Prove what was written, from one file to the other; both say what their inputs are."""
-    shown = make_certificate(model, out)
-    if not as_json:
-        terminal.done(f"The file is {shown}")
-
-
-def _counts(model: nn.Module, sample: torch.Tensor) -> dict[str, int]:
-    """What one inference executes and stores."""
-    found = counted(model, sample)
-    return {
-        "convolutions": found["convolutions"],
-        "batch_norms": found["norms"],
-        "parameters": found["parameters"],
-        "multiply_adds": found["multiply_adds"],
-    }
-
-
-def _fuse_file(
-    terminal: Terminal,
-    model: str,
-    out: Path,
-    inputs: Inputs,
-    options: dict[str, Any],
-    *,
-    as_json: bool,
-) -> None:
+def _onnx_file(
+    terminal: Terminal, target: Target, out: Path, inputs: Inputs, asked: dict[str, Any],
+    how: FuseOptions,
+) -> _Fused:  # fmt: skip
     """Fold an ONNX file into another, compared in ONNX Runtime before it takes its place."""
+    model = target.name
+    refuse_for_files(target, backend=how.backend, fixed_shapes=how.fixed_shapes or None)
     if not is_onnx(str(out)):
         raise InputError(f"an ONNX file is fused into an ONNX file; give -o a name.onnx, not {out}")
-    with terminal.progress(f"Fusing {model}"), warnings_noted(terminal):
+    with terminal.progress(f"Fusing {model}"):
         shapes = input_shapes(model, read(model), inputs)
-        fused = fuse_onnx_file(model, out, input_shapes=shapes, **options)
-    verdict = fused.verdict
-    if as_json:
-        told = {"model": model, "before": fused.before, "after": fused.after}
-        if verdict is not None:
-            told["verdict"] = {**asdict(verdict), "ok": verdict.ok}
-        told["export"] = {"path": out.name, "format": "ONNX", "size_bytes": fused.size_bytes}
-        terminal.json({**told, "plan": plan_as_dict(fused.plan)})
-        return
-    changed = [k for k, times in fused.before.items() if times != fused.after.get(k, 0)]
-    rows = [(kind, f"{fused.before[kind]:,}", f"{fused.after.get(kind, 0):,}") for kind in changed]
-    totals = (f"{sum(fused.before.values()):,}", f"{sum(fused.after.values()):,}")
-    rows.append(("operations in all", *totals))
-    terminal.table(f"Fused {model}", ("", "before", "after"), rows)
-    for note in fused.plan.notes:
-        terminal.hint("Note:", note)
-    _tell_refusals(terminal, fused.plan)
+        fused = fuse_onnx_file(
+            model, out, input_shapes=shapes, check=how.check, freeze_inputs=how.freeze_inputs,
+            **asked,
+        )  # fmt: skip
+    notes = () if fused.verdict else ("it was not compared with the original",)
     if any(refusal.reason.kind is Why.OVERRIDABLE for refusal in fused.plan.refusals):
-        terminal.hint("Note:", "weights of it are inputs, too; add --freeze-inputs to fold them")
-    terminal.done(f"Wrote {out} ({fused.size_bytes / 1e6:.1f} MB)")
-    if verdict is None:
-        terminal.hint("Note:", "it was not compared with the original")
-    else:
-        terminal.done(
-            f"It is equal in ONNX Runtime: largest difference {verdict.max_abs:.1e}, where "
-            f"rounding explains {verdict.tolerance:.1e}"
-        )
-    if options["outputs"] is None and options["fixed"] is None:
-        files, taken = [model, str(out)], inputs
-    else:  # the two no longer take the same inputs
+        notes = ("weights of it are inputs, too; add --freeze-inputs to fold them", *notes)
+    files, taken = [model, str(out)], inputs
+    if asked["outputs"] is not None or asked["fixed"] is not None:
+        # The two no longer take the same inputs.
         files, left = [str(out)], {value.name for value in required_inputs(read(str(out)))}
         taken = replace(inputs, named={k: v for k, v in inputs.named.items() if k in left})
-    terminal.hint("Next:", command("bench", *files, "--engines", "onnxruntime", *taken.words()))
+    export = {"path": out.name, "format": "ONNX", "size_bytes": fused.size_bytes}
+    return _Fused(
+        fused.plan, fused.verdict, "It is equal in ONNX Runtime", export,
+        (fused.before, fused.after), f"Fused {model}", notes,
+        ("bench", *files, "--engines", "onnxruntime", *taken.words()),
+    )  # fmt: skip
 
 
-def _fuse_program(
-    terminal: Terminal, model: str, out: Path, inputs: Inputs, asked: dict[str, Any], *,
-    as_json: bool,
-) -> None:  # fmt: skip
+def _program(
+    terminal: Terminal, target: Target, out: Path, inputs: Inputs, asked: dict[str, Any],
+    how: FuseOptions,
+) -> _Fused:  # fmt: skip
     """Fold an exported program into another, compared before it takes its place."""
+    model = target.name
+    refuse_for_files(
+        target, backend=how.backend, fixed_shapes=how.fixed_shapes or None,
+        freeze_inputs=how.freeze_inputs or None, no_check=not how.check or None,
+    )  # fmt: skip
     if not is_program(str(out)):
         raise InputError(f"a program is fused into a program; give -o a name.pt2, not {out}")
     program = read_program(model)
     (sample,) = example(model, inputs).values()
-    with terminal.progress(f"Fusing {model}"), warnings_noted(terminal):
+    with terminal.progress(f"Fusing {model}"):
         found = reparam.plan(program, **asked)
         fused = found.apply()
         verdict = reparam.verify(program.module(), fused.module(), sample)
         verdict.raise_if_different()
         size = save_program(fused, out)
-    if as_json:
-        told: dict[str, Any] = {"model": model, "verdict": {**asdict(verdict), "ok": verdict.ok}}
-        told["export"] = {"path": out.name, "format": "torch.export", "size_bytes": size}
-        terminal.json({**told, "plan": plan_as_dict(found)})
-        return
-    terminal.text(found)
-    terminal.done(f"Wrote {out} ({size / 1e6:.1f} MB)")
-    terminal.done(
-        f"The fused program is equal: largest difference {verdict.max_abs:.1e}, "
-        f"where rounding explains {verdict.tolerance:.1e}"
-    )
-    terminal.hint("Next:", command("verify", model, str(out), *inputs.words()))
+    export = {"path": out.name, "format": "torch.export", "size_bytes": size}
+    follow = ("verify", model, str(out), *inputs.words())
+    return _Fused(found, verdict, "The fused program is equal", export, next=follow)
 
 
-def _tell_counts(
-    terminal: Terminal, origin: str, counts: tuple[dict[str, int], dict[str, int]]
-) -> None:
-    before, after = counts
-    names = {"multiply_adds": "multiply-adds"}
+def _tell(terminal: Terminal, done: _Fused, out: Path) -> None:
+    """Print what folded, what was left, how far both are apart, the file, and what comes next."""
+    if done.counts is None:
+        terminal.text(done.plan)
+    else:
+        terminal.table(done.title, ("", "before", "after"), _rows(done))
+        for note in done.plan.notes:
+            terminal.hint("Note:", note)
+        if left := len(done.plan.refusals):
+            places = "place was" if left == 1 else "places were"
+            terminal.hint("Note:", f"{left} {places} left as found; reparam plan says why")
+    for note in done.notes:
+        terminal.hint("Note:", note)
+    if done.verdict is not None:
+        terminal.done(f"{done.told}: {within(done.verdict)}")
+    if isinstance(done.export, ExportResult):
+        tell_export(terminal, done.export)
+    else:
+        terminal.done(f"Wrote {out} ({megabytes(done.export['size_bytes'])})")
+    if done.next:
+        terminal.hint("Next:", command(*done.next))
+
+
+def _rows(done: _Fused) -> list[tuple[str, str, str]]:
+    """What is executed; of a file, the operations whose number changed, and all of them."""
+    before, after = done.counts or ({}, {})
+    of_file = isinstance(done.export, dict)
     rows = [
-        (names.get(key, key.replace("_", " ")), f"{before[key]:,}", f"{after[key]:,}")
-        for key in before
+        (kind if of_file else _SPOKEN.get(kind, kind), count, after.get(kind, 0))
+        for kind, count in before.items()
+        if not of_file or count != after.get(kind, 0)
     ]
-    terminal.table(f"Fused {origin}", ("", "before", "after"), rows)
-
-
-def _tell_refusals(terminal: Terminal, found: reparam.Plan[Any]) -> None:
-    left = len(found.refusals)
-    if left:
-        places = "place was" if left == 1 else "places were"
-        terminal.hint("Note:", f"{left} {places} left as found; reparam plan says why")
-
-
-def _tell_export(terminal: Terminal, written: ExportResult) -> None:
-    parity = written.parity
-    terminal.done(f"Wrote {written.path} ({written.format}, {written.size_bytes / 1e6:.1f} MB)")
-    if written.certificate is not None:
-        terminal.done(f"The file is {written.certificate}")
-    terminal.done(
-        f"Read back in {written.engine}: largest difference {parity.max_abs:.1e}, "
-        f"where rounding explains {parity.tolerance:.1e}"
-    )
+    if of_file:
+        rows.append(("operations in all", sum(before.values()), sum(after.values())))
+    return [(kind, f"{old:,}", f"{new:,}") for kind, old, new in rows]

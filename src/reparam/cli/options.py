@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,7 +15,7 @@ import typer
 from reparam._support.files import check_destination
 from reparam._support.optional import require
 from reparam.cli.command import CHECKPOINT_FLAGS
-from reparam.cli.targets import Checkpoint, Inputs, Target, parse_shape
+from reparam.cli.groups import option, words
 from reparam.deploy.engines import get_engine
 from reparam.deploy.exporting import formats
 from reparam.deploy.exporting.formats import find_format
@@ -24,6 +26,7 @@ __all__ = [
     "SUFFIXES",
     "EvaluateOption",
     "InputOptions",
+    "Inputs",
     "JsonOption",
     "ModelArgument",
     "ModelOptions",
@@ -32,13 +35,17 @@ __all__ = [
     "PartOptions",
     "PixelOptions",
     "SizeOption",
+    "Target",
     "check_out",
+    "checked_size",
     "refuse_for_files",
     "refuse_names",
 ]
 
 MOST_CLASSES = 1_000_000
 """More are a slip of the finger, and take the memory of the machine."""
+MOST_NUMBERS = 1 << 28
+"""Of one input: 1 GiB in float32. What is larger is a slip of the finger."""
 MOST_PROCESSES = 256
 """Of one run; so many on one machine help nowhere."""
 
@@ -48,17 +55,10 @@ _MODEL = (
 )
 SUFFIXES = tuple(dict.fromkeys(entry.suffix for entry in formats()))
 """Of the formats that a model can be written in."""
+_FILE_TO_WRITE = f"File to write; its suffix is the format: {', '.join(SUFFIXES)}."
 
 ModelArgument = Annotated[str, typer.Argument(metavar="MODEL", help=f"{_MODEL}.")]
-OutFileOption = Annotated[
-    Path,
-    typer.Option(
-        "--out",
-        "-o",
-        metavar="OUT",
-        help=f"File to write; its suffix is the format: {', '.join(SUFFIXES)}.",
-    ),
-]
+OutFileOption = Annotated[Path, typer.Option("--out", "-o", metavar="OUT", help=_FILE_TO_WRITE)]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for a program to read.")]
 SizeOption = Annotated[
     int | None,
@@ -76,62 +76,71 @@ EvaluateOption = Annotated[
 class ModelOptions:
     """What is said about a MODEL beside its name."""
 
-    weights: Annotated[
-        Path | None,
-        typer.Option(*CHECKPOINT_FLAGS[:2], metavar="FILE", help="Checkpoint to load into MODEL."),
-    ] = None
-    key: Annotated[
-        str | None,
-        typer.Option(metavar="NAME", help="Entry of FILE with the weights; found if left."),
-    ] = None
-    strict: Annotated[
-        bool, typer.Option(help="Refuse weights that do not match in everything.")
-    ] = True
-    num_classes: Annotated[
-        int | None,
-        typer.Option(metavar="N", min=1, max=MOST_CLASSES, help="Classes, if not MODEL's default."),
-    ] = None
+    weights: Path | None = option(
+        "Checkpoint to load into MODEL.", "FILE", flags=CHECKPOINT_FLAGS[:2]
+    )
+    key: str | None = option("Entry of FILE with the weights; found if left.", "NAME")
+    strict: bool = option("Refuse weights that do not match in everything.", default=True)
+    num_classes: int | None = option(
+        "Classes, if not MODEL's default.", "N", min=1, max=MOST_CLASSES
+    )
 
-    @property
-    def checkpoint(self) -> Checkpoint | None:
-        """The weights to load.
+    def __post_init__(self) -> None:
+        """Refuse options about a checkpoint where there is none to load."""
+        for name, given in (("--key", self.key is not None), ("--no-strict", not self.strict)):
+            if given and self.weights is None:
+                raise InputError(f"{name} is about a checkpoint; give --weights too")
 
-        Raises:
-            InputError: there is an option about a checkpoint, and none to load.
-        """
-        if self.weights is not None:
-            return Checkpoint(self.weights, self.key, self.strict)
-        for option, given in (("--key", self.key is not None), ("--no-strict", not self.strict)):
-            if given:
-                raise InputError(f"{option} is about a checkpoint; give --weights too")
-        return None
+    def target(self, name: str) -> Target:
+        """All that is said about one MODEL."""
+        about = {each.name: getattr(self, each.name) for each in fields(ModelOptions)}
+        return Target(name=name, **about)
 
-    def target(self, model: str) -> Target:
-        """All that is said about one MODEL.
 
-        Raises:
-            InputError: there is an option about a checkpoint, and none to load.
-        """
-        return Target(model, self.checkpoint, self.num_classes)
+@dataclass(frozen=True, kw_only=True)
+class Target(ModelOptions):
+    """A MODEL as the command line gives it: its name, and what is said about it."""
+
+    name: str
+
+    def words(self) -> list[str]:
+        """The same, as it is typed."""
+        return [self.name, *words(self)]
+
+    def holding(self, weights: Path) -> Target:
+        """The same MODEL with the weights of another file."""
+        return replace(self, weights=weights, key=None, strict=True)
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What was said about the input: a whole shape, the side of square images, shapes by name."""
+
+    shape: tuple[int, ...] | None = None
+    size: int | None = None
+    named: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+
+    def words(self) -> list[str]:
+        """The same, as it is typed."""
+        given = {"": self.shape} if self.shape is not None else {}
+        shapes = [
+            word
+            for name, shape in {**given, **self.named}.items()
+            for word in ("--shape", f"{name}{'=' if name else ''}{','.join(map(str, shape))}")
+        ]
+        return shapes if self.size is None else [*shapes, "--input-size", str(self.size)]
 
 
 @dataclass(frozen=True, kw_only=True)
 class InputOptions:
     """What is said about the example input of a net that takes one."""
 
-    shape: Annotated[
-        str | None,
-        typer.Option(metavar="N,C,H,W", help="Shape of the example input, batch included."),
-    ] = None
+    shape: str | None = option("Shape of the example input, batch included.", "N,C,H,W")
     input_size: SizeOption = None
 
     @property
     def inputs(self) -> Inputs:
-        """The two together.
-
-        Raises:
-            InputError: the shape is none.
-        """
+        """The two together."""
         return _inputs([] if self.shape is None else [self.shape], self.input_size)
 
 
@@ -139,22 +148,15 @@ class InputOptions:
 class NamedInputOptions:
     """What is said about the example inputs of a net or a file, which may take several."""
 
-    shape: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="[NAME=]N,C,H,W",
-            help="Shape of the example input, batch included; one for each input of an ONNX file.",
-        ),
-    ] = None
+    shape: list[str] | None = option(
+        "Shape of the example input, batch included; one for each input of an ONNX file.",
+        "[NAME=]N,C,H,W",
+    )
     input_size: SizeOption = None
 
     @property
     def inputs(self) -> Inputs:
-        """All together.
-
-        Raises:
-            InputError: a shape is none, or one is given twice.
-        """
+        """All together."""
         return _inputs(self.shape or [], self.input_size)
 
 
@@ -162,32 +164,18 @@ class NamedInputOptions:
 class PartOptions:
     """What of a MODEL is to fold, or to stay at all."""
 
-    where: Annotated[
-        list[str] | None,
-        typer.Option(metavar="NAME", help="Fold this part only; * fits anything. Repeatable."),
-    ] = None
-    outputs: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="NAME",
-            help="Keep this result only: a name or position; dots lead into nested ones. "
-            "Repeatable.",
-        ),
-    ] = None
-    fix: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="NAME=VALUE",
-            help="Fix an input for good: a file.npy, a number, true, false or null. Repeatable.",
-        ),
-    ] = None
+    where: list[str] | None = option("Fold this part only; * fits anything. Repeatable.", "NAME")
+    outputs: list[str] | None = option(
+        "Keep this result only: a name or position; dots lead into nested ones. Repeatable.",
+        "NAME",
+    )
+    fix: list[str] | None = option(
+        "Fix an input for good: a file.npy, a number, true, false or null. Repeatable.",
+        "NAME=VALUE",
+    )
 
     def asked(self) -> dict[str, Any]:
-        """What :func:`reparam.plan` takes.
-
-        Raises:
-            InputError: a value to fix cannot be read, or there are two for one name.
-        """
+        """What :func:`reparam.plan` takes."""
         fixed: dict[str, Any] = {}
         for text in self.fix or ():
             name, equals, value = text.partition("=")
@@ -200,37 +188,18 @@ class PartOptions:
         one = kept[0] if kept and len(kept) == 1 else kept
         return {"where": self.where or None, "outputs": one or None, "fixed": fixed or None}
 
-    def words(self) -> list[str]:
-        """The same, as it is written on the command line."""
-        given = {"--where": self.where, "--outputs": self.outputs, "--fix": self.fix}
-        return [
-            word
-            for option, names in given.items()
-            for name in names or ()
-            for word in (option, name)
-        ]
-
 
 @dataclass(frozen=True, kw_only=True)
 class PixelOptions:
     """How images are normalised, where not as the data set says."""
 
-    mean: Annotated[
-        str | None,
-        typer.Option(metavar="R,G,B", help="Subtracted from images of 0 to 1, with --std."),
-    ] = None
-    std: Annotated[
-        str | None, typer.Option(metavar="R,G,B", help="What images are divided by, with --mean.")
-    ] = None
+    mean: str | None = option("Subtracted from images of 0 to 1, with --std.", "R,G,B")
+    std: str | None = option("What images are divided by, with --mean.", "R,G,B")
 
 
 def refuse_for_files(target: Target, **options: object) -> None:
-    """Refuse options that say how to build a model, where MODEL is a file that is built.
-
-    Raises:
-        InputError: one of them is given.
-    """
-    given = {"weights": target.checkpoint, "num_classes": target.num_classes, **options}
+    """Refuse options that say how to build a model, where MODEL is a file that is built."""
+    given = {"weights": target.weights, "num_classes": target.num_classes, **options}
     for name, value in given.items():
         if value is not None:
             option = name.replace("_", "-")
@@ -238,12 +207,7 @@ def refuse_for_files(target: Target, **options: object) -> None:
 
 
 def check_out(out: Path, backend: str | None = None) -> None:
-    """Refuse a path that cannot be written before minutes are spent on what goes there.
-
-    Raises:
-        InputError: its suffix names no format, or it or a file beside it cannot be written.
-        MissingExtraError: what reads the format back is not installed.
-    """
+    """Refuse a path that cannot be written before minutes are spent on what goes there."""
     if out.suffix.lower() not in SUFFIXES:
         known = ", ".join(SUFFIXES)
         raise InputError(f"the suffix {out.suffix!r} of {out} names no format; use one of: {known}")
@@ -262,9 +226,9 @@ def _inputs(texts: list[str], input_size: int | None) -> Inputs:
         if name in named or (not equals and alone is not None):
             raise InputError(f"--shape {text} is the second one for the same input; give one each")
         if equals:
-            named[name] = parse_shape(sizes)
+            named[name] = _shape(sizes)
         else:
-            alone = parse_shape(sizes)
+            alone = _shape(sizes)
     return Inputs(shape=alone, size=input_size, named=named)
 
 
@@ -288,11 +252,7 @@ def _value(name: str, text: str) -> Any:
 
 
 def refuse_names(model: str, inputs: Inputs) -> None:
-    """Refuse shapes of inputs by name, where MODEL is no ONNX file.
-
-    Raises:
-        InputError: there are some.
-    """
+    """Refuse shapes of inputs by name, where MODEL is no ONNX file."""
     if inputs.named:
         name, shape = next(iter(inputs.named.items()))
         sizes = ",".join(map(str, shape))
@@ -300,3 +260,27 @@ def refuse_names(model: str, inputs: Inputs) -> None:
             f"--shape {name}={sizes} is for an input of an ONNX file, and {model} is none; "
             f"give --shape {sizes}"
         )
+
+
+def _shape(text: str) -> tuple[int, ...]:
+    """Read ``"1,3,224,224"`` or ``"1x3x224x224"``."""
+    parts = text.lower().replace("x", ",").split(",")
+    try:
+        shape = tuple(int(part) for part in parts)
+    except ValueError:
+        shape = ()
+    if not shape or min(shape) < 1:
+        raise InputError(
+            f"--shape {text!r} is not a shape; give whole numbers from 1 on, as in 1,3,224,224"
+        )
+    return checked_size(shape)
+
+
+def checked_size(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Return a shape, if the memory has a chance to hold it."""
+    if math.prod(shape) > MOST_NUMBERS:
+        size = "x".join(map(str, shape))
+        raise InputError(
+            f"an input of shape {size} has more than {MOST_NUMBERS:,} numbers; give a smaller one"
+        )
+    return shape

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import datetime as dt
 import importlib.metadata
-import shlex
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -14,6 +13,7 @@ import typer
 
 from reparam._support.files import check_destination, write_text
 from reparam._support.optional import require
+from reparam.cli.groups import command, typed
 from reparam.deploy.benchmarking.environment import describe_environment
 from reparam.errors import InputError
 from reparam.report import Results, load_results, render, to_json
@@ -40,13 +40,7 @@ def numbers_of(page: Path) -> Path:
 
 
 def check_page(page: Path | None) -> None:
-    """Refuse a page that cannot be written before minutes are spent on what goes there.
-
-    Raises:
-        InputError: its suffix is another, it cannot be written, or its numbers would replace a file
-            that is none of ours.
-        MissingExtraError: jinja2 is not installed.
-    """
+    """Refuse a page that cannot be written before minutes are spent on what goes there."""
     if page is None:
         return
     if page.suffix.lower() not in (".html", ".htm"):
@@ -57,11 +51,8 @@ def check_page(page: Path | None) -> None:
     numbers = numbers_of(page)
     for file in (page, numbers):
         check_destination(file)
-    if numbers.exists():
-        _check_ours(numbers, page)
-
-
-def _check_ours(numbers: Path, page: Path) -> None:
+    if not numbers.exists():
+        return
     try:
         load_results(numbers)
     except InputError as error:
@@ -72,18 +63,15 @@ def _check_ours(numbers: Path, page: Path) -> None:
 
 
 def leave_page(
-    terminal: Terminal | None, results: Results, page: Path, *, net: tuple[Path, str] | None = None
+    terminal: Terminal, results: Results, page: Path, *, net: tuple[Path, str] | None = None
 ) -> None:
     """Write the numbers and the page, and say where they are.
 
     Args:
-        terminal: where it is said; None where a program reads what is printed.
+        terminal: where it is said.
         results: what the page is drawn from.
         page: the HTML file.
         net: the file that the results are about, and what it is, if there is one.
-
-    Raises:
-        InputError: one of them cannot be written.
     """
     numbers = numbers_of(page)
     beside = {numbers: "every number on this page"}
@@ -94,9 +82,8 @@ def leave_page(
     write_text(numbers, to_json(results))
     # From the stored file, so that the page shows what was kept and not what was in memory.
     render(numbers, page)
-    if terminal is not None:
-        terminal.done(f"Wrote {numbers}, which reparam report draws together with others")
-        terminal.hint("Page:", str(page.resolve()))
+    terminal.done(f"Wrote {numbers}, which reparam report draws together with others")
+    terminal.hint("Page:", str(page.resolve()))
 
 
 def provenance(context: typer.Context, package: str) -> dict[str, Any]:
@@ -113,21 +100,16 @@ def provenance(context: typer.Context, package: str) -> dict[str, Any]:
 
 def _typed(context: typer.Context) -> str:
     """The command as it has to be typed to get the same: what was given, by its longest name."""
-    words = ["reparam", context.info_name or ""]
+    words = [context.info_name or ""]
     for parameter in context.command.params:
-        source = context.get_parameter_source(parameter.name or "")
+        name = parameter.name or ""
+        source = context.get_parameter_source(name)
         if source is None or source.name != "COMMANDLINE":
             continue
-        value = context.params[parameter.name or ""]
-        words += _words(parameter, value)
-    return shlex.join(words)
-
-
-def _words(parameter: Any, value: Any) -> list[str]:
-    if parameter.param_type_name == "argument":
-        return [str(value)]
-    name = max(parameter.opts, key=len)
-    if isinstance(value, bool):
-        return [name if value else max(parameter.secondary_opts, key=len)]
-    values = value if isinstance(value, list | tuple) else [value]
-    return [word for each in values for word in (name, str(each))]
+        if parameter.param_type_name == "argument":
+            words.append(str(context.params[name]))
+            continue
+        flag = max(parameter.opts, key=len)
+        off = max(parameter.secondary_opts, key=len, default="")
+        words += typed(flag, off, context.params[name])
+    return command(*words)

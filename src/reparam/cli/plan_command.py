@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import typer
 
 import reparam
 from reparam.cli.exported_files import is_onnx, is_program, read, read_program
+from reparam.cli.groups import command, option, words
 from reparam.cli.options import (
     InputOptions,
     JsonOption,
@@ -19,16 +20,12 @@ from reparam.cli.options import (
     refuse_for_files,
 )
 from reparam.cli.pages import PageOption, check_page, leave_page, provenance
-from reparam.cli.targets import command, example_inputs, load_model, reference_of
+from reparam.cli.targets import example_inputs, load_model, reference_of
 from reparam.cli.terminal import Terminal
 from reparam.reasons import Why
 from reparam.report import from_plan
 
 __all__ = ["plan", "plan_as_dict"]
-
-EveryOption = Annotated[
-    bool, typer.Option("--all", help="Tell each place by itself, with its sizes.")
-]
 
 
 def plan(  # noqa: PLR0913 - one argument for each option or group of them
@@ -38,41 +35,37 @@ def plan(  # noqa: PLR0913 - one argument for each option or group of them
     about: ModelOptions,
     example: InputOptions,
     part: PartOptions,
-    every: EveryOption = False,
+    every: bool = option(
+        "Tell each place by itself, with its sizes.", flags=("--all",), default=False
+    ),
     report: PageOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Say what would fold in MODEL, what not, and why. Nothing is changed."""
-    terminal = Terminal()
+    terminal = Terminal(as_json=as_json)
     check_page(report)
     inputs, target, asked = example.inputs, about.target(model), part.asked()
-    if is_onnx(model):
+    subject: Any
+    sample = None
+    if is_onnx(model) or is_program(model):
         refuse_for_files(target)
-        with terminal.progress(f"Reading {model}"):
-            found: reparam.Plan[Any] = reparam.plan(read(model), **asked)
-        out = f"{Path(model).stem}-fused.onnx"
-    elif is_program(model):
-        refuse_for_files(target)
-        with terminal.progress(f"Reading {model}"):
-            found = reparam.plan(read_program(model), **asked)
-        out = f"{Path(model).stem}-fused.pt2"
+        subject = read(model) if is_onnx(model) else read_program(model)
+        out = f"{Path(model).stem}-fused{Path(model).suffix.lower()}"
     else:
         loaded = load_model(target, inputs)
-        with terminal.progress(f"Reading {model}"):
-            sample = example_inputs(reference_of(loaded, asked), inputs)
-            found = reparam.plan(loaded.model, sample, **asked)
+        subject, sample = loaded.model, example_inputs(reference_of(loaded, asked), inputs)
         out = f"{Path(model.rpartition(':')[2]).name}.onnx"
+    with terminal.progress(f"Reading {model}"):
+        found = reparam.plan(subject, sample, **asked)
     if report is not None:
         told = from_plan(found, model=model, **provenance(context, "torch"))
-        leave_page(None if as_json else terminal, told, report)
-    if as_json:
-        terminal.json({"model": model, **plan_as_dict(found)})
-        return
+        leave_page(terminal, told, report)
+    terminal.json({"model": model, **plan_as_dict(found)})
     terminal.lines((line.text, line.kind) for line in found.page(terminal.width, every=every))
     terminal.text()
-    words = [*target.words(), *inputs.words(), *part.words()]
     if found.regions or part.outputs or part.fix:
-        terminal.hint("Next:", command("fuse", *words, "-o", out))
+        given = [*target.words(), *inputs.words(), *words(part)]
+        terminal.hint("Next:", command("fuse", *given, "-o", out))
     elif any(refusal.reason.kind is Why.OVERRIDABLE for refusal in found.refusals):
         terminal.hint("Next:", command("fuse", model, "--freeze-inputs", "-o", out))
 

@@ -3,36 +3,26 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
 
-import typer
-
+from reparam.cli.groups import argument, option
 from reparam.cli.terminal import Terminal
 from reparam.report import load_results, merge, render
 
 __all__ = ["report"]
 
-ResultsArgument = Annotated[
-    list[Path],
-    typer.Argument(
-        metavar="RESULTS...", help="Results that demo, bench, quantize, prune or Python left."
-    ),
-]
-PageOption = Annotated[
-    Path | None,
-    typer.Option(
-        "--out", "-o", metavar="PAGE", help="HTML file; the first RESULTS with .html if left out."
-    ),
-]
 
-
-def report(results: ResultsArgument, *, out: PageOption = None) -> None:
+def report(
+    results: list[Path] = argument(
+        "Results that demo, bench, quantize, prune or Python left.", "RESULTS..."
+    ),
+    *,
+    out: Path | None = option(
+        "HTML file; the first RESULTS with .html if left out.", "PAGE", flags=("--out", "-o")
+    ),
+) -> None:
     """Draw one page of stored results; nothing is measured again."""
     terminal = Terminal()
-    page = render(merge([load_results(file) for file in results]), out or _beside(results[0]))
+    page = out or results[0].with_suffix(".html")
+    drawn = render(merge([load_results(file) for file in results]), page)
     terminal.done(f"Drew the page of {', '.join(map(str, results))}")
-    terminal.hint("Page:", str(page.resolve()))
-
-
-def _beside(results: Path) -> Path:
-    return results.with_suffix(".html")
+    terminal.hint("Page:", str(drawn.resolve()))

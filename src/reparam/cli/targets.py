@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import json
-import math
-import shlex
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 import reparam
 from reparam._support.spelling import advice
 from reparam.checkpoints import LoadReport, load_checkpoint
+from reparam.cli.groups import command
+from reparam.cli.options import Inputs, PixelOptions, Target, checked_size
 from reparam.cli.terminal import Terminal
 from reparam.deploy.exporting import read_metadata
 from reparam.errors import CheckpointError, InputError
@@ -28,20 +28,14 @@ if TYPE_CHECKING:
     from reparam.lab.data import ImageData
 
 __all__ = [
-    "MOST_NUMBERS",
     "SEED",
     "SIZE",
-    "Checkpoint",
-    "Inputs",
     "Loaded",
-    "Target",
     "build",
-    "check_runs",
-    "checked_size",
-    "command",
     "example_inputs",
+    "load_and_check",
     "load_model",
-    "parse_shape",
+    "normalised",
     "pruned_note",
     "random_input",
     "reference_of",
@@ -49,58 +43,8 @@ __all__ = [
     "with_weights",
 ]
 
-MOST_NUMBERS = 1 << 28
-"""Of one input: 1 GiB in float32. What is larger is a slip of the finger."""
-
 SIZE = 224
 SEED = 0
-
-
-@dataclass(frozen=True)
-class Inputs:
-    """What was said about the input: a whole shape, the side of square images, shapes by name."""
-
-    shape: tuple[int, ...] | None = None
-    size: int | None = None
-    named: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
-
-    def words(self) -> list[str]:
-        """The same, as it is written on the command line."""
-        given = {"": self.shape} if self.shape is not None else {}
-        shapes = [
-            word
-            for name, shape in {**given, **self.named}.items()
-            for word in ("--shape", f"{name}{'=' if name else ''}{','.join(map(str, shape))}")
-        ]
-        return shapes if self.size is None else [*shapes, "--input-size", str(self.size)]
-
-
-@dataclass(frozen=True)
-class Checkpoint:
-    """A file to load, the entry of it that holds the weights, and whether all must match."""
-
-    path: Path
-    key: str | None = None
-    strict: bool = True
-
-    def words(self) -> list[str]:
-        """The same, as it is written on the command line."""
-        key = [] if self.key is None else ["--key", self.key]
-        return ["--weights", str(self.path), *key, *([] if self.strict else ["--no-strict"])]
-
-
-@dataclass(frozen=True)
-class Target:
-    """A MODEL as the command line gives it: a name, classes, weights."""
-
-    name: str
-    checkpoint: Checkpoint | None = None
-    num_classes: int | None = None
-
-    def words(self) -> list[str]:
-        """The same, as it is written on the command line."""
-        classes = [] if self.num_classes is None else ["--num-classes", str(self.num_classes)]
-        return [self.name, *classes, *(self.checkpoint.words() if self.checkpoint else [])]
 
 
 @dataclass(frozen=True)
@@ -134,14 +78,11 @@ def load_model(target: Target, inputs: Inputs | None = None) -> Loaded:
     Args:
         target: The MODEL and its weights.
         inputs: What it takes, which says what folds in it where the weights are of a fused net.
-
-    Raises:
-        InputError: the name or the file is of no use.
     """
     model = build(target).eval()
-    if target.checkpoint is None:
+    if target.weights is None:
         return Loaded(target.name, model, None)
-    model, report = with_weights(model, target.checkpoint, inputs or Inputs())
+    model, report = with_weights(model, target, inputs or Inputs())
     return Loaded(target.name, model.eval(), report)
 
 
@@ -161,47 +102,43 @@ def build(target: Target, seed: int = SEED) -> nn.Module:
     return resolve(target.name, num_classes=target.num_classes)
 
 
-def with_weights(
-    model: nn.Module, checkpoint: Checkpoint, inputs: Inputs
-) -> tuple[nn.Module, LoadReport]:
-    """Load a checkpoint into `model`, or into what it was fused or pruned to.
+def with_weights(model: nn.Module, target: Target, inputs: Inputs) -> tuple[nn.Module, LoadReport]:
+    """Load the weights into `model`, or into what it was fused or pruned to.
 
     ``reparam fuse`` and ``reparam train`` write the weights of the fused net, ``reparam prune``
     those of one with fewer channels; the net is then `model`, fused, with the widths of the file.
     Otherwise it is `model` itself.
-
-    Raises:
-        InputError: the file is of no use.
     """
-    weights = checkpoint.path
-    if not pruned_note(weights):
-        try:
-            report = load_checkpoint(model, weights, strict=checkpoint.strict, key=checkpoint.key)
-        except CheckpointError:
-            fused = _fused(model, checkpoint, inputs)
-            if fused is None:
-                raise
-            return fused, LoadReport(
-                weights, "", "reparam, fused", "deploy", tuple(fused.state_dict()), (), (), ()
-            )
-        if not report.complete:
-            Terminal().note(f"note: {report}")
-        return model, report
-    from reparam.lab.pruning import load_pruned
+    weights = target.weights
+    assert weights is not None  # noqa: S101 - who calls has looked
+    if pruned_note(weights):
+        from reparam.lab.pruning import load_pruned
 
-    pruned = load_pruned(reparam.fuse(model.eval()), weights)
-    names = tuple(pruned.state_dict())
-    return pruned, LoadReport(weights, "", "reparam, pruned", "deploy", names, (), (), ())
+        pruned = load_pruned(reparam.fuse(model.eval()), weights)
+        return pruned, _report(weights, "pruned", pruned)
+    try:
+        report = load_checkpoint(model, weights, strict=target.strict, key=target.key)
+    except CheckpointError:
+        fused = None if target.key is not None else _fused(model, weights, inputs)
+        if fused is None:
+            raise
+        return fused, _report(weights, "fused", fused)
+    if not report.complete:
+        Terminal().note(f"note: {report}")
+    return model, report
 
 
-def _fused(model: nn.Module, checkpoint: Checkpoint, inputs: Inputs) -> nn.Module | None:
+def _report(weights: Path, what: str, model: nn.Module) -> LoadReport:
+    names = tuple(model.state_dict())
+    return LoadReport(weights, "", f"reparam, {what}", "deploy", names, (), (), ())
+
+
+def _fused(model: nn.Module, weights: Path, inputs: Inputs) -> nn.Module | None:
     """The model as it was fused, if the weights are of that; strict in any case."""
-    if checkpoint.key is not None:
-        return None
     given = [random_input(model, inputs)] if inputs.shape or inputs.size else []
     for example in (*given, None):
         with contextlib.suppress(reparam.ReparamError):
-            return reparam.load_fused(model, checkpoint.path, example)
+            return reparam.load_fused(model, weights, example)
     return None
 
 
@@ -216,79 +153,27 @@ def pruned_note(weights: Path | None) -> dict[str, str]:
     return {"pruned": json.dumps(metadata["pruned"])} if "pruned" in metadata else {}
 
 
-def command(*words: str) -> str:
-    """A command as it can be typed: words with spaces or signs of the shell are quoted."""
-    return shlex.join(["reparam", *words])
-
-
-def parse_shape(text: str) -> tuple[int, ...]:
-    """Read ``"1,3,224,224"`` or ``"1x3x224x224"``.
-
-    >>> parse_shape("1x3x32x32")
-    (1, 3, 32, 32)
-
-    Raises:
-        InputError: it is something else.
-    """
-    parts = text.lower().replace("x", ",").split(",")
-    try:
-        shape = tuple(int(part) for part in parts)
-    except ValueError:
-        shape = ()
-    if not shape or min(shape) < 1:
-        raise InputError(
-            f"--shape {text!r} is not a shape; give whole numbers from 1 on, as in 1,3,224,224"
-        )
-    return checked_size(shape)
-
-
-def checked_size(shape: tuple[int, ...]) -> tuple[int, ...]:
-    """Return a shape, if the memory has a chance to hold it.
-
-    Raises:
-        InputError: it has not.
-    """
-    if math.prod(shape) > MOST_NUMBERS:
-        size = "x".join(map(str, shape))
-        raise InputError(
-            f"an input of shape {size} has more than {MOST_NUMBERS:,} numbers; give a smaller one"
-        )
-    return shape
-
-
 def reference_of(loaded: Loaded, asked: Mapping[str, Any]) -> Loaded:
-    """The model that does what was asked for and computes all that it did before.
-
-    Raises:
-        InputError: it has no such argument.
-    """
+    """The model that does what was asked for and computes all that it did before."""
     outputs, fixed = asked["outputs"], asked["fixed"]
     if outputs is None and fixed is None:
         return loaded
     return replace(loaded, model=reference_model(loaded.model, outputs, fixed).eval())
 
 
-def example_inputs(loaded: Loaded, inputs: Inputs) -> torch.Tensor:
+def example_inputs(loaded: Loaded, inputs: Inputs) -> Tensor:
     """Random normal values of the shape that was asked for, or that the model says it takes.
 
     Without `inputs`, timm's own record of the model is asked, then the first convolution for its
     channels; images are 224 pixels wide unless somebody says otherwise.
-
-    Raises:
-        InputError: nobody says, and the model does not begin with a 2-d convolution; or the model
-            does not run on what was made.
     """
     sample = random_input(loaded.model, inputs)
-    check_runs(loaded, sample)
+    _check_runs(loaded, sample)
     return sample
 
 
-def random_input(model: nn.Module, inputs: Inputs) -> torch.Tensor:
-    """The same, without running the model on it.
-
-    Raises:
-        InputError: nobody says what it looks like.
-    """
+def random_input(model: nn.Module, inputs: Inputs) -> Tensor:
+    """The same, without running the model on it."""
     generator = torch.Generator().manual_seed(SEED)
     shape = checked_size(inputs.shape or _image_shape(model, inputs.size))
     dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
@@ -296,7 +181,7 @@ def random_input(model: nn.Module, inputs: Inputs) -> torch.Tensor:
 
 
 @torch.inference_mode()
-def check_runs(loaded: Loaded, sample: torch.Tensor) -> None:
+def _check_runs(loaded: Loaded, sample: Tensor) -> None:
     """Find out at once whether the model takes the input, and say so in the user's terms."""
     try:
         loaded.model(sample)
@@ -337,3 +222,60 @@ def _first_channels(model: nn.Module, otherwise: int | None = None) -> int:
         f"no 2-d convolution in {type(model).__name__} says what its input looks like"
         + advice("; give it with {shape}", shape="1,3,224,224")
     )
+
+
+def load_and_check(target: Target, data: ImageData | None, inputs: Inputs) -> tuple[Loaded, Tensor]:
+    """Build a MODEL in the form that its weights are of, and make sure that it is fused.
+
+    Returns:
+        The net, and an image of the data or random values of the shape that was asked for.
+    """
+    target = sized(target, data)
+    loaded = load_model(target, inputs)
+    sample = _sample(loaded, data, inputs)
+    if data is not None:
+        data.check_fits(loaded.model)
+    regions = reparam.plan(loaded.model, sample).regions
+    if regions:
+        size = inputs.words() or ["--input-size", str(sample.shape[-1])]
+        fuse = command("fuse", *target.words(), *size, "-o", "fused.safetensors")
+        raise InputError(
+            f"{target.name} is not fused: {len(regions)} regions would fold, the first at "
+            f"{regions[0].where} ({regions[0].what}). Fuse it first: {fuse}; "
+            "then give --weights fused.safetensors"
+        )
+    return loaded, sample
+
+
+def normalised(data: ImageData, pixels: PixelOptions) -> ImageData:
+    """The data as the net was trained on it, where that was normalised in another way."""
+    mean, std = pixels.mean, pixels.std
+    if mean is None and std is None:
+        return data
+    if mean is None or std is None:
+        raise InputError("--mean and --std belong together; give both")
+    return replace(data, mean=_channels("--mean", mean, data), std=_channels("--std", std, data))
+
+
+def _channels(option: str, text: str, data: ImageData) -> tuple[float, ...]:
+    count = data.image_shape[0]
+    try:
+        found = tuple(float(part) for part in text.split(","))
+    except ValueError:
+        found = ()
+    lowest = 0.0 if option == "--mean" else 1e-6
+    if len(found) != count or not all(lowest <= value <= 1 for value in found):
+        raise InputError(
+            f"{option} {text!r} is not {count} numbers from 0 to 1, as pixels are before them; "
+            f"give something like {','.join(['0.5'] * count)}"
+        )
+    return found
+
+
+def _sample(loaded: Loaded, data: ImageData | None, inputs: Inputs) -> Tensor:
+    if data is None or inputs.shape is not None:
+        return example_inputs(loaded, inputs)
+    _check_runs(loaded, torch.zeros(2, *data.image_shape))
+    image, _ = data.tensors(data.validation, limit=1)
+    parameters = (p.dtype for p in loaded.model.parameters() if p.is_floating_point())
+    return image.to(next(parameters, torch.float32))

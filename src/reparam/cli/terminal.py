@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import time
+import warnings
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
@@ -25,10 +26,16 @@ _STYLES = {"title": "bold", "where": "green", "dim": "dim", "stays": "yellow"}
 
 
 class Terminal:
-    """Writes to the two standard streams; plain text where they are no terminal."""
+    """Writes to the two standard streams; plain text where they are no terminal.
 
-    def __init__(self) -> None:
-        self._out = Console(highlight=False)
+    Args:
+        as_json: Whether a program reads the results: then :meth:`json` writes, and nothing else
+            does to standard output. Else it is the other way around.
+    """
+
+    def __init__(self, *, as_json: bool = False) -> None:
+        self._as_json = as_json
+        self._out = Console(highlight=False, quiet=as_json)
         self._err = Console(stderr=True, highlight=False)
         self._mark = "✓" if self._out.encoding.startswith("utf") else "+"
 
@@ -73,8 +80,9 @@ class Terminal:
 
     def json(self, value: object) -> None:
         """A result for a program; numbers that are not finite are null, as JSON has none."""
-        text = json.dumps(_finite(value), indent=2, allow_nan=False)
-        self._out.print(Text(text), soft_wrap=True)
+        if self._as_json:
+            text = json.dumps(_finite(value), indent=2, allow_nan=False)
+            Console(highlight=False).print(Text(text), soft_wrap=True)
 
     def table(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
         """A table with its first column to the left and the others to the right."""
@@ -99,6 +107,8 @@ class Terminal:
     ) -> Iterator[Callable[[float, float, str], None]]:
         """A bar that lives while the block runs, and leaves nothing behind.
 
+        What this package warns of meanwhile is noted; others' warnings are dropped.
+
         Args:
             label: What is done.
             spoken: Whether to note now and then how far it is, where no bar can be drawn.
@@ -114,9 +124,8 @@ class Terminal:
             TextColumn("{task.fields[detail]}", table_column=narrow),
             TimeElapsedColumn(),
         ]
-        with Progress(
-            *columns, console=self._err, transient=True, disable=not self.live
-        ) as progress:
+        bar = Progress(*columns, console=self._err, transient=True, disable=not self.live)
+        with bar as progress, self._warnings_noted():
             task = progress.add_task(label, total=None, detail="")
             said = time.monotonic()
 
@@ -128,6 +137,19 @@ class Terminal:
                     self.note(f"{label}, {done / total:.0%}: {detail}")
 
             yield update
+
+    @contextmanager
+    def _warnings_noted(self) -> Iterator[None]:
+        from reparam import FoldWarning
+        from reparam.errors import MachineWarning
+        from reparam.verifying import NothingShownWarning
+
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            for kind in (FoldWarning, MachineWarning, NothingShownWarning):
+                warnings.simplefilter("always", kind)
+            warnings.showwarning = lambda message, *_, **__: self.note(f"note: {message}")
+            yield
 
 
 def _finite(value: object) -> object:

@@ -3,65 +3,57 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
-import typer
 from torch import Tensor
 
 import reparam
 from reparam._support.files import is_there
 from reparam.cli.exported_files import (
+    example,
+    input_shapes,
     is_file,
     is_onnx,
     is_program,
+    read,
+    read_program,
     taken_by,
-    verify_files,
-    verify_programs,
 )
-from reparam.cli.notes import warnings_noted
+from reparam.cli.groups import argument, option
 from reparam.cli.options import (
+    Inputs,
     JsonOption,
     ModelOptions,
     NamedInputOptions,
+    Target,
     refuse_for_files,
     refuse_names,
 )
-from reparam.cli.targets import Checkpoint, Loaded, Target, example_inputs, load_model
+from reparam.cli.targets import Loaded, example_inputs, load_model
+from reparam.cli.telling import as_stored, within
 from reparam.cli.terminal import Terminal
 from reparam.deploy.engines import Runner, Settings, UnsupportedCaseError, get_engine
 from reparam.deploy.engines.parity import FACTORS, Reference
 from reparam.deploy.exporting import formats, read_metadata
 from reparam.errors import InputError, ReparamError
+from reparam.fusing.onnx_compare import compare_onnx_files
 
 __all__ = ["verify"]
 
 _WEIGHTS = (".safetensors", ".pth", ".pt", ".ckpt", ".bin")
 
-ReferenceArgument = Annotated[
-    str, typer.Argument(metavar="REFERENCE", help="The model as trained, given like any MODEL.")
-]
-CandidateArgument = Annotated[
-    str,
-    typer.Argument(
-        metavar="CANDIDATE",
-        help="An exported file, a file with the weights of the fused REFERENCE, or a MODEL.",
-    ),
-]
-CandidateWeightsOption = Annotated[
-    Path | None,
-    typer.Option("--candidate-weights", metavar="FILE", help="Checkpoint for CANDIDATE."),
-]
-
 
 def verify(
-    reference: ReferenceArgument,
-    candidate: CandidateArgument,
+    reference: str = argument("The model as trained, given like any MODEL.", "REFERENCE"),
+    candidate: str = argument(
+        "An exported file, a file with the weights of the fused REFERENCE, or a MODEL.",
+        "CANDIDATE",
+    ),
     *,
     about: ModelOptions,
-    candidate_weights: CandidateWeightsOption = None,
+    candidate_weights: Path | None = option("Checkpoint for CANDIDATE.", "FILE"),
     given: NamedInputOptions,
     as_json: JsonOption = False,
 ) -> None:
@@ -69,49 +61,50 @@ def verify(
 
     The tolerance is measured: a small multiple of the rounding error of REFERENCE itself.
     """
-    terminal = Terminal()
+    terminal = Terminal(as_json=as_json)
     inputs, target = given.inputs, about.target(reference)
-    compared: list[int] | None = None
-    if is_onnx(reference):
+    origin, sample = reference, None
+    title = f"Comparing {candidate} with {reference}"
+    if is_onnx(reference) or is_program(reference):
         refuse_for_files(target, candidate_weights=candidate_weights)
-        with terminal.progress(f"Comparing {candidate} with {reference}"):
-            verdict = verify_files(reference, candidate, inputs)
-        origin = reference
-    elif is_program(reference):
-        refuse_for_files(target, candidate_weights=candidate_weights)
-        with terminal.progress(f"Comparing {candidate} with {reference}"):
-            verdict = verify_programs(reference, candidate, inputs)
-        origin = reference
+        with terminal.progress(title):
+            verdict = _files(reference, candidate, inputs)
     else:
         refuse_names(reference, inputs)
         loaded = load_model(target, inputs)
         if is_file(candidate) and is_there(Path(candidate)):
             inputs = taken_by(candidate, inputs)
-        sample = example_inputs(loaded, inputs)
-        with terminal.progress(f"Comparing {candidate} with {reference}"), warnings_noted(terminal):
+        origin, sample = loaded.origin, example_inputs(loaded, inputs)
+        with terminal.progress(title):
             run = _runnable(loaded, candidate, candidate_weights, about.num_classes)
             allowed = _allowed(terminal, loaded, candidate, sample)
             verdict = reparam.verify(loaded.model, run, sample, tolerance=allowed)
-        origin, compared = loaded.origin, list(sample.shape)
-    if as_json:
-        terminal.json(
-            {
-                "reference": reference,
-                "candidate": candidate,
-                "shape": compared,
-                **asdict(verdict),
-                "ok": verdict.ok,
-            }
-        )
-    elif verdict.ok:
+    shape = None if sample is None else list(sample.shape)
+    names = {"reference": reference, "candidate": candidate, "shape": shape}
+    terminal.json({**names, **as_stored(verdict)})
+    if verdict.ok:
         agreement = "" if verdict.agreement is None else f", top-1 {100 * verdict.agreement:.0f} %"
-        terminal.done(
-            f"{candidate} is equal to {origin}: largest difference {verdict.max_abs:.1e}, "
-            f"where rounding explains {verdict.tolerance:.1e}{agreement}"
-        )
-        size = "" if compared is None else f" of shape {'x'.join(map(str, compared))}"
+        terminal.done(f"{candidate} is equal to {origin}: {within(verdict)}{agreement}")
+        size = "" if shape is None else f" of shape {'x'.join(map(str, shape))}"
         terminal.hint("Compared on:", f"random inputs{size}")
     verdict.raise_if_different()
+
+
+def _files(reference: str, candidate: str, inputs: Inputs) -> reparam.Verdict:
+    """Compare two ONNX files in ONNX Runtime, or two programs of torch.export."""
+    for is_one, kind in ((is_onnx, "an ONNX file"), (is_program, "an exported program")):
+        if is_one(reference) and not is_one(candidate):
+            raise InputError(
+                f"{reference} is {kind}, and so must {candidate} be; or give the MODEL first "
+                f"and the file second, as in reparam verify MODEL {reference}"
+            )
+    if is_program(reference):
+        ours, theirs = (read_program(name).module() for name in (reference, candidate))
+        return reparam.verify(ours, theirs, tuple(example(reference, inputs).values()))
+    model = read(reference)
+    read(candidate)
+    shapes = input_shapes(reference, model, inputs)
+    return compare_onnx_files(Path(reference), Path(candidate), model, shapes)
 
 
 def _runnable(
@@ -124,8 +117,8 @@ def _runnable(
     path = Path(candidate)
     suffix = path.suffix.lower()
     if ":" in candidate or not suffix:
-        checkpoint = None if weights is None else Checkpoint(weights)
-        return load_model(Target(candidate, checkpoint, num_classes)).model
+        other = Target(name=candidate, weights=weights, num_classes=num_classes)
+        return load_model(other).model
     if not is_there(path):
         raise InputError(f"there is no file {candidate}; give an exported file or a MODEL")
     if weights is not None:
@@ -168,10 +161,6 @@ def _exported(path: Path) -> Callable[..., Any]:
             runner = engine.load(path, Settings())
         except UnsupportedCaseError as objection:
             objections.append(str(objection))
-        except ReparamError:
-            raise
-        except Exception as error:  # each engine has errors of its own for broken files
-            raise InputError(f"{path} cannot be read by {name}: {_first_line(error)}") from error
         else:
             return partial(_run, path, runner)
     raise InputError(f"no engine reads {path.name}: {'; '.join(objections)}")
@@ -184,11 +173,8 @@ def _run(path: Path, runner: Runner, *inputs: Tensor) -> list[Tensor]:
         raise
     except Exception as error:
         shapes = ", ".join("x".join(map(str, value.shape)) for value in inputs)
+        why = str(error).strip().partition("\n")[0]
         raise InputError(
-            f"{path} does not run on inputs of shape {shapes}: {_first_line(error)}; give the "
-            "shape that it takes with --shape"
+            f"{path} does not run on inputs of shape {shapes}: {why}; give the shape that it takes "
+            "with --shape"
         ) from error
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().partition("\n")[0]

@@ -18,11 +18,10 @@ import reparam
 from reparam._support.files import is_there
 from reparam.cli.bench.blocks import count_blocks
 from reparam.cli.bench.request import Request
-from reparam.cli.counts import counted
 from reparam.cli.exported_files import example, fixed_batch, is_file
-from reparam.cli.notes import warnings_noted
-from reparam.cli.options import refuse_names
-from reparam.cli.targets import Inputs, checked_size, example_inputs, load_model
+from reparam.cli.options import Inputs, checked_size, refuse_names
+from reparam.cli.targets import example_inputs, load_model
+from reparam.cli.telling import counted
 from reparam.cli.terminal import Terminal
 from reparam.deploy.benchmarking import BenchmarkResult
 from reparam.deploy.benchmarking.environment import cpu_count
@@ -45,13 +44,7 @@ class _Subject:
 
 
 def measure(request: Request, terminal: Terminal) -> BenchmarkResult:
-    """Build, fold and measure what was asked for; the details a page needs are in the settings.
-
-    Raises:
-        InputError: a model is unknown or does not run on the input, or nothing can be measured.
-        MissingExtraError: a package that a model or an engine needs is not installed.
-        ExportError: an engine cannot take a model.
-    """
+    """Build, fold and measure what was asked for; the details a page needs are in the settings."""
     start = time.perf_counter()
     load = _load(terminal, request)
     request = _at_fixed_batch(request, terminal)
@@ -64,7 +57,7 @@ def measure(request: Request, terminal: Terminal) -> BenchmarkResult:
         limit = "" if request.seconds is None else f" within {request.seconds:g} s"
         terminal.note(_NOT_LIVE.format(cases=cases, rounds=request.rounds, limit=limit))
     spent = time.perf_counter() - start
-    with terminal.progress("Measuring", spoken=True) as update, warnings_noted(terminal):
+    with terminal.progress("Measuring", spoken=True) as update:
         result = reparam.benchmark(
             {subject.name: subject.model for subject in subjects},
             sample,
@@ -77,7 +70,7 @@ def measure(request: Request, terminal: Terminal) -> BenchmarkResult:
             progress=_bar(update, request.seconds, start),
         )
     about: dict[str, Any] = {
-        "title": request.title or f"Latency of {', '.join(request.models)}",
+        "title": request.title,
         "created": f"{dt.datetime.now(dt.UTC):%Y-%m-%d %H:%M} UTC",
         "command": request.as_command(),
         "models": {subject.name: subject.details for subject in subjects},
@@ -139,7 +132,7 @@ def _subjects(
     subjects: list[_Subject] = []
     inputs: Inputs = request.inputs
     sample: tuple[torch.Tensor, ...] = ()
-    with terminal.progress("Building") as update, warnings_noted(terminal):
+    with terminal.progress("Building") as update:
         for number, name in enumerate(request.models):
             update(number, len(request.models), name)
             if is_file(name):
@@ -149,7 +142,7 @@ def _subjects(
                 subjects.append(_Subject(name, path, model_details(path.name)))
                 continue
             refuse_names(name, inputs)
-            loaded = load_model(request.target(name), inputs)
+            loaded = load_model(request.about.target(name), inputs)
             taken = example_inputs(loaded, inputs)
             sample, inputs = (taken,), _the_same({"": taken})
             model = (

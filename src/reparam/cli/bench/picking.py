@@ -11,8 +11,9 @@ import reparam
 from reparam._support.files import check_destination
 from reparam.cli.bench.request import Request
 from reparam.cli.exported_files import is_file
-from reparam.cli.notes import warnings_noted
-from reparam.cli.targets import Inputs, Target, command, example_inputs, load_model
+from reparam.cli.groups import command
+from reparam.cli.options import Inputs, Target
+from reparam.cli.targets import example_inputs, load_model
 from reparam.cli.terminal import Terminal
 from reparam.deploy.benchmarking import Pick, Ratio, pick
 from reparam.deploy.engines._inputs import with_batch
@@ -66,17 +67,13 @@ class Picked:
 
 
 def picked(request: Request, terminal: Terminal, *, stem: Path | None) -> Picked:
-    """Fuse the one model, compare its forms in every engine, time what agrees, write the fastest.
-
-    Raises:
-        InputError: there are several models, `stem` is of no use, or no engine agrees.
-        ExportError: the file cannot be written.
-    """
+    """Fuse the model, compare its forms in every engine, time what agrees, write the fastest."""
     name = _one_model(request)
     _check_stem(stem)
-    loaded = load_model(request.target(name), request.inputs)
+    target = request.about.target(name)
+    loaded = load_model(target, request.inputs)
     sample = with_batch((example_inputs(loaded, request.inputs),), request.batches[0])[0]
-    with terminal.progress("Comparing and measuring") as update, warnings_noted(terminal):
+    with terminal.progress("Comparing and measuring") as update:
         fused = reparam.fuse(loaded.model, sample)
         found = pick(
             fused,
@@ -95,7 +92,7 @@ def picked(request: Request, terminal: Terminal, *, stem: Path | None) -> Picked
             written = found.export(
                 model, stem, sample, reference=loaded.model, form=form, source=name
             )
-    return Picked(request.target(name), request.inputs, found, written)
+    return Picked(target, request.inputs, found, written)
 
 
 def _one_model(request: Request) -> str:
@@ -127,7 +124,7 @@ def _check_stem(stem: Path | None) -> None:
 def _row(engine: str, precision: str, picked: Picked) -> list[str]:
     """One engine: the times of its forms, the worst error, and what fusing does there."""
     found = picked.found
-    rows = [r for r in found.rows if (r.engine, r.precision) == (engine, precision)]
+    rows = [r for r in found.rows if r.way[1:] == (engine, precision)]
     times = []
     for form in dict.fromkeys(row.model for row in found.rows):
         timed = found.measured(form, engine, precision)
@@ -159,7 +156,7 @@ def tell_picked(terminal: Terminal, picked: Picked) -> None:
     forms = dict.fromkeys(row.model for row in found.rows)
     times = [f"{'train' if form == _TRAIN else 'fused'}, ms" for form in forms]
     columns = ["", *times, "largest error", "verdict (allowed)"]
-    engines = dict.fromkeys((row.engine, row.precision) for row in found.rows)
+    engines = dict.fromkeys(row.way[1:] for row in found.rows)
     rows = [_row(*each, picked) for each in engines]
     terminal.table("Engines on this machine", columns, rows)
     for verdict in _verdicts(picked):

@@ -3,28 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Annotated
-
-import typer
 
 from reparam._support.optional import available
-from reparam.cli.options import ModelOptions, NamedInputOptions
-from reparam.cli.targets import Checkpoint, Inputs, Target, command
+from reparam.cli.groups import command, option, words
+from reparam.cli.options import Inputs, ModelOptions, NamedInputOptions
 from reparam.deploy.engines import Settings, get_engine
 from reparam.errors import InputError
 
-__all__ = [
-    "FIGURE1_MODELS",
-    "FORMS",
-    "MeasureOptions",
-    "Request",
-    "figure1_models",
-    "numbers",
-    "usable_engines",
-    "words",
-]
+__all__ = ["FIGURE1_MODELS", "MeasureOptions", "Request"]
 
 FORMS = ("train", "deploy")
 
@@ -61,42 +49,33 @@ class Request:
 
     Attributes:
         models: as on the command line.
+        about: what is said of every model that is built; weights are of the one there is.
+        inputs: shape of the example input.
         forms: of ``"train"`` and ``"deploy"``.
         engines: names of engines.
         precisions: ``"fp32"``, ``"bf16"``.
         batches: inputs a call.
         threads: CPU threads of a call; None is each engine's default.
-        inputs: shape of the example input.
-        checkpoint: weights of the one model there is, or None.
-        num_classes: classes of every model that is built, where not its default.
         rounds: interleaved rounds, at most.
         seconds: time for all of it, or None.
-        title: what the page is called.
         figure1: whether to measure each net at the image size of its published accuracy, and to
             count the memory of blocks with more branches and with fewer, too.
     """
 
     models: tuple[str, ...]
+    about: ModelOptions
+    inputs: Inputs
     forms: tuple[str, ...]
     engines: tuple[str, ...]
     precisions: tuple[str, ...]
     batches: tuple[int, ...]
     threads: tuple[int | None, ...]
-    inputs: Inputs
-    checkpoint: Checkpoint | None
-    num_classes: int | None
     rounds: int
     seconds: float | None
-    title: str
     figure1: bool
 
     def __post_init__(self) -> None:
-        """Refuse what cannot be measured.
-
-        Raises:
-            InputError: a value is unknown or out of range.
-            MissingExtraError: an engine is not installed.
-        """
+        """Refuse what cannot be measured."""
         if not self.models:
             raise InputError(
                 "there is nothing to measure; give one or more MODEL, or --figure1 for "
@@ -114,58 +93,48 @@ class Request:
             raise InputError(f"--batches has {min(self.batches)}; every batch is at least 1")
         if self.seconds is not None and not math.isfinite(self.seconds):
             raise InputError(f"--seconds is {self.seconds}; leave it out to run every round")
-        if self.checkpoint is not None and len(self.models) > 1:
+        if self.about.weights is not None and len(self.models) > 1:
             raise InputError("--weights are for one MODEL, and there are several; leave one")
 
-    def target(self, name: str) -> Target:
-        """What one of the models stands for."""
-        return Target(name, self.checkpoint, self.num_classes)
+    @property
+    def title(self) -> str:
+        """What the page is called."""
+        return _FIGURE1_TITLE if self.figure1 else f"Latency of {', '.join(self.models)}"
 
     def as_command(self) -> str:
         """The command line that measures this again."""
-        options = self.target("").words()[1:]
-        parts = ["bench", *self.models, *options, *(["--figure1"] if self.figure1 else [])]
-        parts += ["--forms", ",".join(self.forms)]
-        parts += ["--engines", ",".join(self.engines), "--precisions", ",".join(self.precisions)]
-        parts += ["--batches", ",".join(map(str, self.batches))]
-        if self.threads != (None,):
-            parts += ["--threads", ",".join(map(str, self.threads))]
-        parts += [*self.inputs.words(), "--rounds", str(self.rounds)]
+        lists = {
+            "--forms": self.forms, "--engines": self.engines, "--precisions": self.precisions,
+            "--batches": self.batches,
+        }  # fmt: skip
+        lists |= {} if self.threads == (None,) else {"--threads": self.threads}
+        last = [] if self.seconds is None else ["--seconds", f"{self.seconds:g}"]
         return command(
-            *parts, *([] if self.seconds is None else ["--seconds", f"{self.seconds:g}"])
-        )
+            "bench", *self.models, *words(self.about), *(["--figure1"] if self.figure1 else []),
+            *(word for name, values in lists.items() for word in (name, _joined(values))),
+            *self.inputs.words(), "--rounds", str(self.rounds), *last,
+        )  # fmt: skip
+
+
+def _joined(values: Iterable[object]) -> str:
+    return ",".join(map(str, values))
 
 
 @dataclass(frozen=True, kw_only=True)
 class MeasureOptions:
     """What ``reparam bench`` measures, and how."""
 
-    engines: Annotated[
-        str | None,
-        typer.Option(metavar="A,B", help="eager,onnxruntime,openvino as far as installed; others."),
-    ] = None
-    precisions: Annotated[str, typer.Option(metavar="A,B", help="fp32, bf16, or both.")] = "fp32"
-    forms: Annotated[
-        str | None, typer.Option(metavar="A,B", help="train, deploy, or both (the default).")
-    ] = None
-    batches: Annotated[str, typer.Option(metavar="N,M", help="Inputs a call.")] = "1"
-    threads: Annotated[
-        str | None, typer.Option(metavar="N,M", help="CPU threads; each engine's default if left.")
-    ] = None
-    rounds: Annotated[
-        int | None, typer.Option(metavar="N", min=1, help="Interleaved rounds, at most.")
-    ] = None
-    seconds: Annotated[
-        float | None, typer.Option(metavar="S", min=1, help="Fit the rounds into this time.")
-    ] = None
-    figure1: Annotated[
-        bool,
-        typer.Option(
-            "--figure1",
-            help="RepVGG, MobileOne and others against ResNets, deploy form, with a page; "
-            "10 minutes.",
-        ),
-    ] = False
+    engines: str | None = option("eager,onnxruntime,openvino as far as installed; others.", "A,B")
+    precisions: str = option("fp32, bf16, or both.", "A,B", default="fp32")
+    forms: str | None = option("train, deploy, or both (the default).", "A,B")
+    batches: str = option("Inputs a call.", "N,M", default="1")
+    threads: str | None = option("CPU threads; each engine's default if left.", "N,M")
+    rounds: int | None = option("Interleaved rounds, at most.", "N", min=1)
+    seconds: float | None = option("Fit the rounds into this time.", "S", min=1)
+    figure1: bool = option(
+        "RepVGG, MobileOne and others against ResNets, deploy form, with a page; 10 minutes.",
+        default=False,
+    )
 
     def request(
         self,
@@ -174,43 +143,54 @@ class MeasureOptions:
         given: NamedInputOptions,
         note: Callable[[str], None],
     ) -> Request:
-        """Make a measurement of it, and note what is left out of it.
-
-        Raises:
-            InputError: a value is unknown or out of range.
-            MissingExtraError: an engine is not installed.
-        """
-        installed, missing = usable_engines()
-        drawn, left_out = figure1_models() if self.figure1 and not models else (models or (), "")
-        for told in (missing if self.engines is None else "", left_out):
-            if told:
-                note(f"note: {told}")
+        """Make a measurement of it, and note what is left out of it."""
+        if self.figure1 and not models:
+            models = _usable(
+                FIGURE1_MODELS,
+                lambda name: ":" not in name or available(name.partition(":")[0]),
+                "left out: {}; pip install 'reparam[all]' brings what they need",
+                note,
+            )
+        if self.engines is not None:
+            engines = names(self.engines, "--engines")
+        else:
+            engines = _usable(
+                _USUAL_ENGINES,
+                lambda name: get_engine(name).available(),
+                "not installed: {}; pip install 'reparam[deploy]' brings them",
+                note,
+            )
         seconds = self.seconds or (_FIGURE1_SECONDS if self.figure1 else None)
         return Request(
-            models=tuple(drawn),
-            forms=words(self.forms or ("deploy" if self.figure1 else "train,deploy"), "--forms"),
-            engines=installed if self.engines is None else words(self.engines, "--engines"),
-            precisions=words(self.precisions, "--precisions"),
+            models=tuple(models or ()),
+            about=about,
+            inputs=given.inputs,
+            forms=names(self.forms or ("deploy" if self.figure1 else "train,deploy"), "--forms"),
+            engines=engines,
+            precisions=names(self.precisions, "--precisions"),
             batches=numbers(self.batches, "--batches"),
             threads=(None,) if self.threads is None else numbers(self.threads, "--threads"),
-            inputs=given.inputs,
-            checkpoint=about.checkpoint,
-            num_classes=about.num_classes,
             rounds=self.rounds or (_ROUNDS if seconds is None else _MOST_ROUNDS),
             seconds=seconds,
-            title=_FIGURE1_TITLE if self.figure1 else "",
             figure1=self.figure1,
         )
 
 
-def words(text: str, option: str) -> tuple[str, ...]:
+def _usable(
+    wanted: Sequence[str], usable: Callable[[str], bool], told: str, note: Callable[[str], None]
+) -> tuple[str, ...]:
+    """Those of some names that can be used here; the others are noted."""
+    have = tuple(filter(usable, wanted))
+    if len(have) < len(wanted):
+        note(f"note: {told.format(', '.join(name for name in wanted if name not in have))}")
+    return have
+
+
+def names(text: str, option: str) -> tuple[str, ...]:
     """Read a list with commas.
 
-    >>> words("eager, onnxruntime", "--engines")
+    >>> names("eager, onnxruntime", "--engines")
     ('eager', 'onnxruntime')
-
-    Raises:
-        InputError: there is nothing in it.
     """
     found = tuple(dict.fromkeys(word.strip() for word in text.split(",") if word.strip()))
     if not found:
@@ -223,31 +203,10 @@ def numbers(text: str, option: str) -> tuple[int, ...]:
 
     >>> numbers("1,16", "--batches")
     (1, 16)
-
-    Raises:
-        InputError: it is none.
     """
     try:
-        return tuple(int(word) for word in words(text, option))
+        return tuple(int(word) for word in names(text, option))
     except ValueError:
         raise InputError(
             f"{option} {text!r} is no list of whole numbers; give something like 1,16"
         ) from None
-
-
-def figure1_models() -> tuple[tuple[str, ...], str]:
-    """The nets of the figure that can be built here, and a sentence about those that cannot."""
-    have = tuple(
-        name for name in FIGURE1_MODELS if ":" not in name or available(name.partition(":")[0])
-    )
-    lack = [name for name in FIGURE1_MODELS if name not in have]
-    hint = "pip install 'reparam[all]'"
-    return have, f"left out: {', '.join(lack)}; {hint} brings what they need" if lack else ""
-
-
-def usable_engines(wanted: Sequence[str] = _USUAL_ENGINES) -> tuple[tuple[str, ...], str]:
-    """Those of the usual engines that are installed, and a sentence about those that are not."""
-    have = tuple(name for name in wanted if get_engine(name).available())
-    lack = [name for name in wanted if name not in have]
-    hint = "pip install 'reparam[deploy]'"
-    return have, f"not installed: {', '.join(lack)}; {hint} brings them" if lack else ""

@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING, Any
 from reparam._support.statistics import quartiles
 from reparam.report import sentence
 from reparam.report.numbers import ratio, significant
-from reparam.report.tradeoff import Duel, form_duels, short_label, tradeoffs
+from reparam.report.tradeoff import Duel, Tradeoff, form_duels, short_label, tradeoffs
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from reparam.cli.terminal import Terminal
     from reparam.report import Results
     from reparam.report.paired import Paired
@@ -21,15 +23,12 @@ __all__ = ["summary", "tell"]
 
 def tell(terminal: Terminal, results: Results) -> None:
     """Print a table of medians and one of ratios for each batch, then what follows from them."""
-    compared = {id(each.group): each for each in tradeoffs(results)}
-    for group in results.benchmarks:
+    for group, tradeoff, duels in _compared(results):
         engines = list(dict.fromkeys(row.engine for row in group.rows))
         # Two short lines a heading leave room for more engines in 80 columns.
         columns = ["", *(engine.replace(" ", "\n") for engine in engines)]
         terminal.table(_title(group), columns, _times(results, group, engines))
         terminal.text()
-        tradeoff = compared.get(id(group))
-        duels = [*form_duels(results, group), *(tradeoff.duels if tradeoff else ())]
         if duels:
             terminal.table(
                 "How many times faster, round by round (in brackets: undecided)",
@@ -90,37 +89,41 @@ def _name(duel: Duel) -> str:
 
 def summary(results: Results) -> dict[str, Any]:
     """The same for a program."""
-    compared = {id(each.group): each for each in tradeoffs(results)}
-    groups = []
-    for group in results.benchmarks:
-        tradeoff = compared.get(id(group))
-        duels = [*form_duels(results, group), *(tradeoff.duels if tradeoff else ())]
-        groups.append(
-            {
-                "input_shape": list(group.input_shape),
-                "threads": group.threads,
-                "latency_ms": [
-                    {
-                        "model": row.model,
-                        "engine": row.engine,
-                        "low": spread.q1,
-                        "median": spread.median,
-                        "high": spread.q3,
-                    }
-                    for row in group.rows
-                    for spread in (quartiles(row.samples_ms),)
-                ],
-                "ratios": [
-                    {
-                        "faster": duel.mine.key,
-                        "than": duel.other.key,
-                        "engine": duel.engine,
-                        **asdict(duel.result),
-                        "clear": duel.result.clear,
-                    }
-                    for duel in duels
-                ],
-                "not_measured": group.note,
-            }
-        )
+    groups = [
+        {
+            "input_shape": list(group.input_shape),
+            "threads": group.threads,
+            "latency_ms": [
+                {
+                    "model": row.model,
+                    "engine": row.engine,
+                    "low": spread.q1,
+                    "median": spread.median,
+                    "high": spread.q3,
+                }
+                for row in group.rows
+                for spread in (quartiles(row.samples_ms),)
+            ],
+            "ratios": [
+                {
+                    "faster": duel.mine.key,
+                    "than": duel.other.key,
+                    "engine": duel.engine,
+                    **asdict(duel.result),
+                    "clear": duel.result.clear,
+                }
+                for duel in duels
+            ],
+            "not_measured": group.note,
+        }
+        for group, _, duels in _compared(results)
+    ]
     return {"command": results.command, "groups": groups}
+
+
+def _compared(results: Results) -> Iterator[tuple[LatencyRecord, Tradeoff | None, list[Duel]]]:
+    """Each group of times, and who is compared with whom in it."""
+    compared = {id(each.group): each for each in tradeoffs(results)}
+    for group in results.benchmarks:
+        found = compared.get(id(group))
+        yield group, found, [*form_duels(results, group), *(found.duels if found else ())]

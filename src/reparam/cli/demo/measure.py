@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -11,26 +12,22 @@ from torch import nn
 
 import reparam
 from reparam._support.optional import require
-from reparam.cli.demo import records
-from reparam.deploy.benchmarking import BenchmarkResult, peak_activation_memory
+from reparam.cli.bench.blocks import Piece, memory_record
+from reparam.cli.demo.story import DEPLOY, RESNET, TRAIN, Forms, step
+from reparam.cli.telling import counted
 from reparam.models import mobileone_s1
 from reparam.report import sentence
-from reparam.report.benchmarks import environment_record
+from reparam.report.benchmarks import from_benchmark
 from reparam.report.published import published
-from reparam.report.results import MemoryRecord, ModelRecord, Results, TraceRecord
+from reparam.report.results import LatencyRecord, ModelRecord, Results
 from reparam.report.timing import against_others
 
 if TYPE_CHECKING:
-    from reparam.cli.demo.reporter import Reporter
-    from reparam.cli.demo.settings import Settings
+    from reparam.cli.demo.nets import Settings
+    from reparam.cli.terminal import Terminal
 
 __all__ = ["measure"]
 
-Nets = tuple[nn.Module, nn.Module, nn.Module]
-"""Train form, deploy form, ResNet."""
-
-_KEYS = ("train", "deploy", "resnet")
-_ENGINES = tuple(records.ENGINES)
 _UNTRAINED = "untrained weights, for speed only"
 _EAGER_NOTE = (
     "Bytes of all tensors alive while PyTorch ran each operator, the block's input included: every "
@@ -42,80 +39,80 @@ _HELD_NOTE = (
 )
 
 
-def measure(results: Results, nets: Nets, settings: Settings, reporter: Reporter) -> Results:
+def measure(results: Results, forms: Forms, settings: Settings, terminal: Terminal) -> Results:
     """Time the nets, then MobileOne-S1 beside ResNet-50, and count the memory of a block."""
-    results = _time_demo_nets(results, nets, settings, reporter)
+    results = _time_demo_nets(results, forms, settings, terminal)
     if settings.reference_size:
-        results = _time_reference_nets(results, settings, reporter)
-    return _count_memory(results, nets, settings, reporter)
+        results = _time_reference_nets(results, settings, terminal)
+    return _count_memory(results, forms, settings, terminal)
 
 
 def _time_demo_nets(
-    results: Results, nets: Nets, settings: Settings, reporter: Reporter
+    results: Results, forms: Forms, settings: Settings, terminal: Terminal
 ) -> Results:
-    side = settings.image_size
+    nets = {TRAIN: forms.train, DEPLOY: forms.deploy, RESNET: forms.resnet}
     groups = []
-    named = dict(zip(_KEYS, nets, strict=True))
     for batch in (settings.batch, 1):
         title = f"The trained nets, {'one image' if batch == 1 else f'{batch} images'} a call"
-        images = torch.randn(batch, 3, side, side, generator=torch.Generator().manual_seed(0))
-        result = _timed(named, images, settings, reporter, title)
-        groups.append(
-            records.latency_record(title, result, {k: k for k in _KEYS}, torch.get_num_threads())
-        )
-    environment = environment_record(result.environment)
+        images = _images(batch, settings.image_size)
+        group, environment = _timed(nets, images, settings, terminal, title)
+        groups.append(group)
     results = replace(results, latency=tuple(groups), environment=environment)
     told = (sentence("duel", duel) for duel in against_others(results, groups[0])[:2])
-    reporter.outcome(f"Timed the nets. {' '.join(told)}")
+    terminal.done(f"Timed the nets. {' '.join(told)}")
     return results
+
+
+def _images(batch: int, side: int) -> torch.Tensor:
+    return torch.randn(batch, 3, side, side, generator=torch.Generator().manual_seed(0))
 
 
 def _timed(
     models: Mapping[str, nn.Module],
     images: torch.Tensor,
     settings: Settings,
-    reporter: Reporter,
+    terminal: Terminal,
     title: str,
-) -> BenchmarkResult:
-    with reporter.step(f"Timing: {title[0].lower()}{title[1:]}") as update:
-        return reparam.benchmark(
-            models, images, engines=_ENGINES, rounds=settings.rounds, progress=update
-        )
+) -> tuple[LatencyRecord, dict[str, str]]:
+    """Time nets side by side, as one record, and say what they ran on."""
+    with step(terminal, f"Timing: {title[0].lower()}{title[1:]}") as update:
+        found = reparam.benchmark(
+            models, images, engines=("eager", "onnxruntime"), rounds=settings.rounds,
+            progress=update,
+        )  # fmt: skip
+    read = from_benchmark(found)
+    return replace(read.benchmarks[0], title=title, note=""), read.environment
 
 
-def _time_reference_nets(results: Results, settings: Settings, reporter: Reporter) -> Results:
+def _time_reference_nets(results: Results, settings: Settings, terminal: Terminal) -> Results:
     """MobileOne-S1 and ResNet-50, of about equal published accuracy, at the size of that."""
     models = require("torchvision.models", extra="train", purpose="Building ResNet-50")
     torch.manual_seed(settings.seed)
-    side = settings.reference_size
-    image = torch.randn(1, 3, side, side, generator=torch.Generator().manual_seed(0))
+    image = _images(1, settings.reference_size)
     train_form = mobileone_s1().eval()
-    nets = {
-        "s1-train": train_form,
-        "s1-deploy": reparam.fuse(train_form, image),
-        "resnet50": reparam.fuse(models.resnet50(weights=None).eval(), image),
+    resnet = reparam.fuse(models.resnet50(weights=None).eval(), image)
+    named = (
+        ("s1-train", "MobileOne-S1, train form", "train", train_form),
+        ("s1-deploy", "MobileOne-S1, deploy form", "deploy", reparam.fuse(train_form, image)),
+        ("resnet50", "ResNet-50", "comparator", resnet),
+    )
+    title = f"MobileOne-S1 and ResNet-50, one image of {settings.reference_size} pixels a call"
+    nets = {key: net for key, _, _, net in named}
+    group, _ = _timed(nets, image, settings, terminal, title)
+    medians = {
+        row.model: f"{statistics.median(row.samples_ms):.0f} ms"
+        for row in group.rows
+        if row.engine == "eager"
     }
-    title = f"MobileOne-S1 and ResNet-50, one image of {side} pixels a call"
-    result = _timed(nets, image, settings, reporter, title)
-    group = records.latency_record(
-        title,
-        result,
-        {key: key for key in nets},
-        torch.get_num_threads(),
-        _about_accuracy(),
+    terminal.done(
+        f"Timed MobileOne-S1 (untrained): {medians['s1-train']} in train form, "
+        f"{medians['s1-deploy']} in deploy form; ResNet-50 {medians['resnet50']}"
     )
-    labels = ("MobileOne-S1, train form", "MobileOne-S1, deploy form", "ResNet-50")
-    roles = ("train", "deploy", "comparator")
-    listed: list[ModelRecord] = [
-        records.model_record(key, label, role, net, image, _UNTRAINED)
-        for (key, net), label, role in zip(nets.items(), labels, roles, strict=True)
-    ]
-    medians = {name: result[name, "eager"].latency.median for name in nets}
-    reporter.outcome(
-        f"Timed MobileOne-S1 (untrained): {1e3 * medians['s1-train']:.0f} ms in train form, "
-        f"{1e3 * medians['s1-deploy']:.0f} ms in deploy form; "
-        f"ResNet-50 {1e3 * medians['resnet50']:.0f} ms"
+    listed = tuple(
+        ModelRecord(key, label, role, note=_UNTRAINED, **counted(net, image))
+        for key, label, role, net in named
     )
+    group = replace(group, note=_about_accuracy())
     return replace(results, latency=(*results.latency, group), models=(*results.models, *listed))
 
 
@@ -132,33 +129,25 @@ def _about_accuracy() -> str:
     )
 
 
-def _count_memory(results: Results, nets: Nets, settings: Settings, reporter: Reporter) -> Results:
+def _count_memory(
+    results: Results, forms: Forms, settings: Settings, terminal: Terminal
+) -> Results:
     """Follow the activations of one block of each kind on the same input."""
-    train_form, deploy_form, resnet = nets
-    pieces = (
-        ("train", "RepVGG block, train form", train_form.get_submodule("stages.0.1")),
-        ("resnet", "Residual block", resnet.get_submodule("1.0")),
-        ("deploy", "RepVGG block, deploy form", deploy_form.get_submodule("stages.0.1")),
+    image = torch.zeros(1, settings.widths[0], settings.image_size, settings.image_size)
+    blocks = (
+        (TRAIN, "RepVGG block, train form", forms.train.get_submodule("stages.0.1")),
+        (RESNET, "Residual block", forms.resnet.get_submodule("1.0")),
+        (DEPLOY, "RepVGG block, deploy form", forms.deploy.get_submodule("stages.0.1")),
     )
-    side, width = settings.image_size, settings.widths[0]
-    image = torch.zeros(1, width, side, side)
-    with reporter.step("Counting the activations of a block"):
-        traced = [(key, name, b, peak_activation_memory(b, image)) for key, name, b in pieces]
-
-    def figure(title: str, scope: str, note: str, *, planned: bool) -> MemoryRecord:
-        traces: list[TraceRecord] = [
-            records.trace_record(key, name, block, trace, planned=planned)
-            for key, name, block, trace in traced
-        ]
-        return records.memory_record(title, scope, image, traces, note)
-
-    memory = (
-        figure("One block as PyTorch runs it", "in a block", _EAGER_NOTE, planned=False),
-        figure("The same block between two operators", "in a block", _HELD_NOTE, planned=True),
-    )
+    with step(terminal, "Counting the activations of a block"):
+        pieces = [Piece.of(label, block, image, model=key) for key, label, block in blocks]
+    held = "The same block between two operators"
+    eager = memory_record("One block as PyTorch runs it", image, pieces, _EAGER_NOTE, planned=False)
     peaks = ", ".join(
-        f"{trace.label.lower()} {trace.peak_bytes / memory[0].input_bytes:.3g}x"
-        for trace in memory[0].traces
+        f"{trace.label.lower()} {trace.peak_bytes / eager.input_bytes:.3g}x"
+        for trace in eager.traces
     )
-    reporter.outcome(f"Peak activations of a block, in units of its input: {peaks}")
-    return replace(results, memory=memory)
+    terminal.done(f"Peak activations of a block, in units of its input: {peaks}")
+    return replace(
+        results, memory=(eager, memory_record(held, image, pieces, _HELD_NOTE, planned=True))
+    )

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -69,19 +68,18 @@ class ParityRow:
     why: str = ""
 
     @property
+    def way(self) -> tuple[str, str, str]:
+        """Model, engine and precision."""
+        return self.model, self.engine, self.precision
+
+    @property
     def ok(self) -> bool:
         """Whether the engine ran the model and agrees with the reference."""
         return self.parity is not None and self.parity.ok
 
     def as_dict(self) -> dict[str, Any]:
         """Return the row as a dictionary that JSON can hold."""
-        return {
-            "model": self.model,
-            "engine": self.engine,
-            "precision": self.precision,
-            "parity": self.parity.as_dict() if self.parity else None,
-            "why": self.why,
-        }
+        return asdict(self)
 
 
 @dataclass(frozen=True)
@@ -110,12 +108,8 @@ class Pick:
     def measured(self, form: str, engine: str, precision: str = "fp32") -> Measurement | None:
         """Return the measurement of a form in an engine, if it agreed and was measured."""
         wanted = (form, engine, precision)
-        cases = ((m.case.model, m.case.engine, m.case.precision) for m in self.result.measurements)
-        found = (
-            m for m, case in zip(self.result.measurements, cases, strict=True) if case == wanted
-        )
-        agreed = any((r.model, r.engine, r.precision) == wanted for r in self.rows if r.ok)
-        return next(found, None) if agreed else None
+        found = (m for m in self.result.measurements if m.case.way == wanted)
+        return next(found, None) if any(r.way == wanted for r in self.rows if r.ok) else None
 
     def gain(self, form: str, engine: str, precision: str = "fp32") -> Ratio | None:
         """Return how many times as long a form takes as the model, round by round.
@@ -205,13 +199,12 @@ def _compare(
     inputs: tuple[torch.Tensor, ...],
     reference: Reference,
 ) -> tuple[Parity | None, str]:
-    with tempfile.TemporaryDirectory(prefix="reparam-", ignore_cleanup_errors=True) as folder:
-        try:
-            settings = Settings(precision=precision)
-            runner = get_engine(engine).prepare(Conversion(model, inputs), settings, Path(folder))
-            return reference.compare(runner.run(inputs), precision), ""
-        except (ExportError, UnsupportedCaseError, VerificationError) as error:
-            return None, str(error)
+    try:
+        settings = Settings(precision=precision)
+        runner = get_engine(engine).prepare(Conversion(model, inputs), settings)
+        return reference.compare(runner.run(inputs), precision), ""
+    except (ExportError, UnsupportedCaseError, VerificationError) as error:
+        return None, str(error)
 
 
 @takes(
@@ -276,7 +269,7 @@ def pick(  # noqa: PLR0913 - each is one axis of the choice
         engines=engines,
         precisions=precisions,
     )
-    good = [(row.model, row.engine, row.precision) for row in rows if row.ok]
+    good = [row.way for row in rows if row.ok]
     if not good:
         tried = "; ".join(f"{r.engine} {r.precision}: {r.why or r.parity}" for r in rows)
         raise InputError(f"no engine runs the model and agrees with the reference: {tried}")
@@ -289,9 +282,7 @@ def pick(  # noqa: PLR0913 - each is one axis of the choice
         rounds=rounds,
         progress=progress,
     )
-    agreed = [
-        m for m in result.measurements if (m.case.model, m.case.engine, m.case.precision) in good
-    ]
+    agreed = [m for m in result.measurements if m.case.way in good]
     best = max(agreed, key=lambda m: m.throughput)
     wanted = _WRITTEN_FOR.get(best.case.engine, best.case.engine)
     entry = next(f for f in formats() if f.engine == wanted and f.suffix != ".safetensors")

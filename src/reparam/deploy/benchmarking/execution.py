@@ -22,7 +22,7 @@ from reparam.deploy.engines._inputs import as_tuple, check_eval
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-__all__ = ["Bytes", "Execution", "Op", "execute"]
+__all__ = ["NOTHING", "Bytes", "Execution", "Op", "execute"]
 
 
 @dataclass(frozen=True)
@@ -38,23 +38,28 @@ class Bytes:
         return self.input + self.activations
 
 
+NOTHING = Bytes(0, 0)
+
+
 @dataclass(frozen=True)
 class Op:
-    """One executed operator.
+    """One executed operator, and the memory around it.
 
     Attributes:
-        name: Its name, such as ``"convolution"``.
+        op: Its name, such as ``"convolution"``.
         module: Path of the innermost module that ran it; empty for the model itself.
         shapes: Shapes of its outputs.
         multiply_adds: Multiply-adds of a convolution or matrix product, 0 for the rest.
         bytes_moved: Bytes of the tensors it reads plus those it writes.
         reads: Identifiers of the storages among its arguments.
         makes: Identifiers of the storages it created.
-        held: In use just before it ran.
-        working: In use just after it ran, its arguments and results included.
+        held: Eager, in use just before it ran.
+        working: Eager, in use just after it ran, its arguments and results included.
+        planned_held: As ``held``, each tensor released after its last use.
+        planned_working: As ``working``, each tensor released after its last use.
     """
 
-    name: str
+    op: str
     module: str
     shapes: tuple[tuple[int, ...], ...]
     multiply_adds: int
@@ -63,6 +68,8 @@ class Op:
     makes: frozenset[int]
     held: Bytes
     working: Bytes
+    planned_held: Bytes = NOTHING
+    planned_working: Bytes = NOTHING
 
 
 @dataclass
@@ -141,7 +148,7 @@ class _Tracer(TorchDispatchMode):
         touched = frozenset(self.track(y) for y in results if self._counts(y))
         self.result.ops.append(
             Op(
-                name=func._schema.name.partition("::")[2],  # noqa: SLF001 - no public accessor
+                op=func._schema.name.partition("::")[2],  # noqa: SLF001 - no public accessor
                 module=self.path[-1] if self.path else "",
                 shapes=tuple(tuple(y.shape) for y in results if isinstance(y, torch.Tensor)),
                 multiply_adds=multiply_adds(func, args, output),

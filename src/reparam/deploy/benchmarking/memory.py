@@ -18,41 +18,18 @@ the block's input and the first branch's result (RepVGG, arXiv 2101.03697, secti
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from reparam.deploy.benchmarking.execution import Bytes, Execution, execute
+from reparam.deploy.benchmarking.execution import Bytes, Execution, Op, execute
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
     import torch
     from torch import nn
 
-__all__ = ["MemoryStep", "MemoryTrace", "peak_activation_memory", "predicted_held_maps"]
-
-
-@dataclass(frozen=True)
-class MemoryStep:
-    """The memory around one operator.
-
-    Attributes:
-        op: Name of the operator.
-        module: Path of the innermost module that ran it.
-        shapes: Shapes of its outputs.
-        held: Eager, in use just before the operator ran.
-        working: Eager, in use once it ran, its arguments and results included.
-        planned_held: As ``held``, each tensor released after its last use.
-        planned_working: As ``working``, each tensor released after its last use.
-    """
-
-    op: str
-    module: str
-    shapes: tuple[tuple[int, ...], ...]
-    held: Bytes
-    working: Bytes
-    planned_held: Bytes
-    planned_working: Bytes
+__all__ = ["MemoryTrace", "peak_activation_memory", "predicted_held_maps"]
 
 
 @dataclass(frozen=True)
@@ -60,13 +37,13 @@ class MemoryTrace:
     """The life of a model's activations over one inference.
 
     Attributes:
-        steps: One record an executed operator, in order.
+        steps: The executed operators, in order.
         input_bytes: Bytes of the model's inputs.
         output_bytes: Bytes of its outputs.
         parameter_bytes: Bytes of its parameters and buffers, which the steps leave out.
     """
 
-    steps: tuple[MemoryStep, ...]
+    steps: tuple[Op, ...]
     input_bytes: int
     output_bytes: int
     parameter_bytes: int
@@ -140,14 +117,9 @@ def peak_activation_memory(
         (1024, 2048, 3072)
     """
     executed = execute(model, example_inputs)
-    planned = _plan(executed)
-    steps = tuple(
-        MemoryStep(op.name, op.module, op.shapes, op.held, op.working, held, working)
-        for op, (held, working) in zip(executed.ops, planned, strict=True)
-    )
     tensors = {t.untyped_storage()._cdata: t for t in (*model.parameters(), *model.buffers())}  # noqa: SLF001
     return MemoryTrace(
-        steps=steps,
+        steps=tuple(_planned(executed)),
         input_bytes=sum(executed.sizes[n] for n in executed.inputs),
         output_bytes=sum(executed.sizes[n] for n in executed.outputs),
         parameter_bytes=sum(t.untyped_storage().nbytes() for t in tensors.values()),
@@ -169,27 +141,24 @@ def predicted_held_maps(branches: int) -> int:
     return max(1, branches)
 
 
-def _plan(executed: Execution) -> list[tuple[Bytes, Bytes]]:
-    """Return held and working bytes of each operator if tensors go after their last use."""
+def _planned(executed: Execution) -> Iterator[Op]:
+    """The operators with what is held and in use around each if tensors go after their last use."""
     last = dict.fromkeys(executed.inputs, -1)
-    born = dict.fromkeys(executed.inputs, -1)
     for i, op in enumerate(executed.ops):
-        for number in op.makes:
-            born[number] = last[number] = i
-        for number in op.reads:
-            last[number] = i
-    for number in executed.outputs:
-        last[number] = len(executed.ops)
-
-    def total(numbers: list[int]) -> Bytes:
-        inputs = sum(executed.sizes[n] for n in numbers if n in executed.inputs)
-        return Bytes(inputs, sum(executed.sizes[n] for n in numbers) - inputs)
-
-    planned, alive = [], set(executed.inputs)
+        last |= dict.fromkeys((*op.makes, *op.reads), i)
+    last |= dict.fromkeys(executed.outputs, len(executed.ops))
+    alive = set(executed.inputs)
     for i, op in enumerate(executed.ops):
         # An operator may return a storage made before it (in place), which is among its reads.
         alive = {n for n in alive if last[n] >= i}
-        held = total(sorted(alive))
+        held = _total(executed, alive)
         alive |= op.makes
-        planned.append((held, total(sorted(alive))))
-    return planned
+        yield replace(op, planned_held=held, planned_working=_total(executed, alive))
+
+
+def _total(executed: Execution, numbers: Iterable[int]) -> Bytes:
+    inputs, others = (
+        sum(executed.sizes[n] for n in numbers if (n in executed.inputs) is given)
+        for given in (True, False)
+    )
+    return Bytes(inputs, others)

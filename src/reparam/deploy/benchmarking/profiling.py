@@ -60,5 +60,5 @@ def profile(model: nn.Module, example_inputs: torch.Tensor | Sequence[torch.Tens
         parameters=sum(p.numel() for p in model.parameters()),
         buffers=sum(b.numel() for b in model.buffers()),
         bytes_moved=sum(op.bytes_moved for op in ops),
-        operators=dict(Counter(op.name for op in ops).most_common()),
+        operators=dict(Counter(op.op for op in ops).most_common()),
     )

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import statistics
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, astuple, dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from reparam._support.files import write_text
+from reparam._support.records import decode
 from reparam._support.statistics import Quartiles, quartiles
 from reparam.errors import InputError
 
@@ -36,6 +38,11 @@ class Case:
     precision: str = "fp32"
     batch: int = 1
     threads: int | None = None
+
+    @property
+    def way(self) -> tuple[str, str, str]:
+        """Model, engine and precision."""
+        return self.model, self.engine, self.precision
 
     def __str__(self) -> str:
         threads = "" if self.threads is None else f", {self.threads} threads"
@@ -140,7 +147,7 @@ class BenchmarkResult:
             found = [m for m in self.measurements if m.case == key]
         else:
             wanted = (key,) if isinstance(key, str) else key
-            found = [m for m in self.measurements if _values(m.case)[: len(wanted)] == wanted]
+            found = [m for m in self.measurements if astuple(m.case)[: len(wanted)] == wanted]
         if len(found) != 1:
             cases = "; ".join(str(m.case) for m in (found or self.measurements))
             raise KeyError(
@@ -194,18 +201,12 @@ class BenchmarkResult:
         """
         try:
             data = json.loads(text)
-            if data["schema"] != SCHEMA:
-                raise InputError(f"the schema is {data['schema']!r}, and {SCHEMA!r} is needed")
-            return cls(
-                measurements=tuple(_measurement(entry) for entry in data["measurements"]),
-                skipped=tuple(Skipped(Case(**e["case"]), e["why"]) for e in data["skipped"]),
-                environment=data["environment"],
-                shapes=tuple(tuple(shape) for shape in data["shapes"]),
-                settings=data["settings"],
-                process_peak_bytes=data["process_peak_bytes"],
-            )
-        except (KeyError, TypeError, json.JSONDecodeError) as error:
-            raise InputError(f"this is not a stored benchmark ({SCHEMA}): {error!r}") from error
+        except json.JSONDecodeError as error:
+            raise InputError(f"this is not a stored benchmark ({SCHEMA}): {error}") from error
+        found = data.get("schema") if isinstance(data, dict) else None
+        if found != SCHEMA:
+            raise InputError(f"the schema is {found!r}, and {SCHEMA!r} is needed")
+        return decode(cls, data, "this is not a stored benchmark")
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> BenchmarkResult:
@@ -215,8 +216,6 @@ class BenchmarkResult:
             InputError: The file is not such a record.
             OSError: The file cannot be read.
         """
-        from pathlib import Path
-
         return cls.from_json(Path(path).read_text(encoding="utf-8"))
 
     def __str__(self) -> str:
@@ -231,18 +230,6 @@ class BenchmarkResult:
             for row in rows
         ]
         return "\n".join(lines + [f"not measured: {s.case}: {s.why}" for s in self.skipped])
-
-
-def _values(case: Case) -> tuple[Any, ...]:
-    return (case.model, case.engine, case.precision, case.batch, case.threads)
-
-
-def _measurement(entry: dict[str, Any]) -> Measurement:
-    return Measurement(
-        case=Case(**entry["case"]),
-        samples=tuple(tuple(float(x) for x in calls) for calls in entry["samples"]),
-        prepare_seconds=entry["prepare_seconds"],
-    )
 
 
 def _row(measurement: Measurement) -> tuple[str, ...]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -273,8 +272,7 @@ def _runner(model: Model, case: Case, inputs: tuple[torch.Tensor, ...]) -> Runne
         return TorchRunner(model, settings)
     engine = get_engine(case.engine)
     if isinstance(model, nn.Module):
-        with tempfile.TemporaryDirectory(prefix="reparam-", ignore_cleanup_errors=True) as folder:
-            return engine.prepare(Conversion(model, inputs), settings, Path(folder))
+        return engine.prepare(Conversion(model, inputs), settings)
     path = Path(model)
     if not is_there(path):
         raise InputError(f"there is no file {path.name!r} to measure as {case.model!r}")

@@ -12,9 +12,9 @@ from reparam._support.arguments import TENSORS, in_training, shapes_of
 from reparam.errors import InputError, TrainingModeError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
-__all__ = ["as_tuple", "check_eval", "flat_outputs", "with_batch"]
+__all__ = ["as_arrays", "as_tuple", "check_eval", "flat_outputs", "one_by_one", "with_batch"]
 
 
 def as_tuple(example_inputs: torch.Tensor | Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
@@ -58,6 +58,19 @@ def with_batch(inputs: Sequence[torch.Tensor], batch: int) -> tuple[torch.Tensor
         index = torch.arange(batch, device=value.device) % value.shape[0]
         sized.append(value.detach().index_select(0, index))
     return tuple(sized)
+
+
+def as_arrays(inputs: Sequence[torch.Tensor]) -> list[Any]:
+    """Return the inputs as arrays of numpy, which other engines take."""
+    return [value.detach().cpu().contiguous().numpy() for value in inputs]
+
+
+def one_by_one(
+    run: Callable[[list[torch.Tensor]], list[torch.Tensor]], inputs: Sequence[torch.Tensor]
+) -> list[torch.Tensor]:
+    """Run each sample of a batch alone, for files that take one, and join the outputs."""
+    samples = [run([x[i : i + 1] for x in inputs]) for i in range(len(inputs[0]))]
+    return [torch.cat(values) for values in zip(*samples, strict=True)]
 
 
 def flat_outputs(output: Any) -> list[torch.Tensor]:

@@ -8,11 +8,13 @@ import os
 import pkgutil
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, ClassVar, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from reparam._support import optional
+from reparam._support.files import is_there, scratch
+from reparam.deploy.engines._quiet import explained
 from reparam.deploy.engines.program import Dynamic
-from reparam.errors import InputError
+from reparam.errors import ExportError, InputError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -31,6 +33,7 @@ __all__ = [
     "Runner",
     "Settings",
     "UnsupportedCaseError",
+    "declared_sizes_of",
     "engine_names",
     "get_engine",
     "register",
@@ -96,7 +99,8 @@ class Format:
         name: Its name in messages and records.
         suffix: The suffix of its main file, which picks it.
         engine: Name of the engine that reads it back for the check.
-        write: Writes a model, and returns the variable dimensions of each input.
+        write: Writes a model, and returns the variable dimensions of each input. It may raise
+            whatever its packages raise; an :class:`ExportError` says what a user can change.
         read_metadata: Reads the metadata that a file holds; None for a format that holds none, and
             has a JSON file beside it.
         packages: The packages that write it, whose versions are noted in it.
@@ -132,9 +136,12 @@ class Format:
             MissingExtraError: The engine is not installed.
             ExportError: The file cannot be read.
         """
-        if self.read is not None:
-            return self.read(path, model)
-        return get_engine(self.engine).load(path, Settings())
+        if not is_there(path):
+            raise ExportError(f"the {self.name} exporter ended without an error and without a file")
+        with explained(f"the {self.name} file was written and cannot be loaded back"):
+            if self.read is not None:
+                return self.read(path, model)
+            return get_engine(self.engine).load(path, Settings())
 
 
 class Engine(ABC):
@@ -169,7 +176,15 @@ class Engine(ABC):
             MissingExtraError: A package it needs is not installed.
         """
         for module in self.requirements:
-            optional.require(module, extra=self.extra, purpose=f"the engine {self.name!r}")
+            self.module(module)
+
+    def module(self, name: str) -> Any:
+        """Import a package of the engine, or a module of it.
+
+        Raises:
+            MissingExtraError: It is not installed.
+        """
+        return optional.require(name, extra=self.extra, purpose=f"the engine {self.name!r}")
 
     def check(self, settings: Settings) -> None:
         """Raise if the engine cannot run with ``settings``.
@@ -184,14 +199,12 @@ class Engine(ABC):
                 f"it runs in: {known}"
             )
 
-    def prepare(self, conversion: Conversion, settings: Settings, folder: Path) -> Runner:
+    def prepare(self, conversion: Conversion, settings: Settings) -> Runner:
         """Make a module run in the engine: by default, from a file with fixed shapes.
 
         Args:
             conversion: The module and its inputs.
             settings: Threads and precision.
-            folder: An existing folder for files that the engine needs; it may be removed after the
-                call.
 
         Raises:
             MissingExtraError: A package the engine needs is not installed.
@@ -200,9 +213,10 @@ class Engine(ABC):
         """
         self.require()
         self.check(settings)
-        path = folder / f"model{self.suffixes[0]}"
-        self.write(replace(conversion, dynamic=Dynamic.NONE), path)
-        return self.open(path, settings)
+        with scratch() as folder:
+            path = folder / f"model{self.suffixes[0]}"
+            self.write(replace(conversion, dynamic=Dynamic.NONE), path)
+            return self.load(path, settings)
 
     def load(self, path: Path, settings: Settings) -> Runner:
         """Make a file run in the engine.
@@ -218,7 +232,8 @@ class Engine(ABC):
                 + (f"; it loads: {', '.join(self.suffixes)}" if self.suffixes else "")
             )
         self.check(settings)
-        return self.open(path, settings)
+        with explained(f"{self.label} could not load {path.name}"):
+            return self.open(path, settings)
 
     def write(self, conversion: Conversion, path: Path) -> Axes:
         """Write a file of the first of its suffixes, and return what varies in it.
@@ -228,7 +243,10 @@ class Engine(ABC):
         return self.formats[0].write(conversion, path)
 
     def open(self, path: Path, settings: Settings) -> Runner:
-        """Open a file of one of its suffixes; an engine that reads none has no such method."""
+        """Open a file of one of its suffixes; an engine that reads none has no such method.
+
+        Whatever it raises is told as the reason why the file could not be loaded.
+        """
         raise NotImplementedError
 
     def input_sizes(self, path: Path) -> list[list[int | None]] | None:
@@ -275,3 +293,27 @@ def get_engine(name: str) -> Engine:
         known = ", ".join(engine_names())
         raise InputError(f"no engine is called {name!r}; known engines: {known}")
     return _ENGINES[name]
+
+
+def declared_sizes_of(path: Path) -> list[int | None] | None:
+    """Return the sizes of a file's only input, ``None`` for one that varies.
+
+    Args:
+        path: A file of torch.export (``.pt2``), OpenVINO (``.xml``), LiteRT (``.tflite``, the
+            channels first, whichever way it takes them) or another format.
+
+    Returns:
+        The sizes; ``None`` for a file of another format, which does not say them, and for one with
+        several inputs.
+
+    Raises:
+        ExportError: The file cannot be read.
+        MissingExtraError: What reads it is not installed.
+    """
+    for engine in map(get_engine, engine_names()):
+        if path.suffix.lower() in engine.suffixes:
+            with explained(f"{engine.label} could not read {path.name}"):
+                sizes = engine.input_sizes(path)
+            if sizes is not None:
+                return sizes[0] if len(sizes) == 1 else None
+    return None

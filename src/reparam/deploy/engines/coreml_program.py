@@ -78,41 +78,37 @@ def _tensor(value: Any) -> torch.Tensor:
 
 
 def _padding(a: Mapping[str, Any], window: Sequence[int], steps: Sequence[int]) -> list[int]:
-    """The zeros to add, as torch.nn.functional.pad takes them: the last dimension first."""
+    """The zeros to add, as torch.nn.functional.pad takes them."""
     kind, sizes = a.get("pad_type", "valid"), a["x"].shape[2:]
     if kind == "custom":
-        given = _ints(a["pad"])
-        pairs = [given[i : i + 2] for i in range(0, len(given), 2)]
-    elif kind in ("same", "same_lower"):
-        pairs = []
-        for size, reach, step in zip(sizes, window, steps, strict=True):
-            total = max(0, (-(-size // step) - 1) * step + reach - size)
-            small, large = total // 2, total - total // 2
-            pairs.append([small, large] if kind == "same" else [large, small])
-    else:
-        pairs = [[0, 0] for _ in sizes]
-    return [n for pair in reversed(pairs) for n in pair]
+        return _last_first(_ints(a["pad"]))
+    if kind not in ("same", "same_lower"):
+        return [0] * 2 * len(sizes)
+    pads = []
+    for size, reach, step in zip(sizes, window, steps, strict=True):
+        total = max(0, (-(-size // step) - 1) * step + reach - size)
+        small, large = total // 2, total - total // 2
+        pads += [small, large] if kind == "same" else [large, small]
+    return _last_first(pads)
+
+
+def _last_first(pads: Sequence[int]) -> list[int]:
+    """Pairs of sizes, the last dimension first, as torch.nn.functional.pad takes them."""
+    return [n for i in range(len(pads) - 2, -1, -2) for n in pads[i : i + 2]]
 
 
 def _conv(a: Mapping[str, Any]) -> torch.Tensor:
-    weight, spatial = a["weight"], a["x"].dim() - 2
-    strides = _ints(a.get("strides", [1] * spatial))
-    dilations = _ints(a.get("dilations", [1] * spatial))
-    reach = [d * (k - 1) + 1 for d, k in zip(dilations, weight.shape[2:], strict=True)]
+    spatial = a["x"].dim() - 2
+    strides, dilations = (_ints(a.get(key, [1] * spatial)) for key in ("strides", "dilations"))
+    reach = [d * (k - 1) + 1 for d, k in zip(dilations, a["weight"].shape[2:], strict=True)]
     x = functional.pad(a["x"], _padding(a, reach, strides))
-    run = (functional.conv1d, functional.conv2d, functional.conv3d)[spatial - 1]
-    return run(x, weight, a.get("bias"), strides, 0, dilations, int(a.get("groups", 1)))
+    return _convolution(a, x, strides, dilations, transposed=False)
 
 
 def _conv_transpose(a: Mapping[str, Any]) -> torch.Tensor:
-    weight, spatial = a["weight"], a["x"].dim() - 2
-    strides = _ints(a.get("strides", [1] * spatial))
-    dilations = _ints(a.get("dilations", [1] * spatial))
-    run = (
-        functional.conv_transpose1d, functional.conv_transpose2d, functional.conv_transpose3d,
-    )[spatial - 1]  # fmt: skip
-    groups = int(a.get("groups", 1))
-    y = run(a["x"], weight, a.get("bias"), strides, 0, 0, groups, dilations)
+    spatial = a["x"].dim() - 2
+    strides, dilations = (_ints(a.get(key, [1] * spatial)) for key in ("strides", "dilations"))
+    y = _convolution(a, a["x"], strides, dilations, transposed=True)
     pads = _ints(a["pad"]) if a.get("pad_type") == "custom" else [0] * 2 * spatial
     sizes = _ints(a["output_shape"])[-spatial:] if "output_shape" in a else None
     for axis in range(spatial):
@@ -128,6 +124,17 @@ def _conv_transpose(a: Mapping[str, Any]) -> torch.Tensor:
     return y
 
 
+def _convolution(
+    a: Mapping[str, Any], x: torch.Tensor, strides: list[int], dilations: list[int], *,
+    transposed: bool,
+) -> torch.Tensor:  # fmt: skip
+    none = [0] * len(strides)
+    return torch.convolution(
+        x, a["weight"], a.get("bias"), strides, none, dilations, transposed, none,
+        int(a.get("groups", 1)),
+    )  # fmt: skip
+
+
 def _pool(kind: str) -> Callable[[Mapping[str, Any]], torch.Tensor]:
     def run(a: Mapping[str, Any]) -> torch.Tensor:
         window = _ints(a["kernel_sizes"])
@@ -139,14 +146,11 @@ def _pool(kind: str) -> Callable[[Mapping[str, Any]], torch.Tensor]:
             ):
                 room = size + pads[2 * axis] + pads[2 * axis + 1] - reach
                 pads[2 * axis + 1] += -room % step
-        dims = len(window) - 1
-        if kind == "max":
-            largest = (functional.max_pool1d, functional.max_pool2d, functional.max_pool3d)[dims]
-            return largest(functional.pad(x, pads, value=-torch.inf), window, strides)
-        average = (functional.avg_pool1d, functional.avg_pool2d, functional.avg_pool3d)[dims]
-        y: torch.Tensor = average(functional.pad(x, pads), window, strides)
+        pooled = getattr(functional, f"{kind}_pool{len(window)}d")
+        around = -torch.inf if kind == "max" else 0.0
+        y: torch.Tensor = pooled(functional.pad(x, pads, value=around), window, strides)
         if a.get("exclude_padding_from_average", False):
-            y = y / average(functional.pad(torch.ones_like(x), pads), window, strides)
+            y = y / pooled(functional.pad(torch.ones_like(x), pads), window, strides)
         return y
 
     return run
@@ -188,13 +192,10 @@ def _split(a: Mapping[str, Any]) -> list[torch.Tensor]:
 
 
 def _pad(a: Mapping[str, Any]) -> torch.Tensor:
-    given = _ints(a["pad"])
-    pairs = [given[i : i + 2] for i in range(0, len(given), 2)]
-    mode = {"reflect": "reflect", "replicate": "replicate"}.get(a.get("mode", "constant"))
-    flat = [n for pair in reversed(pairs) for n in pair]
-    if mode is None:
-        return functional.pad(a["x"], flat, value=float(a.get("constant_val", 0.0)))
-    return functional.pad(a["x"], flat, mode=mode)
+    sizes, mode = _last_first(_ints(a["pad"])), a.get("mode", "constant")
+    if mode in ("reflect", "replicate"):
+        return functional.pad(a["x"], sizes, mode=mode)
+    return functional.pad(a["x"], sizes, value=float(a.get("constant_val", 0.0)))
 
 
 def _norm(a: Mapping[str, Any]) -> torch.Tensor:
@@ -275,7 +276,7 @@ _OPERATIONS: dict[str, Callable[[Mapping[str, Any]], Any]] = {
         ("less_equal", torch.le), ("maximum", torch.maximum), ("minimum", torch.minimum),
         ("mul", torch.mul), ("not_equal", torch.ne), ("pow", torch.pow), ("sub", torch.sub),
         ("real_div", torch.div), ("mod", torch.remainder))},
-    "avg_pool": _pool("average"),
+    "avg_pool": _pool("avg"),
     "batch_norm": _norm,
     "cast": _cast,
     "clip": lambda a: a["x"].clamp(a["alpha"], a["beta"]),

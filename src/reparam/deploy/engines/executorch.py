@@ -6,18 +6,17 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 
-from reparam._support import optional
 from reparam._support.spelling import advice
+from reparam.deploy.engines._quiet import converting
 from reparam.deploy.engines.base import (
     Engine,
     Format,
     Runner,
     Settings,
     UnsupportedCaseError,
+    get_engine,
     register,
 )
-from reparam.deploy.engines.program import quiet
-from reparam.errors import ExportError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -25,41 +24,20 @@ if TYPE_CHECKING:
 
     from reparam.deploy.engines.program import Axes, Conversion
 
-__all__ = ["ExecuTorchEngine", "write_executorch"]
-
-_EXTRA = "mobile"
+__all__ = ["ExecuTorchEngine"]
 
 
-def write_executorch(conversion: Conversion, path: Path) -> Axes:
-    """Lower a model to XNNPACK and write a ``.pte`` file.
-
-    ExecuTorch plans its memory ahead, so what varies has an upper bound: a batch of at least 16 and
-    twice the example's, sizes twice the example's.
-
-    Returns:
-        The variable dimensions of each input, by position.
-
-    Raises:
-        MissingExtraError: executorch is not installed.
-        ExportError: The model cannot be lowered.
-    """
-    purpose = "exporting to ExecuTorch"
-    partitioner = optional.require(
-        "executorch.backends.xnnpack.partition.xnnpack_partitioner", extra=_EXTRA, purpose=purpose
-    )
-    exir = optional.require("executorch.exir", extra=_EXTRA, purpose=purpose)
+def _write(conversion: Conversion, path: Path) -> Axes:
+    """Lower a model to XNNPACK; memory is planned ahead, so what varies has an upper bound."""
+    module = get_engine("executorch").module
+    partitioner = module("executorch.backends.xnnpack.partition.xnnpack_partitioner")
+    exir = module("executorch.exir")
     program = conversion.program(bounded=True)
-    try:
-        with quiet():
-            lowered = exir.to_edge_transform_and_lower(
-                program.exported, partitioner=[partitioner.XnnpackPartitioner()]
-            )
-            content = lowered.to_executorch().buffer
-    except Exception as error:
-        raise ExportError(
-            f"ExecuTorch could not lower {conversion.name}: {str(error).strip()}"
-        ) from error
-    path.write_bytes(content)
+    with converting(f"ExecuTorch could not lower {conversion.name}"):
+        lowered = exir.to_edge_transform_and_lower(
+            program.exported, partitioner=[partitioner.XnnpackPartitioner()]
+        )
+        path.write_bytes(lowered.to_executorch().buffer)
     return program.axes
 
 
@@ -95,26 +73,20 @@ class ExecuTorchEngine(Engine):
     label: ClassVar[str] = "ExecuTorch"
     suffixes: ClassVar[tuple[str, ...]] = (".pte",)
     formats: ClassVar[tuple[Format, ...]] = (
-        Format("ExecuTorch", ".pte", name, write_executorch, packages=("executorch",)),
+        Format("ExecuTorch", ".pte", name, _write, packages=("executorch",)),
     )
     requirements: ClassVar[tuple[str, ...]] = ("executorch",)
-    extra: ClassVar[str] = _EXTRA
+    extra: ClassVar[str] = "mobile"
 
     def open(self, path: Path, settings: Settings) -> Runner:
         """Load a ``.pte`` file."""
-        purpose = "the engine 'executorch'"
-        runtime = optional.require("executorch.runtime", extra=self.extra, purpose=purpose)
-        bindings = optional.require(
-            "executorch.extension.pybindings.portable_lib", extra=self.extra, purpose=purpose
-        )
+        runtime = self.module("executorch.runtime")
+        bindings = self.module("executorch.extension.pybindings.portable_lib")
         if settings.threads and not hasattr(bindings, "_unsafe_reset_threadpool"):
             raise UnsupportedCaseError(
                 "this version of ExecuTorch does not let its number of threads be set"
                 + advice("; leave {threads} out", threads=...)
             )
-        try:
-            # From memory, so that the file may go: the program reads its weights while it runs.
-            program = runtime.Runtime.get().load_program(path.read_bytes())
-            return _MethodRunner(program, bindings, settings.threads)
-        except Exception as error:
-            raise ExportError(f"ExecuTorch could not load {path.name}: {error}") from error
+        # From memory, so that the file may go: the program reads its weights while it runs.
+        program = runtime.Runtime.get().load_program(path.read_bytes())
+        return _MethodRunner(program, bindings, settings.threads)

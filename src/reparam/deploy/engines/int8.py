@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import functools
 import platform
-import tempfile
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from pathlib import Path
 import torch
 
 from reparam._support import optional
+from reparam._support.files import scratch
 from reparam.deploy.engines.base import Settings, get_engine
 from reparam.errors import InputError, MachineWarning
 
@@ -106,8 +106,8 @@ def sums_saturate(engine: str) -> bool:
     """
     if engine in _WIDE:
         return False
-    with tempfile.TemporaryDirectory(prefix="reparam-", ignore_cleanup_errors=True) as folder:
-        path = Path(folder) / "largest.onnx"
+    with scratch() as folder:
+        path = folder / "largest.onnx"
         _write_largest(path)
         runner = get_engine(engine).load(path, Settings(threads=1))
         (found,) = runner.run((torch.full((4, _CHANNELS), 255.0),))

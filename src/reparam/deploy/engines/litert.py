@@ -10,19 +10,17 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 
-from reparam._support import optional
-from reparam._support.spelling import advice
-from reparam.deploy.engines._quiet import silent
+from reparam.deploy.engines._inputs import one_by_one
+from reparam.deploy.engines._quiet import converting, silent
 from reparam.deploy.engines.base import (
     Engine,
     Format,
     Runner,
     Settings,
     UnsupportedCaseError,
+    get_engine,
     register,
 )
-from reparam.deploy.engines.program import quiet
-from reparam.errors import ExportError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -32,9 +30,8 @@ if TYPE_CHECKING:
 
     from reparam.deploy.engines.program import Axes, Conversion, Program
 
-__all__ = ["LiteRTEngine", "to_litert", "write_litert"]
+__all__ = ["LiteRTEngine", "to_litert"]
 
-_EXTRA = "litert"
 _COLOURS = (1, 3, 4)
 """Sizes by which a dimension is told to be the channels of an image."""
 _HALF = {
@@ -57,10 +54,16 @@ _HALF = {
 """Weights stored in float16, and widened where they are used: the engine computes in float32."""
 
 
-def write_litert(
+def _write(
     conversion: Conversion, path: Path, *, half: bool = False, channels_last: bool = False
 ) -> Axes:
-    """Convert a model with litert-torch and write a ``.tflite`` file.
+    content, axes = to_litert(conversion, channels_last=channels_last)
+    path.write_bytes(_halved(content) if half else content)
+    return axes
+
+
+def to_litert(conversion: Conversion, *, channels_last: bool = False) -> tuple[bytes, Axes]:
+    """Return the content of a ``.tflite`` file, and what varies.
 
     A file for one sample, with every shape fixed, is what accelerators of phones take and what
     :attr:`Dynamic.AUTO` writes; :attr:`Dynamic.BATCH` and :attr:`Dynamic.SIZE` keep dimensions
@@ -68,48 +71,23 @@ def write_litert(
 
     Args:
         conversion: The model; its metadata stand in a file beside it.
-        path: The file.
-        half: Store the weights in float16.
         channels_last: Take inputs of three and more dimensions as ``(N, ..., C)``, as cameras and
             image libraries of phones give them; outputs stay as the model makes them.
 
-    Returns:
-        The variable dimensions of each input, by position in ``inputs``.
-
     Raises:
         MissingExtraError: litert-torch is not installed.
         ExportError: The model cannot be converted, or not with what may vary.
     """
-    content, axes = to_litert(conversion, channels_last=channels_last)
-    path.write_bytes(_halved(content) if half else content)
-    return axes
-
-
-def to_litert(conversion: Conversion, *, channels_last: bool = False) -> tuple[bytes, Axes]:
-    """Return the content of a ``.tflite`` file, and what varies; all else as :func:`write_litert`.
-
-    Raises:
-        MissingExtraError: litert-torch is not installed.
-        ExportError: The model cannot be converted, or not with what may vary.
-    """
-    with silent():
-        converter = optional.require("litert_torch", extra=_EXTRA, purpose="exporting to LiteRT")
+    converter = get_engine("litert").module("litert_torch")
     converter.config.show_progress = False
     program = conversion.of_one_sample().program()
     model, sample, shapes = conversion.model, program.inputs, program.shapes
     if channels_last:
         model, sample, shapes = _channels_last(converter, model, program)
-    try:
-        with silent(), quiet(), torch.no_grad():
-            converted = converter.convert(model, sample, dynamic_shapes=shapes)
-            return bytes(converted.model_content()), program.axes
-    except Exception as error:
-        first = (str(error).strip() or type(error).__name__).splitlines()[0]
-        hint = advice("; {dynamic} writes it for one sample of fixed size", dynamic=True)
-        raise ExportError(
-            f"litert-torch could not convert {conversion.name}: {first}"
-            + (hint if program.shapes else "")
-        ) from error
+    what = f"litert-torch could not convert {conversion.name}"
+    with converting(what, program.hint, briefly=True), silent():
+        converted = converter.convert(model, sample, dynamic_shapes=shapes)
+        return bytes(converted.model_content()), program.axes
 
 
 def _channels_last(
@@ -130,9 +108,7 @@ def _channels_last(
 
 
 def _halved(content: bytes) -> bytes:
-    tools = optional.require(
-        "ai_edge_quantizer.quantizer", extra=_EXTRA, purpose="writing float16 for LiteRT"
-    )
+    tools = get_engine("litert").module("ai_edge_quantizer.quantizer")
     with silent():
         quantizer = tools.Quantizer(content)
         quantizer.load_quantization_recipe([_HALF])
@@ -155,8 +131,7 @@ class _InterpreterRunner(Runner):
         if fixed != 1 or inputs[0].shape[0] == 1:
             found = self._invoke([_array(x, d) for x, d in zip(inputs, self.inputs, strict=True)])
             return [_tensor(y, d) for y, d in zip(found, self._outputs, strict=True)]
-        samples = [self.run([x[i : i + 1] for x in inputs]) for i in range(inputs[0].shape[0])]
-        return [torch.cat(values) for values in zip(*samples, strict=True)]
+        return one_by_one(self.run, inputs)
 
     def _invoke(self, arrays: Sequence[Any]) -> list[Any]:
         if [array.shape for array in arrays] != self._shapes:
@@ -207,7 +182,7 @@ def _format(*, half: bool = False, channels_last: bool = False) -> Format:
         "LiteRT",
         ".tflite",
         "litert",
-        partial(write_litert, half=half, channels_last=channels_last),
+        partial(_write, half=half, channels_last=channels_last),
         packages=("litert-torch", "ai-edge-litert"),
         backend="-".join(filter(None, parts)) or None,
         precision="fp16" if half else "fp32",
@@ -229,12 +204,12 @@ class LiteRTEngine(Engine):
         _format(half=True, channels_last=True),
     )
     requirements: ClassVar[tuple[str, ...]] = ("ai_edge_litert", "litert_torch")
-    extra: ClassVar[str] = _EXTRA
+    extra: ClassVar[str] = "litert"
 
-    def require(self) -> None:
-        """Raise unless the engine can be used; see :meth:`Engine.require`."""
+    def module(self, name: str) -> Any:
+        """Import a module of the engine, in silence; see :meth:`Engine.module`."""
         with silent():
-            super().require()
+            return super().module(name)
 
     def input_sizes(self, path: Path) -> list[list[int | None]]:
         """Return the sizes of the inputs, the channels of images first."""
@@ -249,16 +224,11 @@ class LiteRTEngine(Engine):
 
     def open(self, path: Path, settings: Settings) -> _InterpreterRunner:
         """Load a ``.tflite`` file; inputs are given channels first, whichever it takes."""
-        runtime = optional.require(
-            "ai_edge_litert.interpreter", extra=self.extra, purpose="the engine 'litert'"
-        )
-        try:
-            with silent():
-                # From memory, so that the file may go.
-                interpreter = runtime.Interpreter(
-                    model_content=path.read_bytes(), num_threads=settings.threads
-                )
-                interpreter.allocate_tensors()
-        except Exception as error:
-            raise ExportError(f"LiteRT could not load {path.name}: {error}") from error
+        runtime = self.module("ai_edge_litert.interpreter")
+        with silent():
+            # From memory, so that the file may go.
+            interpreter = runtime.Interpreter(
+                model_content=path.read_bytes(), num_threads=settings.threads
+            )
+            interpreter.allocate_tensors()
         return _InterpreterRunner(interpreter)

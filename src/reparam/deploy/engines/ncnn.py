@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import subprocess
-import tempfile
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 
-from reparam._support import optional
+from reparam._support.files import scratch
 from reparam._support.spelling import advice
 from reparam.deploy.engines.base import (
     Engine,
@@ -18,9 +17,10 @@ from reparam.deploy.engines.base import (
     Runner,
     Settings,
     UnsupportedCaseError,
+    get_engine,
     register,
 )
-from reparam.deploy.engines.onnx_writer import write_onnx
+from reparam.deploy.engines.ort import write_onnx
 from reparam.deploy.engines.program import Dynamic
 from reparam.errors import ExportError
 
@@ -31,7 +31,6 @@ if TYPE_CHECKING:
 
 __all__ = ["NcnnEngine", "write_ncnn"]
 
-_EXTRA = "mobile"
 _REDUCED = ("use_fp16_packed", "use_fp16_storage", "use_fp16_arithmetic", "use_bf16_storage")
 """Options by which ncnn computes in less than single precision; most are on by default."""
 
@@ -41,15 +40,8 @@ def write_ncnn(conversion: Conversion, path: Path) -> Axes:
 
     ncnn's arrays have no batch dimension: a model is written for one sample, and its height and
     width may vary where the model allows it.
-
-    Returns:
-        The variable dimensions of each input, by position.
-
-    Raises:
-        MissingExtraError: pnnx is not installed.
-        ExportError: A variable batch was asked for, or the model cannot be converted.
     """
-    pnnx = optional.require("pnnx", extra=_EXTRA, purpose="exporting to ncnn")
+    pnnx = get_engine("ncnn").module("pnnx")
     if conversion.dynamic is Dynamic.BATCH:
         raise ExportError(
             "ncnn has no batch dimension, so a variable batch cannot be exported"
@@ -57,8 +49,7 @@ def write_ncnn(conversion: Conversion, path: Path) -> Axes:
             + advice("; {dynamic} fixes every shape", dynamic=False)
         )
     one = replace(conversion, inputs=tuple(x[:1] for x in conversion.inputs))
-    with tempfile.TemporaryDirectory(prefix="reparam-", ignore_cleanup_errors=True) as name:
-        folder = Path(name)
+    with scratch() as folder:
         axes = write_onnx(one, folder / "model.onnx")
         _convert(pnnx.EXEC_PATH, folder, one.inputs, axes)
         for made, wanted in (("model.param", path), ("model.bin", path.with_suffix(".bin"))):
@@ -147,11 +138,11 @@ class NcnnEngine(Engine):
     )
     precisions: ClassVar[tuple[str, ...]] = ("fp32", "bf16")
     requirements: ClassVar[tuple[str, ...]] = ("ncnn", "pnnx")
-    extra: ClassVar[str] = _EXTRA
+    extra: ClassVar[str] = "mobile"
 
     def open(self, path: Path, settings: Settings) -> Runner:
         """Load a ``.param`` file and the ``.bin`` file beside it."""
-        library = optional.require("ncnn", extra=self.extra, purpose="the engine 'ncnn'")
+        library = self.module("ncnn")
         net = library.Net()
         net.opt.use_vulkan_compute = False
         for option in _REDUCED:

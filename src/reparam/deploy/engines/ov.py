@@ -8,21 +8,70 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 
-from reparam._support import optional
 from reparam._support.processor import multiplies_bf16
-from reparam.deploy.engines.base import Engine, Format, Runner, Settings, register
+from reparam.deploy.engines._inputs import as_arrays
+from reparam.deploy.engines._quiet import converting, explained
+from reparam.deploy.engines.base import Engine, Format, Runner, Settings, get_engine, register
 from reparam.deploy.engines.int8 import warn_if_saturating
-from reparam.deploy.engines.ov_writer import RT_INFO, openvino_metadata, to_openvino, write_openvino
 from reparam.deploy.engines.program import Dynamic
-from reparam.errors import ExportError, MachineWarning
+from reparam.errors import MachineWarning
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from pathlib import Path
 
-    from reparam.deploy.engines.program import Conversion
+    from reparam.deploy.engines.program import Axes, Conversion
 
-__all__ = ["OpenVinoEngine"]
+__all__ = ["RT_INFO", "OpenVinoEngine", "to_openvino"]
+
+RT_INFO = "reparam"
+"""Section of the graph's run-time information that holds the metadata."""
+
+
+def to_openvino(conversion: Conversion) -> tuple[Any, Axes]:
+    """Convert a model in memory; return the OpenVINO model and the variable dimensions.
+
+    Raises:
+        MissingExtraError: openvino is not installed.
+        ExportError: The model cannot be converted.
+    """
+    openvino = get_engine("openvino").module("openvino")
+    program = conversion.program()
+    with converting(f"OpenVINO could not convert {conversion.name}"):
+        converted = openvino.convert_model(program.exported)
+        # The shapes that it was exported for: the converter lets most sizes vary.
+        shapes = {
+            port: openvino.PartialShape([-1 if d in free else n for d, n in enumerate(x.shape)])
+            for port, x, free in zip(converted.inputs, conversion.inputs, program.axes, strict=True)
+        }
+        converted.reshape(shapes)
+    return converted, program.axes
+
+
+def _write(conversion: Conversion, path: Path) -> Axes:
+    """Write ``path`` (the graph) and a ``.bin`` file beside it (the weights, float32)."""
+    converted, axes = to_openvino(conversion)
+    for key, value in conversion.metadata.items():
+        converted.set_rt_info(value, [RT_INFO, key])
+    openvino = get_engine("openvino").module("openvino")
+    openvino.save_model(converted, str(path), compress_to_fp16=False)
+    return axes
+
+
+def _read(path: Path) -> Any:
+    return get_engine("openvino").module("openvino").Core().read_model(str(path))
+
+
+def _metadata(model: Any) -> dict[str, str]:
+    """Return what a file says about itself: an IR, or an ONNX file that OpenVINO has read."""
+    sections = [name for name in (RT_INFO, "framework") if model.has_rt_info([name])]
+    found = [model.get_rt_info([name]).value for name in sections]
+    return {
+        key: str(getattr(value, "value", value))
+        for section in found
+        if isinstance(section, dict)
+        for key, value in section.items()
+    }
 
 
 class _CompiledRunner(Runner):
@@ -31,17 +80,12 @@ class _CompiledRunner(Runner):
         self._outputs = compiled.outputs
 
     def bind(self, inputs: Sequence[torch.Tensor]) -> Callable[[], object]:
-        infer, arrays = self._request.infer, self._arrays(inputs)
+        infer, arrays = self._request.infer, dict(enumerate(as_arrays(inputs)))
         return lambda: infer(arrays, share_inputs=True)
 
     def run(self, inputs: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-        results = self._request.infer(self._arrays(inputs))
+        results = self._request.infer(dict(enumerate(as_arrays(inputs))))
         return [torch.from_numpy(results[port].copy()) for port in self._outputs]
-
-    @staticmethod
-    def _arrays(inputs: Sequence[torch.Tensor]) -> dict[int, Any]:
-        arrays = (value.detach().cpu().contiguous().numpy() for value in inputs)
-        return dict(enumerate(arrays))
 
 
 @register
@@ -53,21 +97,15 @@ class OpenVinoEngine(Engine):
     suffixes: ClassVar[tuple[str, ...]] = (".xml", ".onnx")
     formats: ClassVar[tuple[Format, ...]] = (
         Format(
-            "OpenVINO IR",
-            ".xml",
-            name,
-            write_openvino,
-            openvino_metadata,
-            ("openvino",),
-            companion=".bin",
+            "OpenVINO IR", ".xml", name, _write, lambda path: _metadata(_read(path)),
+            ("openvino",), companion=".bin",
         ),
     )  # fmt: skip
     precisions: ClassVar[tuple[str, ...]] = ("fp32", "bf16")
     requirements: ClassVar[tuple[str, ...]] = ("openvino",)
 
-    def prepare(self, conversion: Conversion, settings: Settings, folder: Path) -> Runner:
+    def prepare(self, conversion: Conversion, settings: Settings) -> Runner:
         """Convert the module with fixed shapes and compile it."""
-        del folder
         self.require()
         self.check(settings)
         converted, _ = to_openvino(replace(conversion, dynamic=Dynamic.NONE))
@@ -75,11 +113,7 @@ class OpenVinoEngine(Engine):
 
     def open(self, path: Path, settings: Settings) -> Runner:
         """Compile an OpenVINO or ONNX file."""
-        openvino = optional.require("openvino", extra=self.extra, purpose="the engine 'openvino'")
-        try:
-            model = openvino.Core().read_model(str(path))
-        except Exception as error:
-            raise ExportError(f"OpenVINO could not read {path.name}: {error}") from error
+        model = _read(path)
         warn_if_saturating(path.name, _metadata(model), self.name)
         return self._compile(model, settings, path.name)
 
@@ -87,16 +121,10 @@ class OpenVinoEngine(Engine):
         """Return the sizes of the inputs of an OpenVINO file."""
         if path.suffix.lower() != ".xml":
             return None
-        openvino = optional.require("openvino", extra=self.extra, purpose=f"reading {path.name}")
-        try:
-            model = openvino.Core().read_model(str(path))
-        except RuntimeError as error:
-            raise ExportError(f"OpenVINO could not read {path.name}: {error}") from error
-        shapes = [value.partial_shape for value in model.inputs]
+        shapes = [value.partial_shape for value in _read(path).inputs]
         return [[n.get_length() if n.is_static else None for n in shape] for shape in shapes]
 
     def _compile(self, source: Any, settings: Settings, what: str) -> Runner:
-        openvino = optional.require("openvino", extra=self.extra, purpose="the engine 'openvino'")
         # The precision is always given: left alone, the plugin picks bf16 on processors with AMX.
         options: dict[str, Any] = {
             "PERFORMANCE_HINT": "LATENCY",
@@ -104,10 +132,9 @@ class OpenVinoEngine(Engine):
         }
         if settings.threads is not None:
             options["INFERENCE_NUM_THREADS"] = settings.threads
-        try:
-            return _CompiledRunner(openvino.Core().compile_model(source, "CPU", options))
-        except Exception as error:
-            raise ExportError(f"OpenVINO could not compile {what}: {error}") from error
+        core = self.module("openvino").Core()
+        with explained(f"OpenVINO could not compile {what}"):
+            return _CompiledRunner(core.compile_model(source, "CPU", options))
 
 
 def _hint(precision: str) -> str:
@@ -123,15 +150,3 @@ def _hint(precision: str) -> str:
         stacklevel=2,
     )
     return "f32"
-
-
-def _metadata(model: Any) -> dict[str, str]:
-    """Return what a file says about itself: an IR, or an ONNX file that OpenVINO has read."""
-    sections = [name for name in (RT_INFO, "framework") if model.has_rt_info([name])]
-    found = [model.get_rt_info([name]).value for name in sections]
-    return {
-        key: str(getattr(value, "value", value))
-        for section in found
-        if isinstance(section, dict)
-        for key, value in section.items()
-    }

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import enum
-import logging
-import warnings
-from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -15,14 +12,15 @@ from torch.export import Dim
 from reparam._support.spelling import advice
 from reparam._support.untouched import untouched
 from reparam.deploy.engines._inputs import with_batch
+from reparam.deploy.engines._quiet import first_line, quiet
 from reparam.errors import ExportError, InputError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
 
     from torch import nn
 
-__all__ = ["Axes", "Conversion", "Dynamic", "Program", "other_shapes", "quiet"]
+__all__ = ["Axes", "Conversion", "Dynamic", "Program", "other_shapes"]
 
 Axes: TypeAlias = tuple[dict[int, str], ...]
 """For each input, the names of its variable dimensions by position."""
@@ -30,8 +28,6 @@ Axes: TypeAlias = tuple[dict[int, str], ...]
 _MORE_PIXELS = 16
 """How much larger the maps are on which a variable size is tried."""
 _SPATIAL = ("depth", "height", "width")
-_TALKATIVE = ("torch.onnx", "torch.export", "torch.fx.experimental.symbolic_shapes", "onnxscript")
-"""Loggers that tell the terminal what the errors say."""
 
 
 class Dynamic(enum.Enum):
@@ -77,6 +73,12 @@ class Program:
     axes: Axes
     inputs: tuple[torch.Tensor, ...]
     shapes: tuple[dict[int, Any], ...] | None = None
+
+    @property
+    def hint(self) -> str:
+        """What to do where a converter for phones does not take the shapes that vary."""
+        fixed = "; {dynamic} writes it for one sample of fixed size"
+        return advice(fixed, dynamic=True) if self.shapes else ""
 
 
 @dataclass(frozen=True, eq=False)
@@ -130,7 +132,7 @@ class Conversion:
             wanted = f" with a variable {attempts[-1].what}"
             hint = advice("; {dynamic} exports it for one fixed shape", dynamic=False)
         raise ExportError(
-            f"torch.export could not trace {self.name}{wanted}: {_first_line(failure)}{hint}"
+            f"torch.export could not trace {self.name}{wanted}: {first_line(failure)}{hint}"
         ) from failure
 
 
@@ -214,25 +216,3 @@ def _axes(value: torch.Tensor, what: str) -> dict[int, str]:
     if what == "size" and 0 < spatial <= len(_SPATIAL):
         axes |= {2 + i: name for i, name in enumerate(_SPATIAL[-spatial:])}
     return axes
-
-
-def _first_line(error: Exception | None) -> str:
-    text = str(error).strip() or type(error).__name__
-    # What follows is about torch's own logs.
-    return text.splitlines()[0].partition(" For more information")[0]
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Keep exporters from writing warnings and logs into the user's terminal."""
-    loggers = [logging.getLogger(name) for name in _TALKATIVE]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)

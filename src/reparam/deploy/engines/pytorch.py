@@ -1,7 +1,9 @@
-"""PyTorch's own ways to run a model: eager, ``torch.compile``, and exported programs."""
+"""PyTorch's own ways to run a model: eager, ``torch.compile``, and exported programs (``.pt2``)."""
 
 from __future__ import annotations
 
+import io
+import json
 import warnings
 import zipfile
 from pathlib import Path
@@ -9,8 +11,10 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 
+from reparam._support.files import write_bytes
 from reparam._support.processor import multiplies_bf16
 from reparam.deploy.engines._inputs import flat_outputs
+from reparam.deploy.engines._quiet import explained, quiet
 from reparam.deploy.engines.base import (
     Engine,
     Format,
@@ -19,18 +23,30 @@ from reparam.deploy.engines.base import (
     UnsupportedCaseError,
     register,
 )
-from reparam.deploy.engines.pt2_writer import pt2_metadata, write_pt2
 from reparam.errors import ExportError, MachineWarning
 from reparam.frontends.torch.copying import own_copy
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from torch import nn
+    from torch.export import ExportedProgram
 
-    from reparam.deploy.engines.program import Conversion
+    from reparam.deploy.engines.program import Axes, Conversion
 
-__all__ = ["CompileEngine", "EagerEngine", "TorchRunner", "in_precision", "is_package"]
+__all__ = [
+    "METADATA_FILE",
+    "CompileEngine",
+    "EagerEngine",
+    "TorchRunner",
+    "in_precision",
+    "is_package",
+    "load_program",
+    "save_program",
+]
+
+METADATA_FILE = "reparam.json"
+"""Name of the metadata inside the archive."""
 
 
 class TorchRunner(Runner):
@@ -91,6 +107,36 @@ def in_precision(model: nn.Module, precision: str) -> nn.Module:
     return own_copy(model).to(torch.bfloat16)
 
 
+def _write(conversion: Conversion, path: Path) -> Axes:
+    program = conversion.program()
+    path.write_bytes(_saved(program.exported, conversion.metadata))
+    return program.axes
+
+
+def save_program(program: ExportedProgram, path: Path) -> int:
+    """Write a program whole, or not at all; return its number of bytes."""
+    content = _saved(program, {})
+    write_bytes(path, content)
+    return len(content)
+
+
+def _saved(program: ExportedProgram, metadata: Mapping[str, str]) -> bytes:
+    """The content of a file; where the disk is full, PyTorch's own writer ends the process."""
+    content = io.BytesIO()
+    with quiet():
+        torch.export.save(program, content, extra_files={METADATA_FILE: json.dumps(dict(metadata))})
+    return content.getvalue()
+
+
+def _metadata(path: Path) -> dict[str, str]:
+    with zipfile.ZipFile(path) as archive:
+        for name in archive.namelist():
+            if name.endswith(METADATA_FILE):
+                content: dict[str, str] = json.loads(archive.read(name))
+                return content
+    return {}
+
+
 @register
 class EagerEngine(Engine):
     """PyTorch as it is: one operator at a time."""
@@ -99,13 +145,12 @@ class EagerEngine(Engine):
     label: ClassVar[str] = "eager"
     suffixes: ClassVar[tuple[str, ...]] = (".pt2",)
     formats: ClassVar[tuple[Format, ...]] = (
-        Format("torch.export", ".pt2", name, write_pt2, pt2_metadata),
+        Format("torch.export", ".pt2", name, _write, _metadata),
     )
     precisions: ClassVar[tuple[str, ...]] = ("fp32", "bf16")
 
-    def prepare(self, conversion: Conversion, settings: Settings, folder: Path) -> Runner:
+    def prepare(self, conversion: Conversion, settings: Settings) -> Runner:
         """Run the module as it is."""
-        del folder
         self.check(settings)
         return TorchRunner(in_precision(conversion.model, settings.precision), settings)
 
@@ -139,18 +184,15 @@ class CompileEngine(Engine):
     label: ClassVar[str] = "torch.compile"
     precisions: ClassVar[tuple[str, ...]] = ("fp32", "bf16")
 
-    def prepare(self, conversion: Conversion, settings: Settings, folder: Path) -> Runner:
+    def prepare(self, conversion: Conversion, settings: Settings) -> Runner:
         """Compile the module and run it once, so that no later call compiles."""
-        del folder
         self.check(settings)
         compiled: Any = torch.compile(
             in_precision(conversion.model, settings.precision), dynamic=False
         )
         runner = TorchRunner(compiled, settings)
-        try:
+        with explained("torch.compile could not compile the model"):
             runner.run(conversion.inputs)
-        except Exception as error:
-            raise ExportError(f"torch.compile could not compile the model: {error}") from error
         return runner
 
 
@@ -163,7 +205,7 @@ def is_package(path: Path) -> bool:
         return False
 
 
-def load_program(path: Path) -> torch.export.ExportedProgram:
+def load_program(path: Path) -> ExportedProgram:
     """Read an exported program.
 
     Raises:
@@ -171,7 +213,5 @@ def load_program(path: Path) -> torch.export.ExportedProgram:
     """
     if not zipfile.is_zipfile(path):  # of which torch would log a traceback
         raise ExportError(f"{path.name} is no exported program, or it is cut short")
-    try:
+    with explained(f"{path.name} could not be loaded by torch.export"):
         return torch.export.load(path)
-    except Exception as error:
-        raise ExportError(f"{path.name} could not be loaded by torch.export: {error}") from error

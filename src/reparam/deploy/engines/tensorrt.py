@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import tempfile
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 
-from reparam._support import optional
+from reparam._support.files import scratch
 from reparam._support.spelling import advice
 from reparam.deploy.engines.base import (
     Engine,
@@ -17,9 +16,10 @@ from reparam.deploy.engines.base import (
     Runner,
     Settings,
     UnsupportedCaseError,
+    get_engine,
     register,
 )
-from reparam.deploy.engines.onnx_writer import write_onnx
+from reparam.deploy.engines.ort import write_onnx
 from reparam.deploy.engines.program import Dynamic
 from reparam.errors import ExportError
 
@@ -28,26 +28,16 @@ if TYPE_CHECKING:
 
     from reparam.deploy.engines.program import Axes, Conversion
 
-__all__ = ["TensorRtEngine", "write_tensorrt"]
-
-_EXTRA = "tensorrt"
+__all__ = ["TensorRtEngine"]
 
 
-def write_tensorrt(conversion: Conversion, path: Path) -> Axes:
+def _write(conversion: Conversion, path: Path) -> Axes:
     """Build a TensorRT engine for this machine's GPU and write it.
 
     An engine is tuned for a range of shapes: a variable batch reaches from 1 to at least 16 and
     twice the example's.
-
-    Returns:
-        The variable dimensions of each input, by position.
-
-    Raises:
-        MissingExtraError: tensorrt is not installed.
-        UnsupportedCaseError: There is no NVIDIA GPU.
-        ExportError: A variable size was asked for, or TensorRT cannot build the model.
     """
-    library = _require()
+    library = get_engine("tensorrt").module("tensorrt")
     if conversion.dynamic is Dynamic.SIZE:
         raise ExportError(
             "TensorRT engines are written here with a variable batch and a fixed size"
@@ -55,8 +45,8 @@ def write_tensorrt(conversion: Conversion, path: Path) -> Axes:
             + advice("; {dynamic} fixes every shape", dynamic=False)
         )
     varies = Dynamic.NONE if conversion.dynamic is Dynamic.NONE else Dynamic.BATCH
-    with tempfile.TemporaryDirectory(prefix="reparam-", ignore_cleanup_errors=True) as folder:
-        onnx_file = Path(folder) / "model.onnx"
+    with scratch() as folder:
+        onnx_file = folder / "model.onnx"
         axes = write_onnx(replace(conversion, dynamic=varies), onnx_file)
         content = _build(library, onnx_file.read_bytes(), conversion.inputs, axes)
     path.write_bytes(content)
@@ -91,15 +81,6 @@ def _build(
     if built is None:
         raise ExportError("TensorRT could not build an engine from the model")
     return bytes(built)
-
-
-def _require() -> Any:
-    library = optional.require("tensorrt", extra=_EXTRA, purpose="the engine 'tensorrt'")
-    if not torch.cuda.is_available():
-        raise UnsupportedCaseError(
-            "the engine 'tensorrt' needs an NVIDIA GPU, and PyTorch sees none"
-        )
-    return library
 
 
 class _ContextRunner(Runner):
@@ -156,28 +137,28 @@ class TensorRtEngine(Engine):
     label: ClassVar[str] = "TensorRT"
     suffixes: ClassVar[tuple[str, ...]] = (".engine",)
     formats: ClassVar[tuple[Format, ...]] = (
-        Format("TensorRT", ".engine", name, write_tensorrt, packages=("tensorrt",)),
+        Format("TensorRT", ".engine", name, _write, packages=("tensorrt",)),
     )
     requirements: ClassVar[tuple[str, ...]] = ("tensorrt",)
-    extra: ClassVar[str] = _EXTRA
+    extra: ClassVar[str] = "tensorrt"
 
     def available(self) -> bool:
         """Say whether TensorRT is installed and PyTorch sees an NVIDIA GPU."""
         return super().available() and torch.cuda.is_available()
 
     def require(self) -> None:
-        """Raise unless TensorRT is installed and there is a GPU.
-
-        Raises:
-            MissingExtraError: tensorrt is not installed.
-            UnsupportedCaseError: There is no NVIDIA GPU.
-        """
-        _require()
+        """Raise unless TensorRT is installed and there is a GPU."""
+        super().require()
+        if not torch.cuda.is_available():
+            raise UnsupportedCaseError(
+                f"the engine {self.name!r} needs an NVIDIA GPU, and PyTorch sees none"
+            )
 
     def open(self, path: Path, settings: Settings) -> Runner:
         """Load a built engine."""
         del settings  # it has its precision, and no threads
-        library = _require()
+        self.require()
+        library = self.module("tensorrt")
         runtime = library.Runtime(library.Logger(library.Logger.ERROR))
         engine = runtime.deserialize_cuda_engine(path.read_bytes())
         if engine is None:

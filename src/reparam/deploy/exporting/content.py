@@ -15,9 +15,8 @@ import torch
 
 from reparam._support.files import atomic_path, is_there
 from reparam._support.optional import require
-from reparam.deploy.engines.ov_writer import RT_INFO
-from reparam.deploy.engines.pt2_writer import METADATA_FILE
-from reparam.deploy.engines.pytorch import is_package
+from reparam.deploy.engines.ov import RT_INFO
+from reparam.deploy.engines.pytorch import METADATA_FILE, is_package
 from reparam.deploy.exporting.formats import formats
 from reparam.deploy.exporting.metadata import add_to_sidecar
 from reparam.errors import InputError

@@ -6,12 +6,13 @@ import shutil
 import time
 import warnings
 from collections.abc import Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from reparam._support.arguments import FLAG, MODULE, NONE, PATH, TEXT, a, takes
-from reparam._support.files import atomic_path, is_there
+from reparam._support.files import atomic_path
 from reparam._support.spelling import advice
 from reparam._support.untouched import leaves_untouched
 from reparam.deploy.engines import UnsupportedCaseError, get_engine
@@ -26,7 +27,7 @@ from reparam.verifying import NothingShownWarning, other_inputs
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     import torch
     from torch import nn
@@ -164,19 +165,30 @@ def export(  # noqa: PLR0913 - each is one decision of the user
     metadata = describe_model(model, entry, form=form, source=named, inputs=inputs, notes=notes)
 
     start = time.perf_counter()
+    with _nothing_kept(target, entry, model), atomic_path(target) as temporary:
+        axes = entry.write(Conversion(model, inputs, shapes, metadata), temporary)
+        if entry.read_metadata is None:
+            write_sidecar(temporary, metadata)
+        parity = _check(expected, entry.load(temporary, model), inputs, axes, entry)
+        certificate = None
+        if certify:
+            certificate = certified(trained, temporary, inputs, model, _sampled(entry, parity))
+        size = sum(f.stat().st_size for f in temporary.parent.rglob("*") if f.is_file())
+    seconds = time.perf_counter() - start
+    return ExportResult(
+        target, entry.name, entry.engine, parity, axes, metadata, size, seconds, certificate
+    )
+
+
+@contextmanager
+def _nothing_kept(target: Path, entry: Format, model: nn.Module) -> Iterator[None]:
+    """Say of whatever went wrong what could not be written, and that nothing is left of it."""
     try:
-        with atomic_path(target) as temporary:
-            axes = entry.write(Conversion(model, inputs, shapes, metadata), temporary)
-            if entry.read_metadata is None:
-                write_sidecar(temporary, metadata)
-            runner = _load_back(entry, temporary, model)
-            parity = _check(expected, runner, inputs, axes, entry)
-            certificate = None
-            if certify:
-                certificate = certified(trained, temporary, inputs, model, _sampled(entry, parity))
-            size = sum(f.stat().st_size for f in temporary.parent.rglob("*") if f.is_file())
-    except (ExportError, UnsupportedCaseError):
+        yield
+    except UnsupportedCaseError:
         raise
+    except ExportError as error:
+        raise ExportError(f"{error}; nothing was kept") from error
     except InputError as error:
         raise ExportError(str(error)) from error
     except ReparamError:
@@ -186,10 +198,6 @@ def export(  # noqa: PLR0913 - each is one decision of the user
             f"{target} could not be written as {entry.name}: {error}; "
             f"nothing was kept{_lack_of_room(target, model)}"
         ) from error
-    seconds = time.perf_counter() - start
-    return ExportResult(
-        target, entry.name, entry.engine, parity, axes, metadata, size, seconds, certificate
-    )
 
 
 def _sampled(entry: Format, parity: Parity) -> str:
@@ -206,20 +214,6 @@ def _lack_of_room(target: Path, model: nn.Module) -> str:
     if free >= needed:
         return ""
     return f"; its disk has {free / 1e6:.1f} MB free, and the weights need {needed / 1e6:.1f} MB"
-
-
-def _load_back(entry: Format, path: Path, model: nn.Module) -> Runner:
-    if not is_there(path):
-        raise ExportError(f"the {entry.name} exporter ended without an error and without a file")
-    try:
-        return entry.load(path, model)
-    except ReparamError:
-        raise
-    except Exception as error:
-        raise ExportError(
-            f"the {entry.name} file was written and cannot be loaded back: {error}; "
-            "nothing was kept"
-        ) from error
 
 
 def _check(
@@ -267,10 +261,10 @@ def _compare(
     except Exception as error:
         hint = advice("; try {dynamic}", dynamic="batch") + advice("; try {dynamic}", dynamic=False)
         hint = hint if on else ""
-        raise ExportError(f"{what} fails: {error}{hint}; nothing was kept") from error
+        raise ExportError(f"{what} fails: {error}{hint}") from error
     try:
         parity = reference.compare(outputs, entry.precision)
         parity.raise_if_different(what)
     except ReparamError as error:
-        raise ExportError(f"{error}; nothing was kept") from error
+        raise ExportError(str(error)) from error
     return parity

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from reparam._support import optional
-from reparam.deploy.engines.onnx_writer import write_onnx
+from reparam.deploy.engines.ort import write_onnx
 from reparam.errors import ExportError
 from reparam.lab.quantizing.backends import Job, Written, batch_of
 from reparam.lab.quantizing.matching import operations_of

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from reparam._support import optional
-from reparam.deploy.engines.ov_writer import RT_INFO, to_openvino
+from reparam.deploy.engines.ov import RT_INFO, to_openvino
 from reparam.errors import ExportError
 from reparam.lab.quantizing.backends import Job, Written
 from reparam.lab.quantizing.matching import operations_of
