@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
+from reparam._support.records import decode
 from reparam.deploy.engines import engine_names, get_engine
 from reparam.errors import InputError
 from reparam.report.published import REPARAMETERIZED_FAMILIES, published
@@ -102,9 +104,15 @@ def from_json(value: dict[str, Any], where: str) -> Results:
     from reparam.deploy.benchmarking import BenchmarkResult
 
     try:
-        return from_benchmark(BenchmarkResult.from_json(json.dumps(value)))
+        results = from_benchmark(BenchmarkResult.from_json(json.dumps(value)))
     except InputError as error:
         raise InputError(f"{where}: {error}") from error
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise InputError(
+            f"{where}: this is not a stored benchmark ({error}); was this file written by another "
+            "tool?"
+        ) from error
+    return decode(Results, asdict(results), where)
 
 
 def from_benchmark(result: BenchmarkResult) -> Results:
@@ -117,8 +125,6 @@ def from_benchmark(result: BenchmarkResult) -> Results:
     Raises:
         InputError: a detail is of another kind than its record declares.
     """
-    from reparam._support.records import decode
-
     settings = result.settings
     described = settings.get("models", {})
     names = dict.fromkeys(m.case.model for m in result.measurements)
@@ -135,8 +141,6 @@ def from_benchmark(result: BenchmarkResult) -> Results:
 
 
 def _model(name: str, details: Mapping[str, Any]) -> ModelRecord:
-    from reparam._support.records import decode
-
     family, form = details.get("family", ""), details.get("form", "")
     if family and family not in REPARAMETERIZED_FAMILIES:
         role = "comparator"

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from reparam.lab.pruning.result import ChannelGroup, Kept, LatencyChange, LayerWidths, Trial
 from reparam.lab.quantizing.diagnosing import LayerDiagnosis
 from reparam.lab.quantizing.equalizing import Equalisation
+from reparam.report.checks import need, need_right
 
 __all__ = ["PruningRecord", "QuantizationRecord"]
 
@@ -46,6 +47,14 @@ class QuantizationRecord:
     simulated_db: float | None = None
     simulated_on: int | None = None
 
+    def __post_init__(self) -> None:
+        name = f"{self.model} in eight bits"
+        judged = f"{name} was judged on {self.samples} samples; at least 1 is needed"
+        need(self.samples >= 1, judged)
+        need_right(name, self.samples, self.correct_float, self.correct, self.agree)
+        for size in (self.float_bytes, self.size_bytes):
+            need(size >= 1, f"{name} has a size of {size} bytes; more than 0 are needed")
+
 
 @dataclass(frozen=True)
 class PruningRecord:
@@ -77,3 +86,16 @@ class PruningRecord:
     correct_before: int | None = None
     correct_after: int | None = None
     file: str = ""
+
+    def __post_init__(self) -> None:
+        name = f"{self.model}, pruned,"
+        need(self.layers, f"{name} has no layers; at least 1 is needed")
+        counts = self.multiply_adds_before, self.parameters_before
+        need(
+            min(counts) >= 1,
+            f"{name} had {counts[0]} multiply-adds and {counts[1]} parameters; more than 0 of each "
+            "are needed",
+        )
+        need_right(name, self.samples, self.correct_before, self.correct_after)
+        timed = self.latency is None or self.latency.before > 0
+        need(timed, f"{name} took no time before; more than 0 is needed")

@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
-from reparam.errors import InputError
+from reparam.report.checks import need
 
-__all__ = [
-    "DifferenceRecord",
-    "SideRecord",
-    "check_differences",
-]
+__all__ = ["DifferenceRecord", "SideRecord"]
 
 
 @dataclass(frozen=True)
@@ -55,23 +50,21 @@ class DifferenceRecord:
     effect: float | None = None
     sides: tuple[SideRecord, ...] = ()
 
-
-def check_differences(records: Sequence[DifferenceRecord], where: str) -> None:
-    """Raise for what cannot be drawn, as a file may hold it.
-
-    Raises:
-        InputError: Numbers that are none, or a place outside of them.
-
-    """
-    for record in records:
-        for side in record.sides:
-            place = f"{where}: {record.first} where it parts from {record.second}"
+    def __post_init__(self) -> None:
+        place = f"{self.first} where it parts from {self.second}"
+        for side in self.sides:
             for number in (number for row in side.rows for number in row):
-                try:
-                    float(number)
-                except ValueError:
-                    raise InputError(f"{place} holds {number!r}, which is no number") from None
-            if side.rows and (
-                not 0 <= side.at[0] < len(side.rows) or not 0 <= side.at[1] < len(side.rows[0])
-            ):
-                raise InputError(f"{place} parts at {side.at}, outside of the numbers shown")
+                need(_is_number(number), f"{place} holds {number!r}, which is no number")
+            row, column = side.at
+            inside = row < len(side.rows) and column < len(side.rows[row])
+            need(
+                inside or not side.rows, f"{place} parts at {side.at}, outside of the numbers shown"
+            )
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True

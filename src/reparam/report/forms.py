@@ -76,7 +76,9 @@ def _memory_pair(results: Results) -> tuple[MemoryRecord, TraceRecord, TraceReco
 def _block(results: Results) -> Iterable[Part]:
     if results.block:
         branches = (*results.block.before, *results.block.after)
-        yield Part(results.block, facts={"rows": max(len(b.operators) for b in branches)})
+        yield Part(
+            results.block, facts={"rows": max((len(b.operators) for b in branches), default=0)}
+        )
 
 
 @section("accuracy", "Accuracy")

@@ -12,14 +12,11 @@ from typing import TYPE_CHECKING, Any
 from reparam._support.records import decode
 from reparam.errors import InputError
 from reparam.report import benchmarks, from_training
-from reparam.report.differences import check_differences
 from reparam.report.older import FIRST, from_first
 from reparam.report.results import SCHEMA, Results
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-
-    from reparam.report.compressed import PruningRecord, QuantizationRecord
 
 __all__ = ["Source", "load_results", "merge"]
 
@@ -74,12 +71,6 @@ def _from_object(value: object, where: str) -> Results:
             "that `reparam demo`, `train`, `bench`, `diff`, `quantize` or `prune` wrote"
         )
     _check_references(results)
-    _check_counts(results, where)
-    check_differences(results.differences, where)
-    for quantized in results.quantizations:
-        _check_quantization(quantized, where)
-    for pruned in results.prunings:
-        _check_pruning(pruned, where)
     return results
 
 
@@ -103,64 +94,6 @@ def _check_references(results: Results) -> None:
     named += [trace.model for record in results.memory for trace in record.traces if trace.model]
     for key in named:
         results.model(key)
-
-
-def _check_counts(results: Results, where: str) -> None:
-    """Raise for numbers that no measurement gives, which shares and ratios cannot be made of."""
-    for judged in results.accuracy:
-        _check_share(f"{where}: {judged.model}", judged.correct, judged.total)
-    for twin in results.twins.twins if results.twins else ():
-        _check_share(f"{where}: {twin.label}", twin.correct, twin.total)
-    for compared in results.agreement:
-        _check_share(f"{where}: {compared.candidate}", compared.agree, compared.total)
-    for group in (*results.latency, *results.benchmarks):
-        for row in group.rows:
-            if not row.samples_ms or min(row.samples_ms) <= 0:
-                raise InputError(
-                    f"{where}: {row.model} in {row.engine} has a time of "
-                    f"{min(row.samples_ms, default=None)} ms; at least one is needed, above 0"
-                )
-    for memory in results.memory:
-        for trace in memory.traces:
-            if trace.peak_bytes < 1 or not trace.live_bytes:
-                raise InputError(f"{where}: {trace.label} held {trace.peak_bytes} bytes at most")
-
-
-def _check_share(place: str, part: int, whole: int) -> None:
-    if whole < 1 or part > whole:
-        raise InputError(f"{place} has {part} of {whole} images, which cannot be")
-
-
-def _check_quantization(record: QuantizationRecord, where: str) -> None:
-    """Raise for counts that no run can have, which shares and ratios cannot be made of."""
-    place = f"{where}: {record.model} in eight bits"
-    if record.samples < 1:
-        raise InputError(f"{place} was judged on {record.samples} samples; at least 1 is needed")
-    _check_right(place, record.samples, record.correct_float, record.correct, record.agree)
-    for size in (record.float_bytes, record.size_bytes):
-        if size < 1:
-            raise InputError(f"{place} has a size of {size} bytes; more than 0 are needed")
-
-
-def _check_pruning(record: PruningRecord, where: str) -> None:
-    """Do the same for a pruned net."""
-    place = f"{where}: {record.model}, pruned,"
-    if not record.layers:
-        raise InputError(f"{place} has no layers; at least 1 is needed")
-    for before in (record.multiply_adds_before, record.parameters_before):
-        if before < 1:
-            raise InputError(
-                f"{place} had {record.multiply_adds_before} multiply-adds and "
-                f"{record.parameters_before} parameters; more than 0 of each are needed"
-            )
-    _check_right(place, record.samples, record.correct_before, record.correct_after)
-
-
-def _check_right(place: str, samples: int | None, *counts: int | None) -> None:
-    for count in counts:
-        if count is not None and not 0 <= count <= (samples or 0):
-            total = "no" if samples is None else f"{samples}"
-            raise InputError(f"{place} got {count} of {total} samples right, which cannot be")
 
 
 def merge(parts: Sequence[Results]) -> Results:

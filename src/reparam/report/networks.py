@@ -95,7 +95,7 @@ def weight_sizes(side: SideRecord) -> list[list[tuple[str, float]]]:
     """The numbers of a region, each with the side of a square that is as large beside others."""
     sizes = [[abs(float(number)) for number in row] for row in side.rows]
     finite = [[size if size < float("inf") else 0.0 for size in row] for row in sizes]
-    largest = max(map(max, finite)) or 1.0
+    largest = max((size for row in finite for size in row), default=0.0) or 1.0
     return [
         [(number, (size / largest) ** 0.5) for number, size in zip(row, line, strict=True)]
         for row, line in zip(side.rows, finite, strict=True)

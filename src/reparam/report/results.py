@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass, field
 
 from reparam.errors import InputError
 from reparam.fusing.column import Place
+from reparam.report.checks import need, need_share
 from reparam.report.compressed import PruningRecord, QuantizationRecord
 from reparam.report.differences import DifferenceRecord
 
@@ -71,6 +72,11 @@ class ModelRecord:
     published_recipe: str = ""
     published_longer: bool = False
 
+    def __post_init__(self) -> None:
+        top1 = self.published_top1
+        share = top1 is None or 0 <= top1 <= 100
+        need(share, f"{self.label} has a published accuracy of {top1} %; 0 to 100 is needed")
+
 
 @dataclass(frozen=True)
 class DataRecord:
@@ -105,6 +111,9 @@ class TwinRecord:
     correct: int
     total: int
 
+    def __post_init__(self) -> None:
+        need_share(self.label, self.correct, self.total)
+
 
 @dataclass(frozen=True)
 class TwinsRecord:
@@ -126,6 +135,9 @@ class AccuracyRecord:
     engine: str = "eager"
     on: str = "test images"
 
+    def __post_init__(self) -> None:
+        need_share(self.model, self.correct, self.total)
+
 
 @dataclass(frozen=True)
 class AgreementRecord:
@@ -136,6 +148,9 @@ class AgreementRecord:
     agree: int
     total: int
     engine: str = "eager"
+
+    def __post_init__(self) -> None:
+        need_share(self.candidate, self.agree, self.total)
 
 
 @dataclass(frozen=True)
@@ -213,6 +228,10 @@ class CheckRecord:
     agree: int | None = None
     total: int | None = None
 
+    def __post_init__(self) -> None:
+        if self.agree is not None or self.total is not None:
+            need_share(self.candidate, self.agree or 0, self.total or 0)
+
 
 @dataclass(frozen=True)
 class TimingRecord:
@@ -221,6 +240,14 @@ class TimingRecord:
     model: str
     engine: str
     samples_ms: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        least = min(self.samples_ms, default=None)
+        need(
+            least is not None and least > 0,
+            f"{self.model} in {self.engine} has a time of {least} ms; at least one is needed, "
+            "above 0",
+        )
 
 
 @dataclass(frozen=True)
@@ -252,6 +279,15 @@ class TraceRecord:
     role: str = ""
     predicted_bytes: int | None = None
 
+    def __post_init__(self) -> None:
+        held = self.peak_bytes >= 1 and self.live_bytes
+        need(held, f"{self.label} held {self.peak_bytes} bytes at most")
+        need(
+            len(self.operators) == len(self.live_bytes),
+            f"{self.label} has {len(self.operators)} operators and {len(self.live_bytes)} amounts "
+            "of bytes; as many of both are needed",
+        )
+
 
 @dataclass(frozen=True)
 class MemoryRecord:
@@ -263,6 +299,9 @@ class MemoryRecord:
     input_bytes: int
     traces: tuple[TraceRecord, ...]
     note: str = ""
+
+    def __post_init__(self) -> None:
+        need(self.input_bytes, f"{self.title} has an input of no bytes; at least 1 is needed")
 
 
 @dataclass(frozen=True)

@@ -141,7 +141,7 @@ def _numbers(results: Results, group: LatencyRecord) -> dict[str, Table]:
     lines = []
     for row in sorted(group.rows, key=lambda row: order.index(row.model)):
         time, model = quartiles(row.samples_ms), models[row.model]
-        rate = 1e3 * group.input_shape[0] / time.median
+        rate = 1e3 * group.input_shape[0] / time.median if group.input_shape else None
         cells = [row.engine, time.median, time.q1, time.q3, rate, len(row.samples_ms)]
         best = several and row.engine == fastest_engine(group, row.model)
         lines.append(Line(model.label, cells, model.role, best=best))
