@@ -15,7 +15,7 @@ from reparam.diffing.recording import Recorder, record
 from reparam.diffing.running import furthest_apart
 from reparam.diffing.tape import Tape, wide
 from reparam.errors import UnsupportedModelError
-from reparam.frontends.onnx.in_torch import IN_TORCH
+from reparam.frontends.onnx.in_torch_layouts import IN_TORCH
 from reparam.frontends.onnx.inputs import required_inputs
 from reparam.frontends.onnx.nodes import attributes
 from reparam.frontends.onnx.run import evaluated

@@ -20,7 +20,7 @@ from reparam.errors import UnsupportedModelError
 from reparam.frontends.onnx.nodes import padding
 from reparam.frontends.onnx.tensors import FLOATS
 
-__all__ = ["IN_TORCH", "PADDINGS", "sides"]
+__all__ = ["IN_TORCH", "entered", "integers", "number"]
 
 Kept = TypeVar("Kept", bound=Callable[..., Any])
 
@@ -57,7 +57,7 @@ IN_TORCH: dict[str, Callable[..., Any]] = {
     "Mul": torch.mul,
     "Neg": torch.neg,
     "PRelu": lambda x, slope: F.prelu(x, slope.flatten()),
-    "Pow": lambda x, exponent: x.pow(_number(exponent)),
+    "Pow": lambda x, exponent: x.pow(number(exponent)),
     "QuickGelu": lambda x, alpha=1.702: x * (alpha * x).sigmoid(),
     "Reciprocal": torch.reciprocal,
     "Relu": torch.relu,
@@ -79,7 +79,9 @@ IN_TORCH: dict[str, Callable[..., Any]] = {
 """By the type of a node."""
 
 
-def _is(*names: str) -> Callable[[Kept], Kept]:
+def entered(*names: str) -> Callable[[Kept], Kept]:
+    """Enter a function for types of nodes."""
+
     def enter(function: Kept) -> Kept:
         IN_TORCH.update(dict.fromkeys(names, function))
         return function
@@ -93,33 +95,40 @@ def _bounded(x: Any, y: Any, function: Callable[..., Tensor], side: str) -> Tens
     if len(numbers) != 1:
         return function(x, y)
     (value,) = (v for v in (x, y) if v is not numbers[0])
-    bounded: Tensor = value.clamp(**{side: _number(numbers[0])})
+    bounded: Tensor = value.clamp(**{side: number(numbers[0])})
     return bounded
 
 
-def _integers(value: Any) -> list[int]:
+def integers(value: Any) -> list[int]:
+    """Whole numbers that a node is given, in a list."""
     return [int(each) for each in torch.as_tensor(value).flatten().tolist()]
 
 
-def _number(value: Any) -> float:
+def number(value: Any) -> float:
+    """One number that a node is given.
+
+    Raises:
+        UnsupportedModelError: There are several.
+
+    """
     if torch.as_tensor(value).numel() != 1:
         raise UnsupportedModelError("only one number is taken there, not a value of several")
     return float(value)
 
 
-@_is("Clip")
+@entered("Clip")
 def _clip(x: Tensor, min: Any = None, max: Any = None) -> Tensor:  # noqa: A002 (ONNX's names)
-    return x.clamp(*(None if bound is None else _number(bound) for bound in (min, max)))
+    return x.clamp(*(None if bound is None else number(bound) for bound in (min, max)))
 
 
-@_is("Cast")
+@entered("Cast")
 def _cast(x: Tensor, *, to: int, **_: Any) -> Tensor:
     if to not in FLOATS:
         raise UnsupportedModelError(f"rounding to ONNX's type {to} is no plain function")
     return x.to(FLOATS[to])
 
 
-@_is("Dropout")
+@entered("Dropout")
 def _dropout(
     x: Tensor, ratio: Any = None, training_mode: Any = None, *, is_test: int = 1, **_: Any
 ) -> Tensor:
@@ -129,7 +138,7 @@ def _dropout(
     return x
 
 
-@_is("Shape")
+@entered("Shape")
 def _shape(x: Tensor, *, start: int = 0, end: int | None = None) -> Tensor:
     return torch.tensor(x.shape[start:end])
 
@@ -137,7 +146,7 @@ def _shape(x: Tensor, *, start: int = 0, end: int | None = None) -> Tensor:
 # ------------------------------------------------------------------ layers
 
 
-@_is("Gemm", "FusedMatMul")
+@entered("Gemm", "FusedMatMul")
 def _gemm(  # noqa: PLR0913 (ONNX's arguments)
     x: Tensor, y: Tensor, addend: Tensor | None = None, *, alpha: float = 1.0, beta: float = 1.0,
     transA: int = 0, transB: int = 0, transBatchA: int = 0, transBatchB: int = 0,  # noqa: N803 (ONNX's names)
@@ -153,7 +162,7 @@ _ACTIVATIONS = {"Clip": ("min", "max"), "LeakyRelu": ("alpha",), "HardSigmoid": 
 """The numbers of the activations that ONNX Runtime's optimiser puts into a convolution."""
 
 
-@_is("Conv", "FusedConv")
+@entered("Conv", "FusedConv")
 def _conv(  # noqa: PLR0913 (ONNX's arguments)
     x: Tensor, weight: Tensor, bias: Tensor | None = None, addend: Tensor | None = None, *,
     group: int = 1, strides: Any = None, dilations: Any = None, kernel_shape: Any = None,
@@ -171,7 +180,7 @@ def _conv(  # noqa: PLR0913 (ONNX's arguments)
     return IN_TORCH[activation](value, **numbers)  # type: ignore[no-any-return]
 
 
-@_is("ConvTranspose")
+@entered("ConvTranspose")
 def _conv_transpose(  # noqa: PLR0913 (ONNX's arguments)
     x: Tensor, weight: Tensor, bias: Tensor | None = None, *, group: int = 1, strides: Any = None,
     dilations: Any = None, kernel_shape: Any = None, output_padding: Any = None,
@@ -208,7 +217,7 @@ def _padded(
     return F.pad(x, flat_pads(pads), value=value), [0] * len(pads)
 
 
-@_is("BatchNormalization")
+@entered("BatchNormalization")
 def _batch_norm(  # noqa: PLR0913 (ONNX's arguments)
     x: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, var: Tensor, *, epsilon: float = 1e-5,
     training_mode: int = 0, spatial: int = 1, momentum: float = 0.9,
@@ -219,19 +228,19 @@ def _batch_norm(  # noqa: PLR0913 (ONNX's arguments)
     return F.batch_norm(x, mean, var, weight, bias, eps=epsilon)
 
 
-@_is("GroupNormalization")
+@entered("GroupNormalization")
 def _group_norm(
     x: Tensor, weight: Tensor, bias: Tensor, *, num_groups: int, epsilon: float = 1e-5, **_: Any
 ) -> Tensor:
     return F.group_norm(x, num_groups, weight, bias, epsilon)
 
 
-@_is("InstanceNormalization")
+@entered("InstanceNormalization")
 def _instance_norm(x: Tensor, weight: Tensor, bias: Tensor, *, epsilon: float = 1e-5) -> Tensor:
     return F.group_norm(x, x.shape[1], weight, bias, epsilon)
 
 
-@_is("LayerNormalization")
+@entered("LayerNormalization")
 def _layer_norm(
     x: Tensor, weight: Tensor, bias: Tensor | None = None, *, axis: int = -1,
     epsilon: float = 1e-5, **_: Any,
@@ -239,7 +248,7 @@ def _layer_norm(
     return F.layer_norm(x, x.shape[axis % x.dim() :], weight, bias, epsilon)
 
 
-@_is("SkipLayerNormalization")
+@entered("SkipLayerNormalization")
 def _skip_layer_norm(
     x: Tensor, skip: Tensor, weight: Tensor, bias: Tensor | None = None,
     addend: Tensor | None = None, *, epsilon: float = 1e-12,
@@ -252,7 +261,7 @@ def _skip_layer_norm(
 # ------------------------------------------------------------------ pooling
 
 
-@_is("AveragePool")
+@entered("AveragePool")
 def _average_pool(
     x: Tensor, *, kernel_shape: Any, strides: Any = None, ceil_mode: int = 0,
     count_include_pad: int = 0, **pads: Any,
@@ -271,7 +280,7 @@ def _average_pool(
     return mean if count_include_pad else mean / pool(counted, *options)
 
 
-@_is("MaxPool")
+@entered("MaxPool")
 def _max_pool(
     x: Tensor, *, kernel_shape: Any, strides: Any = None, dilations: Any = None,
     ceil_mode: int = 0, storage_order: int = 0, **pads: Any,
@@ -283,19 +292,19 @@ def _max_pool(
     return pool(inside, kernel_shape, strides, around, dilations, bool(ceil_mode))
 
 
-@_is("GlobalAveragePool")
+@entered("GlobalAveragePool")
 def _global_average(x: Tensor) -> Tensor:
     return x.mean(tuple(range(2, x.dim())), keepdim=True)
 
 
-@_is("GlobalMaxPool")
+@entered("GlobalMaxPool")
 def _global_max(x: Tensor) -> Tensor:
     return x.amax(tuple(range(2, x.dim())), keepdim=True)
 
 
 def _reduction(reduce: Callable[..., Tensor]) -> Callable[..., Tensor]:
     def reduced(x: Tensor, axes: Any = None, *, keepdims: int = 1, **_: Any) -> Tensor:
-        along = range(x.dim()) if axes is None else _integers(axes)
+        along = range(x.dim()) if axes is None else integers(axes)
         return reduce(x, tuple(along), keepdim=bool(keepdims))
 
     return reduced
@@ -311,13 +320,13 @@ IN_TORCH |= {
 _MODES = {"nearest": "nearest", "linear": "bilinear", "cubic": "bicubic"}
 
 
-@_is("Resize")
+@entered("Resize")
 def _resize(
     x: Tensor, _region: Any = None, scales: Any = None, sizes: Any = None, *, mode: str = "nearest",
     coordinate_transformation_mode: str = "half_pixel", antialias: int = 0, **_: Any,
 ) -> Tensor:  # fmt: skip
     if sizes is not None and torch.as_tensor(sizes).numel():
-        size = _integers(sizes)
+        size = integers(sizes)
     else:
         given = torch.as_tensor(scales).tolist()
         size = [int(n * scale) for n, scale in zip(x.shape, given, strict=True)]
@@ -335,188 +344,6 @@ def _resize(
 _CORNERS = ("half_pixel", "pytorch_half_pixel", "align_corners")
 
 
-@_is("Upsample")
+@entered("Upsample")
 def _upsample(x: Tensor, scales: Any, *, mode: str = "nearest") -> Tensor:
     return _resize(x, None, scales, mode=mode, coordinate_transformation_mode="asymmetric")
-
-
-# ------------------------------------------------------------------ layout
-
-
-@_is("Reshape")
-def _reshape(x: Tensor, shape: Any, *, allowzero: int = 0) -> Tensor:
-    sizes = _integers(shape)
-    if not allowzero:
-        sizes = [x.shape[k] if size == 0 else size for k, size in enumerate(sizes)]
-    return x.reshape(sizes)
-
-
-@_is("Flatten")
-def _flatten(x: Tensor, *, axis: int = 1) -> Tensor:
-    return x.reshape(math.prod(x.shape[: axis % (x.dim() + 1)]), -1)
-
-
-@_is("Unsqueeze")
-def _unsqueeze(x: Tensor, axes: Any) -> Tensor:
-    places = _integers(axes)
-    for axis in sorted(axis % (x.dim() + len(places)) for axis in places):
-        x = x.unsqueeze(axis)
-    return x
-
-
-@_is("Squeeze")
-def _squeeze(x: Tensor, axes: Any = None) -> Tensor:
-    return x.squeeze() if axes is None else x.squeeze(_integers(axes))
-
-
-@_is("Transpose")
-def _transpose(x: Tensor, perm: Any = None) -> Tensor:
-    return x.permute(perm or list(range(x.dim()))[::-1])
-
-
-@_is("Tile")
-def _tile(x: Tensor, repeats: Any) -> Tensor:
-    return x.repeat(_integers(repeats))
-
-
-@_is("Expand")
-def _expand(x: Tensor, shape: Any) -> Tensor:
-    return x.expand(torch.broadcast_shapes(x.shape, tuple(_integers(shape))))
-
-
-@_is("Split")
-def _split(x: Tensor, split: Any = None, *, axis: int = 0, num_outputs: int | None = None) -> Any:
-    if split is not None:
-        return x.split(_integers(split), axis)
-    if num_outputs is None:
-        raise UnsupportedModelError("it does not say into how many parts it splits")
-    return x.split(-(-x.shape[axis] // num_outputs), axis)
-
-
-@_is("SplitToSequence")
-def _split_to_sequence(
-    x: Tensor, split: Any = None, *, axis: int = 0, keepdims: int = 1
-) -> list[Sequence[Tensor]]:
-    """One size for every part, or one for each; the sequence is a single result."""
-    if split is None and not keepdims:
-        return [x.unbind(axis)]
-    sizes = torch.as_tensor(1 if split is None else split)
-    return [x.split(sizes.tolist(), axis)]
-
-
-@_is("Slice")
-def _slice(x: Tensor, starts: Any, ends: Any, axes: Any = None, steps: Any = None) -> Tensor:
-    begins = _integers(starts)
-    along = range(len(begins)) if axes is None else _integers(axes)
-    strides = [1] * len(begins) if steps is None else _integers(steps)
-    for start, end, axis, step in zip(begins, _integers(ends), along, strides, strict=True):
-        if step > 0:
-            x = x[(slice(None),) * (axis % x.dim()) + (slice(start, end, step),)]
-        else:
-            x = x.index_select(axis, torch.tensor(_backwards(x.shape[axis], start, end, step)))
-    return x
-
-
-def _backwards(size: int, start: int, end: int, step: int) -> list[int]:
-    """The positions of a slice that runs backwards; an end before the first one is below -size."""
-    first = min(start + size if start < 0 else start, size - 1)
-    last = -1 if end < -size else end + size if end < 0 else end
-    return list(range(first, last, step))
-
-
-@_is("Gather")
-def _gather(x: Tensor, indices: Any, *, axis: int = 0) -> Tensor:
-    table = torch.as_tensor(indices)
-    rows = x.index_select(axis, table.flatten() % x.shape[axis])
-    place = axis % x.dim()
-    return rows.reshape(*x.shape[:place], *table.shape, *x.shape[place + 1 :])
-
-
-@_is("ScatterND")
-def _scatter_nd(x: Tensor, indices: Any, by: Tensor, *, reduction: str = "none") -> Tensor:
-    """Where what is written are whole slices along an axis, side by side."""
-    table = torch.as_tensor(indices).long()
-    depth = table.shape[-1]
-    rows = (table % torch.tensor(x.shape[:depth])).reshape(-1, depth)
-    origin = torch.full(x.shape[:depth], -1)
-    origin[rows.unbind(1)] = torch.arange(len(rows))
-    for axis in range(depth):
-        written = (origin >= 0).movedim(axis, 0).reshape(x.shape[axis], -1)
-        if bool((written == written[:, :1]).all()):
-            break
-    else:
-        raise UnsupportedModelError("it writes no whole slices")
-    index = written[:, 0].nonzero().flatten().tolist()
-    if reduction != "none" or index != list(range(index[0], index[-1] + 1)):
-        raise UnsupportedModelError("it writes positions that are apart, or adds to them")
-    order = origin.narrow(axis, index[0], len(index))
-    flat = by.reshape(-1, *x.shape[depth:])
-    if not order.flatten().equal(torch.arange(len(rows))):
-        flat = flat.index_select(0, order.flatten())
-    values = flat.reshape(*order.shape, *x.shape[depth:])
-    return torch.slice_scatter(x, values, axis, index[0], index[-1] + 1)
-
-
-@_is("ScatterElements")
-def _scatter_elements(
-    x: Tensor, indices: Any, by: Tensor, *, axis: int = 0, reduction: str = "none"
-) -> Tensor:
-    """Where what is written are whole slices, side by side."""
-    place = axis % x.dim()
-    table = (torch.as_tensor(indices).long() % x.shape[place]).movedim(place, 0).flatten(1)
-    index = table[:, 0].tolist()
-    whole = table.shape[1] * x.shape[place] == x.numel() and bool((table == table[:, :1]).all())
-    if reduction != "none" or not whole or index != list(range(index[0], index[0] + len(index))):
-        raise UnsupportedModelError("it writes no whole slices, or adds to them")
-    return torch.slice_scatter(x, by, place, index[0], index[0] + len(index))
-
-
-@_is("DepthToSpace")
-def _depth_to_space(x: Tensor, *, blocksize: int, mode: str = "DCR") -> Tensor:
-    if mode == "CRD":
-        return F.pixel_shuffle(x, blocksize)
-    batch, channels, height, width = x.shape
-    inner = x.reshape(batch, blocksize, blocksize, channels // blocksize**2, height, width)
-    moved = inner.permute(0, 3, 4, 1, 5, 2)
-    return moved.reshape(batch, -1, height * blocksize, width * blocksize)
-
-
-@_is("SpaceToDepth")
-def _space_to_depth(x: Tensor, *, blocksize: int) -> Tensor:
-    batch, channels, height, width = x.shape
-    rows, columns = height // blocksize, width // blocksize
-    divided = x.reshape(batch, channels, rows, blocksize, columns, blocksize)
-    return divided.permute(0, 3, 5, 1, 2, 4).reshape(batch, -1, rows, columns)
-
-
-PADDINGS = {
-    "constant": "constant", "reflect": "reflect", "edge": "replicate", "wrap": "circular",
-}  # fmt: skip
-"""ONNX's names of ways to pad, and torch's."""
-
-
-def sides(pads: Any, axes: Any, rank: int) -> list[tuple[int, int]]:
-    """How much a Pad adds before and behind each axis."""
-    flat = _integers(pads)
-    along = [axis % rank for axis in (range(rank) if axes is None else _integers(axes))]
-    given = dict(zip(along, zip(flat[: len(along)], flat[len(along) :], strict=True), strict=True))
-    return [given.get(axis, (0, 0)) for axis in range(rank)]
-
-
-@_is("Pad")
-def _pad(
-    x: Tensor, pads: Any, value: Any = None, axes: Any = None, *, mode: str = "constant"
-) -> Tensor:
-    around = sides(pads, axes, x.dim())
-    if any(map(any, around[:2])):
-        raise UnsupportedModelError("it pads the batch or the channels")
-    if mode == "wrap":
-        for axis, (low, high) in enumerate(around):
-            before = [x.narrow(axis, x.shape[axis] - low, low)] if low else []
-            behind = [x.narrow(axis, 0, high)] if high else []
-            x = torch.cat([*before, x, *behind], axis)
-        return x
-    flat = flat_pads(around[2:])
-    if mode != "constant":
-        return F.pad(x, flat, PADDINGS[mode])
-    return F.pad(x, flat, value=0.0 if value is None else _number(value))

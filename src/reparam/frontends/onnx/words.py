@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, fx
 from torch.nn import functional as F
 
-from reparam.frontends.onnx.in_torch import IN_TORCH
+from reparam.frontends.onnx.in_torch_layouts import IN_TORCH
 from reparam.frontends.onnx.nodes import attributes, padding
 from reparam.frontends.onnx.numbers import Number
 from reparam.frontends.onnx.read import Reader, Word, elementwise

@@ -10,7 +10,7 @@ from torch import fx
 from torch.nn import functional as F
 
 from reparam.algebra import flat_pads
-from reparam.frontends.onnx.in_torch import PADDINGS, sides
+from reparam.frontends.onnx.in_torch_layouts import PADDINGS, sides
 from reparam.frontends.onnx.nodes import attributes
 from reparam.frontends.onnx.numbers import Number
 from reparam.frontends.onnx.read import Reader
