@@ -13,7 +13,7 @@ from reparam.cli.options import Inputs, checked_size
 from reparam.cli.targets import SEED, SIZE
 from reparam.deploy.engines import declared_sizes_of
 from reparam.deploy.engines.pytorch import is_package, load_program
-from reparam.deploy.exporting import formats
+from reparam.deploy.exporting.formats import suffixes
 from reparam.errors import InputError
 from reparam.frontends.onnx.inputs import declared_sizes, required_inputs
 from reparam.fusing.onnx_file import read_onnx_file
@@ -71,7 +71,7 @@ def read_program(name: str) -> ExportedProgram:
 
 def is_file(name: str) -> bool:
     """Whether a MODEL is an exported file."""
-    return ":" not in name and Path(name).suffix.lower() in {entry.suffix for entry in formats()}
+    return ":" not in name and Path(name).suffix.lower() in suffixes()
 
 
 def read(name: str) -> ModelProto:

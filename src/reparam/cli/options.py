@@ -17,13 +17,11 @@ from reparam._support.optional import require
 from reparam.cli.command import CHECKPOINT_FLAGS
 from reparam.cli.groups import option, words
 from reparam.deploy.engines import get_engine
-from reparam.deploy.exporting import formats
-from reparam.deploy.exporting.formats import find_format
+from reparam.deploy.exporting.formats import Format, find_format, suffixes
 from reparam.errors import InputError
 
 __all__ = [
     "MOST_PROCESSES",
-    "SUFFIXES",
     "EvaluateOption",
     "InputOptions",
     "Inputs",
@@ -36,6 +34,7 @@ __all__ = [
     "PixelOptions",
     "SizeOption",
     "Target",
+    "check_format",
     "check_out",
     "checked_size",
     "refuse_for_files",
@@ -53,9 +52,7 @@ _MODEL = (
     "repvgg_a0, timm:NAME, torchvision:NAME, hf:FOLDER, ultralytics:FILE, package.module:factory "
     "or net.onnx"
 )
-SUFFIXES = tuple(dict.fromkeys(entry.suffix for entry in formats()))
-"""Of the formats that a model can be written in."""
-_FILE_TO_WRITE = f"File to write; its suffix is the format: {', '.join(SUFFIXES)}."
+_FILE_TO_WRITE = f"File to write; its suffix is the format: {', '.join(suffixes())}."
 
 ModelArgument = Annotated[str, typer.Argument(metavar="MODEL", help=f"{_MODEL}.")]
 OutFileOption = Annotated[Path, typer.Option("--out", "-o", metavar="OUT", help=_FILE_TO_WRITE)]
@@ -208,14 +205,20 @@ def refuse_for_files(target: Target, **options: object) -> None:
 
 def check_out(out: Path, backend: str | None = None) -> None:
     """Refuse a path that cannot be written before minutes are spent on what goes there."""
-    if out.suffix.lower() not in SUFFIXES:
-        known = ", ".join(SUFFIXES)
-        raise InputError(f"the suffix {out.suffix!r} of {out} names no format; use one of: {known}")
-    entry = find_format(out, backend)
+    entry = check_format(out, backend)
     check_destination(out)
     if entry.companion:
         check_destination(out.with_suffix(entry.companion))
+
+
+def check_format(out: Path, backend: str | None = None) -> Format:
+    """Find the format that a suffix names, if what reads it back is here."""
+    if out.suffix.lower() not in suffixes():
+        known = ", ".join(suffixes())
+        raise InputError(f"the suffix {out.suffix!r} of {out} names no format; use one of: {known}")
+    entry = find_format(out, backend)
     get_engine(entry.engine).require()
+    return entry
 
 
 def _inputs(texts: list[str], input_size: int | None) -> Inputs:

@@ -195,33 +195,18 @@ def _check_runs(loaded: Loaded, sample: Tensor) -> None:
 
 
 def _image_shape(model: nn.Module, size: int | None) -> tuple[int, ...]:
-    declared = _declared_by_timm(model)
-    if declared is not None:
-        channels, height, width = declared
-        return (1, channels, size or height, size or width)
-    channels = _first_channels(model)
-    return (1, channels, size or SIZE, size or SIZE)
-
-
-def _declared_by_timm(model: nn.Module) -> tuple[int, int, int] | None:
     config = getattr(model, "pretrained_cfg", None) or getattr(model, "default_cfg", None)
-    declared = config.get("input_size") if isinstance(config, dict) else None
-    if declared is None or len(declared) != 3:
-        return None
+    declared: Any = (config.get("input_size") if isinstance(config, dict) else None) or ()
+    channels, height, width = declared if len(declared) == 3 else (None, SIZE, SIZE)
     # The record speaks of the pretrained weights; the model may have been built for other images.
-    return (_first_channels(model, otherwise=declared[0]), declared[1], declared[2])
-
-
-def _first_channels(model: nn.Module, otherwise: int | None = None) -> int:
-    for module in model.modules():
-        if isinstance(module, nn.Conv2d):
-            return module.in_channels
-    if otherwise is not None:
-        return otherwise
-    raise InputError(
-        f"no 2-d convolution in {type(model).__name__} says what its input looks like"
-        + advice("; give it with {shape}", shape="1,3,224,224")
-    )
+    convs = (module.in_channels for module in model.modules() if isinstance(module, nn.Conv2d))
+    channels = next(convs, channels)
+    if channels is None:
+        raise InputError(
+            f"no 2-d convolution in {type(model).__name__} says what its input looks like"
+            + advice("; give it with {shape}", shape="1,3,224,224")
+        )
+    return (1, channels, size or height, size or width)
 
 
 def load_and_check(target: Target, data: ImageData | None, inputs: Inputs) -> tuple[Loaded, Tensor]:

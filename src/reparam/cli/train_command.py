@@ -16,7 +16,7 @@ from reparam.cli.options import Inputs, JsonOption, Target
 from reparam.cli.targets import build, pruned_note, sized, with_weights
 from reparam.cli.telling import megabytes
 from reparam.cli.terminal import Terminal
-from reparam.cli.train_options import TrainOptions
+from reparam.cli.train_options import HardwareOptions, RunOptions, TrainOptions
 from reparam.errors import InputError
 from reparam.lab.data import ImageData, open_data
 from reparam.report.numbers import count
@@ -47,53 +47,50 @@ class _Finished:
     deployment: Deployment
 
 
-def train(*, request: TrainOptions, as_json: JsonOption = False) -> None:
+def train(
+    *,
+    request: TrainOptions,
+    how: RunOptions,
+    hardware: HardwareOptions,
+    as_json: JsonOption = False,
+) -> None:
     """Train MODEL on DATA, fuse it, show that nothing changed, and export it.
 
     Several processes: torchrun or SLURM start them; give --devices and --nodes as they do.
     """
     terminal = Terminal(as_json=as_json)
-    finished = _run(request, terminal)
+    finished = _run(request, how, hardware, terminal)
     if finished is not None:
         terminal.json(_as_dict(request, finished))
         _tell(terminal, request, finished)
 
 
-def _run(request: TrainOptions, terminal: Terminal) -> _Finished | None:
+def _run(
+    request: TrainOptions, how: RunOptions, hardware: HardwareOptions, terminal: Terminal
+) -> _Finished | None:
     """Train, fuse, compare and export; None in every process of a distributed run but the first."""
     require("lightning", extra="train", purpose="Training")
     from reparam.lab.training import Hardware, finish, load_recipe, train
 
     first = _is_first_process()
     if first:
-        request.check_folder()
+        request.check_folder(resume=how.resume)
     data = _open(request, terminal)
     recipe_name = request.recipe or _default_recipe(data)
     recipe = load_recipe(recipe_name)
     model_name = request.model or recipe.model or _default_model(data)
     recipe = recipe.override(**request.changes) if request.changes else recipe
     target = sized(request.target(model_name), data)
-    model = _build(target, request)
+    model = _build(target, request, how.seed)
     with _stop_told(terminal), terminal.progress("Training") as update:
         result = train(
             model,
             data,
             recipe=recipe,
             out=request.out,
-            seed=request.seed,
             on_progress=_teller(update, terminal) if first else None,
-            resume=request.resume,
-            save_every_steps=request.save_every_steps,
-            tensorboard=request.tensorboard,
-            workers=request.workers,
-            online=request.online,
-            online_compile=request.online_compile,
-            hardware=Hardware(
-                accelerator=request.accelerator,
-                devices=request.devices,
-                nodes=request.nodes,
-                sync_batchnorm=request.sync_batchnorm,
-            ),
+            hardware=Hardware(**vars(hardware)),
+            **vars(how),
         )
     if not first:
         return None
@@ -169,9 +166,9 @@ def _side(data: ImageData) -> int:
     return max(data.image_shape[1:])
 
 
-def _build(target: Target, request: TrainOptions) -> nn.Module:
+def _build(target: Target, request: TrainOptions, seed: int) -> nn.Module:
     """The model with its weights and branches as asked for."""
-    model = build(target, request.seed)
+    model = build(target, seed)
     if target.weights is not None:
         model, _ = with_weights(model, target, Inputs())
     if request.branch is None:

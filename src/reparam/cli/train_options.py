@@ -12,15 +12,13 @@ import torch
 from reparam._support.optional import available
 from reparam.branching import kinds
 from reparam.cli.groups import option
-from reparam.cli.options import MOST_PROCESSES, ModelOptions
-from reparam.deploy.engines import get_engine
-from reparam.deploy.exporting import formats
+from reparam.cli.options import MOST_PROCESSES, ModelOptions, check_format
 from reparam.errors import InputError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-__all__ = ["TrainOptions", "overrides"]
+__all__ = ["HardwareOptions", "RunOptions", "TrainOptions", "overrides"]
 
 _MOST_SEED = (1 << 63) - 1
 """What PyTorch's generators take."""
@@ -29,7 +27,7 @@ _ACCELERATORS = ("auto", "cpu", "cuda", "mps")
 
 @dataclass(frozen=True, kw_only=True)
 class TrainOptions(ModelOptions):
-    """One run: the options of ``reparam train``."""
+    """What is trained, on what, and what becomes of it."""
 
     data: str = option(
         "digits, an ImageFolder directory or zip, torchvision:NAME, or shards (*.tar).",
@@ -56,24 +54,6 @@ class TrainOptions(ModelOptions):
     settings: list[str] | None = option(
         "Replace any value of the recipe.", "NAME=VALUE", flags=("--set",)
     )
-    seed: int = option("Decides all that is random.", "N", default=0, min=0, max=_MOST_SEED)
-    resume: bool = option("Go on with the run in FOLDER, if there is one.", default=False)
-    save_every_steps: int | None = option("Checkpoint within an epoch too.", "N", min=1)
-    tensorboard: bool = option("Write TensorBoard events beside the CSV table.", default=False)
-    workers: int = option(
-        "Processes that decode images.", "N", default=0, min=0, max=MOST_PROCESSES
-    )
-    accelerator: str = option("auto, cpu, cuda or mps.", "A", default="auto")
-    devices: int = option("Processes on each machine.", "N", default=1, min=1, max=MOST_PROCESSES)
-    nodes: int = option("Machines.", "N", default=1, min=1)
-    sync_batchnorm: bool = option("Batch statistics over all processes (GPUs).", default=False)
-    online: bool | None = option(
-        "Merge branches while training, exactly; if left out, where that is faster.",
-        flags=("--online/--no-online",),
-    )
-    online_compile: bool = option(
-        "Compile what does not merge, too (seconds; a C++ compiler).", default=False
-    )
     exports: list[str] | None = option(
         "Export to FOLDER/FILE; deploy.onnx if left out.", "FILE", flags=("--export",)
     )
@@ -85,20 +65,10 @@ class TrainOptions(ModelOptions):
         _told = self.changes  # says what is wrong with it
         if self.branch is not None and self.branch not in kinds():
             raise InputError(f"--branch {self.branch!r} is no kind; give {', '.join(kinds())}")
-        if self.accelerator not in _ACCELERATORS:
-            known = ", ".join(_ACCELERATORS)
-            raise InputError(f"--accelerator {self.accelerator!r} is unknown; give one of {known}")
-        if self.accelerator == "cuda" and not torch.cuda.is_available():
-            raise InputError("--accelerator cuda: PyTorch finds no such GPU here; give cpu or auto")
-        if self.online_compile and self.online is False:
-            raise InputError(
-                "--online-compile compiles passes of merged blocks, and --no-online merges none; "
-                "leave one of them out"
-            )
         for name in self.exports or ():
             _check_export(name)
 
-    def check_folder(self) -> None:
+    def check_folder(self, *, resume: bool) -> None:
         """Refuse to write over an earlier run; called by one process of a distributed run only."""
         data, out = Path(self.data), self.out.resolve()
         if data.is_dir() and out.is_relative_to(data.resolve()):
@@ -106,7 +76,7 @@ class TrainOptions(ModelOptions):
                 f"{self.out} lies in the data, of which it would become a class; choose another "
                 "--out, outside of it"
             )
-        if (self.out / "resume.ckpt").exists() and not self.resume:
+        if (self.out / "resume.ckpt").exists() and not resume:
             raise InputError(
                 f"{self.out} holds an earlier run; go on with it (--resume) or choose another --out"
             )
@@ -125,14 +95,56 @@ class TrainOptions(ModelOptions):
         return ("deploy.onnx",) if all(map(available, needed)) else ()
 
 
+@dataclass(frozen=True, kw_only=True)
+class RunOptions:
+    """Arguments of :func:`reparam.train` that are passed on as they are."""
+
+    seed: int = option("Decides all that is random.", "N", default=0, min=0, max=_MOST_SEED)
+    resume: bool = option("Go on with the run in FOLDER, if there is one.", default=False)
+    save_every_steps: int | None = option("Checkpoint within an epoch too.", "N", min=1)
+    tensorboard: bool = option("Write TensorBoard events beside the CSV table.", default=False)
+    workers: int = option(
+        "Processes that decode images.", "N", default=0, min=0, max=MOST_PROCESSES
+    )
+    online: bool | None = option(
+        "Merge branches while training, exactly; if left out, where that is faster.",
+        flags=("--online/--no-online",),
+    )
+    online_compile: bool = option(
+        "Compile what does not merge, too (seconds; a C++ compiler).", default=False
+    )
+
+    def __post_init__(self) -> None:
+        """Refuse two that contradict each other."""
+        if self.online_compile and self.online is False:
+            raise InputError(
+                "--online-compile compiles passes of merged blocks, and --no-online merges none; "
+                "leave one of them out"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class HardwareOptions:
+    """Arguments of :class:`reparam.lab.training.Hardware`."""
+
+    accelerator: str = option("auto, cpu, cuda or mps.", "A", default="auto")
+    devices: int = option("Processes on each machine.", "N", default=1, min=1, max=MOST_PROCESSES)
+    nodes: int = option("Machines.", "N", default=1, min=1)
+    sync_batchnorm: bool = option("Batch statistics over all processes (GPUs).", default=False)
+
+    def __post_init__(self) -> None:
+        """Refuse what is not here."""
+        if self.accelerator not in _ACCELERATORS:
+            known = ", ".join(_ACCELERATORS)
+            raise InputError(f"--accelerator {self.accelerator!r} is unknown; give one of {known}")
+        if self.accelerator == "cuda" and not torch.cuda.is_available():
+            raise InputError("--accelerator cuda: PyTorch finds no such GPU here; give cpu or auto")
+
+
 def _check_export(name: str) -> None:
     if Path(name).name != name:
         raise InputError(f"--export {name!r}: give a file name; it is written into --out")
-    entries = [entry for entry in formats() if entry.suffix == Path(name).suffix.lower()]
-    if not entries:
-        known = ", ".join(dict.fromkeys(entry.suffix for entry in formats()))
-        raise InputError(f"--export {name!r} has a suffix that names no format; use one of {known}")
-    get_engine(entries[0].engine).require()
+    check_format(Path(name))
 
 
 def overrides(

@@ -37,6 +37,7 @@ from reparam.cli.terminal import Terminal
 from reparam.deploy.engines import Runner, Settings, UnsupportedCaseError, get_engine
 from reparam.deploy.engines.parity import FACTORS, Reference
 from reparam.deploy.exporting import formats, read_metadata
+from reparam.deploy.exporting.formats import suffixes
 from reparam.errors import InputError, ReparamError
 from reparam.fusing.onnx_compare import compare_onnx_files
 
@@ -149,7 +150,7 @@ def _exported(path: Path) -> Callable[..., Any]:
     """The file in the first engine of its suffix that can read it."""
     entries = [entry for entry in formats() if entry.suffix == path.suffix.lower()]
     if not entries:
-        known = ", ".join(dict.fromkeys((*(entry.suffix for entry in formats()), *_WEIGHTS)))
+        known = ", ".join(dict.fromkeys((*suffixes(), *_WEIGHTS)))
         raise InputError(
             f"{path.name} has a suffix that cannot be compared; those that can: {known}"
         )

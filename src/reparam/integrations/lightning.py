@@ -7,9 +7,8 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_flatten
+from torch.utils._pytree import tree_flatten, tree_map_only
 
 from reparam._support.arguments import NONE, PATH, SHAPES, TEXT, several, takes
 from reparam._support.files import check_destination
@@ -122,7 +121,8 @@ class FuseAtEnd(pl.Callback):
         if self._weights == "best":
             _load_best(trained, trainer, prefix)
         example = self._example
-        example = _on_cpu(_example(trainer, pl_module) if example is None else example)
+        example = _example(trainer, pl_module) if example is None else example
+        example = tree_map_only(Tensor, lambda tensor: tensor.detach().cpu(), example)
         self.plan = plan(trained, example)
         self.fused = self.plan.apply()
         self.verdict = verify(trained, self.fused, example)
@@ -193,12 +193,3 @@ def _example(trainer: pl.Trainer, module: pl.LightningModule) -> Any:
             f"give FuseAtEnd example_inputs, or the LightningModule an example_input_array"
         )
     return first[:_SAMPLES]
-
-
-@torch.no_grad()
-def _on_cpu(example: Any) -> Any:
-    if isinstance(example, dict):
-        return {name: _on_cpu(value) for name, value in example.items()}
-    if isinstance(example, list | tuple):
-        return tuple(map(_on_cpu, example))
-    return example.detach().cpu() if isinstance(example, Tensor) else example

@@ -6,7 +6,7 @@ import datetime as dt
 import os
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -34,13 +34,8 @@ __all__ = ["at_published_size", "measure"]
 _NOT_LIVE = "measuring {cases} cases, up to {rounds} rounds{limit} ..."
 
 
-@dataclass(frozen=True, eq=False)
-class _Subject:
-    """One model in one form, ready to be measured."""
-
-    name: str
-    model: nn.Module | Path
-    details: dict[str, Any]
+_Subjects = dict[str, tuple[nn.Module | Path, dict[str, Any]]]
+"""Each model in each form by its name, and what a page needs to know of it."""
 
 
 def measure(request: Request, terminal: Terminal) -> BenchmarkResult:
@@ -59,7 +54,7 @@ def measure(request: Request, terminal: Terminal) -> BenchmarkResult:
     spent = time.perf_counter() - start
     with terminal.progress("Measuring", spoken=True) as update:
         result = reparam.benchmark(
-            {subject.name: subject.model for subject in subjects},
+            {name: model for name, (model, _) in subjects.items()},
             sample,
             engines=request.engines,
             precisions=request.precisions,
@@ -73,7 +68,7 @@ def measure(request: Request, terminal: Terminal) -> BenchmarkResult:
         "title": request.title,
         "created": f"{dt.datetime.now(dt.UTC):%Y-%m-%d %H:%M} UTC",
         "command": request.as_command(),
-        "models": {subject.name: subject.details for subject in subjects},
+        "models": {name: details for name, (_, details) in subjects.items()},
         "load_before": load,
     }
     if request.figure1:
@@ -125,30 +120,36 @@ def _bar(
     return progress
 
 
-def _subjects(
-    request: Request, terminal: Terminal
-) -> tuple[list[_Subject], tuple[torch.Tensor, ...]]:
+def _subjects(request: Request, terminal: Terminal) -> tuple[_Subjects, tuple[torch.Tensor, ...]]:
     """Every model in every form that was asked for, and inputs that all of them take."""
-    subjects: list[_Subject] = []
+    subjects: _Subjects = {}
     inputs: Inputs = request.inputs
     sample: tuple[torch.Tensor, ...] = ()
     with terminal.progress("Building") as update:
         for number, name in enumerate(request.models):
             update(number, len(request.models), name)
             if is_file(name):
-                path = _existing(name)
+                path = Path(name)
+                if not is_there(path):
+                    raise InputError(
+                        f"there is no file {name} to measure; give an exported file or a MODEL"
+                    )
                 found = example(name, inputs)
                 sample, inputs = (tuple(found.values()), _the_same(found))
-                subjects.append(_Subject(name, path, model_details(path.name)))
+                subjects[name] = path, model_details(path.name)
                 continue
             refuse_names(name, inputs)
             loaded = load_model(request.about.target(name), inputs)
             taken = example_inputs(loaded, inputs)
             sample, inputs = (taken,), _the_same({"": taken})
-            model = (
-                at_published_size(name, loaded.model, taken) if request.figure1 else loaded.model
-            )
-            subjects += _forms(name, model, taken, request.forms)
+            model = loaded.model
+            if request.figure1:
+                model = at_published_size(name, model, taken)
+            plan = reparam.plan(model, taken)
+            for form in request.forms if plan.regions else ("",):
+                made = plan.apply() if form == "deploy" else model
+                details = model_details(name, form, **counted(made, taken[:1]))
+                subjects[f"{name}, {form} form" if form else name] = made, details
     return subjects, sample
 
 
@@ -180,25 +181,3 @@ def at_published_size(name: str, model: nn.Module, sample: torch.Tensor) -> nn.M
     if known is None or sample.shape[-2:] != (INPUT_SIZE, INPUT_SIZE) or known.size <= INPUT_SIZE:
         return model
     return _Bordered(model, (known.size - INPUT_SIZE) // 2).eval()
-
-
-def _forms(
-    name: str, model: nn.Module, sample: torch.Tensor, forms: tuple[str, ...]
-) -> list[_Subject]:
-    found = reparam.plan(model, sample)
-    if not found.regions:
-        return [_subject(name, "", model, sample)]
-    built = {"train": lambda: model, "deploy": found.apply}
-    return [_subject(name, form, built[form](), sample) for form in forms]
-
-
-def _subject(name: str, form: str, model: nn.Module, sample: torch.Tensor) -> _Subject:
-    details = model_details(name, form, **counted(model, sample[:1]))
-    return _Subject(f"{name}, {form} form" if form else name, model, details)
-
-
-def _existing(name: str) -> Path:
-    path = Path(name)
-    if not is_there(path):
-        raise InputError(f"there is no file {name} to measure; give an exported file or a MODEL")
-    return path

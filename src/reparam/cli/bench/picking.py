@@ -17,7 +17,8 @@ from reparam.cli.targets import example_inputs, load_model
 from reparam.cli.terminal import Terminal
 from reparam.deploy.benchmarking import Pick, Ratio, pick
 from reparam.deploy.engines._inputs import with_batch
-from reparam.deploy.exporting import ExportResult, formats
+from reparam.deploy.exporting import ExportResult
+from reparam.deploy.exporting.formats import suffixes
 from reparam.errors import InputError
 from reparam.report.benchmarks import engine_label
 from reparam.report.numbers import significant
@@ -69,7 +70,13 @@ class Picked:
 def picked(request: Request, terminal: Terminal, *, stem: Path | None) -> Picked:
     """Fuse the model, compare its forms in every engine, time what agrees, write the fastest."""
     name = _one_model(request)
-    _check_stem(stem)
+    if stem is not None:
+        if stem.suffix.lower() in suffixes():
+            raise InputError(
+                f"with --pick the engine decides the format; give -o without {stem.suffix!r}, as "
+                f"in -o {stem.with_suffix('')}"
+            )
+        check_destination(stem)
     target = request.about.target(name)
     loaded = load_model(target, request.inputs)
     sample = with_batch((example_inputs(loaded, request.inputs),), request.batches[0])[0]
@@ -108,17 +115,6 @@ def _one_model(request: Request) -> str:
             "that can be written in every format"
         )
     return request.models[0]
-
-
-def _check_stem(stem: Path | None) -> None:
-    if stem is None:
-        return
-    if stem.suffix.lower() in {entry.suffix for entry in formats()}:
-        raise InputError(
-            f"with --pick the engine decides the format; give -o without {stem.suffix!r}, as in "
-            f"-o {stem.with_suffix('')}"
-        )
-    check_destination(stem)
 
 
 def _row(engine: str, precision: str, picked: Picked) -> list[str]:

@@ -6,9 +6,11 @@ calls, fused and re-written graphs count like modules. Nothing is hooked onto th
 
 from __future__ import annotations
 
+import math
 import weakref
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 from torch import nn
@@ -16,7 +18,6 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from reparam._support.modules import watch_modules
-from reparam.deploy.benchmarking.counting import bytes_moved, multiply_adds
 from reparam.deploy.engines._inputs import as_tuple, check_eval
 
 if TYPE_CHECKING:
@@ -151,8 +152,8 @@ class _Tracer(TorchDispatchMode):
                 op=func._schema.name.partition("::")[2],  # noqa: SLF001 - no public accessor
                 module=self.path[-1] if self.path else "",
                 shapes=tuple(tuple(y.shape) for y in results if isinstance(y, torch.Tensor)),
-                multiply_adds=multiply_adds(func, args, output),
-                bytes_moved=bytes_moved(func, arguments, results),
+                multiply_adds=_multiply_adds(func, args, output),
+                bytes_moved=_bytes_moved(func, arguments, results),
                 reads=reads,
                 makes=touched - before,
                 held=held,
@@ -198,3 +199,70 @@ def _has_storage(value: Any) -> bool:
 
 def _address(tensor: torch.Tensor) -> int:
     return int(tensor.untyped_storage()._cdata)  # noqa: SLF001 - the identity of a storage
+
+
+# What one operator costs: multiply-adds, and bytes read and written.
+
+_Formula: TypeAlias = Callable[[tuple[Any, ...], Any], int]
+
+
+def _convolution(args: tuple[Any, ...], output: Any) -> int:
+    """Each output (input, if transposed) element meets every weight of its channel."""
+    x, weight, transposed = args[0], args[1], args[6]
+    positions = x.numel() if transposed else output.numel()
+    return int(positions * math.prod(weight.shape[1:]))
+
+
+def _product(args: tuple[Any, ...], _: Any) -> int:
+    """(..., m, k) times (..., k, n)."""
+    a, b = args[-2], args[-1]
+    columns = b.shape[-1] if b.dim() > 1 else 1
+    return int(a.numel() * columns)
+
+
+def _product_after_bias(args: tuple[Any, ...], output: Any) -> int:
+    return _product(args[1:3], output)
+
+
+def _attention(args: tuple[Any, ...], _: Any) -> int:
+    """Queries (..., l, e) with keys (..., s, e), then with values (..., s, v)."""
+    query, key, value = args[:3]
+    return int(math.prod(query.shape[:-1]) * key.shape[-2] * (query.shape[-1] + value.shape[-1]))
+
+
+_FORMULAS: dict[str, _Formula] = {
+    "convolution": _convolution,
+    "mm": _product,
+    "bmm": _product,
+    "mv": _product,
+    "dot": _product,
+    "addmm": _product_after_bias,
+    "addmv": _product_after_bias,
+    "baddbmm": _product_after_bias,
+    "_scaled_dot_product_flash_attention_for_cpu": _attention,
+    "_scaled_dot_product_flash_attention": _attention,
+    "_scaled_dot_product_efficient_attention": _attention,
+    "_scaled_dot_product_cudnn_attention": _attention,
+}
+
+
+def _multiply_adds(func: Any, args: tuple[Any, ...], output: Any) -> int:
+    """Return the multiply-adds of a convolution, matrix product or attention; 0 for the rest."""
+    formula = _FORMULAS.get(func._schema.name.partition("::")[2])  # noqa: SLF001 - no accessor
+    return formula(args, output) if formula else 0
+
+
+def _bytes_moved(func: Any, arguments: Sequence[Any], results: Sequence[Any]) -> int:
+    """Return the bytes an operator reads and writes, each tensor once and caches left aside.
+
+    Views and fresh empty tensors move nothing.
+    """
+    if func.is_view or func._schema.name.startswith("aten::empty"):  # noqa: SLF001 - no accessor
+        return 0
+    return sum(_nbytes(x) for x in (*arguments, *results) if isinstance(x, torch.Tensor))
+
+
+def _nbytes(tensor: torch.Tensor) -> int:
+    """Return the bytes a tensor covers; an expanded dimension is stored once."""
+    stored = (n for n, stride in zip(tensor.shape, tensor.stride(), strict=True) if stride)
+    return math.prod(stored) * tensor.element_size()

@@ -1,4 +1,7 @@
-"""PyTorch's own ways to run a model: eager, ``torch.compile``, and exported programs (``.pt2``)."""
+"""PyTorch's own ways to run a model: eager, ``torch.compile``, and what it exports (``.pt2``).
+
+That is a program, or a package of machine code (AOTInductor).
+"""
 
 from __future__ import annotations
 
@@ -6,15 +9,17 @@ import io
 import json
 import warnings
 import zipfile
+from contextlib import redirect_stderr
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 
-from reparam._support.files import write_bytes
+from reparam._support.files import scratch, write_bytes
 from reparam._support.processor import multiplies_bf16
 from reparam.deploy.engines._inputs import flat_outputs
-from reparam.deploy.engines._quiet import explained, quiet
+from reparam.deploy.engines._quiet import converting, explained, quiet
 from reparam.deploy.engines.base import (
     Engine,
     Format,
@@ -36,6 +41,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "METADATA_FILE",
+    "AotInductorEngine",
     "CompileEngine",
     "EagerEngine",
     "TorchRunner",
@@ -215,3 +221,61 @@ def load_program(path: Path) -> ExportedProgram:
         raise ExportError(f"{path.name} is no exported program, or it is cut short")
     with explained(f"{path.name} could not be loaded by torch.export"):
         return torch.export.load(path)
+
+
+def _write_package(conversion: Conversion, path: Path) -> Axes:
+    """Compile a model for this machine's processor."""
+    from torch._inductor import aoti_compile_and_package
+
+    program = conversion.program()
+    compiler = f"AOTInductor could not compile {conversion.name} (it needs a C++ compiler)"
+    with scratch() as folder:
+        # Elsewhere first: where the disk is full, PyTorch's own file writer ends the process.
+        package = folder / "package.pt2"
+        options = {"aot_inductor.metadata": dict(conversion.metadata)}
+        with converting(compiler), redirect_stderr(io.StringIO()):
+            aoti_compile_and_package(
+                program.exported, package_path=str(package), inductor_configs=options
+            )
+        path.write_bytes(package.read_bytes())
+    return program.axes
+
+
+def _package_metadata(path: Path) -> dict[str, str]:
+    """Return the metadata that a package holds, and none for a program."""
+    return dict(_load_package(path).get_metadata()) if is_package(path) else {}
+
+
+def _load_package(path: Path) -> Any:
+    from torch._inductor import aoti_load_package
+
+    with explained(f"{path.name} could not be loaded by AOTInductor"), quiet():
+        return aoti_load_package(str(path))
+
+
+@register
+class AotInductorEngine(Engine):
+    """The module compiled ahead of time by AOTInductor; the first compilation takes a while."""
+
+    name: ClassVar[str] = "aoti"
+    label: ClassVar[str] = "AOTInductor"
+    suffixes: ClassVar[tuple[str, ...]] = (".pt2",)
+    formats: ClassVar[tuple[Format, ...]] = (
+        Format("AOTInductor", ".pt2", name, _write_package, _package_metadata, backend="aoti"),
+    )
+    precisions: ClassVar[tuple[str, ...]] = ("fp32", "bf16")
+
+    def prepare(self, conversion: Conversion, settings: Settings) -> Runner:
+        """Compile the module for fixed shapes, in the precision that it is to run in."""
+        self.check(settings)
+        model = in_precision(conversion.model, settings.precision)
+        inputs = TorchRunner(model, settings).cast(conversion.inputs)
+        return super().prepare(replace(conversion, model=model, inputs=inputs), settings)
+
+    def open(self, path: Path, settings: Settings) -> Runner:
+        """Load a package; its precision is the one it was compiled in."""
+        if not is_package(path):
+            raise UnsupportedCaseError(
+                f"{path.name} holds a program and no machine code; the engine 'eager' runs it"
+            )
+        return TorchRunner(_load_package(path), settings)

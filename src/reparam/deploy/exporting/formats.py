@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from reparam.deploy.engines import Runner
     from reparam.deploy.engines.program import Axes, Conversion
 
-__all__ = ["Format", "find_format", "formats"]
+__all__ = ["Format", "find_format", "formats", "suffixes"]
 
 
 def _write_weights(conversion: Conversion, path: Path) -> Axes:
@@ -67,6 +67,11 @@ def formats() -> tuple[Format, ...]:
     return (_WEIGHTS, *(entry for engine in engines for entry in engine.formats))
 
 
+def suffixes() -> tuple[str, ...]:
+    """Return the suffixes of the formats, each once."""
+    return tuple(dict.fromkeys(entry.suffix for entry in formats()))
+
+
 def find_format(path: Path, backend: str | None = None) -> Format:
     """Return the format of a path.
 
@@ -75,10 +80,9 @@ def find_format(path: Path, backend: str | None = None) -> Format:
     """
     of_suffix = [entry for entry in formats() if entry.suffix == path.suffix.lower()]
     if not of_suffix:
-        known = ", ".join(dict.fromkeys(entry.suffix for entry in formats()))
         raise InputError(
             f"{path.name!r} has the suffix {path.suffix!r}, which is no export format; "
-            f"known suffixes: {known}"
+            f"known suffixes: {', '.join(suffixes())}"
         )
     for entry in of_suffix:
         if entry.backend == backend:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from reparam._support.arguments import PATH, takes
 from reparam._support.files import is_there, write_text
 from reparam._support.version import __version__
-from reparam.deploy.exporting.formats import formats
+from reparam.deploy.exporting.formats import formats, suffixes
 from reparam.errors import InputError, ReparamError
 
 if TYPE_CHECKING:
@@ -86,9 +86,9 @@ def read_metadata(path: str | os.PathLike[str]) -> dict[str, Any]:
         raise InputError(f"there is no file {file.name!r} in {file.parent}")
     entries = [entry for entry in formats() if entry.suffix == file.suffix.lower()]
     if not entries:
-        known = ", ".join(dict.fromkeys(entry.suffix for entry in formats()))
         raise InputError(
-            f"{file.name!r} holds no metadata that can be read; formats that do: {known}"
+            f"{file.name!r} holds no metadata that can be read; formats that do: "
+            f"{', '.join(suffixes())}"
         )
     try:
         return _content(file, entries)
