@@ -68,10 +68,10 @@ def significant(value: float, digits: int = 3) -> str:
 def tick(value: float) -> str:
     """A value on an axis.
 
-    >>> tick(1200.0), tick(2.5)
-    ('1,200', '2.5')
+    >>> tick(1200.0), tick(0.5), tick(1.25)
+    ('1,200', '0.5', '1.25')
     """
-    return f"{value:,.0f}" if value == int(value) else significant(value, 2)
+    return f"{value:,.0f}" if value == int(value) else significant(value).rstrip("0")
 
 
 def milliseconds(value: float) -> str:
