@@ -417,6 +417,21 @@ def test_broken_shards(files: dict[str, bytes] | None, message: str, tmp_path: P
         index_shards(str(path))
 
 
+def test_files_that_belong_to_no_sample_are_passed_over(tmp_path: Path) -> None:
+    path = tmp_path / "a.tar"
+    with tarfile.open(path, "w") as archive:
+        for name, content in (("LICENSE", b"x"), ("./1.png", png(1)), ("./1.cls", b"0")):
+            entry = tarfile.TarInfo(name)
+            entry.size = len(content)
+            archive.addfile(entry, io.BytesIO(content))
+    assert index_shards(str(path)).counts == (1,)
+
+
+def test_an_address_that_cannot_be_opened_is_refused() -> None:
+    with pytest.raises(DataError, match=r"nowhere://x\.tar cannot be read"):
+        index_shards("nowhere://x.tar")
+
+
 def test_missing_shard_is_named(tmp_path: Path) -> None:
     shard(tmp_path / "x-0.tar", 0, 2)
     with pytest.raises(DataError, match=r"x-1\.tar of .* does not exist"):

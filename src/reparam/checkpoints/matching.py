@@ -52,7 +52,6 @@ class Mismatch:
     needed: tuple[int, ...] | torch.dtype
 
     def __str__(self) -> str:
-        """Show both sides."""
         return f"{self.name} is {self.found} in the file and {self.needed} in the model"
 
 

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from reparam.lab.data.augment import Augment
-from reparam.lab.data.dataset import ImageData
-from reparam.lab.data.evaluation import EvalLoader, eval_loader
+from reparam.lab.data.dataset import EvalLoader, ImageData, eval_loader
 from reparam.lab.data.loaders import Sharding, TrainLoader, train_loader
 from reparam.lab.data.opening import open_data
 from reparam.lab.data.shards import ShardIndex, index_shards

@@ -1,4 +1,8 @@
-"""Decoding and resizing of single images."""
+"""Decoding and resizing of single images.
+
+Pillow reads them: ``torchvision.io.decode_image`` knows no BMP, TIFF or PPM, shows what is hidden
+behind transparency, and leaves grey of 16 bits as it is.
+"""
 
 from __future__ import annotations
 
@@ -16,9 +20,9 @@ from reparam.lab.data._seeds import derive_seed
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from reparam.lab.data.augment import Augment
+    from reparam.lab.data.augment import Epoch
 
-__all__ = ["SUFFIXES", "augment_image", "decode", "from_pil", "view"]
+__all__ = ["SUFFIXES", "decode", "from_pil", "shown", "view"]
 
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".ppm", ".webp", ".tif", ".tiff"})
 """What counts as an image, by the end of its name in lower case."""
@@ -149,17 +153,18 @@ def _middle(image: Tensor, size: tuple[int, int]) -> Tensor:
     return image[..., top : top + longest[0], left : left + longest[1]]
 
 
-def augment_image(
-    image: Tensor, size: tuple[int, int], augment: Augment, *, seed: int, epoch: int, index: int
-) -> Tensor:
-    """Return an image, uint8 (3, H, W), at `size`, cropped and colour-shifted at random.
+def shown(image: Tensor, size: tuple[int, int], epoch: Epoch | None, index: int) -> Tensor:
+    """Return an image, uint8 (3, H, W), at `size`, as evaluation sees it or an epoch of training.
 
-    The result is a function of the arguments alone, whichever process works it out.
+    In an epoch that asks for it, it is cropped and its colours are changed at random; the result is
+    a function of the arguments alone, whichever process works it out.
     """
-    transforms = _transforms()
+    if epoch is None or not epoch.augment.per_image:
+        return view(image, size)
+    augment, transforms = epoch.augment, _transforms()
     # torchvision draws from the global random state: give it one of its own and put ours back.
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(derive_seed(seed, "image", epoch, index))
+        torch.manual_seed(derive_seed(epoch.seed, "image", epoch.number, index))
         if augment.resized_crop > 0:
             crop = transforms.RandomResizedCrop(size, (augment.resized_crop, 1.0), antialias=True)
             image = crop(image)

@@ -5,57 +5,61 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
-from torch.utils.data import Dataset
+from torch.utils.data import DataLoader, Dataset
 
-from reparam.lab.data._images import augment_image, view
+from reparam.lab.data._images import shown
 from reparam.lab.data.splits import ArraySplit
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable, Iterator, Sequence
 
     from torch import Tensor
 
-    from reparam.lab.data.augment import Augment
+    from reparam.lab.data.augment import Epoch
     from reparam.lab.data.splits import StoredSplit
 
     Batch: TypeAlias = tuple[Tensor, Tensor]
 
-__all__ = ["Images", "rebatch"]
+__all__ = ["read", "rebatch"]
 
 
-class Images(Dataset[Any]):
-    """Single images by position, at one size; augmented when an epoch is given."""
+def read(
+    split: ArraySplit | StoredSplit,
+    size: tuple[int, int],
+    groups: Sequence[Tensor],
+    *,
+    epoch: Epoch | None = None,
+    workers: int = 0,
+) -> Iterator[Batch]:
+    """Yield a batch of uint8 images and labels for each group of positions in a split.
+
+    Args:
+        split: What is read.
+        size: (height, width) of the images; of a split in memory they have it already.
+        groups: Positions, int64.
+        epoch: Decides how single images are augmented; None for evaluation.
+        workers: Processes that decode; not used where no image is touched alone.
+    """
+    if isinstance(split, ArraySplit) and (epoch is None or not epoch.augment.per_image):
+        for group in groups:
+            part = split.take(group)
+            yield part.images, part.labels
+        return
+    sampler = [group.tolist() for group in groups]
+    yield from DataLoader(_Images(split, size, epoch), batch_sampler=sampler, num_workers=workers)
+
+
+class _Images(Dataset[Any]):
+    """Single images by position, at one size."""
 
     def __init__(
-        self,
-        split: ArraySplit | StoredSplit,
-        shape: tuple[int, int, int],
-        *,
-        augment: Augment | None = None,
-        seed: int = 0,
-        epoch: int = 0,
+        self, split: ArraySplit | StoredSplit, size: tuple[int, int], epoch: Epoch | None
     ) -> None:
-        self._split = split
-        self._size = shape[1:]
-        self._augment = augment if augment is not None and augment.per_image else None
-        self._seed = seed
-        self._epoch = epoch
+        self._split, self._size, self._epoch = split, size, epoch
 
     def __getitem__(self, position: int) -> tuple[Tensor, int]:
-        split = self._split
-        stored = split.images[position] if isinstance(split, ArraySplit) else split.read(position)
-        label = int(split.labels[position])
-        if self._augment is None:
-            return view(stored, self._size), label
-        image = augment_image(
-            stored,
-            self._size,
-            self._augment,
-            seed=self._seed,
-            epoch=self._epoch,
-            index=position,
-        )
-        return image, label
+        image = shown(self._split.read(position), self._size, self._epoch, position)
+        return image, int(self._split.labels[position])
 
 
 def rebatch(chunks: Iterable[Batch], size: int) -> Iterator[Batch]:

@@ -1,25 +1,36 @@
-"""What a data set is to the rest of the package: a frozen record with up to three splits."""
+"""What a data set is to the rest of the package, and how a split of it is read once, in order."""
 
 from __future__ import annotations
 
 import hashlib
+import math
 import warnings
 from dataclasses import dataclass
+from functools import partial
+from itertools import islice
 from typing import TYPE_CHECKING
 
 import torch
+from torch.utils.data import DataLoader
 
 from reparam._support.spelling import advice
 from reparam.errors import InputError
-from reparam.lab.data.evaluation import eval_loader
+from reparam.lab.data.batches import read, rebatch
+from reparam.lab.data.shards import ShardStream
 from reparam.lab.data.splits import ArraySplit, ShardSplit, Split
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
     from torch import Tensor
 
-__all__ = ["ImageData", "channel_statistics", "fingerprint_arrays"]
+    from reparam.lab.data.batches import Batch
+
+__all__ = ["EvalLoader", "ImageData", "eval_loader", "fingerprint_arrays", "image_data"]
+
+
+_IMAGENET_MEAN: tuple[float, ...] = (0.485, 0.456, 0.406)
+_IMAGENET_STD: tuple[float, ...] = (0.229, 0.224, 0.225)
 
 
 @dataclass(frozen=True, eq=False)
@@ -103,16 +114,10 @@ class ImageData:
             Float32 images, normalised, shape (N, C, H, W), and int64 labels, shape (N,).
         """
         count = len(split) if limit is None else min(limit, len(split))
-        images: list[Tensor] = []
-        labels: list[Tensor] = []
-        for some_images, some_labels in eval_loader(
-            self, split, batch_size=max(1, min(count, 500))
-        ):
-            images.append(some_images)
-            labels.append(some_labels)
-            if sum(map(len, labels)) >= count:
-                break
-        return torch.cat(images)[:count], torch.cat(labels)[:count]
+        size = max(1, min(count, 500))
+        read = islice(eval_loader(self, split, batch_size=size), max(1, math.ceil(count / size)))
+        images, labels = (torch.cat(parts)[:count] for parts in zip(*read, strict=True))
+        return images, labels
 
     def sample(self, count: int) -> tuple[Tensor, Tensor]:
         """Draw training images, the same at every call, as :meth:`tensors` returns them.
@@ -127,6 +132,86 @@ class ImageData:
         return self.tensors(split, limit=count)
 
 
+def image_data(
+    name: str,
+    class_names: tuple[str, ...],
+    splits: Mapping[str, Split],
+    size: tuple[int, int],
+    fingerprint: str,
+) -> ImageData:
+    """Put RGB images on record; without all of them in memory, normalised as ImageNet's are."""
+    train, mean, std = splits["train"], _IMAGENET_MEAN, _IMAGENET_STD
+    if isinstance(train, ArraySplit):
+        mean, std = _channel_statistics(train.images)
+    return ImageData(
+        name=name,
+        class_names=class_names,
+        image_shape=(3, *size),
+        mean=mean,
+        std=std,
+        train=train,
+        validation=splits["validation"],
+        test=splits.get("test"),
+        fingerprint=fingerprint,
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class EvalLoader:
+    """Every image of a split once, in batches; of several processes each reads its share.
+
+    Batches can be short and processes may get one image or shard less than others, so that
+    nothing is read twice.
+
+    Attributes:
+        data: Whose normalisation is used.
+        length: Number of batches, at most.
+        batches: Begins to read them, as uint8 images and labels.
+    """
+
+    data: ImageData
+    length: int
+    batches: Callable[[], Iterable[Batch]]
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __iter__(self) -> Iterator[Batch]:
+        """Yield normalised images, float32 (B, C, H, W), and labels, int64 (B,)."""
+        for images, labels in self.batches():
+            yield self.data.normalise(images), labels
+
+
+def eval_loader(
+    data: ImageData,
+    split: Split,
+    *,
+    batch_size: int,
+    rank: int = 0,
+    world_size: int = 1,
+    workers: int = 0,
+) -> EvalLoader:
+    """Return a loader of a split of `data`, in stored order.
+
+    Args:
+        data: Whose normalisation is used.
+        split: What is read.
+        batch_size: Images of one batch.
+        rank: This process.
+        world_size: Number of processes.
+        workers: Processes that decode; not used where nothing is decoded.
+    """
+    size = data.image_shape[1:]
+    if isinstance(split, ShardSplit):
+        stream = ShardStream(split, size, rank=rank, world_size=world_size)
+        mine = sum(split.counts[shard] for shard in stream.shards())
+        chunks = DataLoader(stream, batch_size=None, num_workers=workers)
+        return EvalLoader(data, -(-mine // batch_size), partial(rebatch, chunks, batch_size))
+    indices = torch.arange(rank, len(split), world_size)
+    groups = [group for group in torch.split(indices, batch_size) if len(group)]
+    return EvalLoader(data, len(groups), partial(read, split, size, groups, workers=workers))
+
+
 def fingerprint_arrays(splits: Sequence[ArraySplit]) -> str:
     """Return a hex digest of the pixel values, the labels and their shapes."""
     digest = hashlib.sha256()
@@ -137,7 +222,7 @@ def fingerprint_arrays(splits: Sequence[ArraySplit]) -> str:
     return digest.hexdigest()
 
 
-def channel_statistics(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
+def _channel_statistics(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Return mean and standard deviation of each channel of uint8 images, shape (N, C, H, W).
 
     Both in units of pixel value / 255; a channel of one value gets the deviation of one level.

@@ -1,4 +1,8 @@
-"""ImageFolder trees, in a directory or in a zip file that stays packed."""
+"""ImageFolder trees, in a directory or in a zip file that stays packed.
+
+torchvision's own ``ImageFolder`` reads directories alone, takes split folders for classes, and
+leaves images to whoever opens them.
+"""
 
 from __future__ import annotations
 
@@ -9,13 +13,16 @@ import zipfile
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import NoReturn, Protocol
+from typing import TYPE_CHECKING, NoReturn
 
 import torch
 
 from reparam.errors import DataError
 from reparam.lab.data._images import SUFFIXES, decode
 from reparam.lab.data.splits import StoredSplit
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
 
 __all__ = ["FolderContent", "read_folder"]
 
@@ -48,30 +55,42 @@ class FolderContent:
     fingerprint: str
 
 
-class _Archive(Protocol):
-    """A tree of files.
+class _Tree:
+    """A tree of files, of which the images are numbered in the order of their names.
 
     Attributes:
         path: Where it is.
         names: Its images.
-        empty: Folders with no image in or below them.
-        digest: Of names and sizes.
+        empty: The outermost folders in and below which there is no image.
+        digest: Hex digest of the images' names and what is known of them unread.
     """
 
-    path: Path
-    names: tuple[str, ...]
-    empty: tuple[str, ...]
-    digest: str
+    def __init__(self, path: Path, images: Mapping[str, str], folders: Iterable[str]) -> None:
+        """Number the images, given with what goes into the digest."""
+        self.path = path
+        self.names = tuple(sorted(images))
+        filled = {str(parent) for name in images for parent in PurePosixPath(name).parents}
+        empty = {name for name in folders if name not in filled and _is_shown(name)}
+        self.empty = sorted(n for n in empty if str(PurePosixPath(n).parent) not in empty)
+        digest = hashlib.sha256()
+        for name in self.names:
+            digest.update(os.fsencode(f"{name}\0{images[name]}\0"))
+        self.digest = digest.hexdigest()
 
-    def content(self, name: str) -> bytes: ...
+    def read(self, index: int) -> torch.Tensor:
+        """Return one image at the size it is stored in, uint8, shape (3, H, W)."""
+        name = self.names[index]
+        return decode(self.content(name), f"{self.path}:{name}")
+
+    def content(self, name: str) -> bytes:
+        """Return one file."""
+        raise NotImplementedError
 
 
-class _Directory:
+class _Directory(_Tree):
     """The images under a directory, links followed."""
 
     def __init__(self, path: Path) -> None:
-        self.path = path
-        digest = hashlib.sha256()
         names, below = [], []
         for folder, folders, files in os.walk(path, followlinks=True, onerror=_raise_unlisted):
             _check_no_cycle(Path(folder), path)
@@ -79,12 +98,7 @@ class _Directory:
             relative = Path(folder).relative_to(path)
             below += [(relative / name).as_posix() for name in folders]
             names += [(relative / file).as_posix() for file in files if _is_image(file)]
-        self.names = tuple(sorted(names))
-        self.empty = _without_images(below, self.names)
-        for name in self.names:
-            size = os.fsencode(str(_regular(path / name).st_size))
-            digest.update(os.fsencode(name) + b"\0" + size + b"\0")
-        self.digest = digest.hexdigest()
+        super().__init__(path, {n: str(_regular(path / n).st_size) for n in sorted(names)}, below)
 
     def content(self, name: str) -> bytes:
         file = self.path / name
@@ -95,21 +109,15 @@ class _Directory:
             raise DataError(f"{file} cannot be read: {error.strerror}") from error
 
 
-class _Zip:
+class _Zip(_Tree):
     """The images in a zip file; each process opens it anew, for a file position is not shared."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self._opened: tuple[int, zipfile.ZipFile] | None = None
-        digest = hashlib.sha256()
-        entries = sorted(self._file().infolist(), key=lambda entry: entry.filename)
-        folders = [entry.filename.rstrip("/") for entry in entries if entry.is_dir()]
-        entries = [entry for entry in entries if _is_image(entry.filename)]
-        for entry in entries:
-            digest.update(f"{entry.filename}\0{entry.file_size}\0{entry.CRC}\0".encode())
-        self.names = tuple(entry.filename for entry in entries)
-        self.empty = _without_images(folders, self.names)
-        self.digest = digest.hexdigest()
+        entries = self._file().infolist()
+        images = {e.filename: f"{e.file_size}\0{e.CRC}" for e in entries if _is_image(e.filename)}
+        super().__init__(path, images, [e.filename.rstrip("/") for e in entries if e.is_dir()])
 
     def content(self, name: str) -> bytes:
         archive = self._file()
@@ -136,17 +144,6 @@ class _Zip:
         return {**self.__dict__, "_opened": None}
 
 
-@dataclass(frozen=True, eq=False)
-class _FolderSource:
-    """Reads the n-th image of a tree."""
-
-    archive: _Archive
-
-    def read(self, index: int) -> torch.Tensor:
-        name = self.archive.names[index]
-        return decode(self.archive.content(name), f"{self.archive.path}:{name}")
-
-
 def read_folder(path: Path) -> FolderContent:
     """List an ImageFolder tree: ``<class>/<image>``, with or without split folders above.
 
@@ -162,7 +159,7 @@ def read_folder(path: Path) -> FolderContent:
         raise DataError(f"{path} does not exist (looked in {Path.cwd()})")
     if not path.is_dir():
         _regular(path)
-    archive: _Archive = _Directory(path) if path.is_dir() else _Zip(path)
+    archive = _Directory(path) if path.is_dir() else _Zip(path)
     if not archive.names:
         kinds = ", ".join(sorted(SUFFIXES))
         raise DataError(f"{path} holds no images (files ending in {kinds})")
@@ -186,7 +183,7 @@ def _look_through(parts: list[tuple[str, ...]]) -> tuple[list[tuple[str, ...]], 
     return parts, only
 
 
-def _sort_out(archive: _Archive, parts: list[tuple[str, ...]], only: str) -> FolderContent:
+def _sort_out(archive: _Tree, parts: list[tuple[str, ...]], only: str) -> FolderContent:
     heads = {part[0].lower() for part in parts}
     has_splits = heads <= _SPLIT_NAMES.keys() and min(map(len, parts)) >= 2
     _check_all_splits(archive, parts)
@@ -198,16 +195,15 @@ def _sort_out(archive: _Archive, parts: list[tuple[str, ...]], only: str) -> Fol
     _check_trained_on(archive, names, split_names)
     number = {name: label for label, name in enumerate(class_names)}
     labels = torch.tensor([number[name] for name in names], dtype=torch.int64)
-    source = _FolderSource(archive)
     splits = {}
     for split in Counter(split_names):
         members = [index for index, name in enumerate(split_names) if name == split]
         indices = torch.tensor(members, dtype=torch.int64)
-        splits[split] = StoredSplit(source, indices, labels[indices])
+        splits[split] = StoredSplit(archive, indices, labels[indices])
     return FolderContent(class_names, splits, archive.digest)
 
 
-def _check_filled(archive: _Archive, *, depth: int) -> None:
+def _check_filled(archive: _Tree, *, depth: int) -> None:
     """Refuse a class folder without images: it would vanish and shift the labels of the others."""
     for name in archive.empty:
         if len(PurePosixPath(name).parts) <= depth:
@@ -218,7 +214,7 @@ def _check_filled(archive: _Archive, *, depth: int) -> None:
             )
 
 
-def _check_all_splits(archive: _Archive, parts: list[tuple[str, ...]]) -> None:
+def _check_all_splits(archive: _Tree, parts: list[tuple[str, ...]]) -> None:
     """Refuse folders beside splits, which would make classes of the splits."""
     split = {part[0] for part in parts if part[0].lower() in _SPLIT_NAMES}
     others = {part[0] for part in parts} - split
@@ -229,7 +225,7 @@ def _check_all_splits(archive: _Archive, parts: list[tuple[str, ...]]) -> None:
         )
 
 
-def _check_trained_on(archive: _Archive, names: list[str], splits: list[str]) -> None:
+def _check_trained_on(archive: _Tree, names: list[str], splits: list[str]) -> None:
     """Refuse a class that only the validation or test images have: no net could learn it."""
     if "train" not in splits:
         return
@@ -240,13 +236,6 @@ def _check_trained_on(archive: _Archive, names: list[str], splits: list[str]) ->
                 f"{archive.path}: the class {name!r} of the {split} images has no training images; "
                 "every class needs some, under the same name"
             )
-
-
-def _without_images(folders: list[str], images: tuple[str, ...]) -> tuple[str, ...]:
-    """The outermost of the folders in and below which there is no image."""
-    filled = {str(parent) for name in images for parent in PurePosixPath(name).parents}
-    empty = {name for name in folders if name not in filled and _is_shown(name)}
-    return tuple(sorted(n for n in empty if str(PurePosixPath(n).parent) not in empty))
 
 
 def _check_no_cycle(folder: Path, root: Path) -> None:

@@ -3,7 +3,8 @@
 A training loader is an endless row of batches with a *position*; it can be told to continue
 anywhere. The images of an optimizer step and their augmentation are drawn for the whole step, and
 each process and each part of an accumulated step takes its rows of it: two processes see between
-them exactly what one would.
+them exactly what one would. (torchdata's StatefulDataLoader goes on as well, but on as many
+processes, each with a state of its own.)
 """
 
 from __future__ import annotations
@@ -16,10 +17,10 @@ from torch.utils.data import DataLoader
 
 from reparam.errors import DataError
 from reparam.lab.data._seeds import generator
-from reparam.lab.data.augment import augment_batch, draw_batch
-from reparam.lab.data.batches import Images, rebatch
+from reparam.lab.data.augment import Epoch, augment_batch, draw_batch
+from reparam.lab.data.batches import read, rebatch
 from reparam.lab.data.shards import CHUNK, ShardStream
-from reparam.lab.data.splits import ArraySplit, ShardSplit, StoredSplit
+from reparam.lab.data.splits import ShardSplit
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from reparam.lab.data.augment import Augment
     from reparam.lab.data.batches import Batch
     from reparam.lab.data.dataset import ImageData
+    from reparam.lab.data.splits import ArraySplit, StoredSplit
 
 __all__ = ["Sharding", "TrainLoader", "train_loader"]
 
@@ -50,7 +52,6 @@ class Sharding:
     accumulate: int = 1
 
     def __post_init__(self) -> None:
-        """Check that a step can be dealt out evenly."""
         parts = self.world_size * self.accumulate
         if self.batch_size < 1 or self.batch_size % parts:
             raise DataError(
@@ -81,7 +82,9 @@ class TrainLoader:
         batch: Number of the next batch within its epoch, on this process.
     """
 
-    def __init__(self, data: ImageData, sharding: Sharding, augment: Augment, seed: int) -> None:
+    def __init__(
+        self, data: ImageData, sharding: Sharding, augment: Augment, seed: int, workers: int
+    ) -> None:
         """Start at the first batch of epoch 0 of the training split of `data`."""
         self.data = data
         self.sharding = sharding
@@ -89,6 +92,8 @@ class TrainLoader:
         self.seed = seed
         self.epoch = 0
         self.batch = 0
+        self._workers = workers
+        self._ordered = (-1, torch.empty(0))
         self._fill = torch.tensor(data.mean).mul(255.0).round()
         if len(self) == 0:
             raise DataError(
@@ -107,10 +112,11 @@ class TrainLoader:
         Images are normalised, float32, shape (B, C, H, W); labels are int64, shape (B,).
         """
         # A generator: the position is read when the first batch is asked for, not before.
-        epoch = self.epoch
+        number = self.epoch
+        epoch = Epoch(self.seed, number, self.augment)
         for batch, (images, labels) in enumerate(self._read(epoch, self.batch), start=self.batch):
             last = batch + 1 == len(self)
-            self.epoch, self.batch = (epoch + 1, 0) if last else (epoch, batch + 1)
+            self.epoch, self.batch = (number + 1, 0) if last else (number, batch + 1)
             step, part = divmod(batch, self.sharding.accumulate)
             yield self._finish(images, epoch, step, part), labels
 
@@ -122,94 +128,57 @@ class TrainLoader:
         """Continue at the position of :meth:`state_dict`."""
         self.epoch, self.batch = int(state["epoch"]), int(state["batch"])
 
-    def _read(self, epoch: int, start: int) -> Iterator[Batch]:
+    def _read(self, epoch: Epoch, start: int) -> Iterator[Batch]:
         """Yield uint8 images and labels of this process from one batch to the epoch's end."""
         raise NotImplementedError
 
-    def _indices(self, epoch: int, step: int) -> Tensor:
+    def _indices(self, epoch: Epoch, step: int) -> Tensor:
         """Return numbers that identify the images of a whole step, int64, shape (batch_size,)."""
+        if self._ordered[0] != epoch.number:
+            random = generator(self.seed, "order", epoch.number)
+            order = torch.randperm(len(self.data.train), generator=random)
+            self._ordered = (epoch.number, order)
         first = step * self.sharding.batch_size
-        return self._order(epoch)[first : first + self.sharding.batch_size]
+        return self._ordered[1][first : first + self.sharding.batch_size]
 
-    def _order(self, epoch: int) -> Tensor:
-        count = len(self.data.train)
-        if getattr(self, "_ordered", (-1,))[0] != epoch:
-            order = torch.randperm(count, generator=generator(self.seed, "order", epoch))
-            self._ordered = (epoch, order)
-        return self._ordered[1]
-
-    def _finish(self, images: Tensor, epoch: int, step: int, part: int) -> Tensor:
+    def _finish(self, images: Tensor, epoch: Epoch, step: int, part: int) -> Tensor:
         size = (int(images.shape[-2]), int(images.shape[-1]))
         indices = self._indices(epoch, step)
-        draws = draw_batch(self.augment, indices, size, seed=self.seed, epoch=epoch, step=step)
+        draws = draw_batch(
+            self.augment, indices, size, seed=self.seed, epoch=epoch.number, step=step
+        )
         mine = draws.rows(self.sharding.rows(part))
         images = augment_batch(images, mine, cutout=self.augment.cutout, fill=self._fill)
         return self.data.normalise(images)
 
 
-class _ArrayTrainLoader(TrainLoader):
-    """Batches of a split in memory: nothing is decoded, no image is touched alone."""
+class _IndexedTrainLoader(TrainLoader):
+    """Batches of a split whose images can be read in any order."""
 
-    def __init__(
-        self, data: ImageData, split: ArraySplit, sharding: Sharding, augment: Augment, seed: int
-    ) -> None:
-        super().__init__(data, sharding, augment, seed)
+    def __init__(self, split: ArraySplit | StoredSplit, *arguments: Any) -> None:
+        super().__init__(*arguments)
         self._split = split
 
-    def _read(self, epoch: int, start: int) -> Iterator[Batch]:
-        for batch in range(start, len(self)):
-            step, part = divmod(batch, self.sharding.accumulate)
-            mine = self._split.take(self._indices(epoch, step)[self.sharding.rows(part)])
-            yield mine.images, mine.labels
-
-
-class _ImageTrainLoader(TrainLoader):
-    """Batches of images that are decoded, or augmented, one by one in worker processes."""
-
-    def __init__(
-        self,
-        data: ImageData,
-        split: ArraySplit | StoredSplit,
-        sharding: Sharding,
-        augment: Augment,
-        seed: int,
-        workers: int,
-    ) -> None:
-        super().__init__(data, sharding, augment, seed)
-        self._split = split
-        self._workers = workers
-
-    def _read(self, epoch: int, start: int) -> Iterator[Batch]:
-        batches = []
-        for batch in range(start, len(self)):
-            step, part = divmod(batch, self.sharding.accumulate)
-            batches.append(self._indices(epoch, step)[self.sharding.rows(part)].tolist())
-        images = Images(
-            self._split, self.data.image_shape, augment=self.augment, seed=self.seed, epoch=epoch
-        )
-        yield from DataLoader(images, batch_sampler=batches, num_workers=self._workers)
+    def _read(self, epoch: Epoch, start: int) -> Iterator[Batch]:
+        parts = [divmod(batch, self.sharding.accumulate) for batch in range(start, len(self))]
+        groups = [self._indices(epoch, step)[self.sharding.rows(part)] for step, part in parts]
+        size = self.data.image_shape[1:]
+        return read(self._split, size, groups, epoch=epoch, workers=self._workers)
 
 
 class _ShardTrainLoader(TrainLoader):
     """Batches of streamed shards; the number of workers is part of what decides their order."""
 
     def __init__(
-        self,
-        data: ImageData,
-        split: ShardSplit,
-        sharding: Sharding,
-        augment: Augment,
-        seed: int,
-        workers: int,
+        self, split: ShardSplit, data: ImageData, sharding: Sharding, *arguments: Any
     ) -> None:
         self._split = split
-        self._workers = workers
         if len(split.urls) < sharding.world_size:
             raise DataError(
                 f"{data.name} has {len(split.urls)} shards for {sharding.world_size} processes, "
                 "which read one each at least: write more, smaller shards"
             )
-        super().__init__(data, sharding, augment, seed)
+        super().__init__(data, sharding, *arguments)
 
     def __len__(self) -> int:
         """Return the number of batches that every process gets, whichever shards it draws."""
@@ -234,16 +203,14 @@ class _ShardTrainLoader(TrainLoader):
             )
         super().load_state_dict(state)
 
-    def _read(self, epoch: int, start: int) -> Iterator[Batch]:
+    def _read(self, epoch: Epoch, start: int) -> Iterator[Batch]:
         part = self.sharding.part_size
         stream = ShardStream(
             self._split,
             self.data.image_shape[1:],
             rank=self.sharding.rank,
             world_size=self.sharding.world_size,
-            seed=self.seed,
             epoch=epoch,
-            augment=self.augment,
             skip=start * part // CHUNK,
         )
         chunks = DataLoader(stream, batch_size=None, num_workers=self._workers)
@@ -251,7 +218,7 @@ class _ShardTrainLoader(TrainLoader):
             if batch >= start:
                 yield content
 
-    def _indices(self, epoch: int, step: int) -> Tensor:
+    def _indices(self, epoch: Epoch, step: int) -> Tensor:
         # A stream has no numbers: coins are tossed for places in the epoch.
         del epoch
         first = step * self.sharding.batch_size
@@ -273,9 +240,6 @@ def train_loader(
     Raises:
         DataError: There are too few images or shards for one batch.
     """
-    split = data.train
-    if isinstance(split, ShardSplit):
-        return _ShardTrainLoader(data, split, sharding, augment, seed, workers)
-    if isinstance(split, ArraySplit) and not augment.per_image:
-        return _ArrayTrainLoader(data, split, sharding, augment, seed)
-    return _ImageTrainLoader(data, split, sharding, augment, seed, workers)
+    if isinstance(data.train, ShardSplit):
+        return _ShardTrainLoader(data.train, data, sharding, augment, seed, workers)
+    return _IndexedTrainLoader(data.train, data, sharding, augment, seed, workers)

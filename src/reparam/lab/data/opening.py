@@ -10,12 +10,11 @@ import torch
 
 from reparam.errors import DataError
 from reparam.lab.data._images import view
-from reparam.lab.data._seeds import generator
-from reparam.lab.data.dataset import ImageData, channel_statistics
+from reparam.lab.data.dataset import ImageData, image_data
 from reparam.lab.data.digits import open_digits
 from reparam.lab.data.folder import FolderContent, read_folder
-from reparam.lab.data.shards import ShardIndex, is_shard_pattern, read_shards
-from reparam.lab.data.splits import ArraySplit, ShardSplit, StoredSplit
+from reparam.lab.data.shards import is_shard_pattern, read_shards
+from reparam.lab.data.splits import ArraySplit, Split, StoredSplit, dealt_by_class
 from reparam.lab.data.tv import DEFAULT_ROOT, read_torchvision
 
 if TYPE_CHECKING:
@@ -23,8 +22,6 @@ if TYPE_CHECKING:
 
 __all__ = ["open_data"]
 
-_IMAGENET_MEAN = (0.485, 0.456, 0.406)
-_IMAGENET_STD = (0.229, 0.224, 0.225)
 _LARGE = 224
 """Side in pixels of images that have no common size."""
 _LARGEST = 8192
@@ -33,7 +30,6 @@ _SMALL = 64
 """Up to this side, images are held in memory if there is room."""
 _MEMORY_BYTES = 1 << 30
 _HOLDOUT = 0.1
-_HOLDOUT_SEED = 2021
 
 
 def open_data(
@@ -85,19 +81,18 @@ def open_data(
     if is_shard_pattern(name):
         return _open_shards(name, validation, image_size or _LARGE, shard_index)
     content = _read(name, Path(root))
+    other = None if validation is None else _read(str(validation), Path(root))
     if len(content.class_names) < 2:
         raise DataError(
             f"{name} holds the one class {content.class_names[0]!r}; needed two or more"
         )
-    splits = _choose_splits(name, content, validation, Path(root))
-    fingerprint = content.fingerprint
-    if validation is not None:
-        fingerprint = f"{fingerprint}+{_read(str(validation), Path(root)).fingerprint}"
+    splits = _choose_splits(content, name, other, str(validation))
+    fingerprints = [each.fingerprint for each in (content, other) if each is not None]
     return _assemble(
         name,
         content.class_names,
         splits,
-        fingerprint,
+        "+".join(fingerprints),
         image_size=image_size,
         in_memory=in_memory,
     )
@@ -119,43 +114,34 @@ def _read(name: str, root: Path) -> FolderContent:
 
 
 def _choose_splits(
-    name: str, content: FolderContent, validation: str | Path | None, root: Path
+    content: FolderContent, name: str, validation: FolderContent | None, other: str
 ) -> dict[str, StoredSplit]:
-    found = dict(content.splits)
+    found = content.splits
     if validation is not None:
-        other = _read(str(validation), root)
-        _same_classes(name, content.class_names, str(validation), other.class_names)
-        whole = list(other.splits.values())
-        if len(whole) > 1:
-            names = ", ".join(other.splits)
+        _same_classes(name, content.class_names, other, validation.class_names)
+        if len(validation.splits) > 1:
+            names = ", ".join(validation.splits)
             raise DataError(
-                f"{validation} has the splits {names}: give a source of one split as validation "
+                f"{other} has the splits {names}: give a source of one split as validation "
                 "data, or leave it out to use the splits of one source"
             )
         train = found.get("train", found.get("all", next(iter(found.values()))))
-        return {"train": train, "validation": whole[0]}
+        return {"train": train, "validation": next(iter(validation.splits.values()))}
     if "train" in found and "validation" in found:
         return found
     if "train" in found and "test" in found:
         return {"train": found["train"], "validation": found["test"]}
-    train, held_out = _hold_out(next(iter(found.values())))
-    return {"train": train, "validation": held_out}
-
-
-def _hold_out(split: StoredSplit) -> tuple[StoredSplit, StoredSplit]:
-    """Split off a tenth of each class, the same on every machine; at least one image."""
-    held_out = []
-    for label in range(int(split.labels.max()) + 1):
-        members = torch.nonzero(split.labels == label).flatten()
-        order = torch.randperm(len(members), generator=generator(_HOLDOUT_SEED, label))
-        count = max(1, round(len(members) * _HOLDOUT)) if len(members) > 1 else 0
-        held_out.append(members[order[:count]])
-    chosen = torch.cat(held_out).sort().values
-    kept = torch.ones(len(split), dtype=torch.bool)
-    kept[chosen] = False
-    if len(chosen) == 0:
+    whole = next(iter(found.values()))
+    held_out, kept = dealt_by_class(whole.labels, _counts)
+    if len(held_out) == 0:
         raise DataError("every class has one image only; bring validation data, or more images")
-    return split.take(torch.nonzero(kept).flatten()), split.take(chosen)
+    return {"train": whole.take(kept), "validation": whole.take(held_out)}
+
+
+def _counts(members: int) -> tuple[int, int]:
+    """Hold out a tenth of a class, at least one image."""
+    held_out = max(1, round(members * _HOLDOUT)) if members > 1 else 0
+    return held_out, members - held_out
 
 
 def _same_classes(
@@ -183,24 +169,10 @@ def _assemble(
     size = (image_size, image_size) if image_size else _common_size(stored["train"])
     count = sum(map(len, stored.values()))
     fits = max(size) <= _SMALL and count * 3 * size[0] * size[1] <= _MEMORY_BYTES
-    mean, std = _IMAGENET_MEAN, _IMAGENET_STD
-    splits: dict[str, ArraySplit | StoredSplit] = dict(stored)
+    splits: dict[str, Split] = dict(stored)
     if fits if in_memory is None else in_memory:
-        arrays = {key: _decode_all(split, size) for key, split in stored.items()}
-        statistics = channel_statistics(arrays["train"].images)
-        mean, std = statistics  # type: ignore[assignment] # three channels
-        splits = dict(arrays)
-    return ImageData(
-        name=name,
-        class_names=class_names,
-        image_shape=(3, *size),
-        mean=mean,
-        std=std,
-        train=splits["train"],
-        validation=splits["validation"],
-        test=splits.get("test"),
-        fingerprint=fingerprint,
-    )
+        splits = {key: _decode_all(split, size) for key, split in stored.items()}
+    return image_data(name, class_names, splits, size, fingerprint)
 
 
 def _common_size(split: StoredSplit) -> tuple[int, int]:
@@ -228,20 +200,16 @@ def _open_shards(
             f"{pattern} are training shards; give the pattern of validation shards as well"
         )
     train = read_shards(pattern, index)
-    held_out: ShardIndex = read_shards(str(validation), None)
+    held_out = read_shards(str(validation), None)
     if held_out.classes > train.classes:
         raise DataError(
             f"{validation} has the class {held_out.classes - 1} and the training shards {pattern} "
             f"end with class {train.classes - 1}: both must have the same classes"
         )
-    return ImageData(
-        name=pattern,
-        class_names=tuple(map(str, range(train.classes))),
-        image_shape=(3, size, size),
-        mean=_IMAGENET_MEAN,
-        std=_IMAGENET_STD,
-        train=ShardSplit(train.urls, train.counts),
-        validation=ShardSplit(held_out.urls, held_out.counts),
-        test=None,
-        fingerprint=f"{train.fingerprint}+{held_out.fingerprint}",
+    return image_data(
+        pattern,
+        tuple(map(str, range(train.classes))),
+        {"train": train, "validation": held_out},
+        (size, size),
+        f"{train.fingerprint}+{held_out.fingerprint}",
     )

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+import posixpath
 import random
 import tarfile
 from dataclasses import asdict, dataclass
-from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 from torch.utils.data import IterableDataset, get_worker_info
@@ -20,41 +21,40 @@ from torch.utils.data import IterableDataset, get_worker_info
 from reparam._support.files import write_text
 from reparam._support.optional import require
 from reparam.errors import DataError
-from reparam.lab.data._images import SUFFIXES, augment_image, decode, view
+from reparam.lab.data._images import SUFFIXES, decode, shown
 from reparam.lab.data._seeds import derive_seed
+from reparam.lab.data.splits import ShardSplit
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from torch import Tensor
 
-    from reparam.lab.data.augment import Augment
-    from reparam.lab.data.splits import ShardSplit
+    from reparam.lab.data.augment import Epoch
 
 __all__ = ["ShardIndex", "ShardStream", "index_shards", "is_shard_pattern", "read_shards"]
 
 CHUNK = 16
 """Images that a worker hands over at a time."""
 
+Sample: TypeAlias = "dict[str, Any]"
+"""Contents of files (bytes) by the endings of their names; under ``__key__`` what they share."""
+
 
 @dataclass(frozen=True)
-class ShardIndex:
+class ShardIndex(ShardSplit):
     """What has to be known about shards before a run starts.
 
     Attributes:
-        urls: The shards.
-        counts: Number of images in each.
         classes: Number of classes: one more than the highest class found.
     """
 
-    urls: tuple[str, ...]
-    counts: tuple[int, ...]
     classes: int
 
     @property
     def fingerprint(self) -> str:
         """Hex digest of the shards' file names and counts."""
-        names = [url.rpartition("/")[2] for url in self.urls]
+        names = [*map(_file_name, self.urls)]
         return hashlib.sha256(json.dumps([names, self.counts]).encode()).hexdigest()
 
     def save(self, path: str | Path) -> None:
@@ -106,7 +106,7 @@ def read_shards(pattern: str, index: str | Path | None) -> ShardIndex:
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(f"{index} is not an index of shards: {error}") from error
     urls = _expand(pattern)
-    if [url.rpartition("/")[2] for url in known.urls] != [url.rpartition("/")[2] for url in urls]:
+    if [*map(_file_name, known.urls)] != [*map(_file_name, urls)]:
         raise DataError(
             f"{index} lists {len(known.urls)} shards that are not the {len(urls)} of {pattern}: "
             "make a new index with reparam.lab.data.index_shards"
@@ -126,9 +126,8 @@ class ShardStream(IterableDataset[Any]):
         size: (height, width) of the images handed over.
         rank: This process.
         world_size: Number of processes.
-        seed: None for evaluation: stored order, no augmentation.
-        epoch: Decides the order of the shards, of the images in the buffer, and the augmentation.
-        augment: What to do to single images.
+        epoch: Decides the order of the shards, of the images in the buffer, and the augmentation;
+            None for evaluation, in stored order.
         buffer: Number of encoded images from which the next is drawn.
         skip: Chunks at the beginning, counted over all workers in turn, that were seen before the
             run was resumed: they are not decoded, their images come blank.
@@ -138,17 +137,15 @@ class ShardStream(IterableDataset[Any]):
     size: tuple[int, int]
     rank: int = 0
     world_size: int = 1
-    seed: int | None = None
-    epoch: int = 0
-    augment: Augment | None = None
+    epoch: Epoch | None = None
     buffer: int = 2048
     skip: int = 0
 
     def shards(self) -> list[int]:
         """Return the numbers of the shards that this process reads."""
         order = list(range(len(self.split.urls)))
-        if self.seed is not None:
-            _random(self.seed, "shards", self.epoch).shuffle(order)
+        if self.epoch is not None:
+            _random(self.epoch.seed, "shards", self.epoch.number).shuffle(order)
         return order[self.rank :: self.world_size]
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
@@ -182,7 +179,7 @@ class ShardStream(IterableDataset[Any]):
         if images:
             yield torch.stack(images), torch.tensor(labels)
 
-    def _raw(self, shards: list[int]) -> Iterator[tuple[str, dict[str, bytes]]]:
+    def _raw(self, shards: list[int]) -> Iterator[tuple[str, Sample]]:
         for shard in shards:
             url = self.split.urls[shard]
             count = 0
@@ -197,13 +194,13 @@ class ShardStream(IterableDataset[Any]):
                 )
 
     def _shuffled(
-        self, samples: Iterator[tuple[str, dict[str, bytes]]], worker: int
-    ) -> Iterator[tuple[str, dict[str, bytes]]]:
-        if self.seed is None:
+        self, samples: Iterator[tuple[str, Sample]], worker: int
+    ) -> Iterator[tuple[str, Sample]]:
+        if self.epoch is None:
             yield from samples
             return
-        draw = _random(self.seed, "buffer", self.epoch, self.rank, worker)
-        held: list[tuple[str, dict[str, bytes]]] = []
+        draw = _random(self.epoch.seed, "buffer", self.epoch.number, self.rank, worker)
+        held: list[tuple[str, Sample]] = []
         for sample in samples:
             if len(held) < self.buffer:
                 held.append(sample)
@@ -217,15 +214,14 @@ class ShardStream(IterableDataset[Any]):
     def _blank(self, count: int) -> Tensor:
         return torch.zeros(count, 3, *self.size, dtype=torch.uint8)
 
-    def _decode(self, sample: dict[str, bytes], url: str) -> Tensor:
-        key = sample["__key__"].decode()
+    def _decode(self, sample: Sample, url: str) -> Tensor:
+        key = sample["__key__"]
         image = decode(_image_bytes(sample, url), f"{url}:{key}")
-        if self.seed is None or self.augment is None or not self.augment.per_image:
-            return view(image, self.size)
-        number = derive_seed(0, url.rpartition("/")[2], key)
-        return augment_image(
-            image, self.size, self.augment, seed=self.seed, epoch=self.epoch, index=number
-        )
+        return shown(image, self.size, self.epoch, derive_seed(0, _file_name(url), key))
+
+
+def _file_name(url: str) -> str:
+    return url.rpartition("/")[2]
 
 
 def _random(seed: int, *coordinates: int | str) -> random.Random:
@@ -242,38 +238,29 @@ def _expand(pattern: str) -> tuple[str, ...]:
     return urls
 
 
-def _samples(url: str) -> Iterator[dict[str, bytes]]:
+def _samples(url: str) -> Iterator[Sample]:
     """Yield the samples of one shard in stored order: contents by ending, and ``__key__``."""
     wds = require("webdataset", extra="train", purpose="Reading shards")
-    sample: dict[str, bytes] = {}
+    tars = wds.tariterators
     try:
-        with wds.gopen(url) as stream, tarfile.open(fileobj=stream, mode="r|*") as archive:
-            for entry in archive:
-                if not entry.isfile():
-                    continue
-                folder, name = PurePosixPath(entry.name).parent, PurePosixPath(entry.name).name
-                stem, _, ending = name.partition(".")
-                key = (folder / stem).as_posix().encode()
-                if sample and sample["__key__"] != key:
-                    yield sample
-                    sample = {}
-                content = archive.extractfile(entry)
-                sample["__key__"] = key
-                sample[ending.lower()] = b"" if content is None else content.read()
-    except (tarfile.TarError, EOFError, OSError) as error:
-        raise DataError(f"shard {url} cannot be read: {error}") from error
-    if sample:
-        yield sample
+        with wds.gopen(url) as stream:
+            opened = [{"url": url, "stream": stream}]
+            files = tars.tar_file_expander(opened, rename_files=posixpath.normpath)
+            yield from tars.group_by_keys(files)
+    except (tarfile.TarError, EOFError, OSError, ValueError) as error:
+        # WebDataset adds to the error what it was reading.
+        why = str(error.args[0] if error.args else error).partition(" @ ")[0]
+        raise DataError(f"shard {url} cannot be read: {why}") from error
 
 
-def _image_bytes(sample: dict[str, bytes], url: str) -> bytes:
+def _image_bytes(sample: Sample, url: str) -> bytes:
     for ending, content in sample.items():
         if "." + ending.rpartition(".")[2] in SUFFIXES:
-            return content
+            return bytes(content)
     raise DataError(_incomplete(sample, url, "an image (.jpg, .png, .webp)"))
 
 
-def _label(sample: dict[str, bytes], url: str) -> int:
+def _label(sample: Sample, url: str) -> int:
     try:
         label = int(sample["cls"])
     except (KeyError, ValueError) as error:
@@ -284,6 +271,6 @@ def _label(sample: dict[str, bytes], url: str) -> int:
     return label
 
 
-def _incomplete(sample: dict[str, bytes], url: str, needed: str) -> str:
-    found = ", ".join("." + ending for ending in sample if ending != "__key__")
-    return f"{url}: sample {sample['__key__'].decode()!r} has {found}; needed {needed}"
+def _incomplete(sample: Sample, url: str, needed: str) -> str:
+    found = ", ".join("." + ending for ending in sample if not ending.startswith("__"))
+    return f"{url}: sample {sample['__key__']!r} has {found}; needed {needed}"

@@ -8,11 +8,17 @@ from typing import TYPE_CHECKING, Protocol, TypeAlias
 import torch
 
 from reparam.errors import DataError
+from reparam.lab.data._seeds import generator
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
     from torch import Tensor
 
-__all__ = ["ArraySplit", "ImageSource", "ShardSplit", "Split", "StoredSplit"]
+__all__ = ["ArraySplit", "ImageSource", "ShardSplit", "Split", "StoredSplit", "dealt_by_class"]
+
+_DEALING_SEED = 2021
+"""Fixed, so that every run of every version holds out the same images."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,7 +34,6 @@ class ArraySplit:
     labels: Tensor
 
     def __post_init__(self) -> None:
-        """Check shapes and types once, so that loaders need not."""
         if self.images.dtype != torch.uint8 or self.images.ndim != 4:
             found = f"{self.images.dtype} of shape {tuple(self.images.shape)}"
             raise DataError(f"images must be uint8 of shape (N, C, H, W), found {found}")
@@ -38,12 +43,15 @@ class ArraySplit:
             raise DataError(f"labels must be {needed}, found {found}")
 
     def __len__(self) -> int:
-        """Return the number of images."""
         return int(self.images.shape[0])
 
     def take(self, indices: Tensor) -> ArraySplit:
         """Return the images at `indices` (int64) as a split of their own."""
         return ArraySplit(self.images[indices], self.labels[indices])
+
+    def read(self, position: int) -> Tensor:
+        """Return one image, uint8, shape (C, H, W)."""
+        return self.images[position]
 
 
 class ImageSource(Protocol):
@@ -69,7 +77,6 @@ class StoredSplit:
     labels: Tensor
 
     def __len__(self) -> int:
-        """Return the number of images."""
         return len(self.indices)
 
     def take(self, positions: Tensor) -> StoredSplit:
@@ -94,8 +101,25 @@ class ShardSplit:
     counts: tuple[int, ...]
 
     def __len__(self) -> int:
-        """Return the number of images."""
         return sum(self.counts)
 
 
 Split: TypeAlias = ArraySplit | StoredSplit | ShardSplit
+
+
+def dealt_by_class(labels: Tensor, counts: Callable[[int], Sequence[int]]) -> tuple[Tensor, ...]:
+    """Deal out the images of every class at random, the same on every machine.
+
+    Args:
+        labels: Their classes, int64, shape (N,).
+        counts: How many images each part gets of a class of that many.
+
+    Returns:
+        For each part the positions of its images, int64, in ascending order.
+    """
+    dealt = []
+    for label in range(int(labels.max()) + 1):
+        members = torch.nonzero(labels == label).flatten()
+        order = torch.randperm(len(members), generator=generator(_DEALING_SEED, label))
+        dealt.append(members[order].split(list(counts(len(members)))))
+    return tuple(torch.cat(part).sort().values for part in zip(*dealt, strict=True))
