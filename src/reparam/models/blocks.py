@@ -37,7 +37,6 @@ class ParallelSum(nn.Module):
     """
 
     def __init__(self, branches: Mapping[str, nn.Module]) -> None:
-        """Register the branches as children."""
         super().__init__()
         for name, branch in branches.items():
             self.add_module(name, branch)
@@ -63,7 +62,6 @@ class SqueezeExcite(nn.Module):
     """
 
     def __init__(self, channels: int, squeezed: int) -> None:
-        """Build the two linear maps as 1x1 convolutions."""
         super().__init__()
         self.pool = nn.AdaptiveAvgPool2d(1)
         self.reduce = nn.Conv2d(channels, squeezed, kernel_size=1)
@@ -95,7 +93,6 @@ class Block(nn.Module):
     """
 
     def __init__(self, spec: BlockSpec) -> None:
-        """Build the affine part, the squeeze-and-excitation and the activation."""
         super().__init__()
         self.branches = affine_part(spec)
         self.attention = (

@@ -235,7 +235,6 @@ def _import(module_name: str, label: str) -> ModuleType:
 
 
 def _attribute(module: ModuleType, attribute: str, label: str) -> object:
-    """Follow a dotted name inside a module."""
     found: object = module
     for part in attribute.split("."):
         if not hasattr(found, part):

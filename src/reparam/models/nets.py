@@ -36,7 +36,6 @@ class StagedNet(nn.Module):
     """
 
     def __init__(self, spec: NetSpec, num_classes: int = 1000, in_channels: int = 3) -> None:
-        """Build the blocks and the classifier."""
         super().__init__()
         if num_classes < 0:
             raise InputError(f"num_classes is {num_classes} and must be 0 or more")
@@ -72,7 +71,6 @@ class RepVGG(StagedNet):
     """
 
     def __init__(self, spec: RepVGGSpec, num_classes: int = 1000, in_channels: int = 3) -> None:
-        """Build the blocks and the classifier."""
         super().__init__(spec, num_classes, in_channels)
 
 
@@ -80,7 +78,6 @@ class MobileOne(StagedNet):
     """MobileOne (Vasu et al., CVPR 2023, arXiv 2206.04040): depthwise and 1x1 blocks in turn."""
 
     def __init__(self, spec: MobileOneSpec, num_classes: int = 1000, in_channels: int = 3) -> None:
-        """Build the blocks and the classifier."""
         super().__init__(spec, num_classes, in_channels)
 
 

@@ -12,11 +12,12 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeAlias
 
 from reparam.errors import InputError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
     from typing import Self
 
 __all__ = [
@@ -61,7 +62,6 @@ class BranchSpec:
     norm: Literal["branch", "sum", "none"] = "branch"
 
     def __post_init__(self) -> None:
-        """Refuse what no block could be built from."""
         if self.kernels < 1:
             raise InputError(f"a block has {self.kernels} kxk branches and needs at least 1")
         if self.norm not in ("branch", "sum", "none"):
@@ -116,7 +116,6 @@ class BlockSpec:
     branches: BranchSpec = BRANCHES["repvgg"]
 
     def __post_init__(self) -> None:
-        """Refuse channels, kernels and groups that do not go together."""
         for name in ("in_channels", "out_channels", "kernel_size", "stride", "dilation", "groups"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name} of a block is {getattr(self, name)} and must be positive")
@@ -172,12 +171,14 @@ class NetSpec(ABC):
     strides: int | tuple[int, ...] = 2
     branches: BranchSpec = BRANCHES["repvgg"]
 
+    _own: ClassVar[str] = "strides"
+    """The field of the family that may differ from stage to stage."""
+
     def __post_init__(self) -> None:
-        """Refuse stages that are described by tuples of unequal length."""
         if not self.depths or min(self.depths) < 1:
             raise InputError(f"depths is {self.depths}; every stage needs at least one block")
-        self._per_stage("widths")
-        self._per_stage("strides")
+        for field in ("widths", "strides", self._own):
+            self._per_stage(field)
 
     def deploy(self) -> Self:
         """Return the deploy form: the same network with one biased convolution a block, no BN.
@@ -187,9 +188,41 @@ class NetSpec(ABC):
         """
         return replace(self, branches=BRANCHES["conv"])
 
-    @abstractmethod
     def stages(self, in_channels: int = 3) -> Stages:
         """Return the blocks, stage by stage, for images with ``in_channels`` channels."""
+        stem = self._stem(self._block(in_channels, self.stem_width, self.stem_stride))
+        stages: list[tuple[BlockSpec, ...]] = [(stem,)]
+        channels, position = self.stem_width, 0
+        strides, own = self._per_stage("strides"), self._per_stage(self._own)
+        for depth, width, stride, value in zip(self.depths, self.widths, strides, own, strict=True):
+            blocks: list[BlockSpec] = []
+            for index in range(depth):
+                position += 1
+                block = self._block(channels, width, stride if index == 0 else 1)
+                blocks += self._unit(block, value, position, depth - index)
+                channels = width
+            stages.append(tuple(blocks))
+        return tuple(stages)
+
+    def _block(self, source: int, width: int, stride: int) -> BlockSpec:
+        return BlockSpec(
+            in_channels=source, out_channels=width, stride=stride, branches=self.branches
+        )
+
+    @abstractmethod
+    def _stem(self, block: BlockSpec) -> BlockSpec:
+        """Return the stem as the family has it."""
+
+    @abstractmethod
+    def _unit(self, block: BlockSpec, own: int, position: int, left: int) -> Iterable[BlockSpec]:
+        """Return the blocks of a unit as the family has it.
+
+        Args:
+            block: One with its channels and stride.
+            own: What the family's own field says of the stage.
+            position: Of the unit in the network, from 1.
+            left: Units of the stage from this one on.
+        """
 
     def _per_stage(self, field: str) -> tuple[int, ...]:
         """Return a field that is one number for all stages, or one each, as one each."""
@@ -228,10 +261,7 @@ class RepVGGSpec(NetSpec):
     groups: int = 1
     reduction: int = 0
 
-    def __post_init__(self) -> None:
-        """Refuse stages that are described by tuples of unequal length."""
-        super().__post_init__()
-        self._per_stage("dilations")
+    _own = "dilations"
 
     @classmethod
     def scaled(
@@ -250,52 +280,16 @@ class RepVGGSpec(NetSpec):
         >>> RepVGGSpec.scaled((2, 4, 14, 1), a=0.75, b=2.5).widths
         (48, 96, 192, 1280)
         """
-        multipliers = (a,) * (len(depths) - 1) + (b,)
-        widths = tuple(int(w * m) for w, m in zip(BASE_WIDTHS, multipliers, strict=True))
-        return cls(
-            depths=depths,
-            widths=widths,
-            stem_width=min(64, widths[0]),
-            groups=groups,
-            reduction=reduction,
-        )
+        widths = _scaled((a,) * (len(depths) - 1) + (b,))
+        return cls(depths=depths, groups=groups, reduction=reduction, **widths)
 
-    def stages(self, in_channels: int = 3) -> Stages:
-        """Return the blocks, stage by stage, for images with ``in_channels`` channels."""
-        stem = self._block(in_channels, self.stem_width, stride=self.stem_stride)
-        stages: list[tuple[BlockSpec, ...]] = [(stem,)]
-        position, channels = 0, self.stem_width
-        strides, dilations = self._per_stage("strides"), self._per_stage("dilations")
-        for depth, width, stride, dilation in zip(
-            self.depths, self.widths, strides, dilations, strict=True
-        ):
-            blocks = []
-            for index in range(depth):
-                position += 1
-                block = self._block(
-                    channels,
-                    width,
-                    stride=stride if index == 0 else 1,
-                    dilation=dilation,
-                    groups=self.groups if position % 2 == 0 else 1,
-                )
-                blocks.append(block)
-                channels = width
-            stages.append(tuple(blocks))
-        return tuple(stages)
+    def _stem(self, block: BlockSpec) -> BlockSpec:
+        return replace(block, squeeze=_squeezed(block.out_channels, self.reduction))
 
-    def _block(
-        self, source: int, width: int, *, stride: int, dilation: int = 1, groups: int = 1
-    ) -> BlockSpec:
-        return BlockSpec(
-            in_channels=source,
-            out_channels=width,
-            stride=stride,
-            dilation=dilation,
-            groups=groups,
-            squeeze=max(1, width // self.reduction) if self.reduction else 0,
-            branches=self.branches,
-        )
+    def _unit(self, block: BlockSpec, own: int, position: int, left: int) -> Iterable[BlockSpec]:
+        del left
+        groups = self.groups if position % 2 == 0 else 1
+        yield replace(self._stem(block), dilation=own, groups=groups)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -313,10 +307,7 @@ class MobileOneSpec(NetSpec):
     attentive: int | tuple[int, ...] = 0
     reduction: int = 16
 
-    def __post_init__(self) -> None:
-        """Refuse stages that are described by tuples of unequal length."""
-        super().__post_init__()
-        self._per_stage("attentive")
+    _own = "attentive"
 
     @classmethod
     def scaled(
@@ -333,61 +324,29 @@ class MobileOneSpec(NetSpec):
             kernels: Number of kxk branches of a block.
             attentive: Units with squeeze-and-excitation at the end of every stage.
         """
-        widths = tuple(int(w * m) for w, m in zip(BASE_WIDTHS, multipliers, strict=True))
-        return cls(
-            depths=(2, 8, 10, 1),
-            widths=widths,
-            stem_width=min(64, widths[0]),
-            branches=BranchSpec(kernels=kernels),
-            attentive=attentive,
-        )
+        branches = BranchSpec(kernels=kernels)
+        widths = _scaled(multipliers)
+        return cls(depths=(2, 8, 10, 1), branches=branches, attentive=attentive, **widths)
 
-    def stages(self, in_channels: int = 3) -> Stages:
-        """Return the blocks, stage by stage, for images with ``in_channels`` channels."""
-        stem = BlockSpec(
-            in_channels=in_channels,
-            out_channels=self.stem_width,
-            stride=self.stem_stride,
-            branches=replace(self.branches, kernels=1),
-        )
-        stages: list[tuple[BlockSpec, ...]] = [(stem,)]
-        channels = self.stem_width
-        for depth, width, stride, attentive in zip(
-            self.depths,
-            self.widths,
-            self._per_stage("strides"),
-            self._per_stage("attentive"),
-            strict=True,
-        ):
-            blocks: list[BlockSpec] = []
-            for index in range(depth):
-                blocks += self._unit(
-                    channels,
-                    width,
-                    stride=stride if index == 0 else 1,
-                    squeeze=index >= depth - attentive,
-                )
-                channels = width
-            stages.append(tuple(blocks))
-        return tuple(stages)
+    def _stem(self, block: BlockSpec) -> BlockSpec:
+        return replace(block, branches=replace(self.branches, kernels=1))
 
-    def _unit(
-        self, source: int, width: int, *, stride: int, squeeze: bool
-    ) -> tuple[BlockSpec, BlockSpec]:
-        """Return a depthwise 3x3 block and the 1x1 block that mixes its channels."""
-        depthwise = BlockSpec(
-            in_channels=source,
-            out_channels=source,
-            stride=stride,
-            groups=source,
-            squeeze=max(1, source // self.reduction) if squeeze else 0,
-            branches=self.branches,
-        )
-        pointwise = BlockSpec(
-            in_channels=source,
-            out_channels=width,
-            kernel_size=1,
-            squeeze=max(1, width // self.reduction) if squeeze else 0,
-            branches=self.branches,
-        )
-        return depthwise, pointwise
+    def _unit(self, block: BlockSpec, own: int, position: int, left: int) -> Iterable[BlockSpec]:
+        """Yield a depthwise 3x3 block and the 1x1 block that mixes its channels."""
+        del position
+        source, reduction = block.in_channels, self.reduction if left <= own else 0
+        squeeze = _squeezed(source, reduction)
+        yield replace(block, out_channels=source, groups=source, squeeze=squeeze)
+        squeeze = _squeezed(block.out_channels, reduction)
+        yield replace(block, kernel_size=1, stride=1, squeeze=squeeze)
+
+
+def _squeezed(channels: int, reduction: int) -> int:
+    """Return the channels inside a block's squeeze-and-excitation; 0 for none."""
+    return max(1, channels // reduction) if reduction else 0
+
+
+def _scaled(multipliers: Iterable[float]) -> dict[str, Any]:
+    """Return the widths of stages and stem by width multipliers, as both papers have them."""
+    widths = tuple(int(w * m) for w, m in zip(BASE_WIDTHS, multipliers, strict=True))
+    return {"widths": widths, "stem_width": min(64, widths[0])}

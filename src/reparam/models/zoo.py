@@ -68,7 +68,6 @@ class Factory(Generic[Net_co]):
     """
 
     def __init__(self, name: str) -> None:
-        """Remember which network to build."""
         self.__name__ = name
         self.__qualname__ = name
         self.__doc__ = f"Build {name}; see :func:`reparam.models.create` for the arguments."
@@ -88,7 +87,6 @@ class Factory(Generic[Net_co]):
         return cast("Net_co", net)
 
     def __repr__(self) -> str:
-        """Show the name under which the function is found."""
         return f"reparam.models.{self.__name__}"
 
 
@@ -183,7 +181,6 @@ def suggestion(name: str, known: Iterable[str]) -> str:
 
 
 def _changed(name: str, spec: NetSpec, changes: Mapping[str, Any]) -> NetSpec:
-    """Return the spec with some fields set otherwise."""
     known = [field.name for field in fields(spec)]
     for field in changes:
         if field not in known:
