@@ -31,7 +31,7 @@ from reparam._support.files import write_text
 from reparam.lab.data import ImageData
 from reparam.lab.pruning import load_pruned
 from reparam.lab.training import Recipe, accuracy
-from reparam.lab.training.checkpoints import RunFiles, save_weights
+from reparam.lab.training.callbacks import RunFiles, save_weights
 
 PAGE = ROOT / "docs" / "pruning.md"
 PICTURE = ROOT / "docs" / "images" / "pruning.svg"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
@@ -15,6 +14,7 @@ from torch.nn.modules.conv import _ConvNd
 from reparam._support.arguments import shown
 from reparam.errors import InputError
 from reparam.frontends.torch.copying import own_copy
+from reparam.lab.hooking import hooked
 from reparam.verifying import call
 
 if TYPE_CHECKING:
@@ -127,7 +127,7 @@ class _Scales:
                 )
         self._reads: dict[str, Tensor] = {}
         self._writes: dict[str, Tensor] = {}
-        with _hooked(self._modules, self._note):
+        with hooked(self._modules, after=self._note):
             call(trained, inputs)
 
     def of(self, name: str, channels: int) -> Tensor:
@@ -161,7 +161,7 @@ class _Scales:
             if not any(tensor is self._writes.get(path) for tensor in read)
         ]  # fmt: skip
 
-    def _note(self, name: str, given: Any, output: Any) -> None:
+    def _note(self, name: str, _: nn.Module, given: Any, output: Any) -> None:
         if given and isinstance(given[0], Tensor):
             self._reads[name] = given[0]
         if isinstance(output, Tensor):
@@ -217,7 +217,7 @@ def _gates(
     """Return, for each layer, the derivative by a factor on each channel: (images, channels)."""
     gates: dict[str, Tensor] = {}
 
-    def note(name: str, _: Any, output: Any) -> None:
+    def note(name: str, _layer: nn.Module, _inputs: Any, output: Any) -> None:
         # What follows may write over the output, so that the values are taken now.
         values = output.detach().clone()
 
@@ -229,7 +229,7 @@ def _gates(
         output.register_hook(multiply)
 
     modules = {name: model.get_submodule(name) for name in names}
-    with torch.enable_grad(), _hooked(modules, note):
+    with torch.enable_grad(), hooked(modules, after=note):
         value = loss(call(model, inputs), targets)
         if not isinstance(value, Tensor) or value.numel() != 1 or not bool(value.isfinite()):
             raise InputError(f"the loss on data is {value!r}; needed is one finite number")
@@ -252,21 +252,6 @@ def batches(data: Data) -> Iterator[Batch]:
                 f"in data=(images, labels)"
             )
         yield batch[0], batch[1]
-
-
-@contextmanager
-def _hooked(modules: dict[str, nn.Module], note: Callable[[str, Any, Any], None]) -> Iterator[None]:
-    """Call ``note`` with the name, the inputs and the output of each of these modules."""
-
-    def hook(name: str) -> Callable[[nn.Module, Any, Any], None]:
-        return lambda _, given, output: note(name, given, output)
-
-    handles = [module.register_forward_hook(hook(name)) for name, module in modules.items()]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def _channels(layer: nn.Module) -> int:

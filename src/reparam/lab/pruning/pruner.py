@@ -30,11 +30,9 @@ from reparam.lab.pruning import importance as criteria
 from reparam.lab.pruning.graph import check_keep, find_groups
 from reparam.lab.pruning.proof import compare, sound_groups
 from reparam.lab.pruning.reconstruction import reconstruct as solve
-from reparam.lab.pruning.result import Kept, PruneResult
-from reparam.lab.pruning.schedule import PruningSchedule, pruning_schedule
-from reparam.lab.pruning.search import Clock, Search
+from reparam.lab.pruning.result import ChannelGroup, Kept, PruneResult, layer_widths
+from reparam.lab.pruning.search import Clock, PruningSchedule, Search, pruning_schedule
 from reparam.lab.pruning.targets import LatencyTarget, target_of
-from reparam.lab.pruning.widths import layer_widths, parameters, tied_groups
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -163,27 +161,29 @@ def prune(  # noqa: PLR0913 - each is one decision of the user
     if not schedule.steps:
         raise InputError(_nothing_to_remove(model, kept, multiple))
     search = Search(model, inputs, schedule, progress)
-    found = search.reach(target, clock)
+    found = search.reach(target, clock if by_clock else None)
     removed = schedule.removed(found.steps)
-    verdict = compare(model, found.model, groups, removed, inputs)
+    pruned, solved = search.net(found.steps), tuple[str, ...]()
+    verdict = compare(model, pruned, groups, removed, inputs)
     if not verdict.ok:
         raise VerificationError(f"the pruned net is not what it should be: {verdict}")
-    pruned, solved = found.model, tuple[str, ...]()
     if reconstruct and batches:
         pruned, solved = solve(model, pruned, groups, removed, _some(batches))
     timed = found.latency
     if not by_clock and clock is not None:
         timed = clock.compare(model, pruned, inputs, 2)
     layers = layer_widths(model, pruned)
+    now = {layer.name: layer.after[1] for layer in layers}
+    writers = [(group, tuple(m.name for m in group.having("out"))) for group in groups]
     return PruneResult(
         model=pruned.eval(),
         importance=importance,
         target=target,
         layers=layers,
-        groups=tied_groups(groups, layers),
+        groups=tuple(ChannelGroup(n, g.width, now[g.root]) for g, n in writers if len(n) > 1),
         kept=tuple(kept),
         multiply_adds=(search.full, found.multiply_adds),
-        parameters=(parameters(model), parameters(pruned)),
+        parameters=(_parameters(model), _parameters(pruned)),
         latency=timed,
         solved=solved,
         trials=tuple(search.trials),
@@ -272,12 +272,15 @@ def _scores(
     loss: Loss | None,
     trained: nn.Module | None,
 ) -> list[Tensor]:
-    """Return what each channel of each group counts."""
     if importance == "first_order":
         return criteria.first_order(model, groups, batches, loss)
     if importance == "bn_scale" and trained is not None:
         return criteria.bn_scale(model, groups, trained, inputs)
     return criteria.magnitude(model, groups)
+
+
+def _parameters(model: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in model.parameters())
 
 
 def _some(batches: Sequence[Batch]) -> list[Any]:

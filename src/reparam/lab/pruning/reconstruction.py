@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from reparam.frontends.torch.copying import own_copy
+from reparam.lab.hooking import hooked
 from reparam.verifying import call
 
 __all__ = ["reconstruct"]
@@ -79,20 +80,11 @@ def _outputs(model: nn.Module, name: str, groups: Sequence[Group], removed: Remo
 
 
 def _in_order(model: nn.Module, names: Sequence[str], inputs: Any) -> list[str]:
-    """Return the layers in the order in which they first run."""
     order: list[str] = []
-    handles = [
-        model.get_submodule(name).register_forward_pre_hook(
-            lambda *_, name=name: None if name in order else order.append(name)
-        )
-        for name in names
-    ]
-    try:
+    layers = {name: model.get_submodule(name) for name in names}
+    with hooked(layers, before=lambda name, *_: order.append(name)):
         call(model, inputs)
-    finally:
-        for handle in handles:
-            handle.remove()
-    return order
+    return list(dict.fromkeys(order))
 
 
 def _solvable(layer: nn.Module) -> bool:
@@ -148,18 +140,14 @@ def _parts(
 
 
 def _at(model: nn.Module, name: str, inputs: Any) -> tuple[Tensor, Tensor]:
-    """Return what a layer reads and writes."""
     seen: list[tuple[Tensor, Tensor]] = []
 
-    def note(_: nn.Module, given: Any, output: Tensor) -> None:
+    def note(_name: str, _layer: nn.Module, given: Any, output: Tensor) -> None:
         # What follows may write over the output.
         seen.append((given[0].clone(), output.clone()))
 
-    handle = model.get_submodule(name).register_forward_hook(note)
-    try:
+    with hooked({name: model.get_submodule(name)}, after=note):
         call(model, inputs)
-    finally:
-        handle.remove()
     return seen[-1]
 
 
@@ -180,7 +168,6 @@ def _patches(layer: nn.Module, x: Tensor) -> Tensor:
 
 
 def _axis(output: Tensor) -> int:
-    """Return the dimension of the channels."""
     return 1 if output.ndim == 4 else output.ndim - 1
 
 

@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from torch import nn
+from torch import nn
+from torch.nn.modules.conv import _ConvNd
 
-    from reparam.lab.pruning.targets import Target
+from reparam.lab.pruning.targets import LatencyChange, Target, Trial
 
-__all__ = ["ChannelGroup", "Kept", "LatencyChange", "LayerWidths", "PruneResult", "Trial"]
+__all__ = [
+    "ChannelGroup",
+    "Kept",
+    "LatencyChange",
+    "LayerWidths",
+    "PruneResult",
+    "Trial",
+    "layer_widths",
+]
 
 
 @dataclass(frozen=True)
@@ -56,58 +64,6 @@ class Kept:
 
     where: str
     why: str
-
-
-@dataclass(frozen=True)
-class LatencyChange:
-    """Latency of the net that was given and of the new one, measured in interleaved rounds.
-
-    Attributes:
-        engine: Where.
-        batch: Inputs a call.
-        threads: CPU threads of a call; None for the engine's own default.
-        before: Median seconds a call, of the net that was given.
-        after: The same of the new net.
-        ratio: Median over the rounds of after / before.
-        quartiles: First and third quartile of that ratio.
-    """
-
-    engine: str
-    batch: int
-    threads: int | None
-    before: float
-    after: float
-    ratio: float
-    quartiles: tuple[float, float]
-
-    @property
-    def clear(self) -> bool:
-        """Whether one of the two is faster in most rounds."""
-        low, high = self.quartiles
-        return not low <= 1 <= high
-
-    def __str__(self) -> str:
-        low, high = self.quartiles
-        return (
-            f"{1e3 * self.before:.3g} ms -> {1e3 * self.after:.3g} ms in {self.engine}: "
-            f"{self.ratio:.2f} ({low:.2f} to {high:.2f})"
-        )
-
-
-@dataclass(frozen=True)
-class Trial:
-    """One net that the search tried.
-
-    Attributes:
-        steps: Steps of the schedule of channels that it has taken.
-        multiply_adds: Of one call.
-        latency: How it compared with the net that was given, or None where only multiply-adds were
-            asked for.
-    """
-
-    steps: int
-    multiply_adds: int
-    latency: LatencyChange | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -180,6 +136,29 @@ class PruneResult:
         ):
             lines.append(f"{what} {before:,} -> {after:,} ({after / before:.2f})")
         return "\n".join(lines if self.latency is None else [*lines, f"latency {self.latency}"])
+
+
+def layer_widths(before: nn.Module, after: nn.Module) -> tuple[LayerWidths, ...]:
+    """Compare the widths of two nets with the same layers."""
+    smaller = dict(after.named_modules())
+    return tuple(
+        LayerWidths(name, _what(layer), _widths(layer), _widths(smaller[name]))
+        for name, layer in before.named_modules()
+        if isinstance(layer, _ConvNd | nn.Linear)
+    )
+
+
+def _widths(layer: nn.Module) -> tuple[int, int]:
+    if isinstance(layer, _ConvNd):
+        return (layer.in_channels, layer.out_channels)
+    rows, columns = layer.get_parameter("weight").shape
+    return (columns, rows)
+
+
+def _what(layer: nn.Module) -> str:
+    if not isinstance(layer, _ConvNd):
+        return "linear"
+    return "x".join(map(str, layer.kernel_size)) + " conv"
 
 
 def _arrow(layer: LayerWidths) -> str:

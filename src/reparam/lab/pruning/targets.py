@@ -1,19 +1,80 @@
-"""What pruning is to reach, checked before anything is built."""
+"""What pruning is to reach, checked before anything is built, and how a net did by it."""
 
 from __future__ import annotations
 
 import math
 import re
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 from reparam._support.spelling import advice
 from reparam.errors import InputError
 
-__all__ = ["LatencyTarget", "MacsTarget", "Target", "latency_target", "macs_target", "target_of"]
+__all__ = [
+    "LatencyChange",
+    "LatencyTarget",
+    "MacsTarget",
+    "Target",
+    "Trial",
+    "latency_target",
+    "macs_target",
+    "target_of",
+]
 
 _TIME = re.compile(r"\s*([0-9.eE+-]+)\s*(ms|us|µs|s)\s*")
 _UNITS = {"s": 1.0, "ms": 1e-3, "us": 1e-6, "µs": 1e-6}
+
+
+@dataclass(frozen=True)
+class LatencyChange:
+    """Latency of the net that was given and of the new one, measured in interleaved rounds.
+
+    Attributes:
+        engine: Where.
+        batch: Inputs a call.
+        threads: CPU threads of a call; None for the engine's own default.
+        before: Median seconds a call, of the net that was given.
+        after: The same of the new net.
+        ratio: Median over the rounds of after / before.
+        quartiles: First and third quartile of that ratio.
+    """
+
+    engine: str
+    batch: int
+    threads: int | None
+    before: float
+    after: float
+    ratio: float
+    quartiles: tuple[float, float]
+
+    @property
+    def clear(self) -> bool:
+        """Whether one of the two is faster in most rounds."""
+        low, high = self.quartiles
+        return not low <= 1 <= high
+
+    def __str__(self) -> str:
+        low, high = self.quartiles
+        return (
+            f"{1e3 * self.before:.3g} ms -> {1e3 * self.after:.3g} ms in {self.engine}: "
+            f"{self.ratio:.2f} ({low:.2f} to {high:.2f})"
+        )
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One net that the search tried.
+
+    Attributes:
+        steps: Steps of the schedule of channels that it has taken.
+        multiply_adds: Of one call.
+        latency: How it compared with the net that was given, or None where only multiply-adds were
+            asked for.
+    """
+
+    steps: int
+    multiply_adds: int
+    latency: LatencyChange | None = None
 
 
 @dataclass(frozen=True)
@@ -28,6 +89,17 @@ class MacsTarget:
 
     def __str__(self) -> str:
         return f"{self.share:g} of the multiply-adds"
+
+    def met(self, trial: Trial, full: int) -> bool:
+        """Whether a net reaches it; `full` are the multiply-adds of the net that was given."""
+        return trial.multiply_adds <= self.share * full
+
+    def missed(self, trial: Trial, full: int) -> str:
+        """Say that not even the smallest net reaches it."""
+        return (
+            f"{self} cannot be reached: with all channels gone that may go, "
+            f"{trial.multiply_adds / full:.3f} are left; ask for more, or lower `multiple`"
+        )
 
 
 @dataclass(frozen=True)
@@ -47,11 +119,22 @@ class LatencyTarget:
             return f"{1e3 * self.seconds:g} ms"
         return f"{self.ratio:g} of the latency"
 
-    def met(self, ratio: float, seconds: float) -> bool:
-        """Whether a net with this ratio and this latency reaches it."""
+    def met(self, trial: Trial, _full: int) -> bool:
+        """Whether a net that was measured reaches it."""
+        latency: Any = trial.latency
         if self.seconds is not None:
-            return seconds <= self.seconds
-        return self.ratio is not None and ratio <= self.ratio
+            return bool(latency.after <= self.seconds)
+        return self.ratio is not None and latency.ratio <= self.ratio
+
+    def missed(self, trial: Trial, _full: int) -> str:
+        """Say that not even the smallest net reaches it."""
+        latency: Any = trial.latency
+        return (
+            f"{self} cannot be reached: the smallest net that was tried takes "
+            f"{1e3 * latency.after:.3g} ms, {latency.ratio:.2f} of the {1e3 * latency.before:.3g} "
+            f"ms before, in {latency.engine}; ask for more, lower `multiple`, or choose another "
+            f"engine"
+        )
 
 
 Target: TypeAlias = MacsTarget | LatencyTarget
