@@ -49,7 +49,7 @@ from reparam.deploy.engines.program import Conversion
 from reparam.lab.data import ImageData
 from reparam.lab.quantizing import Score, finish_qat, labelled_batches, prepare_qat, read_samples
 from reparam.lab.quantizing.openvino_ir import quiet_nncf
-from reparam.lab.quantizing.scoring import score
+from reparam.lab.quantizing.result import score
 from reparam.lab.training import Hardware, train
 
 PAGE = ROOT / "docs" / "quantization.md"

@@ -11,7 +11,7 @@ import reparam
 from quantizing.nets import badly_scaled, inputs, single_path
 from reparam.errors import DataError, InputError, TrainingModeError, UnsupportedModelError
 from reparam.lab.quantizing import diagnose, equalize
-from reparam.lab.quantizing.neighbours import neighbours
+from reparam.lab.quantizing.equalizing import neighbours
 
 X64 = inputs(dtype=torch.float64)
 

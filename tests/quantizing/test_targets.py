@@ -24,7 +24,7 @@ from quantizing.nets import inputs, single_path
 from reparam.deploy.engines.int8 import TARGETS, find_target, sums_saturate
 from reparam.errors import InputError, MachineWarning
 from reparam.lab.quantizing import Arithmetic, diagnose
-from reparam.lab.quantizing.saturating import lost_to_saturation
+from reparam.lab.quantizing.simulation import lost_to_saturation
 
 pytest.importorskip("nncf")
 

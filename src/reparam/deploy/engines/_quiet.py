@@ -56,9 +56,9 @@ def first_line(error: Exception | None) -> str:
 
 
 @contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """Keep exporters from writing warnings and logs into the user's terminal."""
-    loggers = [logging.getLogger(name) for name in _TALKATIVE]
+def quiet(*names: str) -> Iterator[None]:
+    """Keep exporters, or what has loggers of these names, from writing into the terminal."""
+    loggers = [logging.getLogger(name) for name in names or _TALKATIVE]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
         logger.setLevel(logging.ERROR)

@@ -8,8 +8,8 @@ from reparam.lab.quantizing.aware import finish_qat, prepare_qat
 from reparam.lab.quantizing.correcting import correct_biases
 from reparam.lab.quantizing.diagnosing import Diagnosis, LayerDiagnosis, diagnose
 from reparam.lab.quantizing.equalizing import Equalisation, equalize
-from reparam.lab.quantizing.quantizer import check_target, quantize
-from reparam.lab.quantizing.result import QuantizeResult
+from reparam.lab.quantizing.quantizer import quantize
+from reparam.lab.quantizing.result import QuantizeResult, Score
 from reparam.lab.quantizing.samples import (
     Evaluation,
     Samples,
@@ -17,7 +17,7 @@ from reparam.lab.quantizing.samples import (
     labelled_batches,
     read_samples,
 )
-from reparam.lab.quantizing.scoring import Score
+from reparam.lab.quantizing.targets import check_target
 
 __all__ = [
     "AUTO",

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import logging
-import warnings
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -12,11 +10,11 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from reparam._support import optional
-from reparam.deploy.engines._inputs import check_eval
+from reparam.deploy.engines._quiet import quiet
 from reparam.errors import InputError
 from reparam.frontends.torch.copying import own_copy
 from reparam.lab.quantizing.layers import KINDS, layers_of
-from reparam.lab.quantizing.samples import Samples, Source, check_fit, read_samples
+from reparam.lab.quantizing.samples import Samples, Source, samples_for
 
 if TYPE_CHECKING:
     from collections.abc import Collection
@@ -63,9 +61,7 @@ def prepare_qat(
         TrainingModeError: The net is in training mode.
     """
     torchao = _torchao()
-    check_eval(fused, "preparing quantization-aware training")
-    held = read_samples(calibration, samples)
-    check_fit(fused, held)
+    held = samples_for(fused, calibration, samples, "preparing quantization-aware training")
     model = own_copy(fused)
     for name, layer in layers_of(model, held.first(1)).items():
         if name not in keep_float:
@@ -159,15 +155,6 @@ def _for_inputs(torchao: ModuleType) -> nn.Module:
 
 def _torchao() -> ModuleType:
     """Import torchao's quantizers without what PyTorch logs about them."""
-    logs = [logging.getLogger(f"torch.utils.{name}") for name in ("cpp_extension", "_pytree")]
-    levels = [log.level for log in logs]
-    for log in logs:
-        log.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            optional.require("torchao", extra="quantize", purpose=_PURPOSE)
-            return importlib.import_module("torchao.quantization.pt2e")
-    finally:
-        for log, level in zip(logs, levels, strict=True):
-            log.setLevel(level)
+    with quiet("torch.utils.cpp_extension", "torch.utils._pytree"):
+        optional.require("torchao", extra="quantize", purpose=_PURPOSE)
+        return importlib.import_module("torchao.quantization.pt2e")

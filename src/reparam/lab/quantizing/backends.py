@@ -1,20 +1,27 @@
-"""What a quantizer is given, what it returns, and what is said of it: a record for each engine."""
+"""What a quantizer is given, what it returns, and which operation of its graph is which layer."""
 
 from __future__ import annotations
 
+import hashlib
+from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import torch
+from torch import nn
+
+from reparam.errors import ExportError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Collection, Iterable, Mapping
     from pathlib import Path
 
     from reparam.deploy.engines.program import Axes, Conversion
     from reparam.lab.quantizing.layers import Layer
     from reparam.lab.quantizing.samples import Samples
 
-__all__ = ["Backend", "Job", "Quantizer", "Written", "batch_of"]
+__all__ = ["Backend", "Job", "Quantizer", "Written", "batch_of", "operations_of"]
 
 _BATCH = 32
 
@@ -62,6 +69,7 @@ class Backend:
     Attributes:
         engine: Name of the engine.
         suffix: Of its files.
+        tool: What its quantizer is built on, for messages.
         write: Its quantizer.
         packages: What is needed beside what the engine itself needs.
         weight_bits: What the weights may have.
@@ -70,6 +78,7 @@ class Backend:
 
     engine: str
     suffix: str
+    tool: str
     write: Quantizer
     packages: tuple[str, ...] = ()
     weight_bits: tuple[int, ...] = (8, 7)
@@ -79,3 +88,43 @@ class Backend:
 def batch_of(axes: Axes) -> int:
     """Return how many samples may be run at once: one, where the batch is fixed."""
     return _BATCH if axes and 0 in axes[0] else 1
+
+
+def operations_of(
+    layers: Mapping[str, Layer], operations: Iterable[tuple[str, Any]], wanted: Collection[str]
+) -> dict[str, str]:
+    """Return the names of a graph's operations by the layers that they compute.
+
+    Exporters rename layers, and reshape the weights of grouped convolutions or transpose those of
+    linear maps, but do not change their float32 numbers or the order of these. Of layers with equal
+    weights, the first that the graph has is the first that runs.
+
+    Args:
+        layers: Layers by path, in running order.
+        operations: Names of operations that may be layers, with their weights as arrays.
+        wanted: Layers that have to be found.
+
+    Raises:
+        ExportError: One of these is not in the graph.
+    """
+    holders: dict[str, list[str]] = defaultdict(list)
+    for name, layer in layers.items():
+        weight = layer.weight.detach().to(torch.float32).cpu()
+        stored = [weight, weight.t()] if isinstance(layer, nn.Linear) else [weight]
+        for key in {_digest(each.contiguous().numpy()) for each in stored}:
+            holders[key].append(name)
+    found: dict[str, str] = {}
+    for operation, numbers in operations:
+        for name in [each for each in holders[_digest(numbers)] if each not in found][:1]:
+            found[name] = operation
+    missing = [name for name in wanted if name not in found]
+    if missing:
+        raise ExportError(
+            f"the exported graph has no operation with the weights of {', '.join(missing)}, so it "
+            "cannot be kept in float; nothing was written"
+        )
+    return found
+
+
+def _digest(array: Any) -> str:
+    return hashlib.sha256(array.tobytes()).hexdigest()

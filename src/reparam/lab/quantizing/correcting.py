@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from reparam.deploy.engines._inputs import check_eval
 from reparam.frontends.torch.copying import own_copy
+from reparam.lab.hooking import hooked
 from reparam.lab.quantizing.arithmetic import EIGHT_BITS, Arithmetic
-from reparam.lab.quantizing.layers import Layer, by_channel, hooked
-from reparam.lab.quantizing.samples import Samples, Source, check_fit, read_samples
-from reparam.lab.quantizing.simulation import Simulation, Traffic, observe
+from reparam.lab.quantizing.layers import by_channel, on_channels
+from reparam.lab.quantizing.samples import Source
+from reparam.lab.quantizing.simulation import Calibrated, Simulation, calibrated
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping
+    from collections.abc import Collection
 
 __all__ = ["correct_biases"]
 
@@ -25,7 +25,7 @@ _IMAGES = 128
 
 def correct_biases(
     model: nn.Module,
-    calibration: Source,
+    calibration: Source | Calibrated,
     *,
     samples: int = 300,
     keep_float: Collection[str] = (),
@@ -55,62 +55,37 @@ def correct_biases(
         InputError: The net does not run on it.
         TrainingModeError: The net is in training mode.
     """
-    check_eval(model, "correcting biases")
-    held = read_samples(calibration, samples)
-    check_fit(model, held)
-    traffic = observe(model, held)
-    return correct_with_samples(model, held, traffic, arithmetic, keep_float=keep_float)
-
-
-def correct_with_samples(
-    model: nn.Module,
-    held: Samples,
-    traffic: Mapping[str, Traffic],
-    arithmetic: Arithmetic,
-    *,
-    keep_float: Collection[str] = (),
-) -> nn.Module:
-    """Do what :func:`correct_biases` does, once samples and traffic are at hand."""
-    few = held.first(_IMAGES)
+    seen = calibrated(model, calibration, samples, "correcting biases")
+    few, traffic = seen.samples.first(_IMAGES), seen.traffic
     exact = _means(model, few, traffic)
     simulation = Simulation(model, traffic, arithmetic)
     corrected = own_copy(model)
     shifts: dict[str, Tensor] = {}
 
-    def correct(name: str, layer: nn.Module, _: Tensor, y: Tensor) -> Tensor:
+    def correct(name: str, layer: nn.Module, _: object, y: Tensor) -> Tensor:
         # A layer that runs several times is corrected where it runs first.
         if name not in shifts:
             shifts[name] = exact[name] - by_channel(layer, y).double().mean(1)
-        return y + _broadcast(layer, shifts[name], y)
+        return y + on_channels(layer, shifts[name].to(y.dtype), y)
 
     chosen = {name: layer for name, layer in simulation.layers.items() if name not in keep_float}
     with simulation.rounded(*chosen) as rounded, hooked(chosen, after=correct):
         rounded(few)
     for name, shift in shifts.items():
-        _add_to_bias(corrected.get_submodule(name), shift)  # type: ignore[arg-type] # a layer
+        layer: Any = corrected.get_submodule(name)
+        old = torch.zeros_like(shift) if layer.bias is None else layer.bias.detach().double()
+        layer.bias = nn.Parameter((old + shift).to(layer.weight.dtype))
     return corrected
 
 
 def _means(model: nn.Module, inputs: Tensor, names: Collection[str]) -> dict[str, Tensor]:
     """Return the means of the output channels on the very samples that are compared."""
-    layers: dict[str, Layer] = {name: model.get_submodule(name) for name in names}  # type: ignore[misc]
+    layers = {name: model.get_submodule(name) for name in names}
     found: dict[str, Tensor] = {}
 
-    def note(name: str, layer: nn.Module, _: Tensor, y: Tensor) -> None:
+    def note(name: str, layer: nn.Module, _: object, y: Tensor) -> None:
         found.setdefault(name, by_channel(layer, y).double().mean(1))
 
     with torch.no_grad(), hooked(layers, after=note):
         model(inputs)
     return found
-
-
-def _broadcast(layer: nn.Module, values: Tensor, like: Tensor) -> Tensor:
-    axis = like.dim() - 1 if isinstance(layer, nn.Linear) else 1
-    shape = [1] * like.dim()
-    shape[axis] = -1
-    return values.to(like.dtype).view(shape)
-
-
-def _add_to_bias(layer: Layer, shift: Tensor) -> None:
-    old = torch.zeros_like(shift) if layer.bias is None else layer.bias.detach().double()
-    layer.bias = nn.Parameter((old + shift).to(layer.weight.dtype))

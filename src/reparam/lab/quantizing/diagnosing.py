@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from reparam.deploy.engines._inputs import check_eval
+from reparam.lab.hooking import hooked
 from reparam.lab.quantizing.arithmetic import EIGHT_BITS, Arithmetic, decibels, round_weight
-from reparam.lab.quantizing.layers import Layer, hooked, layer_label, spread
-from reparam.lab.quantizing.samples import Samples, Source, check_fit, read_samples
-from reparam.lab.quantizing.simulation import Simulation, Traffic, observe
+from reparam.lab.quantizing.layers import layer_label, spread
+from reparam.lab.quantizing.samples import Samples, Source
+from reparam.lab.quantizing.simulation import Calibrated, Simulation, Traffic, calibrated
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -123,7 +123,7 @@ def _row(layer: LayerDiagnosis) -> tuple[str, ...]:
 
 def diagnose(
     model: nn.Module,
-    calibration: Source,
+    calibration: Source | Calibrated,
     *,
     samples: int = 300,
     arithmetic: Arithmetic = EIGHT_BITS,
@@ -152,20 +152,8 @@ def diagnose(
     >>> [layer.name for layer in found.layers], found.output_db > 20
     (['0', '2'], True)
     """
-    check_eval(model, "diagnosing")
-    held = read_samples(calibration, samples)
-    check_fit(model, held)
-    return diagnose_samples(model, held, observe(model, held), arithmetic, progress)
-
-
-def diagnose_samples(
-    model: nn.Module,
-    held: Samples,
-    traffic: Mapping[str, Traffic],
-    arithmetic: Arithmetic,
-    progress: Callable[[int, int, str], object] | None = None,
-) -> Diagnosis:
-    """Do what :func:`diagnose` does, once samples and traffic are at hand."""
+    seen = calibrated(model, calibration, samples, "diagnosing")
+    held, traffic = seen.samples, seen.traffic
     few = Samples(held.name, held.first(_IMAGES))
     simulation = Simulation(model, traffic, arithmetic)
     exact = _run(simulation.model, few)
@@ -176,11 +164,18 @@ def diagnose_samples(
             progress(done, len(simulation.layers), name)
         with simulation.rounded(name) as model_with_one:
             rounded = _run(model_with_one, few)
+        weight, read = layer.weight.detach(), traffic[name]
         found.append(
             LayerDiagnosis(
                 name=name,
-                **_ranges(layer, traffic[name]),
-                weight_db=_weight_ratio(layer, arithmetic),
+                what=layer_label(layer),
+                weight_low=float(weight.min()),
+                weight_high=float(weight.max()),
+                weight_spread=spread(weight.flatten(1).abs().amax(1)),
+                input_low=read.low,
+                input_high=read.high,
+                input_spread=spread(read.channels),
+                weight_db=decibels(weight, round_weight(weight, arithmetic)),
                 input_db=input_db[name],
                 output_db=decibels(exact, rounded),
                 flips=_flips(exact, rounded),
@@ -189,24 +184,6 @@ def diagnose_samples(
     with simulation.rounded(*simulation.layers) as all_rounded:
         rounded = _run(all_rounded, few)
     return Diagnosis(tuple(found), decibels(exact, rounded), _flips(exact, rounded), len(few))
-
-
-def _weight_ratio(layer: Layer, arithmetic: Arithmetic) -> float:
-    weight = layer.weight.detach()
-    return decibels(weight, round_weight(weight, arithmetic))
-
-
-def _ranges(layer: Layer, traffic: Traffic) -> dict[str, Any]:
-    weight = layer.weight.detach()
-    return {
-        "what": layer_label(layer),
-        "weight_low": float(weight.min()),
-        "weight_high": float(weight.max()),
-        "weight_spread": spread(weight.flatten(1).abs().amax(1)),
-        "input_low": traffic.low,
-        "input_high": traffic.high,
-        "input_spread": spread(traffic.channels),
-    }
 
 
 @torch.no_grad()

@@ -2,24 +2,25 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
+from torch.nn import functional
 
-from reparam.deploy.engines._inputs import check_eval
-from reparam.errors import InputError
+from reparam.errors import InputError, UnsupportedModelError
 from reparam.frontends.torch.copying import own_copy
-from reparam.lab.quantizing.layers import Layer, spread
-from reparam.lab.quantizing.neighbours import Neighbours, neighbours
-from reparam.lab.quantizing.samples import Source, check_fit, read_samples
-from reparam.lab.quantizing.simulation import Traffic, observe
+from reparam.frontends.torch.trace import Trace, TraceFailure, straight_trace
+from reparam.lab.quantizing.layers import KINDS, Layer, spread
+from reparam.lab.quantizing.samples import Source
+from reparam.lab.quantizing.simulation import Calibrated, Traffic, calibrated
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
-__all__ = ["Equalisation", "equalize"]
+__all__ = ["Equalisation", "Neighbours", "equalize", "neighbours"]
 
 _LARGEST = 2.0**12
 """No factor is beyond this or its inverse: a channel that is nearly silent stays so."""
@@ -44,7 +45,7 @@ class Equalisation:
 
 
 def equalize(
-    model: nn.Module, calibration: Source, *, strength: float = 0.5, samples: int = 300
+    model: nn.Module, calibration: Source | Calibrated, *, strength: float = 0.5, samples: int = 300
 ) -> tuple[nn.Module, tuple[Equalisation, ...]]:
     r"""Move a factor for each channel from a layer into the next, so that both round better.
 
@@ -87,16 +88,7 @@ def equalize(
     >>> bool((equal(x) - net(x)).abs().max() < 1e-12), [place.source for place in done]
     (True, ['0'])
     """
-    check_eval(model, "equalising")
-    held = read_samples(calibration, samples)
-    check_fit(model, held)
-    return equalize_samples(model, observe(model, held), strength=strength)
-
-
-def equalize_samples(
-    model: nn.Module, traffic: Mapping[str, Traffic], *, strength: float = 0.5
-) -> tuple[nn.Module, tuple[Equalisation, ...]]:
-    """Do what :func:`equalize` does, once it is known what the layers read."""
+    traffic = calibrated(model, calibration, samples, "equalising").traffic
     if not 0 <= strength <= 1:
         raise InputError(f"strength is {strength}; it must be from 0 to 1")
     equal = own_copy(model)
@@ -176,3 +168,120 @@ def _multiply_inputs(layer: Layer, factors: Tensor) -> None:
     columns = factors.repeat_interleave(inputs // len(factors)).view(groups, 1, weight.shape[1], 1)
     scaled = weight.view(groups, weight.shape[0] // groups, weight.shape[1], -1) * columns
     layer.weight.copy_(scaled.view_as(weight))
+
+
+# What commutes with a positive factor for each channel: f(s x) = s f(x), channel by channel.
+_MODULES = (
+    nn.ReLU, nn.LeakyReLU, nn.PReLU, nn.Identity, nn.Dropout, nn.Dropout2d, nn.Dropout3d,
+    nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d, nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d,
+    nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d,
+    nn.AdaptiveMaxPool1d, nn.AdaptiveMaxPool2d, nn.AdaptiveMaxPool3d,
+    nn.ZeroPad1d, nn.ZeroPad2d, nn.ZeroPad3d,
+)  # fmt: skip
+_FUNCTIONS = frozenset(
+    {
+        torch.relu, torch.relu_, functional.relu, functional.relu_, functional.leaky_relu,
+        functional.dropout, functional.max_pool1d, functional.max_pool2d, functional.max_pool3d,
+        torch.max_pool1d, torch.max_pool2d, torch.max_pool3d,
+        functional.avg_pool1d, functional.avg_pool2d, functional.avg_pool3d,
+        functional.adaptive_avg_pool1d, functional.adaptive_avg_pool2d,
+        functional.adaptive_avg_pool3d,
+    }
+)  # fmt: skip
+_METHODS = frozenset({"relu", "relu_", "contiguous"})
+
+
+@dataclass(frozen=True)
+class Neighbours:
+    """A layer, and all layers that read it, through maps that a scale of its channels passes.
+
+    Attributes:
+        source: Path of the layer that writes.
+        readers: Paths of the layers that read.
+    """
+
+    source: str
+    readers: tuple[str, ...]
+
+
+def neighbours(model: nn.Module) -> tuple[Neighbours, ...]:
+    """Return all places where a scale can move from one layer into the next, in running order.
+
+    Between the two there may be ReLU, pooling, dropout, flattening and zero padding. Where anything
+    else reads the value too (a sum with a shortcut, an output), or a layer is called more than
+    once, there is no such place.
+
+    Raises:
+        UnsupportedModelError: The model cannot be traced.
+
+    >>> net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 3), nn.Conv2d(4, 2, 1))
+    >>> [(place.source, *place.readers) for place in neighbours(net.eval())]
+    [('0', '2'), ('2', '3')]
+    """
+    try:
+        traced = straight_trace(model)
+    except TraceFailure as failure:
+        raise UnsupportedModelError(
+            f"{type(model).__name__} cannot be traced ({failure}), so it is not known which layer "
+            "reads which; quantize it without equalisation"
+        ) from failure
+    calls = Counter(str(node.target) for node in traced.graph.nodes if _is_layer(traced, node))
+    owners = _owners(traced.root)
+    found = []
+    for node in traced.graph.nodes:
+        if not _is_layer(traced, node):
+            continue
+        readers = list(_readers(traced, node))
+        paths = [str(node.target), *(str(reader.target) for reader in readers if reader)]
+        alone = all(calls[path] == 1 and owners[id(_weight(traced, path))] == 1 for path in paths)
+        if readers and None not in readers and alone:
+            found.append(Neighbours(paths[0], tuple(dict.fromkeys(paths[1:]))))
+    return tuple(found)
+
+
+def _readers(traced: Trace, node: fx.Node) -> Iterator[fx.Node | None]:
+    """Yield the layers that read a value, and None for everything else that does."""
+    for user in node.users:
+        if _is_layer(traced, user):
+            yield user
+        elif _passes(traced, user, node):
+            yield from _readers(traced, user)
+        else:
+            yield None
+    if not node.users:
+        yield None
+
+
+def _is_layer(traced: Trace, node: fx.Node) -> bool:
+    return node.op == "call_module" and type(traced.module(node)) in KINDS
+
+
+def _passes(traced: Trace, user: fx.Node, value: fx.Node) -> bool:
+    """Say whether an operation commutes with positive factors for the channels of its input."""
+    if not user.args or user.args[0] is not value or user.all_input_nodes != [value]:
+        return False
+    if user.op == "call_module":
+        module = traced.module(user)
+        return isinstance(module, _MODULES) or (
+            isinstance(module, nn.Flatten) and (module.start_dim, module.end_dim) == (1, -1)
+        )
+    if user.op == "call_function":
+        return user.target in _FUNCTIONS or (user.target is torch.flatten and _from_one(user))
+    return user.target in _METHODS or (user.target == "flatten" and _from_one(user))
+
+
+def _from_one(node: fx.Node) -> bool:
+    """Say whether a flatten joins all dimensions behind the batch: channel after channel."""
+    start = node.args[1] if len(node.args) > 1 else node.kwargs.get("start_dim", 0)
+    end = node.args[2] if len(node.args) > 2 else node.kwargs.get("end_dim", -1)
+    return (start, end) == (1, -1)
+
+
+def _owners(root: nn.Module) -> Counter[int]:
+    """Count by how many layers each weight is held; a tied one belongs to several."""
+    layers = (module for module in root.modules() if type(module) in KINDS)
+    return Counter(id(layer.weight) for layer in layers)
+
+
+def _weight(traced: Trace, path: str) -> object:
+    return traced.root.get_submodule(path).weight

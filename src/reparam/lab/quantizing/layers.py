@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TypeAlias
 
 import torch
 from torch import Tensor, nn
 
 from reparam.errors import InputError
+from reparam.lab.hooking import hooked
 
-if TYPE_CHECKING:
-    from torch.utils.hooks import RemovableHandle
-
-__all__ = ["KINDS", "Layer", "by_channel", "hooked", "layer_label", "layers_of", "spread"]
+__all__ = ["KINDS", "Layer", "by_channel", "layer_label", "layers_of", "on_channels", "spread"]
 
 Layer: TypeAlias = nn.Conv1d | nn.Conv2d | nn.Conv3d | nn.Linear
 """What is quantized: its weight has the output channels first."""
@@ -39,11 +35,7 @@ def layers_of(model: nn.Module, sample: Tensor) -> dict[str, Layer]:
     known = {name: module for name, module in model.named_modules() if isinstance(module, KINDS)}
     ran: dict[str, Layer] = {}
 
-    def note(name: str, module: nn.Module, _inputs: tuple[Tensor, ...]) -> None:
-        if isinstance(module, KINDS):
-            ran.setdefault(name, module)
-
-    with torch.no_grad(), hooked(known, before=note):
+    with torch.no_grad(), hooked(known, before=lambda name, layer, _: ran.update({name: layer})):
         model(sample)
     if not ran:
         raise InputError(
@@ -51,41 +43,6 @@ def layers_of(model: nn.Module, sample: Tensor) -> dict[str, Layer]:
             "to quantize"
         )
     return ran
-
-
-@contextmanager
-def hooked(
-    layers: dict[str, Layer],
-    *,
-    before: Callable[[str, nn.Module, tuple[Tensor, ...]], object] | None = None,
-    after: Callable[[str, nn.Module, Tensor, Tensor], Tensor | None] | None = None,
-) -> Iterator[None]:
-    """Call functions around every run of the layers, while the block lasts.
-
-    Args:
-        layers: Layers by path.
-        before: Called with path, layer and inputs; may return other inputs.
-        after: Called with path, layer, input and output; may return another output.
-    """
-    handles: list[RemovableHandle] = []
-    try:
-        for name, layer in layers.items():
-            if before is not None:
-                handles.append(layer.register_forward_pre_hook(_before(name, before)))
-            if after is not None:
-                handles.append(layer.register_forward_hook(_after(name, after)))
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-def _before(name: str, call: Callable[..., object]) -> Callable[..., object]:
-    return lambda module, inputs: call(name, module, inputs)
-
-
-def _after(name: str, call: Callable[..., Tensor | None]) -> Callable[..., Tensor | None]:
-    return lambda module, inputs, output: call(name, module, inputs[0], output)
 
 
 def by_channel(layer: nn.Module, values: Tensor) -> Tensor:
@@ -96,6 +53,16 @@ def by_channel(layer: nn.Module, values: Tensor) -> Tensor:
     """
     axis = -1 if isinstance(layer, nn.Linear) else 1
     return values.movedim(axis, 0).flatten(1)
+
+
+def on_channels(layer: nn.Module, values: Tensor, like: Tensor) -> Tensor:
+    """Return a value for each output channel in the shape in which it meets outputs of a layer.
+
+    >>> on_channels(nn.Conv2d(3, 4, 1), torch.zeros(4), torch.zeros(2, 4, 5, 5)).shape
+    torch.Size([1, 4, 1, 1])
+    """
+    axis = like.dim() - 1 if isinstance(layer, nn.Linear) else 1
+    return values.view([-1 if d == axis else 1 for d in range(like.dim())])
 
 
 def layer_label(layer: Layer) -> str:

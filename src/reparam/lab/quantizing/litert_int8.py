@@ -8,9 +8,7 @@ from typing import TYPE_CHECKING, Any
 from reparam._support import optional
 from reparam.deploy.engines._quiet import silent
 from reparam.deploy.engines.litert import to_litert
-from reparam.errors import ExportError
-from reparam.lab.quantizing.backends import Job, Written
-from reparam.lab.quantizing.matching import operations_of
+from reparam.lab.quantizing.backends import Job, Written, operations_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -31,7 +29,7 @@ def write_litert_int8(job: Job, path: Path) -> Written:
 
     Raises:
         MissingExtraError: litert-torch or what comes with it is not installed.
-        ExportError: The net cannot be converted, or the quantization fails.
+        ExportError: The net cannot be converted, or a layer that stays in float is not in it.
     """
     content, axes = to_litert(job.conversion)
     operations = list(_layers(content))
@@ -59,22 +57,16 @@ def _quantize(content: bytes, job: Job, ignored: list[str]) -> bytes:
         recipe = recipes.static_wi8_ai8()
         recipe += [dict(zip(names, (*each, unrounded), strict=True)) for each in left]
         samples = ({"args_0": sample.numpy()} for sample in job.samples.batches(1))
-        try:
-            manager = managers.RecipeManager()
-            manager.load_quantization_recipe(recipe)
-            calibrator = calibrators.Calibrator(
-                content, num_threads=1, qsv_update_func=ranges.min_max_update
-            )
-            calibrator.calibrate({"serving_default": list(samples)}, manager)
-            quantizer = tools.Quantizer(content)
-            quantizer.load_quantization_recipe(recipe)
-            found = quantizer.quantize(calibrator.get_model_qsvs(), enable_progress_report=False)
-            return bytes(found.quantized_model)
-        except Exception as error:
-            raise ExportError(
-                f"ai-edge-quantizer could not quantize {job.conversion.name}: {error}; "
-                "nothing was written"
-            ) from error
+        manager = managers.RecipeManager()
+        manager.load_quantization_recipe(recipe)
+        calibrator = calibrators.Calibrator(
+            content, num_threads=1, qsv_update_func=ranges.min_max_update
+        )
+        calibrator.calibrate({"serving_default": list(samples)}, manager)
+        quantizer = tools.Quantizer(content)
+        quantizer.load_quantization_recipe(recipe)
+        found = quantizer.quantize(calibrator.get_model_qsvs(), enable_progress_report=False)
+        return bytes(found.quantized_model)
 
 
 def _layers(content: bytes) -> Iterator[tuple[str, Any | None]]:

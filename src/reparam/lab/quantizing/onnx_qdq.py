@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
-import logging
-import warnings
-from collections.abc import Iterator
+import tempfile
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from reparam._support import optional
+from reparam.deploy.engines._quiet import quiet
 from reparam.deploy.engines.ort import write_onnx
-from reparam.errors import ExportError
-from reparam.lab.quantizing.backends import Job, Written, batch_of
-from reparam.lab.quantizing.matching import operations_of
+from reparam.lab.quantizing.backends import Job, Written, batch_of, operations_of
 
 if TYPE_CHECKING:
-    from pathlib import Path
+    from collections.abc import Iterator
 
 __all__ = ["write_onnx_int8"]
 
@@ -36,55 +33,47 @@ def write_onnx_int8(job: Job, path: Path) -> Written:
 
     Raises:
         MissingExtraError: onnx, onnxscript or onnxruntime is not installed.
-        ExportError: The net cannot be written, or the quantization fails.
+        ExportError: A layer that stays in float is not in the graph.
     """
     onnx = optional.require("onnx", extra="quantize", purpose=_PURPOSE)
-    exact, prepared = path.with_name("float.onnx"), path.with_name("prepared.onnx")
-    try:
+    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+        exact = Path(folder, "float.onnx")
         axes = write_onnx(job.conversion, exact)
-        with _quiet():
-            _prepare(exact, prepared)
-            graph = onnx.load(str(prepared)).graph
-            names = operations_of(job.layers, _weights(graph), job.keep_float)
+        with quiet("root"):
+            model = _prepared(exact)
+            names = operations_of(job.layers, _weights(model.graph), job.keep_float)
             ignored = [names[name] for name in job.keep_float]
-            apart = _biases_apart(prepared)
-            _quantize(job, prepared, path, ignored, batch_of(axes), apart)
-        written = onnx.load(str(path))
-        _unround_inputs(written.graph, set(ignored))
-        onnx.helper.set_model_props(written, dict(job.conversion.metadata))
-        onnx.checker.check_model(written, full_check=True)
-        path.write_bytes(written.SerializeToString())
-    finally:
-        exact.unlink(missing_ok=True)
-        prepared.unlink(missing_ok=True)
+            _quantize(job, model, path, ignored, batch_of(axes), _biases_apart(model))
+    written = onnx.load(str(path))
+    _unround_inputs(written.graph, set(ignored))
+    onnx.helper.set_model_props(written, dict(job.conversion.metadata))
+    onnx.checker.check_model(written, full_check=True)
+    path.write_bytes(written.SerializeToString())
     in_integers = _quantized(written.graph)
     return Written(axes, tuple(name for name in job.layers if names.get(name) in in_integers))
 
 
-def _prepare(source: Path, out: Path) -> None:
+def _prepared(exact: Path) -> Any:
     """Fold constants and infer shapes, which the quantizer relies on."""
+    onnx = optional.require("onnx", extra="quantize", purpose=_PURPOSE)
     tools = optional.require(
         "onnxruntime.quantization.shape_inference", extra="quantize", purpose=_PURPOSE
     )
+    out = exact.with_name("prepared.onnx")
     try:
-        try:
-            tools.quant_pre_process(str(source), str(out))
-        except Exception:  # noqa: BLE001 - its symbolic inference knows not every operator
-            tools.quant_pre_process(str(source), str(out), skip_symbolic_shape=True)
-    except Exception as error:
-        raise ExportError(
-            f"ONNX Runtime could not prepare the net for quantization: {error}; nothing was written"
-        ) from error
+        tools.quant_pre_process(str(exact), str(out))
+    except Exception:  # noqa: BLE001 - its symbolic inference knows not every operator
+        tools.quant_pre_process(str(exact), str(out), skip_symbolic_shape=True)
+    return onnx.load(str(out))
 
 
-def _biases_apart(path: Path) -> list[str]:
+def _biases_apart(model: Any) -> list[str]:
     """Add the biases of grouped transposed convolutions behind them; return what adds them.
 
     Their weights, stored as ``(I, O / groups, ...)``, have a step for each of ``O / groups``, by
     which the tools cannot divide a bias of ``O`` numbers.
     """
     onnx = optional.require("onnx", extra="quantize", purpose=_PURPOSE)
-    model = onnx.load(str(path))
     stored = {value.name: value for value in model.graph.initializer}
     added = []
     for position, node in reversed(list(enumerate(model.graph.node))):
@@ -103,15 +92,15 @@ def _biases_apart(path: Path) -> list[str]:
         added.append(add.name)
     if added:
         _drop_unread(model.graph)
-        onnx.save(model, str(path))
     return added
 
 
 def _quantize(
-    job: Job, source: Path, out: Path, ignored: list[str], batch: int, untouched: list[str]
+    job: Job, model: Any, out: Path, ignored: list[str], batch: int, untouched: list[str]
 ) -> None:
     tools = optional.require("onnxruntime.quantization", extra="quantize", purpose=_PURPOSE)
-    name = _input_name(source)
+    constants = {value.name for value in model.graph.initializer}
+    name = next(value.name for value in model.graph.input if value.name not in constants)
 
     class Reader(tools.CalibrationDataReader):  # type: ignore[misc, name-defined] # untyped base
         """Hands the samples over."""
@@ -123,24 +112,19 @@ def _quantize(
             found = next(self._batches, None)
             return None if found is None else {name: found.numpy()}
 
-    try:
-        tools.quantize_static(
-            str(source),
-            str(out),
-            Reader(),
-            quant_format=tools.QuantFormat.QDQ,
-            per_channel=True,
-            activation_type=tools.QuantType.QUInt8,
-            weight_type=tools.QuantType.QInt8,
-            reduce_range=job.weight_bits == 7,
-            nodes_to_exclude=[*ignored, *untouched],
-            # A ReLU is left to the rounding behind it, which a layer in float does without.
-            extra_options={"QDQKeepRemovableActivations": True} if ignored else {},
-        )
-    except Exception as error:
-        raise ExportError(
-            f"ONNX Runtime could not quantize {job.conversion.name}: {error}; nothing was written"
-        ) from error
+    tools.quantize_static(
+        model,
+        str(out),
+        Reader(),
+        quant_format=tools.QuantFormat.QDQ,
+        per_channel=True,
+        activation_type=tools.QuantType.QUInt8,
+        weight_type=tools.QuantType.QInt8,
+        reduce_range=job.weight_bits == 7,
+        nodes_to_exclude=[*ignored, *untouched],
+        # A ReLU is left to the rounding behind it, which a layer in float does without.
+        extra_options={"QDQKeepRemovableActivations": True} if ignored else {},
+    )
 
 
 def _unround_inputs(graph: Any, names: set[str]) -> None:
@@ -179,13 +163,6 @@ def _drop_unread(graph: Any) -> None:
         graph.initializer.remove(constant)
 
 
-def _input_name(path: Path) -> str:
-    onnx = optional.require("onnx", extra="quantize", purpose=_PURPOSE)
-    graph = onnx.load(str(path)).graph
-    constants = {value.name for value in graph.initializer}
-    return next(str(value.name) for value in graph.input if value.name not in constants)
-
-
 def _weights(graph: Any) -> Iterator[tuple[str, Any]]:
     """Yield the operations that may be layers, in order, with their weights."""
     onnx = optional.require("onnx", extra="quantize", purpose=_PURPOSE)
@@ -213,17 +190,3 @@ def _quantized(graph: Any) -> set[str]:
         for node in graph.node
         if node.op_type in _LAYERS and len(node.input) > 1 and node.input[1] in dequantized
     }
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep what the tools log out of the user's terminal."""
-    root = logging.getLogger()
-    level = root.level
-    root.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        root.setLevel(level)

@@ -6,15 +6,13 @@ import contextlib
 import importlib
 import io
 import logging
-import warnings
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from reparam._support import optional
+from reparam.deploy.engines._quiet import quiet
 from reparam.deploy.engines.ov import RT_INFO, to_openvino
-from reparam.errors import ExportError
-from reparam.lab.quantizing.backends import Job, Written
-from reparam.lab.quantizing.matching import operations_of
+from reparam.lab.quantizing.backends import Job, Written, operations_of
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -39,16 +37,18 @@ def write_openvino_int8(job: Job, path: Path) -> Written:
 
     Raises:
         MissingExtraError: openvino or nncf is not installed.
-        ExportError: The net cannot be converted, or NNCF fails.
+        ExportError: The net cannot be converted, or a layer that stays in float is not in it.
     """
     openvino = optional.require("openvino", extra="quantize", purpose=_PURPOSE)
     converted, axes = to_openvino(job.conversion)
-    names = operations_of(job.layers, _weights(converted), job.keep_float)
+    weights = ((name, weight.get_data()) for name, weight in _held(converted))
+    names = operations_of(job.layers, weights, job.keep_float)
     quantized = _quantize(converted, job, [names[name] for name in job.keep_float])
     for key, value in job.conversion.metadata.items():
         quantized.set_rt_info(value, [RT_INFO, key])
     openvino.save_model(quantized, str(path), compress_to_fp16=False)
-    in_integers = {operation for operation, kind in _types(quantized) if kind in _INTEGERS}
+    kinds = [(name, weight.get_element_type().get_type_name()) for name, weight in _held(quantized)]
+    in_integers = {name for name, kind in kinds if kind in _INTEGERS}
     return Written(axes, tuple(n for n in job.layers if names.get(n) in in_integers))
 
 
@@ -57,23 +57,18 @@ def _quantize(converted: Any, job: Job, ignored: list[str]) -> Any:
         ranges = importlib.import_module("nncf.quantization.range_estimator")
         fix = nncf.OverflowFix.DISABLE if job.weight_bits == 8 else nncf.OverflowFix.ENABLE
         data = nncf.Dataset([sample.numpy() for sample in job.samples.batches(1)])
-        try:
-            return nncf.quantize(
-                converted,
-                data,
-                preset=nncf.QuantizationPreset.MIXED,
-                subset_size=len(job.samples),
-                advanced_parameters=nncf.AdvancedQuantizationParameters(
-                    disable_bias_correction=True,
-                    overflow_fix=fix,
-                    activations_range_estimator_params=ranges.RangeEstimatorParametersSet.MINMAX,
-                ),
-                ignored_scope=nncf.IgnoredScope(names=ignored) if ignored else None,
-            )
-        except Exception as error:
-            raise ExportError(
-                f"NNCF could not quantize {job.conversion.name}: {error}; nothing was written"
-            ) from error
+        return nncf.quantize(
+            converted,
+            data,
+            preset=nncf.QuantizationPreset.MIXED,
+            subset_size=len(job.samples),
+            advanced_parameters=nncf.AdvancedQuantizationParameters(
+                disable_bias_correction=True,
+                overflow_fix=fix,
+                activations_range_estimator_params=ranges.RangeEstimatorParametersSet.MINMAX,
+            ),
+            ignored_scope=nncf.IgnoredScope(names=ignored) if ignored else None,
+        )
 
 
 @contextlib.contextmanager
@@ -81,33 +76,21 @@ def quiet_nncf() -> Iterator[Any]:
     """Import NNCF without what it prints, and without the logger class that it installs."""
     logger_class = logging.getLoggerClass()
     # It asks PyTorch's builder of extensions about GPUs, which answers in the user's terminal.
-    builder = logging.getLogger("torch.utils.cpp_extension")
-    level = builder.level
-    builder.setLevel(logging.ERROR)
-    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
-        warnings.simplefilter("ignore")
+    with quiet("torch.utils.cpp_extension"), contextlib.redirect_stdout(io.StringIO()):
         try:
             nncf = optional.require("nncf", extra="quantize", purpose=_PURPOSE)
         finally:
             logging.setLoggerClass(logger_class)
-            builder.setLevel(level)
         nncf.set_log_level(logging.ERROR)
         yield nncf
 
 
-def _weights(model: Any) -> Iterator[tuple[str, Any]]:
-    """Yield the operations that may be layers, in order, with their constant weights."""
+def _held(model: Any) -> Iterator[tuple[str, Any]]:
+    """Yield the operations that may be layers, in order, with the constants of their weights."""
     for operation in model.get_ordered_ops():
         constant = _constant(operation)
         if constant is not None:
-            yield operation.get_friendly_name(), constant.get_data()
-
-
-def _types(model: Any) -> Iterator[tuple[str, str]]:
-    for operation in model.get_ordered_ops():
-        constant = _constant(operation)
-        if constant is not None:
-            yield operation.get_friendly_name(), constant.get_element_type().get_type_name()
+            yield operation.get_friendly_name(), constant
 
 
 def _constant(operation: Any) -> Any | None:

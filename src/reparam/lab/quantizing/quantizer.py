@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import json
 import time
-import warnings
-from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
 import torch
 from torch import nn
 
-from reparam._support import optional
 from reparam._support.arguments import (
     FLAG,
     FUNCTION,
@@ -28,51 +25,29 @@ from reparam._support.arguments import (
 )
 from reparam._support.files import atomic_path
 from reparam._support.untouched import leaves_untouched
-from reparam.deploy.engines import get_engine
 from reparam.deploy.engines._inputs import check_eval
-from reparam.deploy.engines.int8 import AUTO, Target, find_target, right_on, sums_saturate
+from reparam.deploy.engines.int8 import AUTO, find_target, right_on
 from reparam.deploy.engines.program import Conversion, Dynamic
-from reparam.deploy.exporting.formats import Format, find_format
 from reparam.deploy.exporting.metadata import describe_model, write_sidecar
-from reparam.errors import ExportError, InputError, MachineWarning, ReparamError, VerificationError
-from reparam.fusing import plan
-from reparam.lab.quantizing.arithmetic import Arithmetic
-from reparam.lab.quantizing.backends import Backend, Job, Written, batch_of
-from reparam.lab.quantizing.correcting import correct_with_samples
-from reparam.lab.quantizing.diagnosing import Diagnosis, diagnose_samples
-from reparam.lab.quantizing.equalizing import Equalisation, equalize_samples
+from reparam.errors import ExportError, ReparamError, VerificationError
+from reparam.lab.quantizing.backends import Job, Written, batch_of
+from reparam.lab.quantizing.correcting import correct_biases
 from reparam.lab.quantizing.layers import layers_of
-from reparam.lab.quantizing.litert_int8 import write_litert_int8
-from reparam.lab.quantizing.onnx_qdq import write_onnx_int8
-from reparam.lab.quantizing.openvino_ir import write_openvino_int8
-from reparam.lab.quantizing.result import QuantizeResult
-from reparam.lab.quantizing.samples import Samples, Source, check_fit, read_evaluation, read_samples
-from reparam.lab.quantizing.scoring import Score, score
-from reparam.lab.quantizing.simulation import Traffic, observe
-from reparam.verifying import verify
+from reparam.lab.quantizing.preparing import Prepared, check_fused, prepare
+from reparam.lab.quantizing.result import QuantizeResult, Score, score
+from reparam.lab.quantizing.samples import Samples, Source, read_evaluation, samples_for
+from reparam.lab.quantizing.targets import BACKENDS, arithmetic_on, check_target
 
 if TYPE_CHECKING:
     import os
 
+    from reparam.deploy.exporting.formats import Format
     from reparam.lab.quantizing.samples import Evaluation
 
-__all__ = ["BACKENDS", "check_fused", "check_target", "quantize"]
+__all__ = ["quantize"]
 
 Progress: TypeAlias = Callable[[float, float, str], object]
 """Called with steps done, steps in all, and what is done next."""
-
-BACKENDS = {
-    backend.engine: backend
-    for backend in (
-        Backend("openvino", ".xml", write_openvino_int8, ("openvino", "nncf")),
-        Backend(
-            "onnxruntime", ".onnx", write_onnx_int8, ("onnx", "onnxscript", "onnxruntime"),
-            joins_taps=True,
-        ),
-        Backend("litert", ".tflite", write_litert_int8, weight_bits=(8,)),
-    )
-}  # fmt: skip
-"""The engines that there are quantizers for, by their names."""
 
 _STEPS = 5.0
 
@@ -166,24 +141,22 @@ def quantize(  # noqa: PLR0913 - each is one decision of the user
     start, file = time.perf_counter(), Path(path)
     entry = check_target(file, engine)
     processors = find_target(target, entry.engine)
-    backend = BACKENDS[entry.engine]
-    arithmetic = _arithmetic(processors, weight_bits, backend)
+    arithmetic = arithmetic_on(processors, weight_bits, BACKENDS[entry.engine])
     tell = _Teller(progress)
-    check_eval(fused, "quantizing")
-    check_eval(fused if reference is None else reference, "quantizing against a reference")
+    if reference is not None:
+        check_eval(reference, "quantizing against a reference")
     shapes = Dynamic.of(dynamic)
-    held = read_samples(calibration, samples)
-    check_fit(fused, held)
+    held = samples_for(fused, calibration, samples, "quantizing")
     tell("reading the net")
     check_fused(fused, held)
-    prepared = _prepare(
+    prepared = prepare(
         fused, held, keep_float, arithmetic, equalize=equalize, diagnose=diagnose, tell=tell.within
     )
     tell("correcting biases" if correct_bias else "preparing")
     to_write = prepared.model
     if correct_bias:
-        to_write = correct_with_samples(
-            prepared.model, held, prepared.traffic, arithmetic, keep_float=prepared.keep_float
+        to_write = correct_biases(
+            prepared.model, prepared.seen, keep_float=prepared.keep_float, arithmetic=arithmetic
         )
     bits = arithmetic.weight_bits
     metadata = _metadata(fused, entry, held, prepared, source, correct_bias=correct_bias) | {
@@ -232,37 +205,6 @@ def quantize(  # noqa: PLR0913 - each is one decision of the user
     )
 
 
-def _arithmetic(target: Target, weight_bits: int | None, backend: Backend) -> Arithmetic:
-    """Return how the file will be computed on its target, and warn where this machine differs."""
-    if weight_bits == 7 and 7 not in backend.weight_bits:
-        raise InputError(
-            f"weight_bits is {weight_bits}, and {backend.engine} has weights of 8 bits; its sums "
-            "do not saturate, so leave it out"
-        )
-    bits = weight_bits if weight_bits is not None else 7 if target.saturates else 8
-    arithmetic = Arithmetic(bits, target.saturates and bits == 8, backend.joins_taps)
-    if arithmetic.saturates and not sums_saturate(backend.engine):
-        warnings.warn(
-            f"with weights of eight bits, sums of products saturate on {target.what} and not on "
-            "this machine: what the file loses there is in the diagnosis and not in the verdict; "
-            "leave weight_bits out, or make it 7",
-            MachineWarning,
-            stacklevel=3,
-        )
-    return arithmetic
-
-
-@dataclass(frozen=True, eq=False)
-class _Prepared:
-    """A net with its float remedies applied."""
-
-    model: nn.Module
-    equalised: tuple[Equalisation, ...]
-    diagnosis: Diagnosis | None
-    keep_float: tuple[str, ...]
-    traffic: Mapping[str, Traffic]
-
-
 class _Teller:
     """Counts the steps of the whole, and parts of a step."""
 
@@ -281,107 +223,11 @@ class _Teller:
             self._progress(min(self._step + part, _STEPS), _STEPS, what)
 
 
-def check_target(target: Path, engine: str | None = None) -> Format:
-    """Return the format of a path, once it can be quantized and its packages are there.
-
-    Raises:
-        InputError: The suffix is of no format that holds integers, or of another engine, or the
-            folder does not exist.
-        MissingExtraError: A package is not installed.
-    """
-    found = next((b for b in BACKENDS.values() if b.suffix == target.suffix.lower()), None)
-    if found is None:
-        known = " and ".join(f"{each.suffix} (for {name})" for name, each in BACKENDS.items())
-        raise InputError(f"{target.name!r} is of no kind that is quantized here; these are {known}")
-    if engine is not None and engine not in BACKENDS:
-        known = ", ".join(BACKENDS)
-        raise InputError(f"no quantizer is for the engine {engine!r}; there are some for: {known}")
-    if engine not in (None, found.engine):
-        raise InputError(
-            f"{target.name!r} is a file for {found.engine}, and the engine asked for is {engine}, "
-            f"which takes {BACKENDS[engine].suffix} files here; change one of the two"
-        )
-    if not target.parent.is_dir():
-        raise InputError(
-            f"cannot write {target}: {target.parent} is not a folder; create it or choose another"
-        )
-    entry = find_format(target)
-    get_engine(entry.engine).require()
-    for package in found.packages:
-        optional.require(package, extra="quantize", purpose=f"Quantizing for {found.engine}")
-    return entry
-
-
-def check_fused(model: nn.Module, held: Samples) -> None:
-    """Raise unless there is nothing left to fold.
-
-    Raises:
-        InputError: There is; the message says how much, and what to do.
-    """
-    regions = plan(model, held.first(2)).regions
-    if regions:
-        first = regions[0]
-        more = f", and {len(regions) - 1} more places" if len(regions) > 1 else ""
-        raise InputError(
-            f"{type(model).__name__} is not fused: {first.what} at {first.where!r} can become "
-            f"{first.into}{more}. Rounding each branch by itself costs accuracy and time; fold it "
-            "first, with reparam.fuse(model) or the command reparam fuse"
-        )
-
-
-def _prepare(
-    fused: nn.Module,
-    held: Samples,
-    keep_float: int | Collection[str],
-    arithmetic: Arithmetic,
-    *,
-    equalize: bool,
-    diagnose: bool,
-    tell: Callable[[float, float, str], object],
-) -> _Prepared:
-    """Equalise, diagnose, and choose what stays in float, in that order."""
-    traffic = observe(fused, held)
-    model: nn.Module = fused
-    equalised: tuple[Equalisation, ...] = ()
-    if equalize:
-        model, equalised = equalize_samples(fused, traffic)
-        verify(fused, model, (held.first(8),)).raise_if_different()
-        traffic = observe(model, held)
-    counted = isinstance(keep_float, int)
-    diagnosis = None
-    if diagnose or (counted and keep_float):
-        diagnosis = diagnose_samples(model, held, traffic, arithmetic, tell)
-    if isinstance(keep_float, int):
-        if not 0 <= keep_float < len(traffic):
-            raise InputError(
-                f"keep_float is {keep_float}; of {len(traffic)} layers from 0 to "
-                f"{len(traffic) - 1} can stay in float, for at least one has to be quantized"
-            )
-        worst = {layer.name for layer in diagnosis.worst(keep_float)} if diagnosis else set()
-    else:
-        worst = _known(keep_float, traffic)
-    return _Prepared(model, equalised, diagnosis, tuple(n for n in traffic if n in worst), traffic)
-
-
-def _known(names: Collection[str], layers: Collection[str]) -> set[str]:
-    if isinstance(names, str):
-        names = [names]
-    unknown = sorted(set(names) - set(layers))
-    if unknown:
-        raise InputError(
-            f"keep_float names {', '.join(map(repr, unknown))}, which is no layer that is "
-            f"quantized; these are: {', '.join(layers)}"
-        )
-    if len(set(names)) == len(layers):
-        raise InputError("keep_float names every layer, so that nothing would be quantized")
-    return set(names)
-
-
 def _metadata(
     fused: nn.Module,
     entry: Format,
     held: Samples,
-    prepared: _Prepared,
+    prepared: Prepared,
     source: str | None,
     *,
     correct_bias: bool,
@@ -402,14 +248,15 @@ def _metadata(
 
 def _write(entry: Format, job: Job, temporary: Path) -> Written:
     """Let the engine's quantizer write, and see that it did what it was asked for."""
+    backend = BACKENDS[entry.engine]
     try:
         with torch.no_grad():
-            written = BACKENDS[entry.engine].write(job, temporary)
+            written = backend.write(job, temporary)
     except ReparamError:
         raise
     except Exception as error:
         raise ExportError(
-            f"the net could not be written as {entry.name} in eight bits: {error}; "
+            f"{backend.tool} could not write the net as {entry.name} in eight bits: {error}; "
             "nothing was written"
         ) from error
     if not written.quantized:
@@ -425,7 +272,7 @@ def _write(entry: Format, job: Job, temporary: Path) -> Written:
     return written
 
 
-def _check_drop(verdict: Score, max_drop: float | None, prepared: _Prepared) -> None:
+def _check_drop(verdict: Score, max_drop: float | None, prepared: Prepared) -> None:
     if max_drop is None or verdict.drop is None or verdict.drop <= max_drop:
         return
     what = "accuracy" if verdict.accuracy is not None else "agreement"

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import torch
 from torch import Tensor
 
+from reparam.deploy.engines._inputs import check_eval
 from reparam.errors import DataError, InputError
 from reparam.lab.data import ImageData, ShardSplit, eval_loader, open_data
 
@@ -22,10 +23,10 @@ __all__ = [
     "Evaluation",
     "Samples",
     "Source",
-    "check_fit",
     "labelled_batches",
     "read_evaluation",
     "read_samples",
+    "samples_for",
 ]
 
 Batch: TypeAlias = tuple[Tensor, Tensor | None]
@@ -53,7 +54,6 @@ class Samples:
     labels: Tensor | None = None
 
     def __len__(self) -> int:
-        """Return the number of samples."""
         return len(self.inputs)
 
     def batches(self, size: int = _BATCH) -> Iterator[Tensor]:
@@ -78,6 +78,20 @@ class Evaluation:
     name: str
     batches: Iterable[Batch]
     length: int | None = None
+
+
+def samples_for(model: nn.Module, source: Source, count: int, doing: str) -> Samples:
+    """Take calibration samples for a model, once it is shown to take them.
+
+    Raises:
+        TrainingModeError: The model is in training mode; the message says what for it may not be.
+        DataError: As :func:`read_samples`.
+        InputError: The model does not run on samples of this shape, or ``count`` is less than 1.
+    """
+    check_eval(model, doing)
+    samples = read_samples(source, count)
+    _check_fit(model, samples)
+    return samples
 
 
 def read_samples(source: Source, count: int) -> Samples:
@@ -131,7 +145,7 @@ def read_evaluation(
     if isinstance(chosen, ImageData):
         return labelled_batches(chosen)
     if source is None:
-        held = list(zip(samples.batches(), _labels(samples), strict=True))
+        held = list(_split(samples.inputs, samples.labels))
         return Evaluation("the calibration samples themselves", held, len(held))
     return Evaluation("the given batches", _batches(chosen))
 
@@ -150,22 +164,17 @@ def labelled_batches(data: ImageData, *, limit: int | None = None) -> Evaluation
     return Evaluation(f"{len(split):,} {name} images of {data.name}", loader, len(loader))
 
 
-def _labels(samples: Samples) -> list[Tensor | None]:
-    if samples.labels is None:
-        return [None for _ in samples.batches()]
-    return list(torch.split(samples.labels, _BATCH))
+def _split(inputs: Tensor, labels: Tensor | None) -> Iterator[Batch]:
+    parts = torch.split(inputs, _BATCH)
+    classes = [None] * len(parts) if labels is None else torch.split(labels, _BATCH)
+    yield from zip(parts, classes, strict=True)
 
 
 def _batches(source: Any) -> Iterator[Batch]:
     """Read batches of any of the forms in which they may be given."""
-    if isinstance(source, Tensor):
-        yield from ((part, None) for part in torch.split(_checked(source), _BATCH))
-        return
-    if _is_pair(source):
-        inputs, labels = source
-        yield from zip(
-            torch.split(_checked(inputs), _BATCH), torch.split(labels, _BATCH), strict=True
-        )
+    if isinstance(source, Tensor) or _is_pair(source):
+        inputs, labels = (source, None) if isinstance(source, Tensor) else source
+        yield from _split(_checked(inputs), labels)
         return
     if not isinstance(source, Iterable):
         raise DataError(
@@ -204,16 +213,7 @@ def _checked(inputs: Any) -> Tensor:
     return inputs.detach()
 
 
-def check_fit(model: nn.Module, samples: Samples) -> Tensor:
-    """Return what the model makes of the first samples, once it is shown to take them.
-
-    Args:
-        model: The model, in eval mode.
-        samples: The calibration samples.
-
-    Raises:
-        InputError: The model does not run on samples of this shape.
-    """
+def _check_fit(model: nn.Module, samples: Samples) -> None:
     shape = tuple(samples.inputs.shape[1:])
     try:
         with torch.no_grad():
@@ -229,4 +229,3 @@ def check_fit(model: nn.Module, samples: Samples) -> Tensor:
             f"{type(model).__name__} returns {found} for {len(samples.first(2))} samples; a model "
             "that returns one tensor of shape (N, ...) can be compared with its quantized form"
         )
-    return output

@@ -1,25 +1,28 @@
-"""What a net computes with some of its layers rounded, and the ranges that this needs."""
+"""What a net computes with some of its layers rounded, and what that needs: ranges, saturation."""
 
 from __future__ import annotations
 
+import math
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from reparam.frontends.torch.copying import own_copy
+from reparam.lab.hooking import hooked
 from reparam.lab.quantizing.arithmetic import EIGHT_BITS, Arithmetic, Grid, round_weight
-from reparam.lab.quantizing.layers import Layer, by_channel, hooked, layers_of
-from reparam.lab.quantizing.saturating import lost_to_saturation
+from reparam.lab.quantizing.layers import Layer, by_channel, layers_of, on_channels
+from reparam.lab.quantizing.samples import samples_for
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-    from reparam.lab.quantizing.samples import Samples
+    from reparam.lab.quantizing.samples import Samples, Source
 
-__all__ = ["Simulation", "Traffic", "observe"]
+__all__ = ["Calibrated", "Simulation", "Traffic", "calibrated", "lost_to_saturation", "observe"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,24 +44,31 @@ class Traffic:
         """The values that the input may take in eight bits."""
         return Grid.over(self.low, self.high)
 
+    def joined(self, other: Traffic) -> Traffic:
+        """Return the extremes of both."""
+        channels = torch.maximum(self.channels, other.channels)
+        return Traffic(min(self.low, other.low), max(self.high, other.high), channels)
 
-class _Meter:
-    """Keeps the extremes of what one layer reads."""
 
-    def __init__(self) -> None:
-        self._low: list[float] = []
-        self._high: list[float] = []
-        self._channels: list[Tensor] = []
+@dataclass(frozen=True, eq=False)
+class Calibrated:
+    """Samples, and what the layers of a net read when it is run on them.
 
-    def add(self, layer: nn.Module, x: Tensor) -> None:
-        values = by_channel(layer, x)
-        self._low.append(float(values.min()))
-        self._high.append(float(values.max()))
-        self._channels.append(values.abs().amax(1))
+    Attributes:
+        samples: The samples.
+        traffic: What is read, by the path of the layer, in running order.
+    """
 
-    def read(self) -> Traffic:
-        channels = torch.stack(self._channels).amax(0)
-        return Traffic(min(self._low), max(self._high), channels)
+    samples: Samples
+    traffic: Mapping[str, Traffic]
+
+
+def calibrated(model: nn.Module, source: Source | Calibrated, count: int, doing: str) -> Calibrated:
+    """Read samples and run a net on them, as :func:`samples_for`; what is read already stays."""
+    if isinstance(source, Calibrated):
+        return source
+    samples = samples_for(model, source, count, doing)
+    return Calibrated(samples, observe(model, samples))
 
 
 def observe(model: nn.Module, samples: Samples) -> dict[str, Traffic]:
@@ -72,15 +82,17 @@ def observe(model: nn.Module, samples: Samples) -> dict[str, Traffic]:
         InputError: The model runs no convolution and no linear layer.
     """
     layers = layers_of(model, samples.first(1))
-    meters = {name: _Meter() for name in layers}
+    seen: dict[str, Traffic] = {}
 
     def note(name: str, layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        meters[name].add(layer, inputs[0])
+        values = by_channel(layer, inputs[0])
+        now = Traffic(float(values.min()), float(values.max()), values.abs().amax(1))
+        seen[name] = seen[name].joined(now) if name in seen else now
 
     with torch.no_grad(), hooked(layers, before=note):
         for batch in samples.batches():
             model(batch)
-    return {name: meter.read() for name, meter in meters.items()}
+    return {name: seen[name] for name in layers}
 
 
 class Simulation:
@@ -120,8 +132,8 @@ class Simulation:
         def round_input(name: str, _: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor]:
             return (grids[name].round(inputs[0]),)
 
-        def saturate(name: str, layer: nn.Module, x: Tensor, y: Tensor) -> Tensor:
-            return y - self._lost(layer, x, grids[name], exact[name])  # type: ignore[arg-type] # a layer
+        def saturate(name: str, layer: Layer, inputs: tuple[Tensor, ...], y: Tensor) -> Tensor:
+            return y - self._lost(layer, inputs[0], grids[name], exact[name])
 
         after = saturate if self._arithmetic.saturates else None
         try:
@@ -145,6 +157,81 @@ class Simulation:
         )
         if lost is None:
             return 0.0
-        axis = lost.dim() - 1 if isinstance(layer, nn.Linear) else 1
-        scale = step.flatten() * grid.step
-        return lost * scale.view(-1, *[1] * (lost.dim() - 1 - axis))
+        return lost * on_channels(layer, step.flatten() * grid.step, lost)
+
+
+_LEAST, _MOST = -(2**15), 2**15 - 1
+_LARGEST_INPUT = 255
+
+
+def lost_to_saturation(
+    layer: Layer, x: Tensor, zero: int, weight: Tensor, *, joins_taps: bool = False
+) -> Tensor | None:
+    r"""Return what is missing in each output of a layer, in units of one product.
+
+    ``sum over pairs of (a - clip(a, -2^15, 2^15 - 1))`` with ``a = x_1 w_1 + x_2 w_2``, where the
+    two belong to neighbouring input channels, the first of a group with the second, at one tap of
+    the kernel. A depthwise layer has no pairs.
+
+    Args:
+        layer: The layer.
+        x: Its input as numbers 0 to 255, a zero being ``zero``.
+        zero: What padding is filled with.
+        weight: Its weight as integers, shape ``(O, I / groups, ...)``.
+        joins_taps: Whether all taps lie end to end, so that the odd channel of one is paired with
+            the first of the next.
+
+    Returns:
+        The loss, of the shape of the layer's output; ``None`` where no pair can saturate.
+    """
+    outputs, width, *kernel = weight.shape
+    groups = 1 if isinstance(layer, nn.Linear) else layer.groups
+    if width == 1 and groups == outputs > 1:
+        return None
+    pairs = _pairs(math.prod(kernel), width, joins_taps=joins_taps)
+    first, second = weight.movedim(1, -1).flatten(1)[:, pairs].unbind(2)
+    risky = _can_saturate(first, second)
+    if not bool(risky.any()):
+        return None
+    windows = _windows(layer, x, zero)
+    lost = windows.new_zeros((outputs, *windows.shape[1 + len(kernel) :]))
+    for output, found in enumerate(risky):
+        start = output // (outputs // groups) * width
+        total = windows.new_zeros(())
+        for position, weights in zip(pairs[found].T, (first, second), strict=True):
+            taps = torch.unravel_index(position // width, kernel) if kernel else ()
+            values = windows[(start + position % width, *taps)]
+            factors = weights[output, found].view(-1, *[1] * (values.dim() - 1))
+            total = total + values * factors
+        lost[output] = (total - total.clamp(_LEAST, _MOST)).sum(0)
+    return lost.movedim(0, -1 if isinstance(layer, nn.Linear) else 1)
+
+
+def _pairs(taps: int, width: int, *, joins_taps: bool) -> Tensor:
+    """Return which products are added first, as positions in a row of taps times channels."""
+    positions = torch.arange(taps * width)
+    rows = positions.view(1, -1) if joins_taps else positions.view(taps, width)
+    return rows[:, : rows.shape[1] // 2 * 2].reshape(-1, 2)
+
+
+def _can_saturate(first: Tensor, second: Tensor) -> Tensor:
+    """Say of which pairs of weights there are inputs whose products leave 16 bits."""
+    above = first.clamp(min=0) + second.clamp(min=0)
+    below = first.clamp(max=0) + second.clamp(max=0)
+    return (_LARGEST_INPUT * above > _MOST) | (_LARGEST_INPUT * below < _LEAST)
+
+
+def _windows(layer: Layer, x: Tensor, zero: int) -> Tensor:
+    """Return all that a layer reads, shape ``(I, *kernel, batch, *positions)``, without a copy."""
+    if isinstance(layer, nn.Linear):
+        return x.movedim(-1, 0)
+    padding = layer._reversed_padding_repeated_twice  # noqa: SLF001 - of 'same', too
+    if layer.padding_mode == "zeros":
+        x = functional.pad(x, padding, value=float(zero))
+    else:
+        x = functional.pad(x, padding, mode=layer.padding_mode)
+    sizes = zip(layer.kernel_size, layer.dilation, layer.stride, strict=True)
+    for axis, (size, dilation, stride) in enumerate(sizes, start=2):
+        x = x.unfold(axis, dilation * (size - 1) + 1, stride)[..., ::dilation]
+    spatial = len(layer.kernel_size)
+    return x.movedim((1, *range(-spatial, 0)), tuple(range(spatial + 1)))
