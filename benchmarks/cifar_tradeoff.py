@@ -36,7 +36,7 @@ import reparam
 from reparam import models
 from reparam.lab.data import ImageData
 from reparam.lab.training import Recipe, load_recipe
-from reparam.lab.training.checkpoints import RunFiles
+from reparam.lab.training.callbacks import RunFiles
 
 TRAIN_IMAGES, HELD_OUT = 10_000, 2_000
 EPOCHS, SEARCH_EPOCHS, SEARCH_SEED = 30, 6, 100

@@ -11,7 +11,10 @@ from torch import nn
 
 import reparam
 from bad_inputs import leaving_no_trace
+from reparam.branching.rep_optimizer import default_scales
+from reparam.deploy.exporting import certify
 from reparam.lab.data import open_data
+from reparam.lab.training import load_recipe
 from zoo import randomise
 
 X = torch.randn(2, 3, 12, 12)
@@ -79,13 +82,13 @@ def trained(model, folder, x):
     data = open_data("digits")
     if x is WRONG:
         data = None
-    recipe = reparam.lab.training.load_recipe("digits").override(epochs=1)
+    recipe = load_recipe("digits").override(epochs=1)
     return reparam.train(model, data, recipe=recipe, out=folder / "run")
 
 
 def optimizer(model, x):
     base = torch.optim.SGD(model.parameters(), lr=0.1)
-    scales = {} if x is WRONG else reparam.branching.rep_optimizer.default_scales(model)
+    scales = {} if x is WRONG else default_scales(model)
     return reparam.RepOptimizer(base, model, scales)
 
 
@@ -102,7 +105,7 @@ def reloaded(model, folder):
 def certified(model, x, folder):
     path = folder / "net.safetensors"
     reparam.export(model, path, X)
-    return reparam.deploy.exporting.certify(model, path, x, model=model)
+    return certify(model, path, x, model=model)
 
 
 CALLS = {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -20,7 +21,6 @@ from reparam.lab.training import (
     Hardware,
     TrainResult,
     accuracy,
-    checkpoints,
     finish,
     load_recipe,
     train,
@@ -207,8 +207,8 @@ def test_what_cannot_train_is_refused(
 def test_full_disk_is_found_before_training(
     digits: ImageData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    usage = type(checkpoints.shutil.disk_usage(tmp_path))(1 << 40, 1 << 40, 5 << 20)
-    monkeypatch.setattr(checkpoints.shutil, "disk_usage", lambda _: usage)
+    usage = type(shutil.disk_usage(tmp_path))(1 << 40, 1 << 40, 5 << 20)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
     with pytest.raises(InputError, match=r"has 5 MiB free, and writing resume\.ckpt needs"):
         train(linear(), digits, recipe="digits", out=tmp_path)
 

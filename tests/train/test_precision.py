@@ -14,7 +14,7 @@ from reparam.deploy.engines.program import Conversion
 from reparam.errors import MachineWarning
 from reparam.lab.data import ImageData, open_data
 from reparam.lab.training import Hardware, Recipe, load_recipe, train
-from reparam.lab.training.precision import resolve_precision
+from reparam.lab.training.preflight import resolve_precision
 
 CPU = Hardware(accelerator="cpu")
 

@@ -15,10 +15,9 @@ from reparam.errors import InputError
 from reparam.lab.data import Augment
 from reparam.lab.training import Ema, Optimizer, Recipe, Schedule, load_recipe, recipe_names
 from reparam.lab.training.ema import WeightAverage
-from reparam.lab.training.kernel_decay import KernelDecay
-from reparam.lab.training.mixing import Mixing
+from reparam.lab.training.mixing import mixing_of
 from reparam.lab.training.module import loss_of
-from reparam.lab.training.optimizers import build_optimizer, parameter_groups
+from reparam.lab.training.optimizers import KernelDecay, build_optimizer, parameter_groups
 
 
 def test_the_package_brings_these_recipes() -> None:
@@ -194,10 +193,10 @@ def test_mixing_mixes_targets_as_it_mixes_images() -> None:
     labels = torch.arange(4)
     images = torch.eye(4)[:, :, None, None].expand(-1, -1, 8, 8)  # channel c is 1 for class c
     for augment in (Augment(mixup=1.0), Augment(cutmix=1.0), Augment(mixup=1.0, cutmix=1.0)):
-        mixed, targets = Mixing(augment, 4)(images, labels)
+        mixed, targets = mixing_of(augment, 4)(images, labels)
         assert not torch.equal(mixed, images)
         torch.testing.assert_close(mixed.mean(dim=(2, 3)), targets, rtol=0, atol=1e-6)
-    same, unchanged = Mixing(Augment(), 4)(images, labels)
+    same, unchanged = mixing_of(Augment(), 4)(images, labels)
     assert same is images
     assert unchanged is labels
 

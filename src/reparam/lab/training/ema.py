@@ -10,7 +10,7 @@ import torch
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-    from torch import Tensor, nn
+    from torch import nn
 
 __all__ = ["WeightAverage"]
 
@@ -19,14 +19,18 @@ class WeightAverage:
     """``average <- d * average + (1 - d) * weights``, over parameters and floating-point buffers.
 
     The decay is ramped up as ``min(decay, (1 + n) / (10 + n))`` after n updates, so that the
-    average of a short run is not held back by the random start.
+    average of a short run is not held back by the random start. Weights are kept here and no
+    model: torch's ``AveragedModel`` runs a deep copy, in which functions that hold modules, as some
+    nets have, still run the weights in training.
+
+    Attributes:
+        weights: The average, by state-dict key.
     """
 
     def __init__(self, model: nn.Module, decay: float) -> None:
-        """Start from the weights as they are."""
         self._decay = decay
         self._updates = 0
-        self._average = {
+        self.weights = {
             name: tensor.detach().clone() for name, tensor in model.state_dict().items()
         }
 
@@ -38,36 +42,31 @@ class WeightAverage:
         averages, currents = [], []
         for name, tensor in model.state_dict().items():
             if tensor.is_floating_point():
-                averages.append(self._average[name])
+                averages.append(self.weights[name])
                 currents.append(tensor.detach())
             else:
-                self._average[name].copy_(tensor)
+                self.weights[name].copy_(tensor)
         torch._foreach_lerp_(averages, currents, share)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the average and the number of updates."""
-        return {"average": self._average, "updates": self._updates}
+        return {"average": self.weights, "updates": self._updates}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from :meth:`state_dict`."""
-        for name, tensor in self._average.items():
+        for name, tensor in self.weights.items():
             tensor.copy_(state["average"][name])
         self._updates = int(state["updates"])
 
-    @property
-    def weights(self) -> dict[str, Tensor]:
-        """The average, by state-dict key."""
-        return self._average
-
     def to(self, device: torch.device) -> None:
         """Move the average to a device."""
-        self._average = {name: tensor.to(device) for name, tensor in self._average.items()}
+        self.weights = {name: tensor.to(device) for name, tensor in self.weights.items()}
 
     @contextmanager
     def shown(self, model: nn.Module) -> Iterator[None]:
         """Give `model` the averaged weights within the block, and its own back after it."""
         own = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
-        model.load_state_dict(self._average)
+        model.load_state_dict(self.weights)
         try:
             yield
         finally:

@@ -16,6 +16,7 @@ from reparam.frontends.torch.copying import own_copy
 from reparam.fusing import plan
 from reparam.lab.data import eval_loader
 from reparam.lab.training.module import EVAL_BATCH
+from reparam.lab.training.running import accuracy
 from reparam.verifying import verify
 
 if TYPE_CHECKING:
@@ -89,7 +90,6 @@ class Deployment:
         }
 
     def __str__(self) -> str:
-        """Return a summary for a person."""
         same = self.images - self.different
         lines = [
             f"{len(self.plan.regions)} regions folded, {len(self.plan.refusals)} left as they are",
@@ -187,8 +187,6 @@ def _test_accuracy(
 ) -> float | None:
     if data.test is None or epoch == len(result.history):
         return result.test_accuracy  # which was measured
-    from reparam.lab.training.running import accuracy
-
     return accuracy(fused, data, data.test)
 
 

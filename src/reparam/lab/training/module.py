@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from contextlib import AbstractContextManager, nullcontext
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import lightning.pytorch as pl
@@ -14,9 +15,8 @@ from reparam.errors import CheckpointError, InputError
 from reparam.lab.data import Sharding, TrainLoader, eval_loader, train_loader
 from reparam.lab.data._seeds import derive_seed
 from reparam.lab.training.ema import WeightAverage
-from reparam.lab.training.kernel_decay import KernelDecay
-from reparam.lab.training.mixing import Mixing
-from reparam.lab.training.optimizers import build_optimizer
+from reparam.lab.training.mixing import mixing_of
+from reparam.lab.training.optimizers import KernelDecay, build_optimizer
 from reparam.lab.training.result import EpochRecord, Progress
 
 if TYPE_CHECKING:
@@ -62,7 +62,6 @@ class Training(pl.LightningModule):
         on_progress: OnProgress | None,
         wrap_optimizer: WrapOptimizer | None = None,
     ) -> None:
-        """Start a run at its first step."""
         super().__init__()
         self.model = model
         self.recipe = recipe
@@ -76,9 +75,8 @@ class Training(pl.LightningModule):
         self._kernel_decay = (
             KernelDecay(model, recipe.kernel_decay) if recipe.kernel_decay else None
         )
-        self._mixing = Mixing(recipe.augment, data.num_classes)
+        self._mix = mixing_of(recipe.augment, data.num_classes)
         self._steps_since_average = 0
-        self._loader: TrainLoader | None = None
         self._shown: AbstractContextManager[None] = nullcontext()
         self._train_sum = torch.zeros(2, dtype=torch.float64)
         self._evaluation = torch.zeros(3, dtype=torch.float64)
@@ -96,25 +94,18 @@ class Training(pl.LightningModule):
         """Whether a first batch was begun in this process."""
         return self._mark != self._started
 
-    @property
+    @cached_property
     def loader(self) -> TrainLoader:
         """The training batches of this process."""
-        if self._loader is None:
-            trainer = self.trainer
-            sharding = Sharding(
-                self.recipe.batch_size,
-                trainer.global_rank,
-                trainer.world_size,
-                self.recipe.accumulate,
-            )
-            self._loader = train_loader(
-                self._data,
-                sharding,
-                augment=self.recipe.augment,
-                seed=self._seed,
-                workers=self._workers,
-            )
-        return self._loader
+        recipe, trainer = self.recipe, self.trainer
+        place = (trainer.global_rank, trainer.world_size)
+        return train_loader(
+            self._data,
+            Sharding(recipe.batch_size, *place, recipe.accumulate),
+            augment=recipe.augment,
+            seed=self._seed,
+            workers=self._workers,
+        )
 
     def shown_weights(self) -> dict[str, Tensor]:
         """Return the weights that are evaluated: the average where there is one."""
@@ -159,7 +150,7 @@ class Training(pl.LightningModule):
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         """Return the loss of one batch."""
-        images, targets = self._mixing(*batch)
+        images, targets = self._mix(*batch)
         if self.recipe.small_first.now(*self._place(self.current_epoch, batch_idx)):
             images = _shrunk(images, self.recipe.small_first.size)
         loss = loss_of(self.recipe, self.model(images), targets)

@@ -1,4 +1,4 @@
-"""The optimizer of a recipe, with the paper's exclusions from weight decay."""
+"""The optimizer of a recipe, and what decays: single weights, or equivalent kernels of blocks."""
 
 from __future__ import annotations
 
@@ -6,33 +6,22 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
+from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.modules.conv import _ConvNd
+
+from reparam.errors import InexactError, InputError
+from reparam.fusing import operator
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from torch import Tensor
+
     from reparam.lab.training.recipe import Optimizer
 
-__all__ = ["build_optimizer", "parameter_groups"]
+__all__ = ["KernelDecay", "build_optimizer", "parameter_groups"]
 
-_CONVOLUTIONS = (
-    nn.Conv1d,
-    nn.Conv2d,
-    nn.Conv3d,
-    nn.ConvTranspose1d,
-    nn.ConvTranspose2d,
-    nn.ConvTranspose3d,
-)
-_NORMS = (
-    nn.BatchNorm1d,
-    nn.BatchNorm2d,
-    nn.BatchNorm3d,
-    nn.SyncBatchNorm,
-    nn.GroupNorm,
-    nn.LayerNorm,
-    nn.InstanceNorm1d,
-    nn.InstanceNorm2d,
-    nn.InstanceNorm3d,
-)
+_NORMS = (_NormBase, nn.GroupNorm, nn.LayerNorm)
 
 
 def parameter_groups(
@@ -105,5 +94,71 @@ def _norm_weights(model: nn.Module) -> Iterator[tuple[nn.Parameter, bool]]:
         elder: nn.Module | None = None
         for child in parent.children():
             if isinstance(child, _NORMS) and isinstance(child.weight, nn.Parameter):
-                yield child.weight, isinstance(elder, _CONVOLUTIONS)
+                yield child.weight, isinstance(elder, _ConvNd)
             elder = child
+
+
+_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+
+
+class KernelDecay:
+    """``strength / 2 * sum over blocks of |K|^2``, K being the one kernel that a block stands for.
+
+    Decaying the kernels of the branches one by one does not see that they add up; this does
+    (RepVGG's official training code, its "custom L2"). The blocks are the largest modules with
+    several convolutions that are one convolution in eval mode. Batch normalisation counts with its
+    running statistics. Every block is traced in every step, a few milliseconds each.
+
+    Attributes:
+        blocks: Names of the blocks within the model.
+        parameters: The kernels of the blocks' convolutions, which need no other decay.
+    """
+
+    def __init__(self, model: nn.Module, strength: float) -> None:
+        """Find the blocks of `model`.
+
+        Raises:
+            InputError: There are none.
+        """
+        self._strength = strength
+        self.blocks = tuple(_blocks(model, ""))
+        if not self.blocks:
+            raise InputError(
+                "kernel_decay needs multi-branch blocks (several convolutions that add up to one), "
+                "and the model has none: use optimizer.weight_decay"
+            )
+        self.parameters = frozenset(
+            layer.weight
+            for name in self.blocks
+            for layer in model.get_submodule(name).modules()
+            if isinstance(layer, _CONVOLUTIONS) and isinstance(layer.weight, nn.Parameter)
+        )
+
+    def __call__(self, model: nn.Module) -> Tensor:
+        """Return the penalty, float32, shape ()."""
+        total = torch.zeros((), dtype=torch.float64)
+        for name in self.blocks:
+            kernel = operator(model.get_submodule(name)).kernel
+            total = total.to(kernel.device) + kernel.square().sum()
+        return (0.5 * self._strength * total).float()
+
+
+def _blocks(module: nn.Module, name: str) -> list[str]:
+    """Return the names of the largest affine modules with several convolutions."""
+    convolutions = sum(isinstance(layer, _CONVOLUTIONS) for layer in module.modules())
+    if convolutions < 2:
+        return []
+    if name and _is_one_convolution(module):
+        return [name]
+    found = []
+    for child_name, child in module.named_children():
+        found += _blocks(child, f"{name}.{child_name}" if name else child_name)
+    return found
+
+
+def _is_one_convolution(module: nn.Module) -> bool:
+    try:
+        operator(module)
+    except InexactError:
+        return False
+    return True

@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import difflib
 import math
-import sys
+import tomllib
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from importlib import resources
+from operator import attrgetter
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
-from reparam._support.optional import require
 from reparam._support.records import decode
 from reparam.errors import InputError
 from reparam.lab.data import Augment
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
 
 __all__ = ["Ema", "Optimizer", "Recipe", "Schedule", "SmallFirst", "load_recipe", "recipe_names"]
 
@@ -119,6 +117,22 @@ class SmallFirst:
         return self.size > 0 and step < round(self.share * steps)
 
 
+_RANGES: Mapping[str, tuple[Callable[[Any], bool], str]] = {
+    "epochs": (lambda n: n >= 1, "at least 1"),
+    "batch_size": (lambda n: n >= 1, "at least 1"),
+    "accumulate": (lambda n: n >= 1, "at least 1"),
+    "label_smoothing": (lambda share: 0 <= share < 1, "in [0, 1)"),
+    "optimizer.learning_rate": (lambda rate: rate > 0, "above 0"),
+    "optimizer.norm_bias_rate": (lambda rate: rate > 0, "above 0"),
+    "ema.decay": (lambda share: 0 <= share < 1, "in [0, 1)"),
+    "ema.every": (lambda n: n >= 1, "at least 1"),
+    "schedule.warmup_share": (lambda share: 0 <= share < 1, "in [0, 1)"),
+    "small_first.size": (lambda size: size >= 0, "0 or more pixels"),
+    "small_first.share": (lambda share: 0 <= share <= 1, "in [0, 1]"),
+}
+"""What a training can start from, and how it is said."""
+
+
 @dataclass(frozen=True)
 class Recipe:
     """How a model is trained.
@@ -163,24 +177,10 @@ class Recipe:
     small_first: SmallFirst = field(default_factory=SmallFirst)
 
     def __post_init__(self) -> None:
-        """Refuse values that no training can start from."""
-        _require(self.epochs >= 1, "epochs", self.epochs, "at least 1")
-        _require(self.batch_size >= 1, "batch_size", self.batch_size, "at least 1")
-        _require(self.accumulate >= 1, "accumulate", self.accumulate, "at least 1")
-        _require(
-            0 <= self.label_smoothing < 1, "label_smoothing", self.label_smoothing, "in [0, 1)"
-        )
-        rate = self.optimizer.learning_rate
-        _require(rate > 0, "optimizer.learning_rate", rate, "above 0")
-        bias_rate = self.optimizer.norm_bias_rate
-        _require(bias_rate > 0, "optimizer.norm_bias_rate", bias_rate, "above 0")
-        _require(0 <= self.ema.decay < 1, "ema.decay", self.ema.decay, "in [0, 1)")
-        _require(self.ema.every >= 1, "ema.every", self.ema.every, "at least 1")
-        share = self.schedule.warmup_share
-        _require(0 <= share < 1, "schedule.warmup_share", share, "in [0, 1)")
-        small = self.small_first
-        _require(small.size >= 0, "small_first.size", small.size, "0 or more pixels")
-        _require(0 <= small.share <= 1, "small_first.share", small.share, "in [0, 1]")
+        for name, (fits, needed) in _RANGES.items():
+            value = attrgetter(name)(self)
+            if not fits(value):
+                raise InputError(f"{name} is {value!r}; it must be {needed}")
 
     def to_dict(self) -> dict[str, Any]:
         """Return the recipe as nested plain values, which :meth:`from_dict` reads."""
@@ -244,16 +244,8 @@ def load_recipe(recipe: Recipe | str | Path) -> Recipe:
 
 
 def _parse(text: str, where: str) -> Recipe:
-    # Python 3.10 has no parser of its own; tomli is the one that became tomllib.
-    module = "tomllib" if sys.version_info >= (3, 11) else "tomli"
-    toml = require(module, extra="train", purpose="Reading recipes")
     try:
-        values = toml.loads(text)
-    except toml.TOMLDecodeError as error:
+        values = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
         raise InputError(f"{where} is not TOML: {error}") from error
     return Recipe.from_dict(values, where)
-
-
-def _require(condition: object, name: str, value: object, needed: str) -> None:
-    if not condition:
-        raise InputError(f"{name} is {value!r}; it must be {needed}")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
@@ -159,20 +159,14 @@ class TrainResult:
 
     def to_dict(self) -> dict[str, Any]:
         """Return everything but the model as plain values for JSON, files by name only."""
-        return {
+        told = {field.name: getattr(self, field.name) for field in fields(self)}
+        del told["resume"]
+        return told | {
             "schema": SCHEMA,
             "model": type(self.model).__name__,
-            "images": dict(self.images),
             "history": [asdict(record) for record in self.history],
-            "validation_accuracy": self.validation_accuracy,
-            "test_accuracy": self.test_accuracy,
-            "best_epoch": self.best_epoch,
             "best": self.best.name,
             "last": self.last.name,
-            "seconds": self.seconds,
             "recipe": self.recipe.to_dict(),
-            "seed": self.seed,
-            "data_fingerprint": self.data_fingerprint,
-            "environment": dict(self.environment),
             "online": None if self.online is None else asdict(self.online),
         }

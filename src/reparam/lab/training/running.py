@@ -23,11 +23,14 @@ from reparam.branching.online import online_plan
 from reparam.errors import CheckpointError, InputError, ReparamError
 from reparam.frontends.torch.copying import own_copy
 from reparam.lab.data import ImageData, eval_loader
-from reparam.lab.training.checkpoints import RunFiles, SaveRun, save_weights
-from reparam.lab.training.logs import WriteLogs
+from reparam.lab.training.callbacks import KeepRun, RunFiles, save_weights
 from reparam.lab.training.module import EVAL_BATCH, Training
-from reparam.lab.training.precision import resolve_precision
-from reparam.lab.training.preflight import check_disk, check_hardware, check_model
+from reparam.lab.training.preflight import (
+    check_disk,
+    check_hardware,
+    check_model,
+    resolve_precision,
+)
 from reparam.lab.training.recipe import Recipe, load_recipe
 from reparam.lab.training.result import (
     Hardware,
@@ -256,10 +259,7 @@ def _trainer(
         accumulate_grad_batches=recipe.accumulate,
         gradient_clip_val=recipe.gradient_clip or None,
         precision=_PRECISIONS[recipe.precision],
-        callbacks=[
-            WriteLogs(files, tensorboard=tensorboard),
-            SaveRun(files, save_every_steps),
-        ],
+        callbacks=[KeepRun(files, save_every_steps, tensorboard=tensorboard)],
         logger=False,
         enable_progress_bar=progress_bar,
         enable_model_summary=False,
