@@ -233,6 +233,16 @@ def test_weight_decay_that_differs_between_branches_has_no_counterpart() -> None
     assert worst(left, right) > 1e-4
 
 
+@pytest.mark.parametrize(("inputs", "outputs"), [(3, 8), (8, 3)])
+def test_channels_that_do_not_divide_each_other_are_initialised(inputs: int, outputs: int) -> None:
+    net = nn.Sequential(nn.Conv2d(inputs, outputs, 3, padding=1)).double()
+    scales = {"0": BranchScales(*(torch.rand(outputs, dtype=F64) + 0.5 for _ in range(2)), None)}
+    wide = scaled_branches(net, scales, generator=torch.Generator().manual_seed(1))
+    initialize_(net, scales, generator=torch.Generator().manual_seed(1))
+    x = torch.randn(2, inputs, 7, 7, dtype=F64)
+    torch.testing.assert_close(net(x), wide(x), rtol=0, atol=1e-13)
+
+
 @pytest.mark.parametrize("dims", [1, 2, 3])
 @pytest.mark.parametrize("groups", [1, 2, 4])
 def test_initialisation_and_the_csla_net_agree(dims: int, groups: int) -> None:

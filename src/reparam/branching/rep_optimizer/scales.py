@@ -314,9 +314,11 @@ def _kernel(
     """
     geometry = replace(conv_operator_geometry(conv), bias=False)
     centre = replace(geometry, offsets=tuple((t[len(t) // 2],) for t in geometry.offsets))
-    single = replace(centre, groups=centre.in_channels)
+    branches = [(geometry, kernel), (centre, pointwise)]
+    if identity is not None:  # else there may be no group for each channel
+        branches.append((replace(centre, groups=centre.in_channels), identity))
     total = AffineConv(geometry, kernel.new_zeros(geometry.kernel_shape))
-    for where, numbers in ((geometry, kernel), (centre, pointwise), (single, identity)):
+    for where, numbers in branches:
         if numbers is not None:
             flat = numbers if numbers.dim() > 1 else _column(numbers, total.kernel)
             given = flat.to(total.kernel).expand(where.kernel_shape)
