@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections import Counter
 from collections.abc import Hashable, Iterator
 from dataclasses import replace
@@ -162,6 +163,12 @@ class _Finder:
         example, opaque = self._known_call(path), dict[str, str]()
         while True:
             traced = trace(module, path, example=example, opaque=opaque)
+            found = self._written_convolutions(traced)
+            if path in found:
+                raise TraceFailure(found[path])
+            if found:
+                opaque |= found
+                continue
             try:
                 return traced, list(other_ways(module, traced, example))
             except TraceFailure as failure:
@@ -218,21 +225,38 @@ class _Finder:
 
     def _identify(self, path: str, module: nn.Module) -> AffineConv | None:
         """Probe a module that cannot be traced; its operator, if it is one convolution."""
-        floating = [p for p in module.parameters() if p.is_floating_point()]
-        tried = self._probe and path in self._chosen
-        if not tried or not floating or path in self._hooked:
+        found = self._probed(path, module)
+        if isinstance(found, AffineConv):
+            floating = [p for p in module.parameters() if p.is_floating_point()]
+            like = max(floating, key=lambda t: t.numel())
+            self.result.probed.append(Probed(path, type(module).__name__, found, like))
+            return found
+        if found is not None:
+            self._leave(path, module, found)
+        return None
+
+    def _probed(self, path: str, module: nn.Module) -> AffineConv | Reason | None:
+        """The one convolution that a module computes, or why it is none; None if not asked."""
+        tried = self._probe and path in self._chosen and path not in self._hooked
+        if not tried or not any(p.is_floating_point() for p in module.parameters()):
             return None
         call = self._known_call(path) or guess_for_module(module)
         if call is None:
-            self._leave(path, module, Why.NOT_PROBED())
-            return None
+            return Why.NOT_PROBED()
         found = identify(shared_copy(module), call)
-        if isinstance(found, str):
-            self._leave(path, module, Why.PROBED_OTHERWISE(found=found))
-            return None
-        like = max(floating, key=lambda t: t.numel())
-        self.result.probed.append(Probed(path, type(module).__name__, found, like))
-        return found
+        return Why.PROBED_OTHERWISE(found=found) if isinstance(found, str) else found
+
+    def _written_convolutions(self, traced: Trace) -> dict[str, str]:
+        """Modules that write into parts of their values and are one convolution all the same."""
+        if not self._probe:
+            return {}
+        writes = (n for n in traced.graph.nodes if n.target is operator.setitem)
+        paths = {traced.stacks[node][-1].path for node in writes}
+        return {
+            path: "it writes into parts of its values"
+            for path in paths
+            if isinstance(self._probed(path, self.skeleton.get_submodule(path)), AffineConv)
+        }
 
     def drop_folded_probes(self) -> None:
         """Keep of the probed modules those that no larger region replaces."""

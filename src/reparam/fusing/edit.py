@@ -162,7 +162,10 @@ class _Edits:
             if path not in blocks.keys() | inlined and not isinstance(original, _RUN_AS_THEY_ARE):
                 with contextlib.suppress(LookupError):  # of those that cannot be, the code is left
                     part = part_of(traced, path, set())
-                    yield Shell(original, part.graph, layers={}, dropped=set(), inlined=set())
+                    yield Shell(
+                        original, part.graph, layers={}, dropped=set(), inlined=set(),
+                        buffers=part.literals,
+                    )  # fmt: skip
 
     def _shell(self, path: str, block: Block) -> Shell:
         traced = self._parts.pop((path, block.key), None) or part_of(
@@ -185,7 +188,7 @@ class _Edits:
             layers=editor.layers,
             dropped=editor.dropped,
             inlined=set(relative.values()),
-            buffers=editor.buffers,
+            buffers=editor.buffers | _read_of(traced),
         )
 
 
@@ -316,6 +319,12 @@ class _GraphEditor:
 
 _RUN_AS_THEY_ARE = (nn.Sequential, fx.GraphModule)
 """Modules whose forward does not look at what they hold."""
+
+
+def _read_of(part: Trace) -> dict[str, torch.Tensor]:
+    """The tensors that no module holds, and that its graph still reads."""
+    read = {str(n.target) for n in part.graph.nodes if n.op == "get_attr"}
+    return {name: tensor for name, tensor in part.literals.items() if name in read}
 
 
 def _up_to(outer: str, inner: str) -> Iterator[str]:

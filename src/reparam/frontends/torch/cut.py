@@ -15,6 +15,7 @@ from torch import Tensor, fx
 
 from reparam.frontends.torch.effects import base_of
 from reparam.frontends.torch.frames import Frame, Key
+from reparam.frontends.torch.running import is_literal
 from reparam.frontends.torch.structures import leaves
 from reparam.frontends.torch.told_sizes import Size, is_size_read, sizes_of
 from reparam.frontends.torch.trace import Trace
@@ -384,7 +385,7 @@ def _literals(trace: Trace) -> Iterator[tuple[fx.Node, Tensor]]:
     torch.fx keeps them in the traced copy, under names of its own.
     """
     for node in trace.graph.nodes:
-        if node.op == "get_attr" and str(node.target).startswith("_tensor_constant"):
+        if is_literal(node):
             yield node, getattr(trace.root, str(node.target))
 
 

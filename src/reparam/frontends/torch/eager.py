@@ -30,7 +30,7 @@ from reparam.frontends.torch.constants import Constants
 from reparam.frontends.torch.frames import first_line
 from reparam.frontends.torch.recording import OutsideReads, Recorder, storages, written_by
 from reparam.frontends.torch.running import Arguments as Call
-from reparam.frontends.torch.running import run_graph, run_until
+from reparam.frontends.torch.running import is_literal, run_graph, run_until
 from reparam.frontends.torch.skeleton import named_tensors, on_meta, runnable_copy
 from reparam.frontends.torch.structures import leaves, tensors_in
 from reparam.frontends.torch.trace import Trace, bound_arguments
@@ -211,8 +211,10 @@ def _compare_once(module: nn.Module, traced: Trace, call: Call) -> Report | Exce
         return writes
     operators = _operators_of(traced)
     if operators is None:
-        # What is called is torch's own, which a run leaves as it was, or else it is copied anew.
-        copy_of_root = on_meta(traced.root) if traced.opaque else twin
+        # What is called is torch's own, which a run leaves as it was, or else it is copied anew, as
+        # is what the trace alone holds: tensors that are neither parameters nor buffers.
+        anew = traced.opaque or any(map(is_literal, traced.graph.nodes))
+        copy_of_root = on_meta(traced.root) if anew else twin
         try:
             with torch.no_grad(), torch.device("meta"), Recorder() as replayed:
                 _run_trace(traced, copy_of_root, module, arguments)

@@ -7,6 +7,7 @@ as a whole.
 from __future__ import annotations
 
 import inspect
+import itertools
 import operator
 from collections import Counter
 from functools import cached_property
@@ -18,6 +19,7 @@ from reparam.frontends.torch.cut import Everything
 from reparam.frontends.torch.decisions import goes_another_way
 from reparam.frontends.torch.frames import Frame, Key
 from reparam.frontends.torch.guards import given, planned_for
+from reparam.frontends.torch.running import is_literal
 from reparam.frontends.torch.structures import Step, Unwritable, leaves, reach, rebuilt_for
 from reparam.frontends.torch.told_sizes import Size
 from reparam.frontends.torch.trace import Trace
@@ -74,7 +76,8 @@ class _Part:
 
     def code(self) -> list[str]:
         """What the forward does, to compare it with that of another call."""
-        return [repr((n.op, n.target, n.args, n.kwargs)) for n in self._graph.nodes]
+        held = [f"{name}: {id(tensor)}" for name, tensor in self.trace.literals.items()]
+        return held + [repr((n.op, n.target, n.args, n.kwargs)) for n in self._graph.nodes]
 
     # ------------------------------------------------------------------------ arguments
 
@@ -206,6 +209,9 @@ class _Part:
         if value not in self._made:
             if value in self._reached:
                 self._made[value] = reach(self._graph, *self._reached[value])
+            elif is_literal(value):
+                self._made[value] = self._graph.get_attr(self._literal(value))
+                self.trace.keys[self._made[value]] = self._whole.keys[value]
             elif value.op == "get_attr":
                 stored = operator.attrgetter(str(value.target))(self._whole.root)
                 made = self._graph.get_attr(self._relative(str(value.target), stored))
@@ -215,6 +221,16 @@ class _Part:
                 msg = f"it reads {value.name}, which is none of its arguments"
                 raise Unwritable(msg)
         return self._made[value]
+
+    def _literal(self, node: fx.Node) -> str:
+        """Name a tensor that no module holds, to be stored in this one."""
+        tensor = getattr(self._whole.root, str(node.target))
+        for number in itertools.count(1):
+            name = f"constant{number}"
+            free = not hasattr(self.trace.root, name)
+            if free and self.trace.literals.setdefault(name, tensor) is tensor:
+                return name
+        raise AssertionError  # there is always another number
 
     def _stored(self, node: fx.Node, value: Any) -> Any:
         """Write a value that is known for good."""

@@ -82,6 +82,12 @@ class TracedValue(fx.Proxy):
             return self.tracer.create_proxy("call_function", operator.getitem, (self, index), {})
         return tuple([self[k] for k in range(*index.indices(count))])
 
+    def __setitem__(self, index: Any, value: Any) -> None:
+        if not self.tracer.may_have(self.node, "index_put_"):
+            msg = "it puts a value into a list or dict that a call returned"
+            raise fx.proxy.TraceError(msg)
+        self.tracer.create_proxy("call_function", operator.setitem, (self, index, value), {})
+
     def __len__(self) -> int:
         return int(self.tracer.plain("call_function", len, self))
 

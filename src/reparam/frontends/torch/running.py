@@ -7,11 +7,15 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.fx.immutable_collections import immutable_dict, immutable_list
 from torch.utils._pytree import tree_map
 
 from reparam.frontends.torch.effects import FACTORIES
 
-__all__ = ["Arguments", "Held", "is_parameter_only", "run_graph", "run_until"]
+__all__ = [
+    "Arguments", "Held", "call_with_lists", "is_literal", "is_parameter_only", "run_graph",
+    "run_until",
+]  # fmt: skip
 
 Arguments = tuple[tuple[Any, ...], dict[str, Any]]
 """Positional and keyword arguments of one call."""
@@ -39,6 +43,11 @@ def is_parameter_only(node: fx.Node) -> bool:
         return node.op == "call_function" and node.target in FACTORIES
     called = node.op in {"call_function", "call_method"}
     return called and all(is_parameter_only(n) for n in inputs)
+
+
+def is_literal(node: fx.Node) -> bool:
+    """Whether a value is a tensor that code holds or makes, which the traced copy alone has."""
+    return node.op == "get_attr" and str(node.target).startswith("_tensor_constant")
 
 
 def run_graph(graph: fx.Graph, root: nn.Module, inputs: Iterable[Any]) -> Any:
@@ -87,13 +96,27 @@ def _ancestors(node: fx.Node) -> list[fx.Node]:
     return [n for n in node.graph.nodes if n in needed]
 
 
+def call_with_lists(module: nn.Module, args: Any, kwargs: Any) -> Any:
+    """Call a module with what a node holds: its code may change the lists that it is given."""
+    return module(*map(_thawed, args), **{name: _thawed(value) for name, value in kwargs.items()})
+
+
+def _thawed(value: Any) -> Any:
+    if type(value) is immutable_dict:
+        return {key: _thawed(part) for key, part in value.items()}
+    if type(value) is immutable_list or type(value) is tuple:
+        parts = map(_thawed, value)
+        return list(parts) if type(value) is immutable_list else tuple(parts)
+    return value
+
+
 def _run_step(step: fx.Node, held: Held, values: dict[fx.Node, Any]) -> Any:
     if step.op == "get_attr":
         return held[str(step.target)]
     args = fx.map_arg(step.args, values.__getitem__)
     kwargs = fx.map_arg(step.kwargs, values.__getitem__) if step.kwargs else {}
     if step.op == "call_module":
-        return held[str(step.target)](*args, **kwargs)
+        return call_with_lists(held[str(step.target)], args, kwargs)
     if step.op == "call_method":
         return getattr(args[0], str(step.target))(*args[1:], **kwargs)
     target: Any = step.target

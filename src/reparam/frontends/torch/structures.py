@@ -14,7 +14,17 @@ from torch import Tensor, fx, nn
 
 from reparam.frontends.torch.containers import Maker, is_special
 
-__all__ = ["Step", "Unwritable", "leaves", "reach", "rebuilt_for", "snapshot", "tensors_in"]
+__all__ = [
+    "Step",
+    "Unwritable",
+    "contents",
+    "leaves",
+    "put_back",
+    "reach",
+    "rebuilt_for",
+    "snapshot",
+    "tensors_in",
+]
 
 Step = tuple[Callable[[Any, Any], Any], Any]
 """How to get from a container to a part of it: ``operator.getitem`` or ``getattr``, and the key."""
@@ -95,6 +105,22 @@ def snapshot(value: Any) -> Any:
     if hasattr(value, "__dict__"):
         vars(made).update({k: taken.get(id(part), part) for k, part in vars(value).items()})
     return made
+
+
+def contents(value: Any) -> list[tuple[Any, Any]]:
+    """The lists and dicts that a container is made of, each with what is in it now."""
+    if type(value) not in {list, tuple, dict}:
+        return []
+    parts = value.values() if type(value) is dict else value
+    own = [] if type(value) is tuple else [(value, value.copy())]
+    return own + [pair for part in parts for pair in contents(part)]
+
+
+def put_back(before: list[tuple[Any, Any]]) -> None:
+    """Undo what was put into lists and dicts since their contents were noted."""
+    for container, held in before:
+        container.clear()
+        (container.extend if type(container) is list else container.update)(held)
 
 
 def reach(graph: fx.Graph, start: fx.Node, steps: tuple[Step, ...]) -> fx.Node:

@@ -52,6 +52,8 @@ class Trace:
         values: What values are for the example, as far as is known; tensors without numbers.
         decisions: Where the code looked at values, by the node that checks it.
         recorder: The operators that the trace runs, where it was made with an example.
+        literals: Of a part: tensors that it reads, by name, which no module holds: they stand in
+            lists, in classes, or are global.
 
     """
 
@@ -65,6 +67,7 @@ class Trace:
     values: dict[fx.Node, Any] = field(default_factory=dict)
     decisions: dict[fx.Node, Decision] = field(default_factory=dict)
     recorder: Recorder | None = None
+    literals: dict[str, Tensor] = field(default_factory=dict)
     _frames: dict[str, list[Frame]] = field(default_factory=dict, repr=False)
 
     def module(self, node: fx.Node) -> nn.Module:

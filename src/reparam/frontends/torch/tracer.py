@@ -48,7 +48,7 @@ from reparam.frontends.torch.proxies import (
 )
 from reparam.frontends.torch.recording import Factories, Recorder
 from reparam.frontends.torch.skeleton import named_tensors
-from reparam.frontends.torch.structures import leaves, snapshot
+from reparam.frontends.torch.structures import contents, leaves, put_back, snapshot
 from reparam.frontends.torch.trial import Trial
 
 __all__ = ["Tracer"]
@@ -127,7 +127,7 @@ class Tracer(KnowingTracer):
         root: Any = self.root
         inputs = {name: self._inputs(name, v) for name, v in self._bound.arguments.items()}
         args, kwargs = as_called(self._bound.signature, inputs, self._positional)
-        frame = self._enter(root, self._path, inputs)
+        frame = self._enter(root, self._path, snapshot(inputs))
 
         def run() -> Any:
             frame.result = root.forward(*args, **kwargs)
@@ -151,7 +151,8 @@ class Tracer(KnowingTracer):
             return self.create_proxy("call_module", name, args, kwargs)
         if inner is not None:
             forward = inner
-        frame = self._enter(m, path, by_name(m, args, kwargs))
+        before = contents((args, kwargs))
+        frame = self._enter(m, path, by_name(m, *snapshot((args, kwargs))))
         try:
             result = forward(*args, **kwargs)
             frame.result = snapshot(result)
@@ -167,6 +168,7 @@ class Tracer(KnowingTracer):
                 self.frames.pop()
                 return result
             self._undo(frame)  # a convolution that pads by the size of its input runs as it is
+        put_back(before)  # what cannot be traced may have changed the lists that it was given
         return self.create_proxy("call_module", name, args, kwargs)
 
     def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:  # noqa: ARG002

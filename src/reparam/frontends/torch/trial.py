@@ -11,7 +11,7 @@ from torch import Tensor, fx, nn
 
 from reparam.frontends.torch.effects import FACTORIES
 from reparam.frontends.torch.recording import Recorder
-from reparam.frontends.torch.running import Held
+from reparam.frontends.torch.running import Held, call_with_lists
 from reparam.frontends.torch.skeleton import on_meta, without_numbers
 
 __all__ = ["Trial"]
@@ -43,7 +43,7 @@ class Trial:
         args, kwargs = fx.map_arg((node.args, node.kwargs), values.__getitem__)
         target: Any = node.target
         if node.op == "call_module":
-            return self._copy[target](*args, **kwargs)
+            return call_with_lists(self._copy[target], args, kwargs)
         if node.op == "call_method":
             if isinstance(args[0], Tensor):
                 args, kwargs = fx.node.map_aggregate((args, kwargs), _without_place)
