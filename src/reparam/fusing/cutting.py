@@ -16,7 +16,7 @@ from reparam.frontends.torch.cut import Cut
 from reparam.frontends.torch.eager import Outcome, compare, guess_calls, with_numbers
 from reparam.frontends.torch.fixed import fixed_values
 from reparam.frontends.torch.part import part_of
-from reparam.frontends.torch.rewrite import Shell, build
+from reparam.frontends.torch.rewrite import Classes, Shell, build
 from reparam.frontends.torch.running import Arguments
 from reparam.frontends.torch.skeleton import (
     hooked_modules,
@@ -159,10 +159,12 @@ class _Cutter:
             values = fixed_values(self._trace, buffers, self._hooked)
         cut, parts = self._written(values)
         dropped, emptied = self._removed(cut)
+        classes = Classes()
         shells = [
             Shell(
                 self._model.get_submodule(path),
                 part.graph,
+                classes,
                 layers={},
                 dropped=dropped[path],
                 inlined=set(),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import operator
 from collections import Counter
-from collections.abc import Hashable, Iterator
+from collections.abc import Hashable, Iterable, Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -39,7 +39,8 @@ from reparam.frontends.torch.skeleton import (
     shared_copy,
     with_plain_weights,
 )
-from reparam.frontends.torch.trace import Trace, TraceFailure, join, other_ways, trace
+from reparam.frontends.torch.trace import Trace, TraceFailure, join, trace
+from reparam.frontends.torch.ways import Way, other_ways
 from reparam.fusing.chosen import EVERYTHING, Chosen
 from reparam.fusing.module_fold import doubt_of
 from reparam.fusing.modules import ModuleDiscovery, Probed
@@ -47,7 +48,7 @@ from reparam.fusing.place import place_all
 from reparam.fusing.probe import identify
 from reparam.fusing.sites import ModuleSite
 from reparam.fusing.vetoes import Vetoes, chain_of, owners_of
-from reparam.fusing.ways import Selected, select_alike
+from reparam.fusing.ways import Selected, select_alike, spares
 from reparam.planner import Candidate, Selection, Veto
 from reparam.reasons import Reason, Why
 
@@ -65,7 +66,7 @@ def discover(
     model = with_plain_weights(model, chosen.__contains__)
     example = None if example_inputs is None else as_call(example_inputs)
     finder = _Finder(model, example, probe, chosen)
-    finder.visit("", finder.skeleton)
+    finder.visit("", finder.readable)
     finder.check_example(example_inputs)
     finder.place()
     finder.drop_folded_probes()
@@ -96,8 +97,8 @@ class _Finder:
         self._hooked = hooked_modules(model)
         needs_hooks = bool(self._hooked) and example is not None and not does_run(model, example)
         self.result = ModuleDiscovery(model, needs_hooks=needs_hooks)
-        self.skeleton = self.result.skeleton
-        self._owners = owners_of(self.skeleton)
+        self.readable = self.result.readable
+        self._owners = owners_of(self.readable)
         self._visited: set[nn.Module] = set()
         self._account = self.result.account
         self._seen: set[str] = set()
@@ -118,9 +119,9 @@ class _Finder:
         if self._example is not None and not self._captured:
             with running_on("model", example_inputs):
                 positional, named = with_numbers(self._example)
-                runnable_copy(self.skeleton)(*positional, **named)
-        call = self._example or guess_for_module(self.skeleton)
-        if call is not None and repeats(self.skeleton, call):
+                runnable_copy(self.readable)(*positional, **named)
+        call = self._example or guess_for_module(self.readable)
+        if call is not None and repeats(self.readable, call):
             self.result.unread = call
 
     def visit(self, path: str, module: nn.Module) -> None:
@@ -129,7 +130,7 @@ class _Finder:
             return
         self._visited.add(module)
         try:
-            traced, ways = self._trace(path, module)
+            traced, ways, report = self._read(path, module)
         except TraceFailure as failure:
             if self._identify(path, module):
                 return
@@ -137,7 +138,6 @@ class _Finder:
                 self._leave(path, module, Why.NOT_TRACED(failure=str(failure)))
             self._visit_parts(path, module)
             return
-        traced, ways, report = self._believed(module, traced, ways)
         written = _named(module, report.written)
         self._written |= written
         self.result.writes_weights |= any(isinstance(t, nn.Parameter) for t in written)
@@ -147,50 +147,62 @@ class _Finder:
             self._leave(path, module, Why.TRACE_DIFFERS(found=report.why))
             self._visit_parts(path, module)
             return
-        known = {p: self.skeleton.get_submodule(p) for p in traced.opaque}
+        known = {p: self.readable.get_submodule(p) for p in traced.opaque}
         probed = {p: op for p, child in known.items() if (op := self._identify(p, child))}
-        self._plan([lift(w, probed=probed) for w in _distinct(traced, *ways)], report)
+        self._plan(lift(traced, probed=probed), report, ways, probed)
         for inner in traced.opaque:
             if inner in probed:
                 continue
-            child = self.skeleton.get_submodule(inner)
+            child = self.readable.get_submodule(inner)
             if _has_layers(child):
                 self._leave(inner, child, Why.NOT_TRACED(failure=traced.opaque[inner]))
             self._visit_parts(inner, child)
 
-    def _trace(self, path: str, module: nn.Module) -> tuple[Trace, list[Trace]]:
-        """Trace a module, and the other ways through it that other inputs may take."""
+    def _read(self, path: str, module: nn.Module) -> tuple[Trace, list[Way], Report]:
+        """Trace a module, compare it with eager execution, and trace the other ways through it.
+
+        Eager execution may take another of the ways than the trace.
+        """
         example, opaque = self._known_call(path), dict[str, str]()
         while True:
-            traced = trace(module, path, example=example, opaque=opaque)
-            found = self._written_convolutions(traced)
+            first = Way(trace(module, path, example=example, opaque=opaque))
+            found = self._written_convolutions(first.trace)
             if path in found:
                 raise TraceFailure(found[path])
             if found:
                 opaque |= found
                 continue
             try:
-                return traced, list(other_ways(module, traced, example))
+                taken, report = self._believed(module, first, example)
+                ways = list(other_ways(module, taken, example))
             except TraceFailure as failure:
                 if failure.where in {None, path}:
                     raise
                 opaque[str(failure.where)] = str(failure)
+                continue
+            if taken is not first and not taken.forced:
+                ways.append(first)
+            return taken.trace, ways, report
 
     def _believed(
-        self, module: nn.Module, traced: Trace, ways: list[Trace]
-    ) -> tuple[Trace, list[Trace], Report]:
-        """Compare with eager execution, which may take another of the ways than the trace."""
-        first = self._compare(module, traced)
-        alike = [way for way in ways if way.plain_arguments() == traced.plain_arguments()]
-        for way in alike if first.outcome is Outcome.DIFFERENT else ():
-            report = self._compare(module, way)
-            if report.outcome is Outcome.EQUAL:
-                return way, [traced, *(other for other in ways if other is not way)], report
-        return traced, ways, first
+        self, module: nn.Module, first: Way, example: Arguments | None
+    ) -> tuple[Way, Report]:
+        """The way that does what eager execution does, as far as that is known."""
+        told = self._compare(module, first.trace)
+        if told.outcome is not Outcome.DIFFERENT:
+            return first, told
+        plain = first.trace.plain_arguments()
+        for way in other_ways(module, first, example, whole=True):
+            if way.trace.plain_arguments() == plain:
+                report = self._compare(module, way.trace, told)
+                if report.outcome is Outcome.EQUAL:
+                    return way, report
+        return first, told
 
-    def _compare(self, module: nn.Module, traced: Trace) -> Report:
+    def _compare(self, module: nn.Module, traced: Trace, known: Report | None = None) -> Report:
         """Compare a trace with eager execution on the inputs that are known or can be made up."""
-        return compare(module, traced, self._calls(module, traced))
+        calls = [] if known is not None and known.run else self._calls(module, traced)
+        return compare(module, traced, calls, known)
 
     def _calls(self, module: nn.Module, traced: Trace) -> list[Arguments]:
         call = self._known_call(traced.path)
@@ -204,7 +216,7 @@ class _Finder:
         if self._example is None or not path:
             return self._example
         if self._captured is None:
-            self._captured = capture_calls(self.skeleton, self._example)
+            self._captured = capture_calls(self.readable, self._example)
         return self._captured.get(path)
 
     def _is_believable(self, one: ModuleSite, report: Report) -> Reason | None:
@@ -214,7 +226,7 @@ class _Finder:
         path = one.reach
         if path != one.lifted.trace.path:
             try:
-                block = self.skeleton.get_submodule(path)
+                block = self.readable.get_submodule(path)
                 own = self._compare(block, trace(block, path, example=self._known_call(path)))
             except TraceFailure as failure:
                 return Why.NOT_TRACED_ALONE(failure=str(failure))
@@ -255,7 +267,7 @@ class _Finder:
         return {
             path: "it writes into parts of its values"
             for path in paths
-            if isinstance(self._probed(path, self.skeleton.get_submodule(path)), AffineConv)
+            if isinstance(self._probed(path, self.readable.get_submodule(path)), AffineConv)
         }
 
     def drop_folded_probes(self) -> None:
@@ -269,7 +281,7 @@ class _Finder:
         probed = {one.path for one in self.result.probed}
         told = {refusal.where for refusal in self.result.refusals}
         told |= {node.where for one in self.result.regions for node in one.region.gone}
-        for path, module in self.skeleton.named_modules():
+        for path, module in self.readable.named_modules():
             around = list(_upwards(path))
             if not isinstance(module, AnyNorm) or path in told or probed.intersection(around):
                 continue
@@ -310,7 +322,7 @@ class _Finder:
             if seen:
                 self.result.calls.setdefault(path, call)
                 report = Report(Outcome.EQUAL, call=call)
-                self._plan([lift(trace_of(module, path, chain))], report)
+                self._plan(lift(trace_of(module, path, chain)), report)
 
     def _visit_children(self, path: str, module: nn.Module) -> None:
         for name, child in module.named_children():
@@ -334,14 +346,25 @@ class _Finder:
             return False
         return any(name.startswith(f"{path}.") for name in self._captured or ())
 
-    def _plan(self, ways: list[Lifted], report: Report) -> None:
+    def _plan(
+        self, lifted: Lifted, report: Report, others: Iterable[Way] = (),
+        probed: dict[str, AffineConv] | None = None,
+    ) -> None:  # fmt: skip
+        """Plan what folds in every way; those are read whole in which it is not left alone."""
+        ways, others = [lifted], list(others)
         selected = self._selected(ways)
+        while touched := [way for way in others if not spares(way, selected.found, lifted)]:
+            others = [way for way in others if way not in touched]
+            known = [way.trace for way in ways]
+            wholes = _distinct(*known, *(way.whole().trace for way in touched))
+            ways += [lift(one, probed=probed) for one in wholes if one not in known]
+            selected = self._selected(ways)
 
         def doubt(one: ModuleSite) -> Reason | None:
             return self._is_believable(one, report) or doubt_of(one)
 
         self.result.keep(selected.selection, selected.found, doubt)
-        self._seen |= {node.where for node in ways[0].program.nodes}
+        self._seen |= {node.where for node in lifted.program.nodes}
 
     def _selected(self, ways: list[Lifted]) -> Selected:
         """Choose what folds in every way, and in every call of the modules that it is in.
@@ -358,12 +381,12 @@ class _Finder:
             return self.result.found_in(way, own)
 
         while True:
-            selected = select_alike(ways, self._vetoes, choose)
-            fewer = _in_some_calls(selected)
+            first, *others = select_alike(ways, self._vetoes, choose)
+            fewer = {k: why for way in (*others, first) for k, why in _in_some_calls(way).items()}
             if not fewer:
                 # Modules that are called again and again one behind the other are edited once.
-                once = {chain_of(one.region) or one: one for one in reversed(selected.found)}
-                return replace(selected, found=list(once.values())[::-1])
+                once = {chain_of(one.region) or one: one for one in reversed(first.found)}
+                return replace(first, found=list(once.values())[::-1])
             in_some |= fewer
 
     def _vetoes(self, way: Lifted) -> Vetoes:

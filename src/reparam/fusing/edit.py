@@ -14,7 +14,7 @@ from reparam.algebra import LayerArguments, flat_pads
 from reparam.frontends.hosted import rebuilt
 from reparam.frontends.torch.frames import first_line
 from reparam.frontends.torch.part import part_of
-from reparam.frontends.torch.rewrite import Shell, build
+from reparam.frontends.torch.rewrite import Classes, Shell, build
 from reparam.frontends.torch.running import is_parameter_only
 from reparam.frontends.torch.trace import Key, Trace
 from reparam.fusing.fold import FoldedLayer
@@ -68,8 +68,8 @@ def _layer_for(found: ModuleSite, folded: FoldedLayer) -> nn.Module:
 
 def make_layer(folded: FoldedLayer) -> nn.Module:
     """Make the module of a folded layer."""
-    if folded.host is not None:
-        return rebuilt(folded.host, folded.weight, folded.bias)
+    if folded.template is not None:
+        return rebuilt(folded.template, folded.weight, folded.bias)
     layer = _empty_layer(folded.arguments, folded.weight, folded.padding_mode)
     layer.weight = nn.Parameter(folded.weight, requires_grad=True)
     if folded.bias is not None:
@@ -117,14 +117,15 @@ _UNDRAWN = {
 class _Edits:
     def __init__(self, model: nn.Module, parts: Parts) -> None:
         self._model, self._parts = model, parts
+        self._classes = Classes()
         self._layers: dict[str, nn.Module] = {}
         self._merged: dict[ModuleSite, FoldedLayer] = {}
 
     def add(self, found: ModuleSite, layer: FoldedLayer) -> None:
         """Note the edits of one region."""
         self._merged[found] = layer
-        if found.host is not None:
-            self._layers[found.host.target] = _layer_for(found, layer)
+        if found.replaced is not None:
+            self._layers[found.replaced.target] = _layer_for(found, layer)
         for node in found.absorbed:
             key = ModuleSite.key_of(node)
             if key.is_module:
@@ -163,8 +164,8 @@ class _Edits:
                 with contextlib.suppress(LookupError):  # of those that cannot be, the code is left
                     part = part_of(traced, path, set())
                     yield Shell(
-                        original, part.graph, layers={}, dropped=set(), inlined=set(),
-                        buffers=part.literals,
+                        original, part.graph, self._classes, layers={}, dropped=set(),
+                        inlined=set(), buffers=part.literals,
                     )  # fmt: skip
 
     def _shell(self, path: str, block: Block) -> Shell:
@@ -185,6 +186,7 @@ class _Edits:
         return Shell(
             original,
             traced.graph,
+            self._classes,
             layers=editor.layers,
             dropped=editor.dropped,
             inlined=set(relative.values()),

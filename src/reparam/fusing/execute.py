@@ -29,9 +29,9 @@ __all__ = [
     "hosted_inputs",
     "pad_as",
     "run_einsum",
+    "run_in_order",
     "run_moved",
     "run_node",
-    "run_nodes",
     "run_region",
     "run_sum",
 ]
@@ -44,19 +44,19 @@ def run_region(
     lifted: Lifted, region: Candidate, x: Tensor, at: Positions | None = None, *,
     done: dict[Node, Tensor] | None = None,
 ) -> tuple[Tensor, float]:  # fmt: skip
-    """Run the region on a float64 input; see :func:`run_nodes`."""
+    """Run the region on a float64 input; see :func:`run_in_order`."""
 
     def run(node: Node, given: dict[Node, Tensor], at: Positions | None) -> Tensor:
         return run_node(lifted, node, given, at)
 
-    return run_nodes(region, x, run, at, done=done)
+    return run_in_order(region, x, run, at, done=done)
 
 
 Runner = Callable[[Node, dict[Node, Tensor], Positions | None], Tensor]
 """Runs one node on the values of its inputs, in float64, at all or some positions."""
 
 
-def run_nodes(
+def run_in_order(
     region: Candidate, x: Tensor, run: Runner, at: Positions | None = None, *,
     done: dict[Node, Tensor] | None = None,
 ) -> tuple[Tensor, float]:  # fmt: skip

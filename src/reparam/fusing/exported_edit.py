@@ -131,9 +131,10 @@ class _Writer:
         """Write the operator, in the words of the one that it takes the place of."""
         call = self._call_function
         name = str(host.target)
-        if layer.host is not None:
+        if layer.template is not None:
             new = self._with_numbers(host, x, weight, bias)
-            return self._value_of_norm(host, new) if isinstance(layer.host, AnyBatchNorm) else new
+            is_norm = isinstance(layer.template, AnyBatchNorm)
+            return self._value_of_norm(host, new) if is_norm else new
         arguments = layer.arguments
         if arguments.dims == 0:
             if name.startswith("aten.linear"):
@@ -195,10 +196,10 @@ class _Writer:
     ) -> tuple[fx.Node, fx.Node | None]:
         """Store weight and bias of a layer, under the names of those of the host."""
         weight, bias = layer.weight, layer.bias
-        if layer.host is not None:
-            module: Any = rebuilt(layer.host, layer.weight, layer.bias)
+        if layer.template is not None:
+            module: Any = rebuilt(layer.template, layer.weight, layer.bias)
             weight, bias = module.weight.detach(), layer.bias
-        if isinstance(layer.host, AnyBatchNorm):
+        if isinstance(layer.template, AnyBatchNorm):
             given: Any = host.args[1:3]
             spec, second = (None if n is None else self._stored(n) for n in given)
         else:

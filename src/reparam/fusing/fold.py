@@ -61,7 +61,7 @@ class FoldedLayer:
         bias: Its bias, or None.
         error: Largest difference from the region in float64, relative to the largest value that
             occurs in it, at the interior and at every border.
-        host: The layer to copy with this weight, one row per output channel, where the layer is not
+        template: The layer to copy with this weight, a row per output channel, where that is not
             an ordinary convolution.
         padding_mode: What the layer pads its input with.
 
@@ -71,7 +71,7 @@ class FoldedLayer:
     weight: Tensor
     bias: Tensor | None
     error: float
-    host: nn.Module | None = None
+    template: nn.Module | None = None
     padding_mode: str = "zeros"
 
     @property
@@ -204,7 +204,7 @@ def lowered(op: AffineConv, like: Tensor) -> FoldedLayer:
 def fold_hosted(
     region: Candidate, dtype: torch.dtype,
     layer: Callable[[Tensor, Tensor | None], Tensor],
-    reference: Callable[[], tuple[Tensor, float]], host: nn.Module | None = None,
+    reference: Callable[[], tuple[Tensor, float]], template: nn.Module | None = None,
 ) -> FoldedLayer:  # fmt: skip
     """Fold scales into a layer that only it itself can run, and compare by running it.
 
@@ -213,7 +213,7 @@ def fold_hosted(
         dtype: What the layer's numbers are stored as.
         layer: Runs the layer on a float64 sample, with other rows of weights and another bias.
         reference: Runs the region on the same sample as it stands.
-        host: The layer, where it is to be copied.
+        template: The layer, where it is to be copied.
 
     """
     assert region.expression is not None  # noqa: S101 (regions are never the identity)
@@ -223,7 +223,7 @@ def fold_hosted(
     error = float((layer(op.kernel, op.bias) - expected).abs().max())
     return FoldedLayer(
         arguments, op.kernel.to(dtype), None if op.bias is None else op.bias.to(dtype),
-        error / scale if scale else error, host,
+        error / scale if scale else error, template,
     )  # fmt: skip
 
 

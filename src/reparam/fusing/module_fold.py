@@ -107,7 +107,7 @@ def fold(lifted: Lifted, region: Candidate, like: Tensor) -> FoldedLayer:
         norm: Any = lifted.host_of(region.norm)
         numbers = norm.running_mean, norm.running_var, norm.eps
         folded = fold_norm(region, numbers, like, partial(run_region, lifted, region))
-        return replace(folded, host=norm)
+        return replace(folded, template=norm)
     return fold_onto(region, like, partial(run_region, lifted, region))
 
 

@@ -43,7 +43,7 @@ class ModuleDiscovery(TracedDiscovery[nn.Module]):
 
     Attributes:
         model: The user's model.
-        skeleton: What is read: the model, or, if it needs its hooks, a copy whose copies keep them.
+        readable: What is read: the model, or, if it needs its hooks, a copy whose copies keep them.
         probed: Modules that were identified from their responses.
         calls: By path of a traced module, arguments that it ran with: to run the result with.
         unread: Arguments that the model runs with, where it could not be traced as a whole.
@@ -60,7 +60,7 @@ class ModuleDiscovery(TracedDiscovery[nn.Module]):
         super().__init__(name_of)
         self.model = model
         self.needs_hooks = needs_hooks
-        self.skeleton = shared_copy(model, needs_hooks=True) if needs_hooks else model
+        self.readable = shared_copy(model, needs_hooks=True) if needs_hooks else model
         self.probed: list[Probed] = []
         self.calls: dict[str, Arguments] = {}
         self.unread: Arguments | None = None

@@ -13,8 +13,13 @@ from reparam.frontends.onnx.lift import OnnxLifted
 from reparam.frontends.onnx.nodes import attributes
 from reparam.frontends.onnx.run import run_nodes
 from reparam.frontends.onnx.tensors import FLOATS
-from reparam.fusing.execute import hosted_inputs, run_einsum, run_moved, run_sum
-from reparam.fusing.execute import run_nodes as run_region_nodes
+from reparam.fusing.execute import (
+    hosted_inputs,
+    run_einsum,
+    run_in_order,
+    run_moved,
+    run_sum,
+)
 from reparam.fusing.fold import FoldedLayer, fold_hosted, fold_norm, fold_onto
 from reparam.planner import Candidate
 from reparam.program import Affine, HostedInput, Node, Sum
@@ -37,7 +42,7 @@ def fold_onnx(lifted: OnnxLifted, region: Candidate) -> FoldedLayer:
     runner, like = _Runner(lifted), torch.empty(0, dtype=dtype)
 
     def run(sample: Tensor, at: Positions | None) -> tuple[Tensor, float]:
-        return run_region_nodes(region, sample, runner, at)
+        return run_in_order(region, sample, runner, at)
 
     if region.norm is None:
         return fold_onto(region, like, run)
@@ -116,7 +121,7 @@ def _fold_hosted(lifted: OnnxLifted, region: Candidate, dtype: torch.dtype) -> F
         for node in region.nodes - done.keys():
             if node.inputs[0] in done and node.is_layer:
                 done[node] = run.run(node, [done[node.inputs[0]]])
-        return run_region_nodes(region, sample, run, done=done)
+        return run_in_order(region, sample, run, done=done)
 
     folded = fold_hosted(region, dtype, result, reference)
     return replace(folded, weight=shaped(folded.weight).contiguous())

@@ -58,7 +58,7 @@ def blocks_of(regions: Iterable[ModuleSite]) -> dict[str, Block]:
     """
     blocks: dict[str, Block] = defaultdict(Block)
     for found in regions:
-        if found.host is None:
+        if found.replaced is None:
             blocks[found.block].merges.append(found)
             blocks[found.block].inlined |= _inlined_for(found)
         for node in found.absorbed:
@@ -191,10 +191,10 @@ def _inlined_for(found: ModuleSite) -> set[str]:
 
 
 def _between(outer: str, inner: str) -> list[str]:
-    """Paths of the modules from below ``outer`` down to ``inner``."""
+    """Paths of the modules from below ``outer`` down to ``inner``, which it may only be handed."""
     paths = []
     path = inner
-    while path != outer:
+    while path not in {"", outer}:
         paths.append(path)
         path = path.rpartition(".")[0]
     return paths

@@ -26,9 +26,9 @@ class ModuleSite(Site):
 
     Attributes:
         block: Path of the smallest module that holds the operations to merge; its forward is
-            rewritten, unless ``host`` is given.
+            rewritten, unless ``replaced`` is given.
         reach: Path of the smallest module that holds all of the operations.
-        host: For a region with a single layer that has numbers, or with norms alone: the key of
+        replaced: For a region with a single layer that has numbers, or with norms alone: the key of
             the layer or norm that is replaced where it stands, so that no forward has to change.
 
     """
@@ -36,7 +36,7 @@ class ModuleSite(Site):
     lifted: Lifted
     block: str = ""
     reach: str = ""
-    host: Key | None = None
+    replaced: Key | None = None
 
     @staticmethod
     def key_of(node: Node) -> Key:
@@ -116,8 +116,8 @@ def described(lifted: Lifted, region: Candidate) -> ModuleSite:
         origin = lifted.node_of(layer)
         if origin.op == "call_module" and lifted.reads(layer):
             rest = tuple(n for n in nodes if n is not layer and not isinstance(n, Alias))
-            host = ModuleSite.key_of(layer)
-            return ModuleSite(lifted, region, (layer,), rest, whole, whole, host)
+            key = ModuleSite.key_of(layer)
+            return ModuleSite(lifted, region, (layer,), rest, whole, whole, key)
     outer = {n for n in nodes if n.is_copy}
     if mixing:
         outer |= _behind(region) | region.leading

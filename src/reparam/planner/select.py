@@ -79,12 +79,15 @@ def select(program: Program, veto: Veto) -> Selection:
 def _not_folded(moves: list[Move], folded: set[Node]) -> list[Move]:
     """Moved operations of which a copy does not fold: those must stay where they stand."""
     moved_on = {move.node: move for move in moves}
+    return [move for move in moves if not _is_gone(move, moved_on, folded)]
 
-    def is_gone(copy: Node) -> bool:
-        onward = moved_on.get(copy)
-        return copy in folded if onward is None else all(is_gone(c) for c in onward.copies)
 
-    return [move for move in moves if not all(is_gone(copy) for copy in move.copies)]
+def _is_gone(move: Move, moved_on: dict[Node, Move], folded: set[Node]) -> bool:
+    """Whether every copy of an operation folds, where it was moved to or from there on."""
+    return all(
+        _is_gone(moved_on[copy], moved_on, folded) if copy in moved_on else copy in folded
+        for copy in move.copies
+    )
 
 
 def _select_once(program: Program, veto: Veto) -> Selection:

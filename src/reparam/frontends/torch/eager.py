@@ -15,7 +15,7 @@ import enum
 import functools
 import itertools
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -38,6 +38,7 @@ from reparam.frontends.torch.trace import Trace, bound_arguments
 __all__ = [
     "Outcome",
     "Report",
+    "Run",
     "capture_calls",
     "compare",
     "does_run",
@@ -63,6 +64,24 @@ class Outcome(enum.Enum):
     UNKNOWN = "unknown"
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Run:
+    """What a module does by itself on tensors without numbers.
+
+    Attributes:
+        twin: The copy of it that ran.
+        arguments: Of the run.
+        operators: What reached the dispatcher.
+        written: Names of the parameters and buffers that it has written to.
+
+    """
+
+    twin: nn.Module
+    arguments: Call
+    operators: list[Any]
+    written: frozenset[str]
+
+
 @dataclass(frozen=True, slots=True)
 class Report:
     """What a comparison says.
@@ -72,6 +91,7 @@ class Report:
         why: The reason, where it does not or where that is not known.
         call: The arguments of the run, where there was one.
         written: Names of the parameters and buffers that the module writes to when it runs.
+        run: What the module does by itself, where it runs without numbers.
 
     """
 
@@ -79,13 +99,25 @@ class Report:
     why: str = ""
     call: Call | None = None
     written: frozenset[str] = frozenset()
+    run: Run | None = field(default=None, repr=False)
 
 
-def compare(module: nn.Module, traced: Trace, calls: list[Call]) -> Report:
+def compare(
+    module: nn.Module, traced: Trace, calls: list[Call], known: Report | None = None
+) -> Report:
     """Compare a trace with its module on the first of the calls that the module accepts.
 
     That is the first one with which it runs without numbers, if there is one.
+
+    Args:
+        module: The module.
+        traced: A trace of it.
+        calls: Arguments to try.
+        known: A report on another trace, with the arguments to take.
+
     """
+    if known is not None and known.call is not None and known.run is not None:
+        return replace(_compare_run(module, traced, known.call, known.run), call=known.call)
     report = Report(Outcome.UNKNOWN, "no example of its inputs is known; pass example_inputs")
     failed: list[tuple[Call, Exception]] = []
     for call in calls:
@@ -197,6 +229,11 @@ def guess_for_module(module: nn.Module) -> Call | None:
 
 def _compare_once(module: nn.Module, traced: Trace, call: Call) -> Report | Exception:
     """Compare on tensors without numbers; an error is what the module raises there."""
+    run = _run(module, call)
+    return run if isinstance(run, Exception) else _compare_run(module, traced, call, run)
+
+
+def _run(module: nn.Module, call: Call) -> Run | Exception:
     twin = on_meta(module)
     tensors = storages(named_tensors(twin))
     try:
@@ -205,8 +242,11 @@ def _compare_once(module: nn.Module, traced: Trace, call: Call) -> Report | Exce
             twin(*arguments[0], **arguments[1])
     except Exception as error:  # noqa: BLE001 (a model may need numbers, or other inputs)
         return error
-    written = written_by(eager, tensors, named_tensors(twin))
-    writes = _writes_weights(module, written)
+    return Run(twin, arguments, eager.operators, written_by(eager, tensors, named_tensors(twin)))
+
+
+def _compare_run(module: nn.Module, traced: Trace, call: Call, run: Run) -> Report:
+    writes = _writes_weights(module, run.written)
     if writes is not None:
         return writes
     operators = _operators_of(traced)
@@ -214,18 +254,17 @@ def _compare_once(module: nn.Module, traced: Trace, call: Call) -> Report | Exce
         # What is called is torch's own, which a run leaves as it was, or else it is copied anew, as
         # is what the trace alone holds: tensors that are neither parameters nor buffers.
         anew = traced.opaque or any(map(is_literal, traced.graph.nodes))
-        copy_of_root = on_meta(traced.root) if anew else twin
+        copy_of_root = on_meta(traced.root) if anew else run.twin
         try:
             with torch.no_grad(), torch.device("meta"), Recorder() as replayed:
-                _run_trace(traced, copy_of_root, module, arguments)
+                _run_trace(traced, copy_of_root, module, run.arguments)
         except Exception as error:  # noqa: BLE001 (the trace does not run: it is not faithful)
-            return Report(
-                Outcome.DIFFERENT, f"its trace fails where the module runs ({first_line(error)})"
-            )
+            why = f"its trace fails where the module runs ({first_line(error)})"
+            return Report(Outcome.DIFFERENT, why, run=run)
         operators = replayed.operators
-    if eager.operators == operators:
-        return Report(Outcome.EQUAL, written=written)
-    return _compare_numbers(module, traced, call, None)
+    if run.operators == operators:
+        return Report(Outcome.EQUAL, written=run.written)
+    return replace(_compare_numbers(module, traced, call, None), run=run)
 
 
 def _operators_of(traced: Trace) -> list[Any] | None:

@@ -247,7 +247,11 @@ class _Part:
         if module in self._modules:
             return self._modules[module]
         names = {m: name for name, m in self._whole.root.named_modules()}
-        return self._graph.get_attr(self._relative(names[module], module))
+        name = self._relative(names[module], module)
+        if not name:
+            msg = "it hands on itself"
+            raise Unwritable(msg)
+        return self._graph.get_attr(name)
 
     def _relative(self, target: str, what: object) -> str:
         """A name in the whole trace as one in this module."""

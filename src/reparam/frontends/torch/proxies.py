@@ -8,34 +8,83 @@ import inspect
 import operator
 import sys
 from abc import abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, ItemsView, Iterator, KeysView, ValuesView
 from typing import Any
 
 from torch import Tensor, fx
 
 from reparam.frontends.torch.decisions import Place, unpacked
+from reparam.frontends.torch.effects import known_length
 
-__all__ = ["KnowingTracer", "TracedValue", "is_rank_check", "taken_for_tensors"]
+__all__ = ["UNKNOWN", "KnowingTracer", "TracedValue", "is_rank_check", "taken_for_tensors"]
+
+
+UNKNOWN = object()
+"""A value that only a run can tell."""
 
 
 class KnowingTracer(fx.Tracer):
-    """A tracer that knows of its values what a real one would say."""
+    """A tracer that knows of its values what a real one would say.
 
-    @abstractmethod
-    def is_tensor(self, node: fx.Node) -> bool:
-        """Whether a value is known to be a tensor."""
+    Attributes:
+        values: What values are for the example, as far as is known; tensors are without numbers.
 
-    @abstractmethod
-    def count_of(self, node: fx.Node) -> int | None:
-        """How many values a value is that an operation returned as a list or tuple."""
+    """
 
-    @abstractmethod
-    def may_have(self, node: fx.Node, name: str) -> bool:
-        """Whether a value has an attribute, as far as is known."""
+    def __init__(self) -> None:
+        """Know nothing yet."""
+        super().__init__()
+        self.values: dict[fx.Node, Any] = {}
 
     @abstractmethod
     def plain(self, kind: str, target: Callable[..., Any], obj: fx.Proxy) -> Any:
         """The number that the code of a model makes of a value."""
+
+    def is_tensor(self, node: fx.Node) -> bool:
+        """Whether a value is known to be a tensor."""
+        return isinstance(self.values.get(node), Tensor)
+
+    def count_of(self, node: fx.Node) -> int | None:
+        """How many values a value is that an operation returned as a list or tuple."""
+        value: Any = self.values.get(node)
+        return len(value) if type(value) in {list, tuple} else None
+
+    def may_have(self, node: fx.Node, name: str) -> bool:
+        """Whether a value has an attribute, as far as is known."""
+        return node not in self.values or hasattr(self.values[node], name)
+
+    def proxy(self, node: fx.Node) -> fx.Proxy:
+        """Make the symbolic value of a node."""
+        return TracedValue(node, self)
+
+    def iter(self, obj: fx.Proxy) -> Iterator[Any]:
+        """Iterate over what has a known length."""
+        value = self.values.get(obj.node, UNKNOWN)
+        if isinstance(value, dict):
+            return iter(list(value))
+        if isinstance(value, ValuesView | ItemsView | KeysView):
+            return self._entries(obj.node, value)
+        if isinstance(value, Tensor):
+            length = int(self.plain("call_function", len, obj))
+        else:
+            known = known_length(obj.node) if value is UNKNOWN else len(value)
+            if known is None:
+                return super().iter(obj)
+            length = known
+        proxy: Any = obj
+        return iter([proxy[k] for k in range(length)])
+
+    def keys(self, obj: fx.Proxy) -> Any:
+        """The keys of a dict that a module returned."""
+        return self.values[obj.node].keys()
+
+    def _entries(self, node: fx.Node, view: Any) -> Iterator[Any]:
+        """What a view of a dict yields that a module returned."""
+        of: Any = self.proxy(node.args[0])  # type: ignore[arg-type]
+        keys = list(self.values[of.node])
+        if isinstance(view, KeysView):
+            return iter(keys)
+        return iter([(key, of[key]) if isinstance(view, ItemsView) else of[key] for key in keys])
 
 
 class TracedValue(fx.Proxy):

@@ -11,7 +11,7 @@ import copy
 import importlib
 import itertools
 import linecache
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from types import FunctionType, ModuleType
 from typing import Any
 
@@ -20,11 +20,28 @@ from torch import Tensor, fx, nn
 from reparam.frontends.kinds import AnyNorm
 from reparam.frontends.torch.copying import TABLES, Copier, fill_graph_module, own_tensor
 
-__all__ = ["Shell", "build", "generated_forward", "rewritten_base", "with_forward"]
+__all__ = ["Classes", "Shell", "build", "generated_forward", "rewritten_base", "with_forward"]
 
 _FILES = itertools.count()
 _GONE = object()
 _KEEPS_NOTHING = (AnyNorm,)
+
+
+class Classes:
+    """The classes of the rewritten modules of one model: one for all that do the same."""
+
+    def __init__(self) -> None:
+        """Begin with none."""
+        self._made: dict[Hashable, type[nn.Module]] = {}
+
+    def of(self, original: type[nn.Module], graph: fx.Graph) -> type[nn.Module]:
+        """The class of a module that runs a graph in the place of its own forward."""
+        base = rewritten_base(original)
+        base = nn.Module if issubclass(base, _KEEPS_NOTHING) else base
+        steps = tuple((n.op, n.name, n.target, repr((n.args, n.kwargs))) for n in graph.nodes)
+        if (base, steps) not in self._made:
+            self._made[base, steps] = with_forward(base, *generated_forward(graph))
+        return self._made[base, steps]
 
 
 class Shell:
@@ -37,6 +54,7 @@ class Shell:
         dropped: Relative paths of modules, parameters and buffers that are folded away.
         inlined: Relative paths of children whose forward is part of ``graph``.
         buffers: New buffers by name.
+        classes: Those of the other rewritten modules of the model.
 
     """
 
@@ -44,6 +62,7 @@ class Shell:
         self,
         original: nn.Module,
         graph: fx.Graph,
+        classes: Classes,
         *,
         layers: dict[str, nn.Module],
         dropped: set[str],
@@ -69,11 +88,7 @@ class Shell:
         if isinstance(original, fx.GraphModule):
             self.module = fx.GraphModule.__new__(fx.GraphModule)
             return
-        source, bindings = generated_forward(graph)
-        base = rewritten_base(type(original))
-        kind = with_forward(
-            nn.Module if issubclass(base, _KEEPS_NOTHING) else base, source, bindings
-        )
+        kind = classes.of(type(original), graph)
         self.module = kind.__new__(kind)
 
     def _is_emptied(self) -> bool:

@@ -1,40 +1,38 @@
 """Trace a model once with torch.fx, naming every operation so that it can be found again.
 
 A module that cannot be traced stays one opaque call in its parent, so that one clever module does
-not hide the rest of a model. Where the code of a model can go another way in another call, that
-way is traced as well: what folds has to fold there, too.
+not hide the rest of a model.
 """
 
 from __future__ import annotations
 
-import contextlib
 import inspect
 import operator
-from collections.abc import Hashable, Iterable, Iterator
+from collections.abc import Hashable, Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch.utils._pytree import tree_map
 
-from reparam.frontends.torch.decisions import Decision, Level, Place, raised_by_the_model
+from reparam.frontends.torch.decisions import Decision, Level, Place
 from reparam.frontends.torch.effects import mutated_argument
 from reparam.frontends.torch.frames import Call, Frame, Key, first_line, join
 from reparam.frontends.torch.recording import Recorder
+from reparam.frontends.torch.repeated import Repeated, repeatable_calls
 from reparam.frontends.torch.running import Arguments, Held
 from reparam.frontends.torch.skeleton import shared_copy
 from reparam.frontends.torch.structures import leaves, tensors_in
 from reparam.frontends.torch.tracer import Tracer
 
 __all__ = [
-    "Call", "Frame", "Key", "Trace", "TraceFailure", "bound_arguments", "join", "other_ways",
+    "Call", "Frame", "Identity", "Key", "Trace", "TraceFailure", "bound_arguments", "join",
     "straight_trace", "trace",
 ]  # fmt: skip
 
-_MOST_WAYS = 12
-"""Ways through a model that are traced beside the example's at the most."""
+Identity = tuple[Call, Key]
+"""An operation of a trace: the call that it is made in, and its name there."""
 
 
 @dataclass(eq=False)
@@ -100,19 +98,28 @@ class Trace:
 
     def does(self) -> Hashable:
         """What it does, whatever the sizes are that its code has asked for on the way."""
-        place: dict[fx.Node, int] = {}
-        steps = []
+        calls = self.frame.all_calls() if self.frame is not None else ()
+        passed = tuple((f.call, tuple(f.plain_arguments().items())) for f in calls)
+        return tuple(self.steps.items()), passed
+
+    @cached_property
+    def steps(self) -> dict[Identity, Hashable]:
+        """Its operations in order: where each is called, and what it reads."""
+        found: dict[Identity, Hashable] = {}
         for node in self.graph.nodes:
             if not self._only_asks(node):
                 read = [
-                    (path, place[leaf] if isinstance(leaf, fx.Node) else repr(leaf))
+                    (path, self.identity(leaf) if isinstance(leaf, fx.Node) else repr(leaf))
                     for path, leaf in leaves((node.args, node.kwargs))
                 ]
-                place[node] = len(place)
-                steps.append((self.stacks.get(node), self.keys.get(node), tuple(read)))
-        calls = self.frame.all_calls() if self.frame is not None else ()
-        passed = tuple((f.call, tuple(f.plain_arguments().items())) for f in calls)
-        return tuple(steps), passed
+                found[self.identity(node)] = self.stacks[node], tuple(read)
+        return found
+
+    def identity(self, node: fx.Node) -> Identity:
+        """What an operation is in every trace that has it."""
+        if isinstance(node.target, Repeated):
+            return node.target.result
+        return self.stacks[node][-1], self.keys[node]
 
     def _only_asks(self, node: fx.Node) -> bool:
         """Whether an operation is there for the code to look at, and looks at sizes alone."""
@@ -120,6 +127,11 @@ class Trace:
             return self.decisions[node].level <= Level.SIZE
         compares = node.target in _COMPARISONS and bool(node.users)
         return compares and all(map(self._only_asks, node.users))
+
+    @cached_property
+    def repeatable(self) -> dict[Call, Repeated]:
+        """The calls that do the same whenever they are called alike, whatever goes on around."""
+        return {} if self.frame is None else repeatable_calls(self)
 
     def calls_of(self, path: str) -> list[Frame]:
         """All calls of a module."""
@@ -156,6 +168,7 @@ def trace(
     opaque: dict[str, str] | None = None,
     forced: dict[Place, bool] | None = None,
     varied: dict[str, Any] | None = None,
+    known: Trace | None = None,
 ) -> Trace:
     """Trace a module, with the calls of all modules inside that can be traced.
 
@@ -167,6 +180,8 @@ def trace(
         opaque: Paths of modules that are not to be traced, with the reasons.
         forced: Ways to go where the code decides on a value.
         varied: Arguments to trace with in the place of the example's.
+        known: Another trace of ``root``: what a call does as it does there is not traced again, but
+            stands as one operation, :class:`~reparam.frontends.torch.repeated.Repeated`.
 
     Raises:
         TraceFailure: The forward of ``root`` itself cannot be traced; the message says why.
@@ -181,14 +196,17 @@ def trace(
         tracer = Tracer(
             path, root, bound, opaque or {}, forced or {}, _device(root, example), positional
         )
+        tracer.known = {} if known is None else known.repeatable
         frame = tracer.record(twin)
     except Exception as error:
         # Any exception of the user's forward on symbolic values only says: not traceable.
         raise TraceFailure(first_line(error)) from error
-    return Trace(
+    made = Trace(
         twin, path, tracer.graph, tracer.names, tracer.stacks, tracer.opaque, frame, tracer.values,
         tracer.decisions, None if example is None else tracer.recorder,
     )  # fmt: skip
+    tracer.forget()
+    return made
 
 
 def straight_trace(root: nn.Module, path: str = "", opaque: Iterable[str] = ()) -> Trace:
@@ -215,97 +233,6 @@ def straight_trace(root: nn.Module, path: str = "", opaque: Iterable[str] = ()) 
         if not deciding:
             return traced
         left |= deciding
-
-
-def other_ways(root: nn.Module, traced: Trace, example: Arguments | None) -> Iterator[Trace]:
-    """Trace the ways that the code may go in other calls: each one that it may take at all, once.
-
-    Raises:
-        TraceFailure: One of them cannot be traced.
-
-    """
-    waiting: list[tuple[Trace, dict[Place, bool]]] = [(traced, {})]
-    seen = {(d.place, d.taken) for d in traced.decisions.values()}
-    for way in (
-        *_at_other_sizes(root, traced, example),
-        *_with_other_arguments(root, traced, example),
-    ):
-        seen.update((d.place, d.taken) for d in way.decisions.values())
-        waiting.append((way, {}))
-        yield way
-    tried = 0
-    while waiting:
-        before, forced = waiting.pop()
-        for check, decision in before.decisions.items():
-            other = (decision.place, not decision.taken)
-            if not decision.is_open or not isinstance(decision.taken, bool) or other in seen:
-                continue
-            seen.add(other)
-            tried += 1
-            where = before.stacks[check][-1].path
-            if tried > _MOST_WAYS:
-                msg = f"it decides on values of its inputs in more than {_MOST_WAYS} places"
-                raise TraceFailure(msg, where)
-            ways = {**forced, decision.place: not decision.taken}
-            try:
-                way = trace(root, traced.path, example=example, opaque=traced.opaque, forced=ways)
-            except TraceFailure as failure:
-                if raised_by_the_model(failure.__cause__ or failure):
-                    continue
-                msg = f"it decides on a value of its inputs ({decision.place}), and the other way"
-                raise TraceFailure(f"{msg} {failure}", where) from failure
-            seen.update((d.place, d.taken) for d in way.decisions.values())
-            waiting.append((way, ways))
-            yield way
-
-
-def _at_other_sizes(root: nn.Module, traced: Trace, example: Arguments | None) -> Iterator[Trace]:
-    """Trace with inputs of other sizes where the code makes plain numbers of them."""
-    numbers = [d for d in traced.decisions.values() if d.is_open and not isinstance(d.taken, bool)]
-    for factor in _FACTORS if numbers and example is not None else ():
-        with contextlib.suppress(TraceFailure):  # not every size fits every model
-            yield trace(root, traced.path, example=_resized(example, factor), opaque=traced.opaque)
-
-
-def _with_other_arguments(
-    root: nn.Module, traced: Trace, example: Arguments | None
-) -> Iterator[Trace]:
-    """Trace a whole model with each of its options in another way: given, or another value."""
-    given = bound_arguments(root, example).arguments if not traced.path else {}
-    for name, parameter in list(inspect.signature(root.forward).parameters.items()):
-        value = given.get(name, parameter)
-        if parameter.default is parameter.empty or not isinstance(value, _OPTION):
-            continue
-        other = parameter if value is None else _another(value)
-        with contextlib.suppress(TraceFailure):  # not every option can be made up
-            yield trace(
-                root, traced.path, example=example, opaque=traced.opaque, varied={name: other}
-            )
-
-
-_OPTION = bool | int | float | str | None
-"""What an argument may be that chooses what a forward does."""
-
-
-def _another(value: bool | float | str) -> bool | float | str:  # noqa: FBT001 (any value is one)
-    if isinstance(value, bool):
-        return not value
-    return f"{value}?" if isinstance(value, str) else value + 1
-
-
-_FACTORS = (0.5, 2.0, 3.5)
-
-
-def _resized(example: Any, factor: float) -> Any:
-    """Inputs of another size, without numbers."""
-
-    def resize(value: Any) -> Any:
-        if not isinstance(value, Tensor) or value.dim() < 3:
-            return value
-        spatial = [max(1, int(size * factor)) for size in value.shape[2:]]
-        return torch.empty(*value.shape[:2], *spatial, dtype=value.dtype, device="meta")
-
-    return tree_map(resize, example)
 
 
 def bound_arguments(module: nn.Module, example: Arguments | None) -> inspect.BoundArguments:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import inspect
 from collections import Counter
-from collections.abc import Callable, ItemsView, Iterator, KeysView, ValuesView
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -28,7 +28,7 @@ from reparam.frontends.torch.decisions import (
     raised_by_the_model,
     way_that_raises,
 )
-from reparam.frontends.torch.effects import FACTORIES, known_length, metadata_read, name_of
+from reparam.frontends.torch.effects import FACTORIES, metadata_read, name_of
 from reparam.frontends.torch.frames import (
     Call,
     Frame,
@@ -41,12 +41,14 @@ from reparam.frontends.torch.frames import (
 )
 from reparam.frontends.torch.guards import planned_for
 from reparam.frontends.torch.proxies import (
+    UNKNOWN,
     KnowingTracer,
     TracedValue,
     is_rank_check,
     taken_for_tensors,
 )
 from reparam.frontends.torch.recording import Factories, Recorder
+from reparam.frontends.torch.repeated import Repeated
 from reparam.frontends.torch.skeleton import named_tensors
 from reparam.frontends.torch.structures import contents, leaves, put_back, snapshot
 from reparam.frontends.torch.trial import Trial
@@ -56,7 +58,6 @@ __all__ = ["Tracer"]
 _MOST_DECISIONS = 10_000
 """Decisions in one trace at the most: a loop that waits for the numbers in a tensor never ends."""
 
-_UNKNOWN = object()
 _ASSERT = torch._assert  # noqa: SLF001 (what models call, it has no other name)
 
 
@@ -67,10 +68,10 @@ class Tracer(KnowingTracer):
         frames: The calls of modules that are being recorded, outermost first.
         names: The name of every node.
         stacks: The module calls around every node, outermost first.
-        values: What values are for the example; tensors are without numbers.
         decisions: What the code looked at, by the node that checks it.
         opaque: Paths of modules that could not be traced, each with the reason.
         recorder: The operators that the trace runs.
+        known: Calls that need not be traced where they are made alike.
 
     """
 
@@ -96,12 +97,12 @@ class Tracer(KnowingTracer):
         self.frames: list[Frame] = []
         self.names: dict[fx.Node, Key] = {}
         self.stacks: dict[fx.Node, tuple[Call, ...]] = {}
-        self.values: dict[fx.Node, Any] = {}
         self.decisions: dict[fx.Node, Decision] = {}
         self.opaque = dict(opaque)
         self.recorder = Recorder(on=False)
         self._path, self._original, self._bound = path, original, bound
         self._forced, self._device, self._positional = forced, device, positional
+        self.known: Mapping[Call, Repeated] = {}
         self._levels: dict[fx.Node, Level] = {}
         self._calls: Counter[str] = Counter()
         self._targets: Counter[tuple[Call, str]] = Counter()
@@ -116,6 +117,13 @@ class Tracer(KnowingTracer):
         with torch.no_grad(), self.recorder, Factories(self.create_proxy), taken_for_tensors():
             self.trace(root)
         return self.frames[0]
+
+    def forget(self) -> None:
+        """Hold nothing any more: the values of a trace refer to their tracer, and that to all else.
+
+        What the trace needs no more is gone then at once, without the garbage collector.
+        """
+        vars(self).clear()
 
     # ------------------------------------------------------------------------ what torch.fx calls
 
@@ -149,10 +157,21 @@ class Tracer(KnowingTracer):
         inner = wrapped(m)
         if path in self.opaque or (inner is None and is_builtin(m)):
             return self.create_proxy("call_module", name, args, kwargs)
-        if inner is not None:
-            forward = inner
+        arguments = by_name(m, *snapshot((args, kwargs)))
+        known = self.known.get(Call(path, self._calls[path]))
+        if known is not None and self._repeats(known, arguments):
+            return self.create_proxy("call_function", known, args, kwargs)
+        forward = forward if inner is None else inner
+        return self._call_inside(m, name, forward, args, kwargs, arguments)
+
+    def _call_inside(
+        self, m: nn.Module, name: str, forward: Callable[..., Any], args: Any,
+        kwargs: dict[str, Any], arguments: dict[str, Any],
+    ) -> Any:  # fmt: skip
+        """Record a call as what happens inside, or as one operation where that cannot be traced."""
+        path = join(self._path, name)
         before = contents((args, kwargs))
-        frame = self._enter(m, path, by_name(m, *snapshot((args, kwargs))))
+        frame = self._enter(m, path, arguments)
         try:
             result = forward(*args, **kwargs)
             frame.result = snapshot(result)
@@ -228,7 +247,7 @@ class Tracer(KnowingTracer):
             kind, target, self.create_arg(args), self.create_arg(kwargs), *more, **rest
         )
         proxy = TracedValue(node, self)
-        value = self.values.get(node, _UNKNOWN)
+        value = self.values.get(node, UNKNOWN)
         plain = isinstance(value, bool | int | float | torch.Size)
         if plain and self._levels.get(node, Level.DATA) is Level.CONSTANT:
             self._forget([node])
@@ -236,10 +255,6 @@ class Tracer(KnowingTracer):
         if plain and self._levels.get(node) is Level.KIND and not isinstance(value, torch.Size):
             return self._look(node, value, caller(), Level.KIND)
         return proxy
-
-    def proxy(self, node: fx.Node) -> fx.Proxy:
-        """Make the symbolic value of a node."""
-        return TracedValue(node, self)
 
     def to_bool(self, obj: fx.Proxy) -> bool:
         """Decide an ``if``."""
@@ -255,35 +270,6 @@ class Tracer(KnowingTracer):
         self._look(obj.node, outcome, place, level, other_raises=raising is (not outcome))
         return outcome
 
-    def iter(self, obj: fx.Proxy) -> Iterator[Any]:
-        """Iterate over what has a known length."""
-        value = self.values.get(obj.node, _UNKNOWN)
-        if isinstance(value, dict):
-            return iter(list(value))
-        if isinstance(value, ValuesView | ItemsView | KeysView):
-            return self._entries(obj.node, value)
-        if isinstance(value, Tensor):
-            length = int(self.plain("call_function", len, obj))
-        else:
-            known = known_length(obj.node) if value is _UNKNOWN else len(value)
-            if known is None:
-                return super().iter(obj)
-            length = known
-        proxy: Any = obj
-        return iter([proxy[k] for k in range(length)])
-
-    def keys(self, obj: fx.Proxy) -> Any:
-        """The keys of a dict that a module returned."""
-        return self.values[obj.node].keys()
-
-    def _entries(self, node: fx.Node, view: Any) -> Iterator[Any]:
-        """What a view of a dict yields that a module returned."""
-        of: Any = self.proxy(node.args[0])  # type: ignore[arg-type]
-        keys = list(self.values[of.node])
-        if isinstance(view, KeysView):
-            return iter(keys)
-        return iter([(key, of[key]) if isinstance(view, ItemsView) else of[key] for key in keys])
-
     # ------------------------------------------------------------------------ what values ask
 
     def plain(self, kind: str, target: Callable[..., Any], obj: fx.Proxy) -> Any:
@@ -291,7 +277,7 @@ class Tracer(KnowingTracer):
         made = self.create_proxy(kind, target, (obj,), {})
         if not _is_traced(made):
             return made
-        value = self.values.get(made.node, _UNKNOWN)
+        value = self.values.get(made.node, UNKNOWN)
         if not isinstance(value, bool | int | float):
             self._forget([made.node])  # whoever asked may go on without an answer
             msg = f"{getattr(target, '__name__', target)} of a value that only a run can tell"
@@ -300,25 +286,12 @@ class Tracer(KnowingTracer):
             return target(self.to_bool(obj))
         return self._look(made.node, value, caller(), self._levels[made.node])
 
-    def is_tensor(self, node: fx.Node) -> bool:
-        """Whether a value is known to be a tensor."""
-        return isinstance(self.values.get(node), Tensor)
-
-    def count_of(self, node: fx.Node) -> int | None:
-        """How many values a value is that an operation returned as a list or tuple."""
-        value: Any = self.values.get(node)
-        return len(value) if type(value) in {list, tuple} else None
-
-    def may_have(self, node: fx.Node, name: str) -> bool:
-        """Whether a value has an attribute, as far as is known."""
-        return node not in self.values or hasattr(self.values[node], name)
-
     # ------------------------------------------------------------------------ internals
 
     def _inputs(self, name: str, value: Any) -> Any:
         """Replace the tensors of an argument by inputs."""
         if isinstance(value, inspect.Parameter):
-            return self._input(name, _UNKNOWN)
+            return self._input(name, UNKNOWN)
         if isinstance(value, Tensor):
             return self._input(name, value)
         if isinstance(value, int | float) and not isinstance(value, bool):
@@ -344,7 +317,7 @@ class Tracer(KnowingTracer):
         self.names[made.node] = Key(self._path, f"placeholder:{name}()", 0, is_module=False)
         self.stacks[made.node] = (Call(self._path, 0),)
         self._levels[made.node] = Level.DATA if isinstance(value, Tensor) else Level.ARGUMENT
-        if value is not _UNKNOWN:
+        if value is not UNKNOWN:
             self.values[made.node] = value.to("meta") if isinstance(value, Tensor) else value
         else:
             self._levels[made.node] = Level.DATA
@@ -359,6 +332,18 @@ class Tracer(KnowingTracer):
             self.frames[-1].items.append(frame)
         self.frames.append(frame)
         return frame
+
+    def _repeats(self, known: Repeated, arguments: dict[str, Any]) -> bool:
+        """Whether a call does what is known of it already; if so, count the calls in it."""
+        calls = [frame.call for frame in known.frame.all_calls()]
+        first: dict[str, int] = {}
+        for call in calls:
+            first.setdefault(call.path, call.number)
+        counted = all(self._calls[path] == number for path, number in first.items())
+        if not counted or not known.fits(arguments, self.values):
+            return False
+        self._calls.update(call.path for call in calls)
+        return True
 
     def _is_open(self, frame: Frame) -> bool:
         return any(n in self.decisions and self.decisions[n].is_open for n in frame.nodes())
