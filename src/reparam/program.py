@@ -14,11 +14,6 @@ from typing import Any
 from reparam.algebra import Leaf
 from reparam.reasons import Reason
 
-__all__ = [
-    "Affine", "Alias", "Concat", "HostedInput", "Layout", "Moved", "Node", "Opaque", "Padded",
-    "Program", "Routed", "ShapeOf", "Sum", "largest",
-]  # fmt: skip
-
 
 @dataclass(frozen=True, eq=False, slots=True, repr=False, kw_only=True)
 class Operation:

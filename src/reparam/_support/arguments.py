@@ -19,29 +19,6 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 
 from reparam.errors import InputError, ReparamError, UnsupportedModelError
 
-__all__ = [
-    "FLAG",
-    "FUNCTION",
-    "INPUTS",
-    "MODULE",
-    "NONE",
-    "PATH",
-    "SHAPES",
-    "TENSORS",
-    "TEXT",
-    "Kind",
-    "a",
-    "check_module",
-    "in_training",
-    "number",
-    "running_on",
-    "several",
-    "shapes_of",
-    "shown",
-    "takes",
-    "whole",
-]
-
 P = ParamSpec("P")
 R = TypeVar("R")
 

@@ -28,17 +28,6 @@ if sys.platform != "win32":
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
 
-__all__ = [
-    "atomic_path",
-    "check_destination",
-    "is_there",
-    "kept",
-    "scratch",
-    "staged_folder",
-    "write_bytes",
-    "write_text",
-]
-
 _PREFIX = ".reparam-"
 _PACKAGES = (".mlpackage",)
 """Suffixes of folders that stand for one file."""

@@ -9,8 +9,6 @@ from typing import Any
 from torch import nn
 from torch.nn.modules import module as hooks
 
-__all__ = ["evaluating", "innermost", "watch_modules", "wrapped"]
-
 
 @contextmanager
 def evaluating(modules: Iterable[nn.Module]) -> Iterator[None]:

@@ -11,8 +11,6 @@ from reparam.errors import MissingExtraError
 if TYPE_CHECKING:
     from types import ModuleType
 
-__all__ = ["available", "require"]
-
 # Modules whose name is not the one that pip knows them by.
 _PIP_NAMES = {
     "PIL": "pillow",

@@ -6,8 +6,6 @@ import os
 
 import torch
 
-__all__ = ["instruction_sets", "multiplies_bf16"]
-
 # Of all that a processor says of itself, what decides how fast and how exactly it multiplies.
 _ARITHMETIC = (
     "amx", "avx", "bf16", "dot", "f16c", "fma", "fp16", "i8mm", "neon", "sme", "sse4", "sve",

@@ -11,8 +11,6 @@ from typing import Any, Literal, TypeVar, Union, cast, get_args, get_origin, get
 
 from reparam.errors import InputError
 
-__all__ = ["decode"]
-
 _Record = TypeVar("_Record")
 
 _LARGEST = 1e18

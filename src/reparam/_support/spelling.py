@@ -15,8 +15,6 @@ from typing import TYPE_CHECKING, TypeAlias
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["Spelling", "advice", "spelled"]
-
 Spelling: TypeAlias = Callable[[str, object], str | None]
 """From an argument of the library and its value (``...`` for any) to how it is written, or None."""
 

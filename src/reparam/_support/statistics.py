@@ -6,8 +6,6 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-__all__ = ["Quartiles", "quartiles"]
-
 
 @dataclass(frozen=True)
 class Quartiles:

@@ -9,8 +9,6 @@ from typing import Any, ParamSpec, TypeVar
 
 from torch import Tensor, nn
 
-__all__ = ["leaves_untouched", "untouched"]
-
 P = ParamSpec("P")
 R = TypeVar("R")
 

@@ -14,8 +14,6 @@ from reparam.algebra.direct import flat_pads
 from reparam.algebra.geometry import Geometry, compose, parallel
 from reparam.errors import InexactError
 
-__all__ = ["AffineConv"]
-
 _Index = slice | int | Tensor
 
 

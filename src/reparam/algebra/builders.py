@@ -12,19 +12,6 @@ from reparam.algebra.geometry import Geometry
 from reparam.errors import InexactError
 from reparam.reasons import Why
 
-__all__ = [
-    "average_pool",
-    "average_pool_geometry",
-    "batch_norm",
-    "conv",
-    "conv_geometry",
-    "identity",
-    "linear",
-    "pad_geometry",
-    "scale",
-    "zero_pad",
-]
-
 PerDim = int | Sequence[int]
 Padding = int | str | Sequence[int | tuple[int, int]]
 

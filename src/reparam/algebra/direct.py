@@ -14,8 +14,6 @@ from torch.nn import functional as F
 
 from reparam.algebra.geometry import Geometry
 
-__all__ = ["Positions", "Run", "at_positions", "convolving", "flat_pads", "telling_positions"]
-
 
 class Positions(NamedTuple):
     """Some positions of an output.

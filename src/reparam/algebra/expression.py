@@ -16,21 +16,6 @@ from reparam.algebra.affine_conv import AffineConv
 from reparam.algebra.builders import pad_geometry, scale, zero_pad
 from reparam.algebra.geometry import Geometry, compose, parallel
 
-__all__ = [
-    "Composition",
-    "Expression",
-    "Leaf",
-    "Rows",
-    "Sum",
-    "constant_scale",
-    "evaluate",
-    "pad_leaf",
-    "picked_leaf",
-    "prepared",
-    "rerouted",
-    "shift_before",
-]
-
 Rows = tuple[int, int]
 """A half-open range of output channels."""
 

@@ -28,8 +28,6 @@ from functools import lru_cache
 from reparam.errors import InexactError
 from reparam.reasons import Why
 
-__all__ = ["Geometry", "compose", "parallel"]
-
 Offsets = tuple[tuple[int, ...], ...]
 
 

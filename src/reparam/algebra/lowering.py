@@ -14,8 +14,6 @@ from reparam.algebra.affine_conv import AffineConv
 from reparam.algebra.direct import Positions, Run, convolving, flat_pads
 from reparam.algebra.geometry import Geometry
 
-__all__ = ["LayerArguments", "layer_arguments", "lower"]
-
 
 @dataclass(frozen=True, slots=True)
 class LayerArguments:

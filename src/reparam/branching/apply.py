@@ -19,8 +19,6 @@ from reparam.branching.operators import conv_operator, norm_operator, norms
 from reparam.errors import InputError
 from reparam.frontends.torch.copying import HOOKS, Copier, own_copy
 
-__all__ = ["apply_branches", "branches_of"]
-
 _HOOKS = (
     *HOOKS, "_forward_hooks_with_kwargs", "_forward_hooks_always_called",
     "_forward_pre_hooks_with_kwargs", "_is_full_backward_hook",

@@ -7,8 +7,6 @@ from collections.abc import Mapping
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
-__all__ = ["BranchSum"]
-
 
 class BranchSum(nn.Module):
     r"""The sum of parallel branches, in the place of one convolution.

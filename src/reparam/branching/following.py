@@ -13,8 +13,6 @@ from reparam.frontends.kinds import BATCH_NORMS
 from reparam.frontends.torch.skeleton import hooked_modules, shared_copy
 from reparam.frontends.torch.trace import Key, Trace, TraceFailure, join, straight_trace
 
-__all__ = ["following_norms", "other_code", "read_by_others"]
-
 
 def following_norms(model: nn.Module) -> dict[str, str]:
     """Find the batch norms that can be made part of the convolution before them.

@@ -35,8 +35,6 @@ from reparam.branching.block import BranchSum
 from reparam.branching.operators import branch_operator, norms, operator_before
 from reparam.errors import InputError
 
-__all__ = ["Site", "calibrate", "init_exact", "init_fresh"]
-
 Batch = Tensor | Sequence[Any] | Mapping[str, Any]
 
 _FLOOR = 1e-2

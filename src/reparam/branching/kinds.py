@@ -16,8 +16,6 @@ from torch import nn
 from reparam.branching.layout import ConvLayout
 from reparam.errors import InputError
 
-__all__ = ["BranchKind", "kinds", "mobileone", "register_kind", "resolve_kind"]
-
 Branches = Mapping[str, nn.Module | None]
 
 

@@ -24,8 +24,6 @@ from reparam.algebra import conv_geometry, flat_pads
 from reparam.branching.operators import conv_operator_geometry
 from reparam.frontends.kinds import AVERAGE_POOLS, BATCH_NORMS, CONVS, ZERO_PADS
 
-__all__ = ["ConvLayout"]
-
 Pads = tuple[tuple[int, int], ...]
 _Named = tuple[str, nn.Module]
 

@@ -16,17 +16,6 @@ from reparam.frontends.kinds import AVERAGE_POOLS, ZERO_PADS
 
 Window = tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]
 
-__all__ = [
-    "average_window",
-    "branch_operator",
-    "conv_operator",
-    "conv_operator_geometry",
-    "layers",
-    "norm_operator",
-    "norms",
-    "operator_before",
-]
-
 
 def conv_operator_geometry(conv: _ConvNd, *, padding: Any = None) -> Geometry:
     """Read the shape of a convolution module, without its numbers.

@@ -22,8 +22,6 @@ from reparam.branching.select import BranchRefusal, Where, refusal, select, tied
 from reparam.errors import InputError
 from reparam.frontends.torch.skeleton import unwrap
 
-__all__ = ["BranchPlan", "BranchRefusal", "BranchRegion", "branch", "plan_branching"]
-
 Norms = Literal["keep", "absorb"]
 Init = Literal["same", "fresh"]
 

@@ -16,8 +16,6 @@ from torch.nn.utils import parametrize
 from reparam.errors import InputError
 from reparam.frontends.kinds import CONVS
 
-__all__ = ["BranchRefusal", "Where", "refusal", "select", "tied_weights"]
-
 Where = str | Iterable[str] | Callable[[str, nn.Module], bool] | None
 
 _STATE_HOOKS = (

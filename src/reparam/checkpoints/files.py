@@ -22,8 +22,6 @@ if TYPE_CHECKING:
     import os
     from collections.abc import Iterator
 
-__all__ = ["Weights", "listed", "read_weights"]
-
 WRAPPERS = (
     "state_dict",
     "model_state_dict",

@@ -20,8 +20,6 @@ from typing import TYPE_CHECKING, Literal, TypeAlias
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-__all__ = ["FUSED", "LAYOUTS", "PLAIN", "Form", "Layout", "form_of"]
-
 Form: TypeAlias = Literal["train", "deploy"]
 
 

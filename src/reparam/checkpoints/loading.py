@@ -23,8 +23,6 @@ if TYPE_CHECKING:
     from reparam.checkpoints.layouts import Form
     from reparam.checkpoints.matching import NameMap
 
-__all__ = ["LoadReport", "load_checkpoint"]
-
 
 @dataclass(frozen=True)
 class LoadReport:

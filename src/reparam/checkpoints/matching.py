@@ -14,8 +14,6 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-__all__ = ["Match", "Mismatch", "NameMap", "compare", "model_names", "read_names"]
-
 _MOST_PREFIXES = 4
 _BOOKKEEPING = ("num_batches_tracked", "n_averaged")  # counters, of no use to the function
 

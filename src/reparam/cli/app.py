@@ -14,8 +14,6 @@ from reparam.cli.groups import flat
 from reparam.cli.guard import DEBUG_FLAG, guarded
 from reparam.cli.terminal import Terminal
 
-__all__ = ["COMMANDS", "app", "run"]
-
 COMMANDS = {
     "demo": "The whole story on bundled data, with a page at the end.",
     "plan": "What would fold in MODEL, what not, and why.",

@@ -16,8 +16,6 @@ from reparam.cli.terminal import Terminal
 from reparam.errors import InputError
 from reparam.report import from_benchmark, render
 
-__all__ = ["bench"]
-
 _FIGURE1_OUT = Path("reparam-figure1.json")
 
 

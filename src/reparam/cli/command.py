@@ -14,8 +14,6 @@ from reparam._support.files import kept
 from reparam._support.spelling import spelled
 from reparam.errors import InputError
 
-__all__ = ["CHECKPOINT_FLAGS", "Command", "check_checkpoints"]
-
 CHECKPOINT_FLAGS = ("--weights", "-w", "--candidate-weights", "--trained")
 """Options that name a file to load, looked at before the packages are imported that load it."""
 

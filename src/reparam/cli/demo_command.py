@@ -11,8 +11,6 @@ from reparam.cli.groups import command, option
 from reparam.cli.terminal import Terminal
 from reparam.errors import InputError, MissingExtraError
 
-__all__ = ["demo"]
-
 _NEEDED = (
     "sklearn",
     "lightning",

@@ -27,8 +27,6 @@ from reparam.diffing.explaining import write_part
 from reparam.errors import InputError
 from reparam.report import from_diff
 
-__all__ = ["diff"]
-
 _FILES = (".onnx", ".pt2")
 _CODES = {"equal": 0, "different": 1, "not shown": 3}
 

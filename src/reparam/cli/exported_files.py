@@ -25,18 +25,6 @@ if TYPE_CHECKING:
     from onnx import ModelProto
     from torch.export import ExportedProgram
 
-__all__ = [
-    "example",
-    "fixed_batch",
-    "input_shapes",
-    "is_file",
-    "is_onnx",
-    "is_program",
-    "read",
-    "read_program",
-    "taken_by",
-]
-
 
 def is_onnx(name: str) -> bool:
     """Whether a MODEL is an ONNX file.

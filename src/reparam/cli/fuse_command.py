@@ -41,8 +41,6 @@ from reparam.frontends.onnx.inputs import required_inputs
 from reparam.fusing import fuse_onnx_file
 from reparam.reasons import Why
 
-__all__ = ["fuse"]
-
 _COUNTS = {
     "convolutions": "convolutions", "norms": "batch_norms", "parameters": "parameters",
     "multiply_adds": "multiply_adds",

@@ -14,8 +14,6 @@ from typing import Annotated, Any, get_type_hints
 
 import typer
 
-__all__ = ["argument", "command", "flat", "option", "typed", "words"]
-
 
 def option(
     told: str,

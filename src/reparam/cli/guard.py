@@ -24,8 +24,6 @@ if TYPE_CHECKING:
 
     from reparam.cli.terminal import Terminal
 
-__all__ = ["DEBUG_FLAG", "guarded"]
-
 DEBUG_FLAG = "--debug"
 
 _USER_ERRORS = (InputError, MissingExtraError, TrainingModeError, ExportError)

@@ -16,30 +16,9 @@ from reparam._support.files import check_destination
 from reparam._support.optional import require
 from reparam.cli.command import CHECKPOINT_FLAGS
 from reparam.cli.groups import option, words
-from reparam.deploy.engines import get_engine
-from reparam.deploy.exporting.formats import Format, find_format, suffixes
+from reparam.deploy.engines import Format, get_engine
+from reparam.deploy.exporting.formats import find_format, suffixes
 from reparam.errors import InputError
-
-__all__ = [
-    "MOST_PROCESSES",
-    "EvaluateOption",
-    "InputOptions",
-    "Inputs",
-    "JsonOption",
-    "ModelArgument",
-    "ModelOptions",
-    "NamedInputOptions",
-    "OutFileOption",
-    "PartOptions",
-    "PixelOptions",
-    "SizeOption",
-    "Target",
-    "check_format",
-    "check_out",
-    "checked_size",
-    "refuse_for_files",
-    "refuse_names",
-]
 
 MOST_CLASSES = 1_000_000
 """More are a slip of the finger, and take the memory of the machine."""

@@ -22,8 +22,6 @@ from reparam.report.benchmarks import environment_record
 if TYPE_CHECKING:
     from reparam.cli.terminal import Terminal
 
-__all__ = ["PageOption", "check_page", "leave_page", "provenance"]
-
 PageOption = Annotated[
     Path | None,
     typer.Option(

@@ -25,8 +25,6 @@ from reparam.cli.terminal import Terminal
 from reparam.reasons import Why
 from reparam.report import from_plan
 
-__all__ = ["plan", "plan_as_dict"]
-
 
 def plan(  # noqa: PLR0913 - one argument for each option or group of them
     context: typer.Context,

@@ -43,8 +43,6 @@ if TYPE_CHECKING:
     from reparam.lab.pruning import PruneResult
     from reparam.report.recording import Judged
 
-__all__ = ["prune"]
-
 _BATCH = 128
 _MOST_LAYERS = 30
 """Layers that the table shows; all are in the JSON."""

@@ -32,8 +32,6 @@ from reparam.report.recording import quantization_record
 if TYPE_CHECKING:
     from reparam.lab.quantizing import LayerDiagnosis, QuantizeResult
 
-__all__ = ["quantize"]
-
 _ROWS = 8
 """Layers that the table shows; all are in the JSON."""
 _FILE_GIVEN = (

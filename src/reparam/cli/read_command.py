@@ -9,9 +9,8 @@ import reparam
 from reparam.cli.groups import argument
 from reparam.cli.options import JsonOption
 from reparam.cli.terminal import Terminal
-from reparam.deploy.exporting.certificate import KEPT_IN, check_certificate
-
-__all__ = ["read"]
+from reparam.deploy.exporting.certificate import check_certificate
+from reparam.deploy.exporting.content import KEPT_IN
 
 
 def read(

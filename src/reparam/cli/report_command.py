@@ -8,8 +8,6 @@ from reparam.cli.groups import argument, option
 from reparam.cli.terminal import Terminal
 from reparam.report import load_results, merge, render
 
-__all__ = ["report"]
-
 
 def report(
     results: list[Path] = argument(

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from reparam.models import RepVGG, RepVGGSpec
 
-__all__ = ["NAME", "repvgg"]
-
 NAME = "reparam.cli.small:repvgg"
 """How it is called on the command line."""
 

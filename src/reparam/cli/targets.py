@@ -27,22 +27,6 @@ if TYPE_CHECKING:
 
     from reparam.lab.data import ImageData
 
-__all__ = [
-    "SEED",
-    "SIZE",
-    "Loaded",
-    "build",
-    "example_inputs",
-    "load_and_check",
-    "load_model",
-    "normalised",
-    "pruned_note",
-    "random_input",
-    "reference_of",
-    "sized",
-    "with_weights",
-]
-
 SIZE = 224
 SEED = 0
 

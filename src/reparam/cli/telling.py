@@ -16,8 +16,6 @@ if TYPE_CHECKING:
     from reparam.deploy.engines.parity import Parity
     from reparam.deploy.exporting import ExportResult
 
-__all__ = ["BUILT_WITH", "as_stored", "counted", "megabytes", "tell_export", "within"]
-
 BUILT_WITH = "no --weights were given; the model has those it was built with"
 
 

@@ -18,8 +18,6 @@ from rich.text import Text
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
 
-__all__ = ["Terminal"]
-
 _SPOKEN_SECONDS = 10.0
 """Between two notes of how far something is."""
 _STYLES = {"title": "bold", "where": "green", "dim": "dim", "stays": "yellow"}

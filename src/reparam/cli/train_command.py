@@ -28,8 +28,6 @@ if TYPE_CHECKING:
 
     from reparam.lab.training import Deployment, Progress, TrainResult
 
-__all__ = ["train"]
-
 _SMALL = 64
 """Up to this side in pixels, images get a net and a recipe for small ones."""
 _DIGITS_SIZE = 16

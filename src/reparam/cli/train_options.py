@@ -18,8 +18,6 @@ from reparam.errors import InputError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-__all__ = ["HardwareOptions", "RunOptions", "TrainOptions", "overrides"]
-
 _MOST_SEED = (1 << 63) - 1
 """What PyTorch's generators take."""
 _ACCELERATORS = ("auto", "cpu", "cuda", "mps")

@@ -41,8 +41,6 @@ from reparam.deploy.exporting.formats import suffixes
 from reparam.errors import InputError, ReparamError
 from reparam.fusing.onnx_compare import compare_onnx_files
 
-__all__ = ["verify"]
-
 _WEIGHTS = (".safetensors", ".pth", ".pt", ".ckpt", ".bin")
 
 

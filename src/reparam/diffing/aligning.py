@@ -10,8 +10,6 @@ from reparam.diffing.matching import Match, Matcher
 from reparam.diffing.running import reads
 from reparam.diffing.values import Atom, Form, Operation
 
-__all__ = ["Alignment", "align"]
-
 
 @dataclass(frozen=True, eq=False)
 class Alignment:

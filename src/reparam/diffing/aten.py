@@ -17,8 +17,6 @@ from reparam.diffing.values import Form, Sized
 from reparam.diffing.vocabulary import Vocabulary
 from reparam.errors import UnsupportedModelError
 
-__all__ = ["HANDLERS"]
-
 
 def _pointwise(w: Vocabulary, x: Value, *, kind: str) -> Value:
     return w.pointwise(kind, x)

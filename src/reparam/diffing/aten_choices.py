@@ -7,8 +7,6 @@ from reparam.diffing.table import HANDLERS, means
 from reparam.diffing.values import Form
 from reparam.diffing.vocabulary import Vocabulary
 
-__all__ = ["HANDLERS"]
-
 
 def _together(w: Vocabulary, kind: str, *values: Value) -> Form:
     """An operation on values of any shapes that go together, element by element."""

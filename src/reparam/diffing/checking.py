@@ -12,8 +12,6 @@ from reparam.diffing.running import Run, furthest_apart
 from reparam.diffing.tape import Tape
 from reparam.diffing.values import Form
 
-__all__ = ["Readings", "bound"]
-
 _MISREAD = 1e-3
 """Share of the largest output by which a network as read may differ from its own runtime."""
 

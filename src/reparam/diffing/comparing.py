@@ -23,8 +23,6 @@ from reparam.diffing.showing import show
 from reparam.diffing.values import Atom, Cut, Form, Operation
 from reparam.errors import InputError, ReparamError, UnsupportedModelError
 
-__all__ = ["compared", "diff"]
-
 
 @takes(example_inputs=TENSORS | NONE)
 @leaves_untouched

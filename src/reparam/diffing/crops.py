@@ -12,8 +12,6 @@ from reparam.algebra import AffineConv, Geometry, zero_pad
 from reparam.diffing.values import Atom, Form, Map, Operation, Sized, as_map, sum_of
 from reparam.errors import InexactError
 
-__all__ = ["crop", "in_space", "is_spatial", "reads_input", "within_borders"]
-
 
 def is_spatial(form: Form, axis: int) -> bool:
     """Whether an axis is one that the maps of a value, which mix channels, have offsets along."""

@@ -9,8 +9,6 @@ from typing import Any, Literal
 
 from reparam.diffing.regions import Region
 
-__all__ = ["PARTINGS", "Difference"]
-
 PARTINGS = {
     "attribute": "the same operation with other settings: {left} against {right}",
     "axis": "maps of another axis: {left} against {right}",

@@ -14,8 +14,6 @@ from reparam.frontends.onnx.inputs import required_inputs
 if TYPE_CHECKING:
     from onnx import ModelProto, NodeProto, ValueInfoProto
 
-__all__ = ["part_of", "write_part"]
-
 
 def part_of(model: ModelProto, names: Collection[str]) -> ModelProto:
     """Return the nodes of these names as a model, with the weights and constants that they read.

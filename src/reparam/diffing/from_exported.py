@@ -14,8 +14,6 @@ from reparam.diffing.tape import Tape
 from reparam.errors import UnsupportedModelError
 from reparam.frontends.torch.exported import path_of, stored_in
 
-__all__ = ["kinds_in", "read_exported"]
-
 
 def read_exported(program: ExportedProgram, inputs: Sequence[Tensor]) -> Tape:
     """Return what a program does with inputs like these; see ``recording``."""

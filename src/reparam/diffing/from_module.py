@@ -12,8 +12,6 @@ from reparam.diffing.recording import Recorder, record
 from reparam.diffing.tape import Tape
 from reparam.errors import UnsupportedModelError
 
-__all__ = ["read_module", "tensors"]
-
 
 def read_module(module: nn.Module, inputs: Sequence[Tensor]) -> Tape:
     """Return what a module does with inputs like these; see ``recording``."""

@@ -24,8 +24,6 @@ from reparam.frontends.onnx.tensors import FLOATS, to_torch
 if TYPE_CHECKING:
     import onnx
 
-__all__ = ["furthest_step", "read_onnx"]
-
 Values = Callable[["onnx.ModelProto", Sequence[Tensor]], list[Tensor]]
 """What a runtime makes of a graph and inputs."""
 

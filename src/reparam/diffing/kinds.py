@@ -14,8 +14,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-__all__ = ["COMMUTATIVE", "KINDS", "POINTWISE"]
-
 
 def _max_pool(
     x: Tensor, *, kernel: Any, stride: Any, pads: Any, dilation: Any, ceil: bool

@@ -14,8 +14,6 @@ from reparam.diffing.moves import MOVES, Moves
 from reparam.diffing.normal import Builder, alone, normalised
 from reparam.diffing.values import Constant, Form, Operation, Sized
 
-__all__ = ["Layouts", "kept_axis"]
-
 
 class Layouts(Builder):
     """Makes those values, too."""

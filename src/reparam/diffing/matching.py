@@ -25,8 +25,6 @@ from reparam.diffing.values import (
 )  # fmt: skip
 from reparam.errors import InexactError
 
-__all__ = ["ROUNDINGS", "Match", "Matcher", "Parting"]
-
 _LOCAL = ("attribute", "bias", "constant", "geometry", "shape", "weight")
 
 ROUNDINGS = 16

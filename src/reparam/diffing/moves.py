@@ -12,8 +12,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-__all__ = ["MOVES", "Moves"]
-
 MOVES = ("permute", "reshape")
 
 Shape = tuple[int, ...]

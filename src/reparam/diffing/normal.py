@@ -27,8 +27,6 @@ from reparam.diffing.values import (
 )
 from reparam.errors import InexactError
 
-__all__ = ["Builder", "alone", "normalised"]
-
 
 class Builder:
     """Makes the values of one network; equal operations on one value are made once."""

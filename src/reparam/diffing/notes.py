@@ -13,8 +13,6 @@ from reparam.algebra import Geometry
 from reparam.diffing.normal import Builder
 from reparam.diffing.values import Form, Map, Sized
 
-__all__ = ["Cuts", "Stored"]
-
 
 class Stored:
     """Numbers that a network holds or computes itself, with their sizes."""

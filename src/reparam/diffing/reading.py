@@ -31,8 +31,6 @@ if TYPE_CHECKING:
 else:
     Network = Any
 
-__all__ = ["Network", "Side", "open_side"]
-
 
 @dataclass(frozen=True, eq=False)
 class Side:

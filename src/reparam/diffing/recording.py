@@ -23,8 +23,6 @@ from torch.utils.weak import WeakTensorKeyDictionary
 from reparam.diffing.tape import Call, Slot, Tape, each, is_known, leaves, wide
 from reparam.errors import UnsupportedModelError
 
-__all__ = ["Recorder", "SharedMemoryError", "record"]
-
 Run = Callable[["Recorder", list[Tensor]], list[Any]]
 """Runs a network while a recorder watches."""
 

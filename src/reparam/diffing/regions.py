@@ -11,8 +11,6 @@ from torch import Tensor
 
 from reparam.diffing.values import Atom, Constant, Cut, Form, Input, Map, Operation
 
-__all__ = ["Numbers", "Region", "names", "region_of", "setting"]
-
 _AROUND = 3
 """Numbers that are shown on each side of one that parts."""
 

@@ -11,8 +11,6 @@ from torch import Tensor
 from reparam.diffing.kinds import KINDS
 from reparam.diffing.values import Atom, Constant, Cut, Form, Input, Map, Operation, Sized
 
-__all__ = ["Run", "furthest_apart", "reads"]
-
 
 class Run:
     """Values of one network for given inputs.

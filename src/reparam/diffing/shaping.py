@@ -15,8 +15,6 @@ from reparam.diffing.notes import Stored
 from reparam.diffing.values import Form, Map, Sized
 from reparam.errors import UnsupportedModelError
 
-__all__ = ["Shaping", "Value"]
-
 Value = Form | Tensor | float | int
 Pads = Sequence[tuple[int, int]]
 

@@ -13,8 +13,6 @@ from reparam.diffing.matching import ROUNDINGS, Matcher, Parting
 from reparam.diffing.running import Run
 from reparam.diffing.values import Constant, Form, Operation
 
-__all__ = ["Shown", "show"]
-
 _VISIBLE = 1e-10
 """An effect of this share of the largest output is no rounding of float64."""
 

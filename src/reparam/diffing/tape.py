@@ -16,8 +16,6 @@ from reparam.diffing.values import Form
 from reparam.diffing.vocabulary import Vocabulary
 from reparam.errors import InexactError, UnsupportedModelError
 
-__all__ = ["Call", "Slot", "Tape", "each", "is_known", "leaves", "wide"]
-
 
 @dataclass(frozen=True)
 class Slot:

@@ -23,20 +23,6 @@ from torch.nn import functional as F
 from reparam.algebra import AffineConv, Geometry, compose, layer_arguments, lower
 from reparam.errors import InexactError
 
-__all__ = [
-    "Atom",
-    "Constant",
-    "Cut",
-    "Form",
-    "Input",
-    "Map",
-    "Operation",
-    "Sized",
-    "after",
-    "as_map",
-    "sum_of",
-]
-
 _ALL = slice(None)
 
 

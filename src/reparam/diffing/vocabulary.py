@@ -16,8 +16,6 @@ from reparam.algebra import Geometry
 from reparam.diffing.shaping import Shaping, Value
 from reparam.diffing.values import Form
 
-__all__ = ["Vocabulary"]
-
 
 class Vocabulary(Shaping):
     """The operations that the table speaks in."""

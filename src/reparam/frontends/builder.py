@@ -24,8 +24,6 @@ from reparam.program import (
 )
 from reparam.reasons import Reason, Why
 
-__all__ = ["Builder", "Facts", "Pads", "joined_channels"]
-
 Pads = tuple[tuple[int, int], ...]
 
 Operation = TypeVar("Operation")

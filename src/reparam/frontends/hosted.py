@@ -18,19 +18,6 @@ from torch import Tensor, nn
 from reparam.algebra import Geometry, conv_geometry
 from reparam.frontends.kinds import AnyConv, AnyNorm, AnyTransposedConv
 
-__all__ = [
-    "convolution_of",
-    "hosted_geometry",
-    "is_hosted",
-    "rebuilt",
-    "rows_of_transposed",
-    "spread_of_transposed",
-    "transposed_of_rows",
-    "turned_kernel",
-    "weight_as_rows",
-    "window_of_transposed",
-]
-
 
 def is_hosted(module: nn.Module) -> bool:
     """Whether a module is a convolution of any kind with a weight of its own."""

@@ -6,11 +6,6 @@ from typing import Any
 
 from torch import nn
 
-__all__ = [
-    "AVERAGE_POOLS", "BATCH_NORMS", "CONVS", "ZERO_PADS",
-    "AnyBatchNorm", "AnyConv", "AnyNorm", "AnyTransposedConv",
-]  # fmt: skip
-
 AnyBatchNorm = nn.modules.batchnorm._BatchNorm  # noqa: SLF001 (no public base class)
 AnyNorm = nn.modules.batchnorm._NormBase  # noqa: SLF001 (no public base class)
 AnyConv = nn.modules.conv._ConvNd  # noqa: SLF001 (no public base class)

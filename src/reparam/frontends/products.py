@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-__all__ = ["Contraction", "contraction"]
-
 
 class Contraction(NamedTuple):
     """An einsum that is a pointwise layer.

@@ -14,8 +14,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-__all__ = ["Route", "order_of", "route"]
-
 _MOST = 1 << 22
 """Numbers to move at the most; larger ones are not looked at."""
 

@@ -6,8 +6,6 @@ import math
 
 from reparam.reasons import Reason, Why
 
-__all__ = ["doubt", "is_per_channel"]
-
 
 def doubt(
     shape: tuple[int, ...], channels: int | None, axis: int | None, rank: int | None = None

@@ -5,8 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 
-__all__ = ["Shape", "channel_axis_after", "same_size"]
-
 Shape = tuple[int | str | None, ...]
 """Sizes per dimension: a number, a name for one that varies, or None where nothing is known."""
 

@@ -9,8 +9,6 @@ from torch import Tensor
 
 from reparam.algebra import AffineConv, Geometry, Rows
 
-__all__ = ["all_finite", "weight_loader"]
-
 
 def weight_loader(
     geometry: Geometry, read: Callable[[], tuple[Tensor, Tensor | None]]

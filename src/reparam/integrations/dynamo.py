@@ -13,8 +13,6 @@ from torch._subclasses import FakeTensor
 from reparam.errors import InputError, ReparamError
 from reparam.fusing import FoldWarning, plan
 
-__all__ = ["backend"]
-
 Compiled = Callable[..., Any]
 Compiler = Callable[[fx.GraphModule, Sequence[Any]], Compiled]
 

@@ -23,8 +23,6 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-__all__ = ["build", "load_pretrained"]
-
 _WEIGHTS = "model.safetensors"
 _SIZE = 224
 

@@ -34,8 +34,6 @@ if TYPE_CHECKING:
     from reparam.fusing import Plan
     from reparam.verifying import Verdict
 
-__all__ = ["FuseAtEnd"]
-
 _SHARDED = (
     strategies.FSDPStrategy,
     strategies.DeepSpeedStrategy,

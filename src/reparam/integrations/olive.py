@@ -17,8 +17,6 @@ from olive.package_config import OlivePackageConfig
 from olive.passes import Pass
 from olive.passes.pass_config import PassConfigParam
 
-__all__ = ["CONFIG", "ReparamFuse"]
-
 
 class ReparamFuse(Pass):  # type: ignore[misc]  # Olive is not there when types are checked
     """Fold the branches, norms and scales of an ONNX model (:func:`reparam.fusing.fuse_onnx_file`).

@@ -20,8 +20,6 @@ import onnx_ir as ir
 from onnx_ir import external_data
 from onnxscript.rewriter import RewriteRuleSet
 
-__all__ = ["FusePass", "FuseRules"]
-
 
 class FusePass(ir.passes.FunctionalPass):
     """A pass that returns the model with its branches, norms and scales folded.

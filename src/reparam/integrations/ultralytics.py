@@ -12,8 +12,6 @@ from torch import nn
 import reparam
 from reparam.errors import InputError
 
-__all__ = ["fuse"]
-
 _STRIDES = 4
 """The side of the example image, in strides of the model."""
 

@@ -12,8 +12,6 @@ from torch import nn
 if TYPE_CHECKING:
     from torch.utils.hooks import RemovableHandle
 
-__all__ = ["hooked"]
-
 
 @contextmanager
 def hooked(

@@ -19,8 +19,6 @@ if TYPE_CHECKING:
 
     from reparam.models.specs import BlockSpec
 
-__all__ = ["Block", "ParallelSum", "SqueezeExcite", "affine_part"]
-
 
 class ParallelSum(nn.Module):
     """Modules side by side, and their sum: ``y = sum_b b(x)``.

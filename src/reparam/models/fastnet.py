@@ -16,8 +16,6 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-__all__ = ["FastNet", "fastnet"]
-
 _PATCH = 2
 """Side of the patches that the first layer whitens, in pixels."""
 _LOGIT_SCALE = 1 / 9

@@ -21,8 +21,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from types import ModuleType
 
-__all__ = ["accepts", "resolve"]
-
 FORMS = "repvgg_a0, timm:NAME, torchvision:NAME, ultralytics:FILE or package.module:factory"
 
 

@@ -14,8 +14,6 @@ if TYPE_CHECKING:
 
     from reparam.models.specs import BlockSpec, MobileOneSpec, NetSpec, RepVGGSpec
 
-__all__ = ["MobileOne", "RepVGG", "StagedNet"]
-
 
 class StagedNet(nn.Module):
     """A stem, stages of blocks, global average pooling and a linear classifier.

@@ -20,16 +20,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
     from typing import Self
 
-__all__ = [
-    "BRANCHES",
-    "BlockSpec",
-    "BranchSpec",
-    "MobileOneSpec",
-    "NetSpec",
-    "RepVGGSpec",
-    "Stages",
-]
-
 BASE_WIDTHS = (64, 128, 256, 512)
 """Channels of the stages at width multiplier 1, in both families."""
 

@@ -15,18 +15,6 @@ from reparam.models.specs import BRANCHES, BranchSpec, MobileOneSpec, NetSpec, R
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-__all__ = [
-    "SPECS",
-    "Factory",
-    "Form",
-    "branch_spec",
-    "build",
-    "canonical_name",
-    "create",
-    "names",
-    "suggestion",
-]
-
 Form: TypeAlias = Literal["train", "deploy"]
 
 _A, _B = (2, 4, 14, 1), (4, 6, 16, 1)

@@ -23,17 +23,6 @@ if TYPE_CHECKING:
 
     from reparam.deploy.benchmarking import BenchmarkResult
 
-__all__ = [
-    "BUSY",
-    "SCHEMA",
-    "engine_label",
-    "environment_record",
-    "from_benchmark",
-    "from_json",
-    "model_details",
-    "timing_record",
-]
-
 SCHEMA = "reparam-benchmark/1"
 
 BUSY = 0.5

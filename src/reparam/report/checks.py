@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from reparam.errors import InputError
 
-__all__ = ["need", "need_right", "need_share"]
-
 
 def need(condition: object, found: str) -> None:
     """Refuse a record.

@@ -9,12 +9,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from reparam.lab.pruning.result import ChannelGroup, Kept, LatencyChange, LayerWidths, Trial
+from reparam.lab.pruning.result import ChannelGroup, Kept, LayerWidths
+from reparam.lab.pruning.targets import LatencyChange, Trial
 from reparam.lab.quantizing.diagnosing import LayerDiagnosis
 from reparam.lab.quantizing.equalizing import Equalisation
 from reparam.report.checks import need, need_right
-
-__all__ = ["PruningRecord", "QuantizationRecord"]
 
 
 @dataclass(frozen=True)

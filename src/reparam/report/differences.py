@@ -6,8 +6,6 @@ from dataclasses import dataclass
 
 from reparam.report.checks import need
 
-__all__ = ["DifferenceRecord", "SideRecord"]
-
 
 @dataclass(frozen=True)
 class SideRecord:

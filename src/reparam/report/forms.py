@@ -26,8 +26,6 @@ from reparam.report.tables import Cell, Column, Line, Table
 if TYPE_CHECKING:
     from reparam.report.results import MemoryRecord, Results, TraceRecord
 
-__all__ = ["key_facts"]
-
 EAGER = "eager"
 
 

@@ -12,8 +12,6 @@ from reparam.report.results import AccuracyRecord, ModelRecord, Results, Trainin
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-__all__ = ["SCHEMA", "from_training"]
-
 SCHEMA = "reparam.training/1"
 """Of ``result.json`` in the folder of a run (:meth:`reparam.lab.training.TrainResult.to_dict`)."""
 

@@ -24,8 +24,6 @@ if TYPE_CHECKING:
     from reparam.report.compressed import QuantizationRecord
     from reparam.report.results import Results
 
-__all__ = ["HARMLESS", "decibel_ticks", "points_lost"]
-
 HARMLESS = 0.5
 """Points of accuracy that quantization usually costs."""
 

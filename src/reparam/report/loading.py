@@ -18,8 +18,6 @@ from reparam.report.results import SCHEMA, Results
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-__all__ = ["Source", "load_results", "merge"]
-
 Source = Results | Mapping[str, object] | str | Path
 """Results, their JSON object, or the path of a file that holds it."""
 

@@ -12,18 +12,6 @@ from dataclasses import dataclass
 
 from reparam.report.numbers import nice_ticks, percent, wilson_interval
 
-__all__ = [
-    "Axis",
-    "Chart",
-    "Mark",
-    "Row",
-    "accuracy_chart",
-    "bar",
-    "bar_chart",
-    "dot_chart",
-    "share_bar",
-]
-
 _SHAPES = ("disc", "ring", "square", "box", "diamond", "rhomb")
 """Of marks: colour already says which model it is, and not everybody sees it."""
 

@@ -13,8 +13,6 @@ if TYPE_CHECKING:
     from reparam.report.differences import SideRecord
     from reparam.report.results import PlanRecord, Results
 
-__all__ = ["weight_sizes"]
-
 _MOST_ROWS = 20
 """Of the plan's tables; where there are more, the drawing stands for them until they unfold."""
 

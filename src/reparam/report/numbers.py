@@ -9,30 +9,6 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-__all__ = [
-    "NOTHING",
-    "change",
-    "count",
-    "decibels",
-    "error",
-    "kibibytes",
-    "milliseconds",
-    "nice_ticks",
-    "noise_share",
-    "of",
-    "percent",
-    "plain",
-    "plural",
-    "ratio",
-    "significant",
-    "span",
-    "tick",
-    "times",
-    "typeset",
-    "unbroken",
-    "wilson_interval",
-]
-
 NOTHING = 150.0
 """Decibels above which an error is no more than single precision's own: the two are equal."""
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-__all__ = ["FIRST", "from_first"]
-
 FIRST = "reparam.results/1"
 """Pruned nets stood in records of their own: a number for each channel count, milliseconds."""
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from functools import cache
 from html import unescape
 from importlib import resources
+from inspect import getmembers, isfunction
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -22,13 +23,11 @@ from reparam.report.results import Results
 from reparam.report.sections import sections, tables
 from reparam.report.tables import to_csv
 
-__all__ = ["page_html", "render", "sentence"]
-
 _WITH_SECTIONS = (forms, int8, networks, pruned, timing)
 """Modules of which importing puts sections on the page."""
 
 _FILTERS = {
-    **{name: getattr(numbers, name) for name in numbers.__all__ if name.islower()},
+    **{name: found for name, found in getmembers(numbers, isfunction) if name[0] != "_"},
     "away": lambda factor: numbers.ratio(max(factor, 1 / factor)),
     "capital": lambda words: words[:1].upper() + words[1:],
     "engine_label": engine_label,

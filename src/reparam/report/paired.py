@@ -11,8 +11,6 @@ from reparam.report.numbers import ratio
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-__all__ = ["Paired", "paired"]
-
 _SAME_SPEED = 0.03
 """Ratios nearer to one than this are called equal."""
 

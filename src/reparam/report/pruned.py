@@ -32,8 +32,6 @@ if TYPE_CHECKING:
     from reparam.report.compressed import PruningRecord
     from reparam.report.results import Results
 
-__all__ = ["macs_left", "points_lost", "target_met"]
-
 _MOST = 40
 """Layers that are drawn at once; the others unfold."""
 

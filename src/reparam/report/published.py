@@ -8,8 +8,6 @@ from dataclasses import dataclass
 from functools import cache
 from importlib import resources
 
-__all__ = ["INPUT_SIZE", "REPARAMETERIZED_FAMILIES", "Published", "published"]
-
 INPUT_SIZE = 224
 """Side in pixels of the images on which the accuracies of the table were found, but for FastViT."""
 

@@ -20,17 +20,6 @@ if TYPE_CHECKING:
     from reparam.lab.pruning.targets import Target
     from reparam.lab.quantizing import QuantizeResult
 
-__all__ = [
-    "Judged",
-    "Made",
-    "from_diff",
-    "from_plan",
-    "from_prune",
-    "from_quantize",
-    "plan_record",
-    "quantization_record",
-]
-
 Judged = tuple[int, int, int]
 """Samples right before, samples right after, and samples."""
 

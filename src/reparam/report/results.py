@@ -16,30 +16,6 @@ from reparam.report.checks import need, need_share
 from reparam.report.compressed import PruningRecord, QuantizationRecord
 from reparam.report.differences import DifferenceRecord
 
-__all__ = [
-    "SCHEMA",
-    "AccuracyRecord",
-    "AgreementRecord",
-    "BlockRecord",
-    "BranchRecord",
-    "CheckRecord",
-    "CostRecord",
-    "DataRecord",
-    "LatencyRecord",
-    "MemoryRecord",
-    "ModelRecord",
-    "PlanRecord",
-    "RefusalRecord",
-    "RegionRecord",
-    "Results",
-    "TimingRecord",
-    "TraceRecord",
-    "TrainingRecord",
-    "TwinRecord",
-    "TwinsRecord",
-    "to_json",
-]
-
 SCHEMA = "reparam.results/2"
 
 

@@ -13,8 +13,6 @@ from itertools import pairwise
 
 from reparam.report.numbers import nice_ticks
 
-__all__ = ["Dot", "Scatter"]
-
 _WIDE, _NARROW = 640, 300
 """Widths in pixels for which the names are placed: a laptop's and a phone's."""
 

@@ -17,8 +17,6 @@ from reparam.report.results import Results
 from reparam.report.scatter import Scatter
 from reparam.report.tables import Table
 
-__all__ = ["Part", "Section", "section", "sections"]
-
 _ORDER = (
     "block", "accuracy", "training", "twins", "tradeoff", "engines", "latency", "int8", "pruning",
     "memory", "plan", "verification", "models", "difference",

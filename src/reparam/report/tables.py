@@ -8,8 +8,6 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-__all__ = ["Cell", "Column", "Line", "Table", "to_csv"]
-
 _HEADER = ("section", "group", "subject", "quantity", "value", "unit")
 
 

@@ -19,8 +19,6 @@ if TYPE_CHECKING:
     from reparam.report.results import LatencyRecord, Results
     from reparam.report.tradeoff import Point, Tradeoff
 
-__all__ = ["against_others", "fastest_engine", "on_one_scale"]
-
 _ONE_SCALE = 6.0
 """Engines whose longest times differ by more than this are drawn apart."""
 

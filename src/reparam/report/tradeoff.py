@@ -19,18 +19,6 @@ if TYPE_CHECKING:
 
     from reparam.report.results import LatencyRecord, ModelRecord, Results
 
-__all__ = [
-    "FAR_BETTER",
-    "Duel",
-    "Point",
-    "Tradeoff",
-    "form_duels",
-    "in_engine",
-    "pareto_front",
-    "short_label",
-    "tradeoffs",
-]
-
 _HALF = 2.0
 """The paper's claim of half the latency at equal accuracy."""
 

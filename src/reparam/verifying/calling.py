@@ -8,8 +8,6 @@ from typing import Any
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
-__all__ = ["Runnable", "call"]
-
 Runnable = Callable[..., Any]
 
 

@@ -15,8 +15,6 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-__all__ = ["Inside", "agree_inside"]
-
 _MOST = 512
 """Numbers to keep of one value."""
 

@@ -11,15 +11,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-__all__ = [
-    "Difference",
-    "differences",
-    "largest_difference",
-    "nothing_to_see",
-    "structural_difference",
-    "tensors",
-]
-
 
 @dataclass(frozen=True, slots=True)
 class Difference:

@@ -14,8 +14,6 @@ from torch.utils._pytree import tree_map
 from reparam.verifying.calling import call
 from reparam.verifying.outputs import Difference, differences, tensors
 
-__all__ = ["rounding_of"]
-
 
 @torch.no_grad()
 def rounding_of(

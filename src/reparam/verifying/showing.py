@@ -14,16 +14,6 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from reparam.verifying.outputs import is_inexact, numbers, tensors
 
-__all__ = [
-    "NothingShownWarning",
-    "changed",
-    "constant_outputs",
-    "moved",
-    "other_inputs",
-    "unsaturated",
-    "unvaried",
-]
-
 _SHARE = 0.25
 """Largest share of an output's changes that may count as rounding."""
 

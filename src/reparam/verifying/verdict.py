@@ -45,8 +45,6 @@ from reparam.verifying.showing import (
 )
 from reparam.verifying.weights import unsound_weight
 
-__all__ = ["Verdict", "judge", "verify"]
-
 _FACTOR = 8.0
 """How many times the reference's own rounding error a candidate may differ by."""
 

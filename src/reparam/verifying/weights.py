@@ -7,8 +7,6 @@ from torch.nn.modules.batchnorm import _NormBase
 
 from reparam.verifying.outputs import numbers
 
-__all__ = ["unsound_weight"]
-
 
 def unsound_weight(model: object) -> str | None:
     """Name the first weight of a layer that is not finite, or the first variance below zero.

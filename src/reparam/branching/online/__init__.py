@@ -2,14 +2,8 @@
 
 from __future__ import annotations
 
-from reparam.branching.online.plan import (
-    OnlineBlock,
-    OnlinePlan,
-    OnlineRefusal,
-    online,
-    online_mode,
-    online_plan,
-)
+from reparam.branching.online.plan import OnlinePlan, online, online_mode, online_plan
+from reparam.branching.online.table import OnlineBlock, OnlineRefusal
 
 __all__ = [
     "OnlineBlock",

@@ -28,8 +28,6 @@ from reparam.branching.online.moments import plain_types
 from reparam.branching.online.norms import Branch, follow, stacked, sync_group, uses_batch
 from reparam.errors import UnsupportedModelError
 
-__all__ = ["Kind", "Normed", "compile_seconds", "compiled", "is_normed_here", "normed_sum"]
-
 _EXAMPLE = (8, 64, 784)
 """Sizes that passes are compiled with, which decide whether they use threads; any size may come."""
 

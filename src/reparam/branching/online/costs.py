@@ -17,8 +17,6 @@ from reparam.branching.online.moments import is_single_tap, is_toeplitz, reads_o
 from reparam.branching.online.shifts import lag_windows
 from reparam.branching.online.steps import Kind, Step
 
-__all__ = ["Costs", "cheapest", "choices", "common_patch", "positions"]
-
 _NORM = 140.0
 """A batch norm, for each number that it normalises: eight passes, and slow ones."""
 _COMPILED = 75.0

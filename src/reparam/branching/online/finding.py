@@ -15,8 +15,6 @@ from reparam.frontends.torch.running import Arguments
 from reparam.frontends.torch.skeleton import on_meta
 from reparam.frontends.torch.trace import Trace, TraceFailure, join, straight_trace
 
-__all__ = ["BATCH", "shapes_in", "traces_of"]
-
 BATCH = 32
 """Images in a batch where no example says."""
 

@@ -12,8 +12,6 @@ from torch.autograd.function import once_differentiable
 
 from reparam.algebra import AffineConv, Geometry
 
-__all__ = ["Affine", "Places", "composed", "diagonal_of", "fitted"]
-
 Places = tuple[slice, ...]
 """Where the taps of a kernel are among those of a larger one, for each dimension."""
 

@@ -32,16 +32,6 @@ from torch import Tensor
 
 from reparam.algebra import Geometry
 
-__all__ = [
-    "Later",
-    "Way",
-    "is_precise",
-    "is_single_tap",
-    "is_toeplitz",
-    "plain_types",
-    "reads_one_tap",
-]
-
 _AS_IT_IS = nullcontext()
 
 _MOST_TAPS = 49

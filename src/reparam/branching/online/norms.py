@@ -24,11 +24,6 @@ from reparam.branching.online.kernels import Places
 from reparam.branching.online.moments import Way, plain_types
 from reparam.branching.online.ways import Handed, take, way_of
 
-__all__ = [
-    "Branch", "Normalisation", "follow", "frozen_scale", "normalised", "stacked", "sync_group",
-    "uses_batch",
-]  # fmt: skip
-
 _ALL = slice(None)
 
 

@@ -24,8 +24,6 @@ from reparam.frontends.torch.builtin import is_builtin
 from reparam.frontends.torch.constants import Constants
 from reparam.frontends.torch.trace import Trace, join
 
-__all__ = ["Operand", "Piece", "Reader", "is_layer"]
-
 Operand = fx.Node | str
 """What a step reads besides values: a traced constant, or the path of a module, parameter or buffer
 in the traced module."""

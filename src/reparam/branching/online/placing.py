@@ -19,18 +19,6 @@ from reparam.frontends.torch.part import part_of
 from reparam.frontends.torch.rewrite import generated_forward, rewritten_base, with_forward
 from reparam.frontends.torch.trace import Key, Trace, TraceFailure, join
 
-__all__ = [
-    "Block",
-    "Forward",
-    "Inner",
-    "blocks_of",
-    "has_hooks",
-    "place",
-    "regions_of",
-    "rewritten",
-    "undo",
-]
-
 _NAME = "_online_"
 _INNER = "_online_inner"
 _NORMS = {*BATCH_NORMS, nn.SyncBatchNorm}

@@ -35,8 +35,6 @@ from reparam.errors import InputError
 from reparam.frontends.torch.skeleton import unwrap
 from reparam.frontends.torch.trace import Trace, TraceFailure
 
-__all__ = ["OnlineBlock", "OnlinePlan", "OnlineRefusal", "online", "online_mode", "online_plan"]
-
 Statistics = Literal["batch", "running"]
 
 

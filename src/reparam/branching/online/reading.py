@@ -15,8 +15,6 @@ from reparam.errors import InexactError
 from reparam.frontends.torch.effects import base_of
 from reparam.frontends.torch.trace import Trace
 
-__all__ = ["Found", "regions_in"]
-
 
 @dataclass(eq=False)
 class Found:

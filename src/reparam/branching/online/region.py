@@ -30,8 +30,6 @@ from reparam.branching.online.norms import (
 from reparam.branching.online.steps import Kind, Step
 from reparam.branching.online.ways import Handed, convolved, way_of
 
-__all__ = ["Mode", "Region"]
-
 Mode = Literal["batch", "running", "branches"]
 
 

@@ -11,8 +11,6 @@ from torch.nn import functional as F
 from reparam.algebra import Geometry, flat_pads
 from reparam.branching.online.moments import Later, is_precise, is_single_tap
 
-__all__ = ["Rows"]
-
 
 class Rows:
     """The patches of an input, ``(N, groups * D, positions)``.

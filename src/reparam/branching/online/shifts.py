@@ -11,8 +11,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-__all__ = ["LAGS", "Axis", "Maps", "Span", "lag_windows", "maps_of"]
-
 LAGS = 3
 """Columns of lags in one native call: of all widths, CPUs are fast at this one alone."""
 

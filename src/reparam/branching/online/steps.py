@@ -7,8 +7,6 @@ from dataclasses import dataclass
 
 from reparam.algebra import Geometry
 
-__all__ = ["Kind", "Step"]
-
 
 class Kind(enum.Enum):
     """What a step does."""

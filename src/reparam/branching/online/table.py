@@ -8,8 +8,6 @@ from dataclasses import dataclass
 
 from reparam.branching.select import BranchRefusal
 
-__all__ = ["OnlineBlock", "OnlineRefusal", "render"]
-
 OnlineRefusal = BranchRefusal
 """A sum of branches that stays as it is, and why."""
 

@@ -29,8 +29,6 @@ from reparam.algebra import Geometry, layer_arguments
 from reparam.branching.online.moments import Later, is_precise, with_outputs
 from reparam.branching.online.shifts import LAGS, Axis, Maps, Span, lag_windows, maps_of
 
-__all__ = ["Toeplitz"]
-
 
 class Toeplitz:
     """The patches of ``x``, of shape ``(N, C, W)`` or ``(N, C, H, W)``.

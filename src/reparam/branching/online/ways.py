@@ -19,8 +19,6 @@ from reparam.branching.online.moments import Later, Way, is_toeplitz, plain_type
 from reparam.branching.online.rows import Rows
 from reparam.branching.online.toeplitz import Toeplitz
 
-__all__ = ["Handed", "convolved", "take", "way_of"]
-
 Handed = dict[object, tuple[Way, Later]]
 """What convolutions left, each in its place."""
 

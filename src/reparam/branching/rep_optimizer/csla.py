@@ -20,8 +20,6 @@ from reparam.errors import InputError
 from reparam.frontends.kinds import CONVS
 from reparam.frontends.torch.copying import own_copy
 
-__all__ = ["ScaledBranches", "read_scales", "scaled_branches", "search_scales"]
-
 
 class ScaledBranches(nn.Module):
     r"""Constant-scale linear addition in the place of one convolution.

@@ -15,8 +15,6 @@ from reparam._support.arguments import MODULE, NONE, TEXT, a, takes
 from reparam.branching.rep_optimizer.scales import BranchScales, scaled_convs
 from reparam.errors import InputError
 
-__all__ = ["RepOptimizer", "Rule"]
-
 Rule = Literal["gradient", "update"]
 
 _RULES: dict[type[Optimizer], Rule] = {

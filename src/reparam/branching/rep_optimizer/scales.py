@@ -30,15 +30,6 @@ from reparam.branching.operators import conv_operator_geometry
 from reparam.branching.select import Where, refusal, select, tied_weights
 from reparam.errors import InputError
 
-__all__ = [
-    "BranchScales",
-    "default_scales",
-    "initialize_",
-    "pack_scales",
-    "scaled_convs",
-    "unpack_scales",
-]
-
 _FIELDS = ("kernel", "pointwise", "identity")
 _Power = Callable[[Tensor], Tensor]
 

@@ -15,8 +15,6 @@ from reparam.deploy.benchmarking.memory import predicted_held_maps
 from reparam.models import RepVGG, RepVGGSpec
 from reparam.report.results import MemoryRecord, TraceRecord
 
-__all__ = ["Piece", "count_blocks", "layer_name", "memory_record"]
-
 _WIDTH, _SIDE = 64, 56
 """The map of the first stage of a ResNet at 224 pixels."""
 

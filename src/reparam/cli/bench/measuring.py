@@ -29,8 +29,6 @@ from reparam.errors import InputError
 from reparam.report.benchmarks import BUSY, model_details
 from reparam.report.published import INPUT_SIZE, published
 
-__all__ = ["at_published_size", "measure"]
-
 _NOT_LIVE = "measuring {cases} cases, up to {rounds} rounds{limit} ..."
 
 

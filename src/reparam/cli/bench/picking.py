@@ -23,8 +23,6 @@ from reparam.errors import InputError
 from reparam.report.benchmarks import engine_label
 from reparam.report.numbers import significant
 
-__all__ = ["Picked", "picked", "tell_picked"]
-
 _TRAIN = "train"
 """The net as trained, among the forms of a pick; the fused net is its model."""
 

@@ -12,8 +12,6 @@ from reparam.cli.options import Inputs, ModelOptions, NamedInputOptions
 from reparam.deploy.engines import Settings, get_engine
 from reparam.errors import InputError
 
-__all__ = ["FIGURE1_MODELS", "MeasureOptions", "Request"]
-
 FORMS = ("train", "deploy")
 
 FIGURE1_MODELS = (

@@ -18,8 +18,6 @@ if TYPE_CHECKING:
     from reparam.report.paired import Paired
     from reparam.report.results import LatencyRecord
 
-__all__ = ["summary", "tell"]
-
 
 def tell(terminal: Terminal, results: Results) -> None:
     """Print a table of medians and one of ratios for each batch, then what follows from them."""

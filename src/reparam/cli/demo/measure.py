@@ -26,8 +26,6 @@ if TYPE_CHECKING:
     from reparam.cli.demo.nets import Settings
     from reparam.cli.terminal import Terminal
 
-__all__ = ["measure"]
-
 _UNTRAINED = "untrained weights, for speed only"
 _EAGER_NOTE = (
     "Bytes of all tensors alive while PyTorch ran each operator, the block's input included: every "

@@ -12,8 +12,6 @@ from torch import nn
 from reparam._support.optional import require
 from reparam.models import BRANCHES, RepVGG, RepVGGSpec
 
-__all__ = ["FULL", "QUICK", "Settings", "Twins", "build_deep", "build_repvgg", "build_resnet"]
-
 
 @dataclass(frozen=True)
 class Twin:

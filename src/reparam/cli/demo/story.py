@@ -44,18 +44,6 @@ from reparam.report.results import (
     TwinsRecord,
 )
 
-__all__ = [
-    "DEPLOY",
-    "RESNET",
-    "TRAIN",
-    "Forms",
-    "prove",
-    "step",
-    "train_all",
-    "train_twins",
-    "write",
-]
-
 _CONTROL_IMAGES = 64
 
 TRAIN, DEPLOY, RESNET = "train", "deploy", "resnet"

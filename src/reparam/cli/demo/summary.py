@@ -10,8 +10,6 @@ from reparam.report.numbers import count, kibibytes, milliseconds, percent
 if TYPE_CHECKING:
     from reparam.report.results import ModelRecord, Results
 
-__all__ = ["caption", "table"]
-
 
 def caption(results: Results) -> str:
     """What the columns of the table mean."""

@@ -42,8 +42,6 @@ if TYPE_CHECKING:
     from reparam.deploy.benchmarking.results import BenchmarkResult, Measurement, Ratio
     from reparam.deploy.benchmarking.runner import Progress
 
-__all__ = ["ParityRow", "Pick", "installed_engines", "parity_table", "pick"]
-
 _MODEL = "model"
 _WRITTEN_FOR = {"compile": "eager"}
 """Engines that run what another one's format holds."""

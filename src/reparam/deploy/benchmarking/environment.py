@@ -15,8 +15,6 @@ from reparam._support.processor import instruction_sets
 from reparam._support.version import __version__
 from reparam.deploy.engines import engine_names, get_engine
 
-__all__ = ["cpu_count", "describe_environment"]
-
 
 def describe_environment() -> dict[str, Any]:
     """Return processor, cores, memory, system and package versions.

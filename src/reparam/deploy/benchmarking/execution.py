@@ -23,8 +23,6 @@ from reparam.deploy.engines._inputs import as_tuple, check_eval
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-__all__ = ["NOTHING", "Bytes", "Execution", "Op", "execute"]
-
 
 @dataclass(frozen=True)
 class Bytes:

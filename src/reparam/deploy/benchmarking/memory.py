@@ -29,8 +29,6 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
-__all__ = ["MemoryTrace", "peak_activation_memory", "predicted_held_maps"]
-
 
 @dataclass(frozen=True)
 class MemoryTrace:

@@ -14,8 +14,6 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
-__all__ = ["Profile", "profile"]
-
 
 @dataclass(frozen=True)
 class Profile:

@@ -16,8 +16,6 @@ from reparam.errors import InputError
 if TYPE_CHECKING:
     import os
 
-__all__ = ["BenchmarkResult", "Case", "Measurement", "Ratio", "Skipped", "quartiles"]
-
 SCHEMA = "reparam-benchmark/1"
 
 

@@ -40,8 +40,6 @@ from reparam.errors import InputError
 if TYPE_CHECKING:
     from reparam.deploy.engines import Runner
 
-__all__ = ["Model", "benchmark"]
-
 Model: TypeAlias = nn.Module | str | PathLike[str] | Callable[..., Any]
 """What can be measured: a module, an exported file, or a function of the inputs."""
 

@@ -14,8 +14,6 @@ from reparam.errors import InputError, TrainingModeError
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-__all__ = ["as_arrays", "as_tuple", "check_eval", "flat_outputs", "one_by_one", "with_batch"]
-
 
 def as_tuple(example_inputs: torch.Tensor | Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
     """Return the positional inputs of a model as a tuple of tensors.

@@ -17,8 +17,6 @@ from reparam.errors import ExportError, ReparamError
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["converting", "explained", "first_line", "quiet", "silent"]
-
 _TALKATIVE = ("torch.onnx", "torch.export", "torch.fx.experimental.symbolic_shapes", "onnxscript")
 """Loggers that tell the terminal what the errors say."""
 

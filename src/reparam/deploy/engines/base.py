@@ -25,20 +25,6 @@ if TYPE_CHECKING:
 
     from reparam.deploy.engines.program import Axes, Conversion
 
-__all__ = [
-    "MOST_THREADS",
-    "PRECISIONS",
-    "Engine",
-    "Format",
-    "Runner",
-    "Settings",
-    "UnsupportedCaseError",
-    "declared_sizes_of",
-    "engine_names",
-    "get_engine",
-    "register",
-]
-
 MOST_THREADS = max(64, os.cpu_count() or 1)
 """More than any machine like this one can use; engines start what they are told, till they fall."""
 

@@ -32,8 +32,6 @@ if TYPE_CHECKING:
 
     from reparam.deploy.engines.program import Axes, Conversion
 
-__all__ = ["CoreMLEngine"]
-
 _RUNS_HERE = sys.platform == "darwin"
 
 

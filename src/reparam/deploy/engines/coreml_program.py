@@ -16,8 +16,6 @@ from reparam.errors import ExportError
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-__all__ = ["run_program"]
-
 _TYPES = {
     "fp16": torch.float16,
     "fp32": torch.float32,

@@ -24,8 +24,6 @@ if TYPE_CHECKING:
 
     from reparam.deploy.engines.program import Axes, Conversion
 
-__all__ = ["ExecuTorchEngine"]
-
 
 def _write(conversion: Conversion, path: Path) -> Axes:
     """Lower a model to XNNPACK; memory is planned ahead, so what varies has an upper bound."""

@@ -22,16 +22,6 @@ from reparam._support.files import scratch
 from reparam.deploy.engines.base import Settings, get_engine
 from reparam.errors import InputError, MachineWarning
 
-__all__ = [
-    "AUTO",
-    "TARGETS",
-    "Target",
-    "find_target",
-    "right_on",
-    "sums_saturate",
-    "warn_if_saturating",
-]
-
 AUTO = "auto"
 
 

@@ -30,8 +30,6 @@ if TYPE_CHECKING:
 
     from reparam.deploy.engines.program import Axes, Conversion, Program
 
-__all__ = ["LiteRTEngine", "to_litert"]
-
 _COLOURS = (1, 3, 4)
 """Sizes by which a dimension is told to be the channels of an image."""
 _HALF = {

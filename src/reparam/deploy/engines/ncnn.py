@@ -29,8 +29,6 @@ if TYPE_CHECKING:
 
     from reparam.deploy.engines.program import Axes, Conversion
 
-__all__ = ["NcnnEngine", "write_ncnn"]
-
 _REDUCED = ("use_fp16_packed", "use_fp16_storage", "use_fp16_arithmetic", "use_bf16_storage")
 """Options by which ncnn computes in less than single precision; most are on by default."""
 

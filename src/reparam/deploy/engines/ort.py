@@ -19,8 +19,6 @@ if TYPE_CHECKING:
 
     from reparam.deploy.engines.program import Axes, Conversion
 
-__all__ = ["OnnxRuntimeEngine", "write_onnx"]
-
 _LIMIT = 2**31
 """A protocol buffer holds at most this many bytes."""
 

@@ -22,8 +22,6 @@ if TYPE_CHECKING:
 
     from reparam.deploy.engines.program import Axes, Conversion
 
-__all__ = ["RT_INFO", "OpenVinoEngine", "to_openvino"]
-
 RT_INFO = "reparam"
 """Section of the graph's run-time information that holds the metadata."""
 

@@ -34,8 +34,6 @@ if TYPE_CHECKING:
 
     from torch import nn
 
-__all__ = ["FACTORS", "Parity", "Reference"]
-
 FACTORS = {"fp32": 8.0, "bf16": 4.0, "fp16": 4.0, "int8-weights": 4.0}
 """How many times the reference's own rounding error a candidate may be away, by precision.
 

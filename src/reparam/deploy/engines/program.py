@@ -20,8 +20,6 @@ if TYPE_CHECKING:
 
     from torch import nn
 
-__all__ = ["Axes", "Conversion", "Dynamic", "Program", "other_shapes"]
-
 Axes: TypeAlias = tuple[dict[int, str], ...]
 """For each input, the names of its variable dimensions by position."""
 

@@ -39,18 +39,6 @@ if TYPE_CHECKING:
 
     from reparam.deploy.engines.program import Axes, Conversion
 
-__all__ = [
-    "METADATA_FILE",
-    "AotInductorEngine",
-    "CompileEngine",
-    "EagerEngine",
-    "TorchRunner",
-    "in_precision",
-    "is_package",
-    "load_program",
-    "save_program",
-]
-
 METADATA_FILE = "reparam.json"
 """Name of the metadata inside the archive."""
 

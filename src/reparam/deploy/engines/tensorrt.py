@@ -28,8 +28,6 @@ if TYPE_CHECKING:
 
     from reparam.deploy.engines.program import Axes, Conversion
 
-__all__ = ["TensorRtEngine"]
-
 
 def _write(conversion: Conversion, path: Path) -> Axes:
     """Build a TensorRT engine for this machine's GPU and write it.

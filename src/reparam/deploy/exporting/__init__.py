@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from reparam.deploy.engines import Format
 from reparam.deploy.exporting.certificate import Certificate, certify, check_certificate
 from reparam.deploy.exporting.exporter import ExportResult, export
-from reparam.deploy.exporting.formats import Format, formats
+from reparam.deploy.exporting.formats import formats
 from reparam.deploy.exporting.metadata import read_metadata
 from reparam.deploy.exporting.reloading import load_fused
 

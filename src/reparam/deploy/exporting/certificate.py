@@ -16,7 +16,6 @@ from reparam._support.untouched import leaves_untouched
 from reparam._support.version import __version__
 from reparam.deploy.engines.pytorch import is_package
 from reparam.deploy.exporting.content import (
-    KEPT_IN,
     add_metadata,
     as_bytes,
     content_hash,
@@ -35,8 +34,6 @@ if TYPE_CHECKING:
 
     from reparam.diffing.difference import Difference
     from reparam.diffing.reading import Network
-
-__all__ = ["KEPT_IN", "Certificate", "certified", "certify", "check_certificate"]
 
 _READ = (".onnx", ".pt2")
 """Kinds of files that are compared themselves."""

@@ -26,8 +26,6 @@ if TYPE_CHECKING:
 
     from reparam.diffing.reading import Network
 
-__all__ = ["KEPT_IN", "add_metadata", "as_bytes", "content_hash", "hash_of", "known"]
-
 
 def content_hash(file: Path) -> str:
     """SHA-256 of everything in a file, and in one beside it, but what it says about itself.

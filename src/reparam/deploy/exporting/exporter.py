@@ -15,12 +15,13 @@ from reparam._support.arguments import FLAG, MODULE, NONE, PATH, TEXT, a, takes
 from reparam._support.files import atomic_path
 from reparam._support.spelling import advice
 from reparam._support.untouched import leaves_untouched
-from reparam.deploy.engines import UnsupportedCaseError, get_engine
+from reparam.deploy.engines import Format, UnsupportedCaseError, get_engine
 from reparam.deploy.engines._inputs import as_tuple, check_eval
 from reparam.deploy.engines.parity import Parity, Reference
 from reparam.deploy.engines.program import Axes, Conversion, Dynamic, other_shapes
-from reparam.deploy.exporting.certificate import KEPT_IN, Certificate, certified
-from reparam.deploy.exporting.formats import Format, find_format
+from reparam.deploy.exporting.certificate import Certificate, certified
+from reparam.deploy.exporting.content import KEPT_IN
+from reparam.deploy.exporting.formats import find_format
 from reparam.deploy.exporting.metadata import FORMS, describe_model, write_sidecar
 from reparam.errors import ExportError, InputError, ReparamError
 from reparam.verifying import NothingShownWarning, other_inputs
@@ -33,8 +34,6 @@ if TYPE_CHECKING:
     from torch import nn
 
     from reparam.deploy.engines import Runner
-
-__all__ = ["ExportResult", "export"]
 
 
 @dataclass(frozen=True)

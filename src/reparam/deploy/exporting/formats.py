@@ -20,8 +20,6 @@ if TYPE_CHECKING:
     from reparam.deploy.engines import Runner
     from reparam.deploy.engines.program import Axes, Conversion
 
-__all__ = ["Format", "find_format", "formats", "suffixes"]
-
 
 def _write_weights(conversion: Conversion, path: Path) -> Axes:
     """Write the state dict; shapes do not matter to it, so everything may vary."""

@@ -22,15 +22,6 @@ if TYPE_CHECKING:
 
     from reparam.deploy.engines import Format
 
-__all__ = [
-    "FORMS",
-    "KEY_OF_CERTIFICATE",
-    "add_to_sidecar",
-    "describe_model",
-    "read_metadata",
-    "write_sidecar",
-]
-
 FORMS = ("train", "fused")
 _PREFIX = "reparam."
 KEY_OF_CERTIFICATE = f"{_PREFIX}certificate"

@@ -27,8 +27,6 @@ if TYPE_CHECKING:
 
     from reparam.fusing.asked import Fixed, Outputs
 
-__all__ = ["load_fused"]
-
 
 @takes(
     model=a("a torch.nn.Module", nn.Module), path=PATH, example_inputs=SHAPES | NONE,

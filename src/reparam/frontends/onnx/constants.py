@@ -18,8 +18,6 @@ from reparam.frontends.onnx.tensors import FLOATS, as_double, onnx_module, to_to
 if TYPE_CHECKING:
     from onnx import ModelProto, NodeProto
 
-__all__ = ["DEFAULT_DOMAINS", "Constants"]
-
 DEFAULT_DOMAINS = {"", "ai.onnx"}
 
 _LARGE = 1 << 18

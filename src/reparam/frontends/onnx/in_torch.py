@@ -20,8 +20,6 @@ from reparam.errors import UnsupportedModelError
 from reparam.frontends.onnx.nodes import padding
 from reparam.frontends.onnx.tensors import FLOATS
 
-__all__ = ["IN_TORCH", "entered", "integers", "number"]
-
 Kept = TypeVar("Kept", bound=Callable[..., Any])
 
 IN_TORCH: dict[str, Callable[..., Any]] = {

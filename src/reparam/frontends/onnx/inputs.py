@@ -8,15 +8,6 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from onnx import GraphProto, ModelProto, ValueInfoProto
 
-__all__ = [
-    "FIRST_SEPARATE_INITIALIZERS",
-    "declared_sizes",
-    "freeze_inputs",
-    "open_sizes",
-    "overridable",
-    "required_inputs",
-]
-
 FIRST_SEPARATE_INITIALIZERS = 4
 """IR version from which an initializer that is also an input is a default, not a constant."""
 

@@ -25,8 +25,6 @@ from reparam.reasons import Reason
 if TYPE_CHECKING:
     from onnx import ModelProto, NodeProto
 
-__all__ = ["OnnxLifted", "lift_onnx"]
-
 _CHANNELS_SECOND = {
     "Conv", "ConvTranspose", "BatchNormalization", "InstanceNormalization", "AveragePool",
     "MaxPool", "GlobalAveragePool", "GlobalMaxPool", "LRN",

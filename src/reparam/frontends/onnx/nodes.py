@@ -10,16 +10,6 @@ from reparam.errors import InputError
 if TYPE_CHECKING:
     from onnx import GraphProto, ModelProto, NodeProto
 
-__all__ = [
-    "attributes",
-    "in_order",
-    "inner_graphs",
-    "outer_reads",
-    "padding",
-    "remove_bounds",
-    "sorted_model",
-]
-
 _BOUNDED = {
     "Clip", "HardSigmoid", "LogSoftmax", "Relu", "Sigmoid", "Softmax", "Softsign", "Tanh",
 }  # fmt: skip

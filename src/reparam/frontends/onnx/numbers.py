@@ -14,8 +14,6 @@ from reparam.frontends.torch import constants as torch_constants
 from reparam.frontends.weights import all_finite
 from reparam.reasons import Reason, Why
 
-__all__ = ["Number", "Numbers"]
-
 
 @dataclass(frozen=True, slots=True)
 class Number:

@@ -26,8 +26,6 @@ from reparam.reasons import Reason, Why
 if TYPE_CHECKING:
     from onnx import ModelProto, NodeProto
 
-__all__ = ["Reader", "Reading", "Word", "elementwise", "unread"]
-
 
 def unread(*values: Any) -> Any:
     """Stand for an operation that is no word of torch, in a trace, which nobody runs."""

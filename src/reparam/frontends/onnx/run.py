@@ -23,8 +23,6 @@ from reparam.frontends.onnx.tensors import (
 if TYPE_CHECKING:
     from onnx import NodeProto
 
-__all__ = ["constant_of", "evaluated", "run_nodes"]
-
 _DOUBLE = 11
 _PLAIN_BATCH_NORM = 14
 """Opset from which BatchNormalization says itself whether it is in training mode."""

@@ -16,8 +16,6 @@ from reparam.frontends.shapes import Shape
 if TYPE_CHECKING:
     from onnx import ModelProto, TensorProto, ValueInfoProto
 
-__all__ = ["Shapes", "infer", "skeleton"]
-
 _SMALL = 1024
 """Numbers of a tensor that shape inference may want to read (shapes, axes, pads)."""
 

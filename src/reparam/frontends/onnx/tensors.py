@@ -17,18 +17,6 @@ if TYPE_CHECKING:
 
     from onnx import ModelProto, TensorProto
 
-__all__ = [
-    "FLOATS",
-    "MOST_BYTES",
-    "as_array",
-    "as_double",
-    "bytes_of",
-    "constant_tensors",
-    "from_torch",
-    "onnx_module",
-    "to_torch",
-]
-
 FLOATS = {1: torch.float32, 10: torch.float16, 11: torch.float64, 16: torch.bfloat16}
 """ONNX's numbers of the types that weights have."""
 

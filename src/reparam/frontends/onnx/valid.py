@@ -14,8 +14,6 @@ from reparam.frontends.onnx.tensors import onnx_module
 if TYPE_CHECKING:
     from onnx import ModelProto
 
-__all__ = ["check_readable", "complaint"]
-
 
 def check_readable(model: ModelProto) -> int:
     """Check a model and return the version of its operations of the default domain.

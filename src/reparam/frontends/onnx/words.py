@@ -29,8 +29,6 @@ from reparam.reasons import Why
 if TYPE_CHECKING:
     from onnx import NodeProto
 
-__all__ = ["WORDS", "as_it_is", "is_word", "pads_of", "steps_of"]
-
 WORDS: dict[str, Word] = {}
 
 _SIGNED_BATCH_NORM = 9

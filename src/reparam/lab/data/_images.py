@@ -22,8 +22,6 @@ if TYPE_CHECKING:
 
     from reparam.lab.data.augment import Epoch
 
-__all__ = ["SUFFIXES", "decode", "from_pil", "shown", "view"]
-
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".ppm", ".webp", ".tif", ".tiff"})
 """What counts as an image, by the end of its name in lower case."""
 

@@ -12,8 +12,6 @@ import hashlib
 
 import torch
 
-__all__ = ["derive_seed", "generator"]
-
 
 def derive_seed(seed: int, *coordinates: int | str) -> int:
     """Return a 63-bit seed that depends on every coordinate.

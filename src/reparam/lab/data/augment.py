@@ -14,8 +14,6 @@ from torch import Tensor
 
 from reparam.lab.data._seeds import derive_seed, generator
 
-__all__ = ["Augment", "BatchDraws", "Epoch", "augment_batch", "draw_batch"]
-
 Flip = Literal["none", "random", "alternate"]
 
 

@@ -20,8 +20,6 @@ if TYPE_CHECKING:
 
     Batch: TypeAlias = tuple[Tensor, Tensor]
 
-__all__ = ["read", "rebatch"]
-
 
 def read(
     split: ArraySplit | StoredSplit,

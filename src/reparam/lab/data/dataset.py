@@ -26,9 +26,6 @@ if TYPE_CHECKING:
 
     from reparam.lab.data.batches import Batch
 
-__all__ = ["EvalLoader", "ImageData", "eval_loader", "fingerprint_arrays", "image_data"]
-
-
 _IMAGENET_MEAN: tuple[float, ...] = (0.485, 0.456, 0.406)
 _IMAGENET_STD: tuple[float, ...] = (0.229, 0.224, 0.225)
 

@@ -9,8 +9,6 @@ from reparam._support.optional import require
 from reparam.lab.data.dataset import ImageData, fingerprint_arrays, image_data
 from reparam.lab.data.splits import ArraySplit, dealt_by_class
 
-__all__ = ["open_digits"]
-
 _TEST_SHARE, _VALIDATION_SHARE = 0.2, 0.1
 
 

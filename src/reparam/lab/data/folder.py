@@ -24,8 +24,6 @@ from reparam.lab.data.splits import StoredSplit
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-__all__ = ["FolderContent", "read_folder"]
-
 _SPLIT_NAMES = {
     "train": "train",
     "training": "train",

@@ -32,8 +32,6 @@ if TYPE_CHECKING:
     from reparam.lab.data.dataset import ImageData
     from reparam.lab.data.splits import ArraySplit, StoredSplit
 
-__all__ = ["Sharding", "TrainLoader", "train_loader"]
-
 
 @dataclass(frozen=True)
 class Sharding:

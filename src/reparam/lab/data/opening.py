@@ -20,8 +20,6 @@ from reparam.lab.data.tv import DEFAULT_ROOT, read_torchvision
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["open_data"]
-
 _LARGE = 224
 """Side in pixels of images that have no common size."""
 _LARGEST = 8192

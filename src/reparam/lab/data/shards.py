@@ -32,8 +32,6 @@ if TYPE_CHECKING:
 
     from reparam.lab.data.augment import Epoch
 
-__all__ = ["ShardIndex", "ShardStream", "index_shards", "is_shard_pattern", "read_shards"]
-
 CHUNK = 16
 """Images that a worker hands over at a time."""
 

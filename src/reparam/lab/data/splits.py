@@ -15,8 +15,6 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-__all__ = ["ArraySplit", "ImageSource", "ShardSplit", "Split", "StoredSplit", "dealt_by_class"]
-
 _DEALING_SEED = 2021
 """Fixed, so that every run of every version holds out the same images."""
 

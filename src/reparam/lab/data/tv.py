@@ -20,8 +20,6 @@ from reparam.lab.data.splits import StoredSplit
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["DEFAULT_ROOT", "read_torchvision"]
-
 DEFAULT_ROOT = Path("~/.cache/reparam/data")
 _SPLITS = {
     "train": ("train",),

@@ -5,15 +5,8 @@ from __future__ import annotations
 from reparam.lab.pruning.importance import CRITERIA
 from reparam.lab.pruning.pruner import prune
 from reparam.lab.pruning.reloading import load_pruned, resize
-from reparam.lab.pruning.result import (
-    ChannelGroup,
-    Kept,
-    LatencyChange,
-    LayerWidths,
-    PruneResult,
-    Trial,
-)
-from reparam.lab.pruning.targets import LatencyTarget, MacsTarget
+from reparam.lab.pruning.result import ChannelGroup, Kept, LayerWidths, PruneResult
+from reparam.lab.pruning.targets import LatencyChange, LatencyTarget, MacsTarget, Trial
 
 __all__ = [
     "CRITERIA",

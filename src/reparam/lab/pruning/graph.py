@@ -26,8 +26,6 @@ from reparam.verifying import call
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
-__all__ = ["Group", "Member", "Removed", "cut", "find_groups", "masked"]
-
 Removed: TypeAlias = Mapping[str, Tensor]
 """For the root of each group, the channels of the root that go (int64)."""
 

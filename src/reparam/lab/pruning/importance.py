@@ -22,8 +22,6 @@ if TYPE_CHECKING:
 
     from reparam.lab.pruning.graph import Group, Member
 
-__all__ = ["CRITERIA", "Batch", "Data", "Loss", "batches", "bn_scale", "first_order", "magnitude"]
-
 CRITERIA = ("magnitude", "bn_scale", "first_order")
 
 Batch: TypeAlias = "tuple[Any, Any]"

@@ -18,8 +18,6 @@ if TYPE_CHECKING:
     from reparam.lab.pruning.graph import Group, Removed
     from reparam.verifying import Verdict
 
-__all__ = ["compare", "sound_groups"]
-
 _SEED = 0
 
 

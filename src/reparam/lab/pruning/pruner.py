@@ -43,8 +43,6 @@ if TYPE_CHECKING:
     from reparam.lab.pruning.importance import Batch, Data, Loss
     from reparam.lab.pruning.search import Progress
 
-__all__ = ["prune"]
-
 _ENGINE = "onnxruntime"
 _MOST_IMAGES = 1024
 """Images on which layers are solved, at most (and the rest of their batch)."""

@@ -13,8 +13,6 @@ from reparam.frontends.torch.copying import own_copy
 from reparam.lab.hooking import hooked
 from reparam.verifying import call
 
-__all__ = ["reconstruct"]
-
 if TYPE_CHECKING:
     from reparam.lab.pruning.graph import Group, Removed
 

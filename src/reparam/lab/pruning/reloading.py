@@ -19,8 +19,6 @@ if TYPE_CHECKING:
 
     import torch
 
-__all__ = ["load_pruned", "resize"]
-
 
 def load_pruned(model: nn.Module, path: str | os.PathLike[str]) -> nn.Module:
     """Return a copy of a fused net with the widths and the weights of a file.

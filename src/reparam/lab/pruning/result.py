@@ -10,16 +10,6 @@ from torch.nn.modules.conv import _ConvNd
 
 from reparam.lab.pruning.targets import LatencyChange, Target, Trial
 
-__all__ = [
-    "ChannelGroup",
-    "Kept",
-    "LatencyChange",
-    "LayerWidths",
-    "PruneResult",
-    "Trial",
-    "layer_widths",
-]
-
 
 @dataclass(frozen=True)
 class LayerWidths:

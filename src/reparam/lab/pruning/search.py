@@ -23,8 +23,6 @@ if TYPE_CHECKING:
     from reparam.lab.pruning.graph import Group
     from reparam.lab.pruning.targets import Target
 
-__all__ = ["Clock", "Progress", "PruningSchedule", "Search", "pruning_schedule"]
-
 _LEAST = 0.1
 """Share of its channels that every group keeps, for a layer with next to none ends the net."""
 

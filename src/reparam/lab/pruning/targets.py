@@ -10,17 +10,6 @@ from typing import Any, TypeAlias
 from reparam._support.spelling import advice
 from reparam.errors import InputError
 
-__all__ = [
-    "LatencyChange",
-    "LatencyTarget",
-    "MacsTarget",
-    "Target",
-    "Trial",
-    "latency_target",
-    "macs_target",
-    "target_of",
-]
-
 _TIME = re.compile(r"\s*([0-9.eE+-]+)\s*(ms|us|µs|s)\s*")
 _UNITS = {"s": 1.0, "ms": 1e-3, "us": 1e-6, "µs": 1e-6}
 

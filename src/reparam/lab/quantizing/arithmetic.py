@@ -21,8 +21,6 @@ from reparam.errors import InputError
 if TYPE_CHECKING:
     from typing import Self
 
-__all__ = ["EIGHT_BITS", "Arithmetic", "Grid", "decibels", "ratio", "round_weight"]
-
 _LEVELS = {8: 127, 7: 64}
 _STEPS = 255
 _SILENT = 200.0

@@ -20,8 +20,6 @@ if TYPE_CHECKING:
     from collections.abc import Collection
     from types import ModuleType
 
-__all__ = ["finish_qat", "prepare_qat"]
-
 _PURPOSE = "Quantization-aware training"
 _INPUT = "input_rounding"
 """Name of the child that rounds what a layer reads."""

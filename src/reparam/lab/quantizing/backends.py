@@ -21,8 +21,6 @@ if TYPE_CHECKING:
     from reparam.lab.quantizing.layers import Layer
     from reparam.lab.quantizing.samples import Samples
 
-__all__ = ["Backend", "Job", "Quantizer", "Written", "batch_of", "operations_of"]
-
 _BATCH = 32
 
 

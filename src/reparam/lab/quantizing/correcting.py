@@ -17,8 +17,6 @@ from reparam.lab.quantizing.simulation import Calibrated, Simulation, calibrated
 if TYPE_CHECKING:
     from collections.abc import Collection
 
-__all__ = ["correct_biases"]
-
 _IMAGES = 128
 """Samples that are run at once, since a layer's correction changes what the next one reads."""
 

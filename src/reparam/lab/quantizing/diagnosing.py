@@ -17,8 +17,6 @@ from reparam.lab.quantizing.simulation import Calibrated, Simulation, Traffic, c
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-__all__ = ["Diagnosis", "LayerDiagnosis", "diagnose"]
-
 _IMAGES = 64
 """Samples on which the net is run once for each layer."""
 

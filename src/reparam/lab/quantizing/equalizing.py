@@ -20,8 +20,6 @@ from reparam.lab.quantizing.simulation import Calibrated, Traffic, calibrated
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
-__all__ = ["Equalisation", "Neighbours", "equalize", "neighbours"]
-
 _LARGEST = 2.0**12
 """No factor is beyond this or its inverse: a channel that is nearly silent stays so."""
 

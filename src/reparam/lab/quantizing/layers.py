@@ -10,8 +10,6 @@ from torch import Tensor, nn
 from reparam.errors import InputError
 from reparam.lab.hooking import hooked
 
-__all__ = ["KINDS", "Layer", "by_channel", "layer_label", "layers_of", "on_channels", "spread"]
-
 Layer: TypeAlias = nn.Conv1d | nn.Conv2d | nn.Conv3d | nn.Linear
 """What is quantized: its weight has the output channels first."""
 

@@ -14,8 +14,6 @@ from reparam.lab.quantizing.backends import Job, Written, batch_of, operations_o
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["write_onnx_int8"]
-
 _PURPOSE = "quantizing for ONNX Runtime"
 _LAYERS = ("Conv", "Gemm", "MatMul")
 # What stands between two layers and changes no value's precision.

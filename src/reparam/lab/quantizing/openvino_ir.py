@@ -17,8 +17,6 @@ from reparam.lab.quantizing.backends import Job, Written, operations_of
 if TYPE_CHECKING:
     from pathlib import Path
 
-__all__ = ["quiet_nncf", "write_openvino_int8"]
-
 _PURPOSE = "quantizing for OpenVINO"
 _LAYERS = ("Convolution", "GroupConvolution", "MatMul")
 _INTEGERS = ("i8", "u8")

@@ -21,8 +21,6 @@ if TYPE_CHECKING:
     from reparam.lab.quantizing.arithmetic import Arithmetic
     from reparam.lab.quantizing.samples import Samples
 
-__all__ = ["Prepared", "check_fused", "prepare"]
-
 
 @dataclass(frozen=True, eq=False)
 class Prepared:

@@ -41,10 +41,8 @@ from reparam.lab.quantizing.targets import BACKENDS, arithmetic_on, check_target
 if TYPE_CHECKING:
     import os
 
-    from reparam.deploy.exporting.formats import Format
+    from reparam.deploy.engines import Format
     from reparam.lab.quantizing.samples import Evaluation
-
-__all__ = ["quantize"]
 
 Progress: TypeAlias = Callable[[float, float, str], object]
 """Called with steps done, steps in all, and what is done next."""

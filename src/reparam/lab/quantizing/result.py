@@ -23,8 +23,6 @@ if TYPE_CHECKING:
     from reparam.deploy.engines import Runner
     from reparam.lab.quantizing.samples import Evaluation
 
-__all__ = ["QuantizeResult", "Score", "score"]
-
 _ROUNDING = 1e-5
 """Share of the largest output that changes of it may be by rounding in float32."""
 

@@ -17,18 +17,6 @@ from reparam.lab.data import ImageData, ShardSplit, eval_loader, open_data
 if TYPE_CHECKING:
     from torch import nn
 
-
-__all__ = [
-    "Batch",
-    "Evaluation",
-    "Samples",
-    "Source",
-    "labelled_batches",
-    "read_evaluation",
-    "read_samples",
-    "samples_for",
-]
-
 Batch: TypeAlias = tuple[Tensor, Tensor | None]
 """Inputs, shape ``(N, ...)``, and their classes, int64 ``(N,)``, where they are known."""
 

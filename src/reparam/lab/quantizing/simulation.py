@@ -22,8 +22,6 @@ if TYPE_CHECKING:
 
     from reparam.lab.quantizing.samples import Samples, Source
 
-__all__ = ["Calibrated", "Simulation", "Traffic", "calibrated", "lost_to_saturation", "observe"]
-
 
 @dataclass(frozen=True, eq=False)
 class Traffic:

@@ -6,9 +6,9 @@ import warnings
 from typing import TYPE_CHECKING
 
 from reparam._support import optional
-from reparam.deploy.engines import get_engine
+from reparam.deploy.engines import Format, get_engine
 from reparam.deploy.engines.int8 import Target, sums_saturate
-from reparam.deploy.exporting.formats import Format, find_format
+from reparam.deploy.exporting.formats import find_format
 from reparam.errors import InputError, MachineWarning
 from reparam.lab.quantizing.arithmetic import Arithmetic
 from reparam.lab.quantizing.backends import Backend
@@ -18,8 +18,6 @@ from reparam.lab.quantizing.openvino_ir import write_openvino_int8
 
 if TYPE_CHECKING:
     from pathlib import Path
-
-__all__ = ["BACKENDS", "arithmetic_on", "check_target"]
 
 BACKENDS = {
     backend.engine: backend

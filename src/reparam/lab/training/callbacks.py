@@ -24,8 +24,6 @@ if TYPE_CHECKING:
 
     from reparam.lab.training.module import Training
 
-__all__ = ["KeepRun", "RunFiles", "check_room", "save_weights"]
-
 _SPARE = 16 << 20
 """Bytes that should stay free on the disk."""
 

@@ -12,8 +12,6 @@ if TYPE_CHECKING:
 
     from torch import nn
 
-__all__ = ["WeightAverage"]
-
 
 class WeightAverage:
     """``average <- d * average + (1 - d) * weights``, over parameters and floating-point buffers.

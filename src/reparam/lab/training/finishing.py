@@ -29,8 +29,6 @@ if TYPE_CHECKING:
     from reparam.lab.training.result import TrainResult
     from reparam.verifying import Verdict
 
-__all__ = ["Deployment", "finish"]
-
 _SAMPLE = 32
 """Validation images on which outputs, not only classes, are compared."""
 

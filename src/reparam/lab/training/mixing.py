@@ -14,8 +14,6 @@ if TYPE_CHECKING:
 
     from reparam.lab.data import Augment
 
-__all__ = ["Mixing", "mixing_of"]
-
 Mixing: TypeAlias = "Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]"
 """From images (B, C, H, W) and labels (B,) to images and targets, (B, classes) where mixed."""
 

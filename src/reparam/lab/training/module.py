@@ -26,8 +26,6 @@ if TYPE_CHECKING:
     from reparam.lab.training.recipe import Recipe
     from reparam.lab.training.result import OnProgress, WrapOptimizer
 
-__all__ = ["EVAL_BATCH", "Training", "loss_of"]
-
 EVAL_BATCH = 500
 """Images of one batch in evaluation."""
 

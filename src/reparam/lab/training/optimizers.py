@@ -19,8 +19,6 @@ if TYPE_CHECKING:
 
     from reparam.lab.training.recipe import Optimizer
 
-__all__ = ["KernelDecay", "build_optimizer", "parameter_groups"]
-
 _NORMS = (_NormBase, nn.GroupNorm, nn.LayerNorm)
 
 

@@ -23,8 +23,6 @@ if TYPE_CHECKING:
     from reparam.lab.training.recipe import Recipe
     from reparam.lab.training.result import Hardware
 
-__all__ = ["check_disk", "check_hardware", "check_model", "resolve_precision"]
-
 
 def check_model(model: nn.Module, data: ImageData) -> None:
     """Check that a model takes the images and knows the classes of a data set.

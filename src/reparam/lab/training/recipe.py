@@ -16,8 +16,6 @@ from reparam._support.records import decode
 from reparam.errors import InputError
 from reparam.lab.data import Augment
 
-__all__ = ["Ema", "Optimizer", "Recipe", "Schedule", "SmallFirst", "load_recipe", "recipe_names"]
-
 NoDecay = Literal["bias", "norm", "conv_norm"]
 
 

@@ -14,16 +14,6 @@ if TYPE_CHECKING:
 
     from reparam.lab.training.recipe import Recipe
 
-__all__ = [
-    "EpochRecord",
-    "Hardware",
-    "OnProgress",
-    "OnlineRun",
-    "Progress",
-    "TrainResult",
-    "WrapOptimizer",
-]
-
 SCHEMA = "reparam.training/1"
 """Of the result file that a run leaves."""
 

@@ -47,8 +47,6 @@ if TYPE_CHECKING:
 
     from reparam.lab.data import Split
 
-__all__ = ["accuracy", "train"]
-
 _PRECISIONS: dict[str, Literal["32-true", "bf16-mixed", "16-mixed"]] = {
     "fp32": "32-true",
     "bf16": "bf16-mixed",
