@@ -10,8 +10,9 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 
 from reparam.frontends.kinds import BATCH_NORMS
+from reparam.frontends.torch.frames import Key, join
 from reparam.frontends.torch.skeleton import hooked_modules, shared_copy
-from reparam.frontends.torch.trace import Key, Trace, TraceFailure, join, straight_trace
+from reparam.frontends.torch.trace import Trace, TraceFailure, straight_trace
 
 
 def following_norms(model: nn.Module) -> dict[str, str]:

@@ -38,8 +38,8 @@ def counted(model: nn.Module, sample: torch.Tensor) -> dict[str, Any]:
 def within(found: reparam.Verdict | Parity) -> str:
     """How far two models are apart, and how far rounding alone can take them."""
     return (
-        f"largest difference {found.max_abs:.1e} ({found.max_rel:.0e} of the largest number), where "
-        f"rounding explains {found.tolerance:.1e}"
+        f"largest difference {found.max_abs:.1e} ({found.max_rel:.0e} of the largest number), "
+        f"where rounding explains {found.tolerance:.1e}"
     )
 
 

@@ -9,8 +9,6 @@ from reparam.planner import Candidate, Selection
 from reparam.program import Affine, Alias, Layout, Node, Opaque, ShapeOf, Sum
 from reparam.reasons import Reason, Refusal, Why
 
-__all__ = ["Account"]
-
 _OF_ITS_INPUT = {Why.ALSO_READ, Why.IS_SEEN}
 """What is said better of the operation that makes the input."""
 

@@ -18,18 +18,6 @@ from reparam.errors import InputError
 from reparam.frontends.torch.copying import Copier
 from reparam.frontends.torch.structures import leaves
 
-__all__ = [
-    "FIXED",
-    "OUTPUTS",
-    "Fixed",
-    "Outputs",
-    "Picked",
-    "asked",
-    "reference_model",
-    "whole_result",
-    "without_fixed",
-]
-
 Outputs: TypeAlias = int | str | Sequence[int | str]
 """Names or positions of parts of a result; dots lead into what is nested."""
 

@@ -12,8 +12,6 @@ from torch import nn
 from reparam._support.arguments import Kind, shown
 from reparam.errors import InputError
 
-__all__ = ["EVERYTHING", "WHERE", "Chosen", "Where"]
-
 Where: TypeAlias = str | type[nn.Module] | Callable[[str, Any], bool] | Sequence[Any]
 """Names or patterns of modules, classes of modules, or a function of name and module."""
 

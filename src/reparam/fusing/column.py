@@ -14,8 +14,6 @@ from reparam.reasons import Refusal
 if TYPE_CHECKING:
     from reparam.fusing.regions import Region
 
-__all__ = ["Place", "column"]
-
 
 class _Plan(Protocol):
     @property

@@ -31,8 +31,6 @@ from reparam.verifying import (
     verify,
 )
 
-__all__ = ["compare_models", "compare_runs", "compare_unread"]
-
 _LOOSE = {torch.float64: 1e-9, torch.float32: 1e-3, torch.float16: 1e-1, torch.bfloat16: 1e-1}
 """Differences, relative to the largest output, below which no closer look is needed.
 

@@ -15,6 +15,7 @@ from reparam.frontends.torch.copying import Copier
 from reparam.frontends.torch.cut import Cut
 from reparam.frontends.torch.eager import Outcome, compare, guess_calls, with_numbers
 from reparam.frontends.torch.fixed import fixed_values
+from reparam.frontends.torch.frames import join
 from reparam.frontends.torch.part import part_of
 from reparam.frontends.torch.rewrite import Classes, Shell, build
 from reparam.frontends.torch.running import Arguments
@@ -23,13 +24,11 @@ from reparam.frontends.torch.skeleton import (
     runnable_copy,
     with_plain_weights,
 )
-from reparam.frontends.torch.trace import Trace, TraceFailure, join, trace
+from reparam.frontends.torch.trace import Trace, TraceFailure, trace
 from reparam.fusing.asked import Fixed, Outputs, asked, whole_result, without_fixed
 from reparam.fusing.compare import compare_models
 from reparam.fusing.discover import as_call
 from reparam.reasons import Refusal, Why
-
-__all__ = ["CutOut", "cut_down", "cut_out"]
 
 _INDEXED = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 """Containers in which a part keeps its place when another one is gone."""

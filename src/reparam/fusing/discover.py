@@ -29,6 +29,7 @@ from reparam.frontends.torch.eager import (
     repeats,
     with_numbers,
 )
+from reparam.frontends.torch.frames import join
 from reparam.frontends.torch.lift import Lifted
 from reparam.frontends.torch.rules import lift
 from reparam.frontends.torch.running import Arguments
@@ -39,7 +40,7 @@ from reparam.frontends.torch.skeleton import (
     shared_copy,
     with_plain_weights,
 )
-from reparam.frontends.torch.trace import Trace, TraceFailure, join, trace
+from reparam.frontends.torch.trace import Trace, TraceFailure, trace
 from reparam.frontends.torch.ways import Way, other_ways
 from reparam.fusing.chosen import EVERYTHING, Chosen
 from reparam.fusing.module_fold import doubt_of
@@ -51,8 +52,6 @@ from reparam.fusing.vetoes import Vetoes, chain_of, owners_of
 from reparam.fusing.ways import Selected, select_alike, spares
 from reparam.planner import Candidate, Selection, Veto
 from reparam.reasons import Reason, Why
-
-__all__ = ["discover"]
 
 
 def discover(

@@ -24,8 +24,6 @@ from reparam.planner import Candidate, Selection, Veto, select
 from reparam.program import Node, Program
 from reparam.reasons import Reason, Refusal, Why
 
-__all__ = ["Discovery", "FoldWarning", "Lifted", "Plan", "Site", "complete"]
-
 Model = TypeVar("Model")
 
 

@@ -12,17 +12,15 @@ from torch import fx, nn
 
 from reparam.algebra import LayerArguments, flat_pads
 from reparam.frontends.hosted import rebuilt
-from reparam.frontends.torch.frames import first_line
+from reparam.frontends.torch.frames import Key, first_line
 from reparam.frontends.torch.part import part_of
 from reparam.frontends.torch.rewrite import Classes, Shell, build
 from reparam.frontends.torch.running import is_parameter_only
-from reparam.frontends.torch.trace import Key, Trace
+from reparam.frontends.torch.trace import Trace
 from reparam.fusing.fold import FoldedLayer
 from reparam.fusing.place import Block, Parts, blocks_of, locate, missing
 from reparam.fusing.sites import ModuleSite
 from reparam.program import Affine
-
-__all__ = ["CannotPlaceError", "apply_regions", "make_layer"]
 
 
 class CannotPlaceError(Exception):

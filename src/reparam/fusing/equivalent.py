@@ -13,8 +13,6 @@ from reparam.frontends.torch.trace import TraceFailure, trace
 from reparam.planner.candidates import Candidates
 from reparam.program import Opaque, Program, ShapeOf
 
-__all__ = ["operator"]
-
 
 @takes(block=MODULE)
 def operator(block: nn.Module) -> AffineConv:

@@ -24,18 +24,6 @@ from reparam.frontends.torch.lift import Lifted
 from reparam.planner import Candidate
 from reparam.program import Affine, Alias, HostedInput, Node, Padded, Sum
 
-__all__ = [
-    "Runner",
-    "hosted_inputs",
-    "pad_as",
-    "run_einsum",
-    "run_in_order",
-    "run_moved",
-    "run_node",
-    "run_region",
-    "run_sum",
-]
-
 SLICE = 1 << 18
 """Weights that are handled in float64 at a time: 2 MB, which stays in a core's cache."""
 

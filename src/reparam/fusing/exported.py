@@ -23,8 +23,6 @@ from reparam.fusing.vetoes import Vetoes
 if TYPE_CHECKING:
     from reparam.fusing.chosen import Where
 
-__all__ = ["ExportedDiscovery"]
-
 _SIZE = 32
 """What a size is that may vary, to run the programs side by side, as far as its range allows."""
 

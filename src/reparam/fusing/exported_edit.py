@@ -26,8 +26,6 @@ from reparam.fusing.fold import FoldedLayer
 from reparam.fusing.sites import ModuleSite
 from reparam.program import Node
 
-__all__ = ["write_program"]
-
 aten = torch.ops.aten
 
 

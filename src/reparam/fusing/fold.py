@@ -29,17 +29,6 @@ from reparam.planner import Candidate
 from reparam.program import Padded
 from reparam.reasons import Reason, Why
 
-__all__ = [
-    "FoldedLayer",
-    "Reference",
-    "dtype_name",
-    "fold_hosted",
-    "fold_norm",
-    "fold_onto",
-    "in_parallel",
-    "lowered",
-]
-
 Reference = Callable[[Tensor, Positions | None], tuple[Tensor, float]]
 """Runs a region as it stands on a float64 input: its output, at all or some positions, and the
 largest value inside."""

@@ -6,8 +6,6 @@ import re
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from typing import TypeVar
 
-__all__ = ["alike", "common_name", "common_text", "without_channels"]
-
 # Not the 2 of conv2d or the first 3 of 3x3, which are a part of a word.
 _NUMBER = re.compile(r"(\d+)(?![A-Za-z0-9])")
 _NUMBERED = re.compile(r"_\d+$")

@@ -22,8 +22,6 @@ from reparam.planner import Candidate
 from reparam.program import HostedInput, Node
 from reparam.reasons import Reason, Why
 
-__all__ = ["TracedDiscovery", "doubt_of"]
-
 Model = TypeVar("Model")
 
 

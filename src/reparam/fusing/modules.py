@@ -22,9 +22,6 @@ from reparam.fusing.place import Parts
 from reparam.fusing.regions import Region
 from reparam.fusing.sites import ModuleSite, name_of
 
-__all__ = ["ModuleDiscovery", "Probed"]
-
-
 Folded = tuple[ModuleSite, FoldedLayer]
 
 

@@ -44,8 +44,6 @@ if TYPE_CHECKING:
 
     from onnx import ModelProto, TensorProto
 
-__all__ = ["compare_onnx_files", "no_comparison"]
-
 _FACTOR = 8.0
 """How many times the original's own rounding error the fused model may differ by."""
 

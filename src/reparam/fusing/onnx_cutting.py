@@ -23,8 +23,6 @@ from reparam.fusing.asked import Fixed, Outputs
 if TYPE_CHECKING:
     from onnx import GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto
 
-__all__ = ["asked_onnx", "cut_onnx"]
-
 _SHOWN = 6
 """Operations that a note names."""
 

@@ -19,8 +19,6 @@ from reparam.program import Affine, HostedInput, Node, Sum
 if TYPE_CHECKING:
     from onnx import GraphProto, ModelProto, NodeProto
 
-__all__ = ["write_model"]
-
 _BARE_GEMM = 11
 """Opset from which Gemm needs no addend."""
 

@@ -29,8 +29,6 @@ if TYPE_CHECKING:
     from reparam.fusing.chosen import Where
     from reparam.fusing.driver import Plan
 
-__all__ = ["FusedFile", "fuse_onnx_file", "read_onnx_file"]
-
 _EXTERNAL_FROM = 1024
 """Bytes from which a tensor goes to the data file, where there is one."""
 

@@ -24,8 +24,6 @@ from reparam.fusing.fold import FoldedLayer, fold_hosted, fold_norm, fold_onto
 from reparam.planner import Candidate
 from reparam.program import Affine, HostedInput, Node, Sum
 
-__all__ = ["dtype_of", "fold_onnx"]
-
 
 def dtype_of(lifted: OnnxLifted, region: Candidate) -> torch.dtype | None:
     """The type of the numbers of a region's layer; None where the file does not tell."""

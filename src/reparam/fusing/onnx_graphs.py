@@ -23,8 +23,6 @@ from reparam.reasons import Reason, Why
 if TYPE_CHECKING:
     from onnx import GraphProto, ModelProto, NodeProto
 
-__all__ = ["OnnxDiscovery"]
-
 _NUMPY_BROADCASTING = 7
 """Opset from which operations broadcast as numpy does."""
 

@@ -17,8 +17,6 @@ from reparam.frontends.onnx.tensors import FLOATS, from_array, onnx_module
 if TYPE_CHECKING:
     from onnx import ModelProto, NodeProto, ValueInfoProto
 
-__all__ = ["input_sizes", "random_input", "samples"]
-
 _SIZES = (64, 224, 32, 28, 128, 256, 299, 320, 384, 448, 512, 640)
 """Sizes to try, in turn, for dimensions that a file leaves open; most files take the first."""
 

@@ -8,14 +8,13 @@ from dataclasses import dataclass, field
 
 from torch import fx
 
+from reparam.frontends.torch.frames import Key
 from reparam.frontends.torch.part import part_of
-from reparam.frontends.torch.trace import Key, Trace
+from reparam.frontends.torch.trace import Trace
 from reparam.fusing.driver import complete
 from reparam.fusing.sites import ModuleSite
 from reparam.program import Node
 from reparam.reasons import Reason, Why
-
-__all__ = ["Block", "Parts", "Placement", "blocks_of", "locate", "missing", "place_all"]
 
 Parts = dict[tuple[str, frozenset[str]], Trace]
 """Parts of the trace that are rewritten, by the path of the block and its inlined children."""

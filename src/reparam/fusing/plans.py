@@ -33,8 +33,6 @@ if TYPE_CHECKING:
     from reparam.fusing.chosen import Where
     from reparam.reasons import Refusal
 
-__all__ = ["fuse", "plan", "plan_but"]
-
 Model = TypeVar("Model")
 
 

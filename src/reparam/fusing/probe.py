@@ -18,8 +18,6 @@ from torch import Tensor, nn
 from reparam.algebra import AffineConv, Geometry
 from reparam.frontends.torch.running import Arguments
 
-__all__ = ["identify"]
-
 _REACH = 16
 """Largest distance of a tap from the centre that is looked for."""
 _BATCH = 64

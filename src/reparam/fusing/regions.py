@@ -8,8 +8,6 @@ from dataclasses import dataclass
 from reparam.planner import Candidate
 from reparam.program import Affine, HostedInput, Node, Padded, Sum
 
-__all__ = ["Region", "describe", "region_record"]
-
 
 @dataclass(frozen=True, slots=True)
 class Region:

@@ -9,15 +9,13 @@ from itertools import chain
 import torch
 from torch import Tensor
 
+from reparam.frontends.torch.frames import Key
 from reparam.frontends.torch.lift import Lifted
 from reparam.frontends.torch.skeleton import tensors_of
-from reparam.frontends.torch.trace import Key
 from reparam.fusing.driver import Site
 from reparam.fusing.vetoes import common_call
 from reparam.planner import Candidate
 from reparam.program import Alias, Node, Sum
-
-__all__ = ["ModuleSite", "described", "name_of"]
 
 
 @dataclass(frozen=True, eq=False)

@@ -12,8 +12,6 @@ from reparam.fusing.grouping import alike, common_name, common_text, without_cha
 from reparam.fusing.regions import Region
 from reparam.reasons import Refusal
 
-__all__ = ["Line", "page"]
-
 _MOST_LINES = 42
 """Of what folds: with the rest of the page two screens of 40 lines, however large the model."""
 _MOST_REASONS = 5

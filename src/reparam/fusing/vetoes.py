@@ -8,15 +8,13 @@ from collections.abc import Collection
 from torch import Tensor, fx, nn
 
 from reparam.frontends.torch.effects import base_of, metadata_read
+from reparam.frontends.torch.frames import Call, Key
 from reparam.frontends.torch.lift import Lifted
 from reparam.frontends.torch.skeleton import tensors_of
-from reparam.frontends.torch.trace import Call, Key
 from reparam.fusing.chosen import EVERYTHING, Chosen
 from reparam.planner import Candidate
 from reparam.program import Affine, Alias, Concat, Layout, Node, Routed, Sum
 from reparam.reasons import Reason, Why
-
-__all__ = ["Vetoes", "chain_of", "common_call"]
 
 Stack = tuple[Call, ...]
 

@@ -16,8 +16,6 @@ from reparam.planner import Candidate, Selection
 from reparam.program import Affine
 from reparam.reasons import Reason, Why
 
-__all__ = ["Selected", "select_alike", "spares"]
-
 Names = frozenset[Hashable]
 """What a region is in every way: its operations, and the modules and tensors that they use."""
 

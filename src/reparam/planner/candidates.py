@@ -24,8 +24,6 @@ from reparam.program import Affine, Alias, HostedInput, Node, Padded, Program, S
 from reparam.program import Sum as Add
 from reparam.reasons import Reason, Why
 
-__all__ = ["Candidate", "Candidates", "Cost"]
-
 _LONGEST = 256
 """Nodes in one region at the most: bounds the work on very long affine programs."""
 

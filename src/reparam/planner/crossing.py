@@ -10,18 +10,6 @@ from collections.abc import Sequence
 
 from reparam.program import Affine, Alias, Layout, Node, Padded, Routed
 
-__all__ = [
-    "Channels",
-    "after",
-    "ahead_of",
-    "are_parts",
-    "averages",
-    "can_divide",
-    "can_pass_shift",
-    "keeps_order",
-    "spreads",
-]
-
 _SMALLEST = 2.0**-6
 """Factors to divide by: what is divided grows no more than that, and half precision holds it."""
 

@@ -44,8 +44,6 @@ from reparam.program import (
     Sum,
 )
 
-__all__ = ["Direction", "Move", "moved"]
-
 
 class Direction(enum.Enum):
     """Which way an operation moves."""

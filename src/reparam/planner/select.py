@@ -12,8 +12,6 @@ from reparam.planner.moves import Direction, Move, moved
 from reparam.program import Affine, Node, Program, ShapeOf
 from reparam.reasons import Reason, Why
 
-__all__ = ["Selection", "Veto", "select"]
-
 Veto = Callable[[Candidate], Reason | None]
 """A front end's objection to a region (a hook, a shared module), or None."""
 

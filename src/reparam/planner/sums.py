@@ -12,8 +12,6 @@ from dataclasses import replace
 from reparam.planner.wiring import Wiring
 from reparam.program import Affine, Alias, Node, Program, ShapeOf, Sum
 
-__all__ = ["regroup", "rejoined"]
-
 _NEAREST = 64
 """Earlier values to look for a common one among: bounds the work on very long programs."""
 

@@ -19,8 +19,6 @@ from reparam.program import (
     Sum,
 )
 
-__all__ = ["Place", "Wiring", "all_of", "copied", "is_idle"]
-
 
 class Wiring:
     """What the nodes of a program read now.

@@ -11,9 +11,10 @@ from torch.utils._pytree import tree_map
 
 from reparam.frontends.kinds import AnyBatchNorm
 from reparam.frontends.torch.eager import guess_calls, inputs_of
+from reparam.frontends.torch.frames import join
 from reparam.frontends.torch.running import Arguments
 from reparam.frontends.torch.skeleton import on_meta
-from reparam.frontends.torch.trace import Trace, TraceFailure, join, straight_trace
+from reparam.frontends.torch.trace import Trace, TraceFailure, straight_trace
 
 BATCH = 32
 """Images in a batch where no example says."""

@@ -22,7 +22,8 @@ from reparam.frontends.kinds import CONVS, ZERO_PADS, AnyBatchNorm
 from reparam.frontends.torch.arguments import CONVOLUTIONS, bind, is_literal
 from reparam.frontends.torch.builtin import is_builtin
 from reparam.frontends.torch.constants import Constants
-from reparam.frontends.torch.trace import Trace, join
+from reparam.frontends.torch.frames import join
+from reparam.frontends.torch.trace import Trace
 
 Operand = fx.Node | str
 """What a step reads besides values: a traced constant, or the path of a module, parameter or buffer

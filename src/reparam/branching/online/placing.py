@@ -15,9 +15,10 @@ from reparam.branching.online.steps import Step
 from reparam.frontends.kinds import BATCH_NORMS, AnyBatchNorm
 from reparam.frontends.torch.copying import HOOKS, own_copy
 from reparam.frontends.torch.eager import Outcome, compare, guess_calls
+from reparam.frontends.torch.frames import Key, join
 from reparam.frontends.torch.part import part_of
 from reparam.frontends.torch.rewrite import generated_forward, rewritten_base, with_forward
-from reparam.frontends.torch.trace import Key, Trace, TraceFailure, join
+from reparam.frontends.torch.trace import Trace, TraceFailure
 
 _NAME = "_online_"
 _INNER = "_online_inner"

@@ -11,18 +11,6 @@ from torch.nn import functional as F
 
 from reparam.frontends.torch.lift import Lifter
 
-__all__ = [
-    "CONVOLUTIONS",
-    "TRANSPOSED",
-    "axis_from_readers",
-    "axis_further_on",
-    "bind",
-    "channels_of",
-    "first",
-    "is_literal",
-    "rank_from_readers",
-]
-
 CONVOLUTIONS: dict[Any, int] = {F.conv1d: 1, F.conv2d: 2, F.conv3d: 3}
 """Functional convolutions and their numbers of spatial dimensions."""
 

@@ -9,8 +9,6 @@ from typing import Any
 import torch
 from torch import nn
 
-__all__ = ["is_builtin", "is_compiled"]
-
 
 def is_builtin(module: nn.Module) -> bool:
     """Whether a module is one of PyTorch's own with its forward unchanged (not a container)."""

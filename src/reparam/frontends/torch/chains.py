@@ -21,8 +21,6 @@ from reparam.frontends.torch.builtin import is_builtin
 from reparam.frontends.torch.frames import Call, Key, join
 from reparam.frontends.torch.trace import Trace
 
-__all__ = ["chains", "opened", "runs_as_chain", "trace_of"]
-
 _OUT_OF_SIGHT = {
     "_modules", "buffers", "children", "get_submodule", "modules", "named_buffers",
     "named_children", "named_modules", "named_parameters", "parameters", "state_dict",

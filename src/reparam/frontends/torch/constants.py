@@ -14,8 +14,6 @@ from reparam.frontends.torch.trace import Trace
 from reparam.frontends.weights import all_finite
 from reparam.reasons import Reason, Why
 
-__all__ = ["Constants"]
-
 
 class Constants:
     """The nodes of a trace whose values depend on parameters and buffers alone.

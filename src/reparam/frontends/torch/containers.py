@@ -10,8 +10,6 @@ from typing import Any
 import torch
 from torch.fx.immutable_collections import immutable_dict, immutable_list
 
-__all__ = ["Maker", "is_special"]
-
 _KNOWN = (dict, list, tuple, torch.Size, immutable_dict, immutable_list)
 
 

@@ -25,8 +25,6 @@ from torch import Tensor, fx, nn
 
 from reparam.errors import UnsupportedModelError
 
-__all__ = ["HOOKS", "TABLES", "Copier", "NeededHook", "fill_graph_module", "own_copy", "own_tensor"]
-
 TABLES = ("_modules", "_parameters", "_buffers")
 """Where a module holds its parts."""
 

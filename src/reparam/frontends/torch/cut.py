@@ -20,8 +20,6 @@ from reparam.frontends.torch.structures import leaves
 from reparam.frontends.torch.told_sizes import Size, is_size_read, sizes_of
 from reparam.frontends.torch.trace import Trace
 
-__all__ = ["Cut", "Everything", "same"]
-
 Item = fx.Node | Frame
 
 

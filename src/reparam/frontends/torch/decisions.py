@@ -15,17 +15,6 @@ from types import CodeType, FrameType
 
 import torch
 
-__all__ = [
-    "Decision",
-    "Level",
-    "Place",
-    "caller",
-    "goes_another_way",
-    "raised_by_the_model",
-    "unpacked",
-    "way_that_raises",
-]
-
 _OURS = f"{Path(__file__).parent}{os.sep}"
 _TORCHS = f"{Path(torch.__file__).parent}{os.sep}"
 _BRANCHES = ("POP_JUMP", "JUMP_IF")

@@ -35,21 +35,6 @@ from reparam.frontends.torch.skeleton import named_tensors, on_meta, runnable_co
 from reparam.frontends.torch.structures import leaves, tensors_in
 from reparam.frontends.torch.trace import Trace, bound_arguments
 
-__all__ = [
-    "Outcome",
-    "Report",
-    "Run",
-    "capture_calls",
-    "compare",
-    "does_run",
-    "guess_calls",
-    "guess_for_module",
-    "inputs_of",
-    "read_from_outside",
-    "repeats",
-    "with_numbers",
-]
-
 _SIZES = {1: (32, 64, 224, 256), 2: (32, 64, 224, 256), 3: (16, 24, 32, 64)}
 """Spatial sizes to try where no example is given, by number of spatial dimensions."""
 _ATTEMPTS = 4

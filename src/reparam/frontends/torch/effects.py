@@ -10,16 +10,6 @@ import torch
 from torch import fx, nn
 from torch.utils._device import _device_constructors
 
-__all__ = [
-    "FACTORIES",
-    "base_of",
-    "is_random",
-    "known_length",
-    "metadata_read",
-    "mutated_argument",
-    "name_of",
-]
-
 FACTORIES = frozenset(_device_constructors())
 """Functions that make tensors of plain numbers."""
 

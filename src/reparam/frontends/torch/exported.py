@@ -23,8 +23,6 @@ from reparam.frontends.torch.frames import Call, Key
 from reparam.frontends.torch.rules import function_called, has_method
 from reparam.frontends.torch.trace import Trace
 
-__all__ = ["Reading", "path_of", "read_program", "stored_in"]
-
 Word = tuple[Any, tuple[Any, ...], dict[str, Any]]
 """What a node of the trace calls: a function, or a method by its name, and the arguments."""
 

@@ -17,8 +17,6 @@ from reparam.frontends.torch.effects import FACTORIES, base_of, is_random, mutat
 from reparam.frontends.torch.guards import planned_for
 from reparam.frontends.torch.trace import Trace
 
-__all__ = ["fixed_values"]
-
 
 def fixed_values(
     trace: Trace, names: Collection[str], unseen: Collection[str] = ()

@@ -14,8 +14,6 @@ from torch import fx, nn
 
 from reparam.frontends.torch.structures import leaves
 
-__all__ = ["Call", "Frame", "Key", "as_called", "by_name", "check_call", "first_line", "join"]
-
 
 class Key(NamedTuple):
     """The static name of an operation: the same in every trace and every call that holds it.

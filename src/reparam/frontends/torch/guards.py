@@ -8,8 +8,6 @@ from torch import Tensor, fx
 
 from reparam.errors import InputError
 
-__all__ = ["given", "planned_for"]
-
 
 def planned_for(value: Any, planned: Any, what: str) -> None:
     """Raise where a rewritten forward is called in another way than it was planned for.

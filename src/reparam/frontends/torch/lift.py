@@ -18,8 +18,6 @@ from reparam.frontends.torch.trace import Trace
 from reparam.program import Affine, Alias, Node, Opaque, Program, ShapeOf, Sum
 from reparam.reasons import Reason
 
-__all__ = ["Facts", "Lifted", "Lifter", "Rule", "scalar"]
-
 
 @dataclass(eq=False)
 class Lifted:

@@ -24,8 +24,6 @@ from reparam.frontends.torch.structures import Step, Unwritable, leaves, reach, 
 from reparam.frontends.torch.told_sizes import Size
 from reparam.frontends.torch.trace import Trace
 
-__all__ = ["part_of"]
-
 
 def part_of(trace: Trace, path: str, inlined: set[str], cut: Everything | None = None) -> Trace:
     """Take the forward of one module out of a trace.

@@ -16,9 +16,6 @@ from torch import Tensor, fx
 from reparam.frontends.torch.decisions import Place, unpacked
 from reparam.frontends.torch.effects import known_length
 
-__all__ = ["UNKNOWN", "KnowingTracer", "TracedValue", "is_rank_check", "taken_for_tensors"]
-
-
 UNKNOWN = object()
 """A value that only a run can tell."""
 

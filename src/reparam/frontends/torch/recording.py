@@ -18,8 +18,6 @@ from torch.utils._pytree import tree_flatten
 from reparam.frontends.torch.builtin import is_compiled
 from reparam.frontends.torch.effects import FACTORIES
 
-__all__ = ["Factories", "OutsideReads", "Recorder", "storages", "written_by"]
-
 
 class Recorder(TorchDispatchMode):
     """Note every operator with the shapes it returns and its plain arguments.

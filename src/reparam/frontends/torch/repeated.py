@@ -18,8 +18,6 @@ from reparam.frontends.torch.structures import leaves
 if TYPE_CHECKING:
     from reparam.frontends.torch.trace import Trace
 
-__all__ = ["Repeated", "repeatable_calls"]
-
 _FEWEST = 2
 """Operations from which on a call takes longer to trace than to compare."""
 

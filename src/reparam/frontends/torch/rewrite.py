@@ -20,8 +20,6 @@ from torch import Tensor, fx, nn
 from reparam.frontends.kinds import AnyNorm
 from reparam.frontends.torch.copying import TABLES, Copier, fill_graph_module, own_tensor
 
-__all__ = ["Classes", "Shell", "build", "generated_forward", "rewritten_base", "with_forward"]
-
 _FILES = itertools.count()
 _GONE = object()
 _KEEPS_NOTHING = (AnyNorm,)

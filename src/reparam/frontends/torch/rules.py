@@ -27,8 +27,6 @@ from reparam.frontends.torch.rules_layers import hosted_module, probed_module
 from reparam.frontends.torch.table import ANY_ARGUMENTS, FUNCTIONS, METHODS, MODULES
 from reparam.frontends.torch.trace import Trace
 
-__all__ = ["function_called", "has_method", "lift", "rule_for"]
-
 
 def lift(
     trace: Trace,

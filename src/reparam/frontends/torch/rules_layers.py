@@ -34,8 +34,6 @@ from reparam.frontends.weights import all_finite, weight_loader
 from reparam.program import Node
 from reparam.reasons import Why
 
-__all__ = ["hosted_module", "layer", "padding_of", "probed_module"]
-
 
 @reads(nn.Conv1d, nn.Conv2d, nn.Conv3d)
 def conv_module(lifter: Lifter, node: fx.Node) -> Node | None:

@@ -24,8 +24,6 @@ from reparam.frontends.torch.table import reads
 from reparam.program import Alias, Layout, Node
 from reparam.reasons import Reason
 
-__all__ = ["averaged_positions", "repadded"]
-
 
 @reads(nn.Upsample, F.interpolate)
 def interpolate(lifter: Lifter, node: fx.Node) -> Node | None:

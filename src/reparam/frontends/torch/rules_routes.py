@@ -16,8 +16,6 @@ from reparam.frontends.torch.sizes import measured_in
 from reparam.frontends.torch.table import FUNCTIONS, METHODS, reads
 from reparam.program import Node
 
-__all__ = ["item_of", "moved"]
-
 _FARTHEST = 4096
 """Places along an axis that are looked at; what is named further on is left."""
 

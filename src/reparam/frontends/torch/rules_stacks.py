@@ -11,8 +11,6 @@ from reparam.frontends.torch.table import reads
 from reparam.program import Node
 from reparam.reasons import Why
 
-__all__ = ["total"]
-
 
 @reads(torch.stack, any_arguments=True)
 def stack(lifter: Lifter, node: fx.Node) -> Node | None:

@@ -12,11 +12,6 @@ from torch.utils._pytree import tree_map
 
 from reparam.frontends.torch.effects import FACTORIES
 
-__all__ = [
-    "Arguments", "Held", "call_with_lists", "is_literal", "is_parameter_only", "run_graph",
-    "run_until",
-]  # fmt: skip
-
 Arguments = tuple[tuple[Any, ...], dict[str, Any]]
 """Positional and keyword arguments of one call."""
 

@@ -13,8 +13,6 @@ from reparam.frontends.torch.effects import metadata_read
 from reparam.frontends.torch.lift import Lifter
 from reparam.program import Alias
 
-__all__ = ["features_read", "is_batch_of", "is_channels_of", "measured_in", "number"]
-
 _NEAR = 8
 """Operations to look at for a layer that tells how many features it reads."""
 

@@ -15,18 +15,6 @@ from reparam._support.modules import wrapped
 from reparam.errors import UnsupportedModelError
 from reparam.frontends.torch.copying import HOOKS, Copier, NeededHook
 
-__all__ = [
-    "hooked_modules",
-    "named_tensors",
-    "on_meta",
-    "runnable_copy",
-    "shared_copy",
-    "tensors_of",
-    "unwrap",
-    "with_plain_weights",
-    "without_numbers",
-]
-
 
 def unwrap(model: nn.Module, name: str = "model") -> nn.Module:
     """Take the model out of torch.compile, DataParallel and DistributedDataParallel wrappers.

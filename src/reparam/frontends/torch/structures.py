@@ -14,18 +14,6 @@ from torch import Tensor, fx, nn
 
 from reparam.frontends.torch.containers import Maker, is_special
 
-__all__ = [
-    "Step",
-    "Unwritable",
-    "contents",
-    "leaves",
-    "put_back",
-    "reach",
-    "rebuilt_for",
-    "snapshot",
-    "tensors_in",
-]
-
 Step = tuple[Callable[[Any, Any], Any], Any]
 """How to get from a container to a part of it: ``operator.getitem`` or ``getattr``, and the key."""
 

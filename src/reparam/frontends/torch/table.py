@@ -9,8 +9,6 @@ from torch import nn
 
 from reparam.frontends.torch.lift import Rule
 
-__all__ = ["ANY_ARGUMENTS", "FUNCTIONS", "METHODS", "MODULES", "reads"]
-
 FUNCTIONS: dict[Any, Rule] = {}
 METHODS: dict[str, Rule] = {}
 MODULES: dict[type[nn.Module], Rule] = {}

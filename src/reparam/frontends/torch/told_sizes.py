@@ -13,8 +13,6 @@ from reparam.frontends.torch.arguments import bind
 from reparam.frontends.torch.builtin import is_builtin
 from reparam.frontends.torch.trace import Trace
 
-__all__ = ["Size", "is_size_read", "sizes_of"]
-
 Size = int | tuple[fx.Node, int]
 """A number, or the size of a value along one of its axes."""
 

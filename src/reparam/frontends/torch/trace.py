@@ -18,18 +18,13 @@ from torch import Tensor, fx, nn
 
 from reparam.frontends.torch.decisions import Decision, Level, Place
 from reparam.frontends.torch.effects import mutated_argument
-from reparam.frontends.torch.frames import Call, Frame, Key, first_line, join
+from reparam.frontends.torch.frames import Call, Frame, Key, first_line
 from reparam.frontends.torch.recording import Recorder
 from reparam.frontends.torch.repeated import Repeated, repeatable_calls
 from reparam.frontends.torch.running import Arguments, Held
 from reparam.frontends.torch.skeleton import shared_copy
 from reparam.frontends.torch.structures import leaves, tensors_in
 from reparam.frontends.torch.tracer import Tracer
-
-__all__ = [
-    "Call", "Frame", "Identity", "Key", "Trace", "TraceFailure", "bound_arguments", "join",
-    "straight_trace", "trace",
-]  # fmt: skip
 
 Identity = tuple[Call, Key]
 """An operation of a trace: the call that it is made in, and its name there."""

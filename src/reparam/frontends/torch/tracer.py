@@ -53,8 +53,6 @@ from reparam.frontends.torch.skeleton import named_tensors
 from reparam.frontends.torch.structures import contents, leaves, put_back, snapshot
 from reparam.frontends.torch.trial import Trial
 
-__all__ = ["Tracer"]
-
 _MOST_DECISIONS = 10_000
 """Decisions in one trace at the most: a loop that waits for the numbers in a tensor never ends."""
 

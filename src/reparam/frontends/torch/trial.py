@@ -14,8 +14,6 @@ from reparam.frontends.torch.recording import Recorder
 from reparam.frontends.torch.running import Held, call_with_lists
 from reparam.frontends.torch.skeleton import on_meta, without_numbers
 
-__all__ = ["Trial"]
-
 
 class Trial:
     """A run of a module without numbers, one operation at a time.

@@ -26,8 +26,6 @@ from reparam.frontends.torch.running import Arguments
 from reparam.frontends.torch.skeleton import tensors_of
 from reparam.frontends.torch.trace import Identity, Trace, TraceFailure, bound_arguments, trace
 
-__all__ = ["Difference", "Way", "other_ways"]
-
 _MOST_WAYS = 12
 """Ways through a model that are traced beside the example's at the most."""
 

@@ -10,8 +10,6 @@ from torch import Tensor, nn
 
 from reparam.frontends.torch.lift import Lifter
 
-__all__ = ["constant_weight", "module_reader"]
-
 
 def constant_weight(lifter: Lifter, x: Any, weight: Any, bias: Any) -> bool:
     """Whether an operation reads a value, a constant weight and a constant bias or none."""
