@@ -259,3 +259,36 @@ def test_what_ways_have_in_common_is_traced_once() -> None:
     (other,) = other_ways(net, first, ((torch.randn(2, 4, 6, 6).double(),), {}))
     assert not any(isinstance(n.target, Repeated) for n in first.trace.graph.nodes)
     assert not any(isinstance(n.target, Repeated) for n in other.whole().trace.graph.nodes)
+
+
+class Counting(nn.Module):
+    """Two branches; what it does besides, if asked to, cannot be read."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.left, self.right = (pair() for _ in range(2))
+        self.last = 0
+
+    def forward(self, x: torch.Tensor, count: bool = False) -> torch.Tensor:  # noqa: FBT001, FBT002
+        y = self.left(x) + self.right(x)
+        if count:
+            self.last = int((y > 0).nonzero()[-1, 0])
+        return y.relu()
+
+
+class Asked(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.norm = Counting(), nn.BatchNorm2d(4)
+
+    def forward(self, x: torch.Tensor, count: bool = False) -> torch.Tensor:  # noqa: FBT001, FBT002
+        return self.norm(self.body(x, count))
+
+
+@pytest.mark.parametrize("example", [True, False])
+def test_an_option_that_cannot_be_read_keeps_nothing_from_folding(*, example: bool) -> None:
+    net = randomise(Asked().double())
+    x = torch.randn(2, 4, 9, 8, dtype=torch.float64)
+    fused = reparam.fuse(net, x if example else None)
+    assert sum(isinstance(m, nn.Conv2d) for m in fused.modules()) == 1
+    torch.testing.assert_close(fused(x), net(x), rtol=1e-10, atol=1e-10)

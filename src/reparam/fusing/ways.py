@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass
 
+from reparam.frontends.torch.builtin import is_builtin
 from reparam.frontends.torch.decisions import goes_another_way
 from reparam.frontends.torch.lift import Lifted
 from reparam.frontends.torch.skeleton import tensors_of
@@ -79,12 +80,15 @@ def _names(lifted: Lifted, region: Candidate) -> Names:
 
 
 def _present(way: Lifted) -> set[Hashable]:
-    """The operations of a way, and the modules and tensors that they use."""
+    """The operations of a way, and the modules and tensors that they use.
+
+    Not what a module uses that could not be read there: its own code calls it, as in the other ways.
+    """
     trace = way.trace
     keys = set(trace.keys.values())
     found: set[Hashable] = {*keys, *(key.target for key in keys if key.is_module)}
     for node in trace.graph.nodes:
-        if node.op == "call_module":
+        if node.op == "call_module" and is_builtin(trace.module(node)):
             found.update(tensors_of(trace.module(node)))
         elif node.op == "get_attr":
             found.add(trace.held[str(node.target)])
