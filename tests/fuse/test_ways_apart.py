@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 
 import pytest
@@ -292,3 +293,52 @@ def test_an_option_that_cannot_be_read_keeps_nothing_from_folding(*, example: bo
     fused = reparam.fuse(net, x if example else None)
     assert sum(isinstance(m, nn.Conv2d) for m in fused.modules()) == 1
     torch.testing.assert_close(fused(x), net(x), rtol=1e-10, atol=1e-10)
+
+
+class Unread(nn.Module):
+    """A part of which the code cannot be read for large inputs, and what it does there."""
+
+    def __init__(self, large: Callable[[Unread, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.pair, self.conv, self.norm, self.large = pair(), *pair(), large
+
+    def forward(self, x: Tensor, large: bool) -> Tensor:  # noqa: FBT001
+        if large and int((x > 0).nonzero()[-1, 0]) >= 0:
+            return self.large(self, x)
+        return self.norm(self.conv(self.pair(x).relu()))
+
+
+class Unreadable(nn.Module):
+    def __init__(self, large: Callable[[Unread, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.part = Unread(large)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.part(x, x.shape[-1] > 8)
+
+
+def same_there(part: Unread, x: Tensor) -> Tensor:
+    return part.pair(x)
+
+
+def conv_alone_there(part: Unread, x: Tensor) -> Tensor:
+    return part.conv(x) + part.pair(x)
+
+
+def conv_of_a_pair_there(part: Unread, x: Tensor) -> Tensor:
+    return part.pair[0](x)
+
+
+@pytest.mark.parametrize("large", [same_there, conv_alone_there, conv_of_a_pair_there])
+@pytest.mark.parametrize("size", [6, 12, None])
+def test_what_cannot_be_read_in_another_way_stays_right(
+    large: Callable[[Unread, Tensor], Tensor], size: int | None
+) -> None:
+    net = randomise(Unreadable(large).double())
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", reparam.FoldWarning)
+        example = None if size is None else torch.randn(2, 4, 5, size, dtype=torch.float64)
+        fused = reparam.fuse(net, example)
+    for width in (6, 12):
+        x = torch.randn(2, 4, 5, width, dtype=torch.float64)
+        torch.testing.assert_close(fused(x), net(x), rtol=1e-10, atol=1e-10)

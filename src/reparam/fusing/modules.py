@@ -117,11 +117,10 @@ class ModuleDiscovery(TracedDiscovery[nn.Module]):
             sound = self._sound(list(by_block.values()))
             together = set(complete([found for found, _ in sound], self.regions))
             kept = [pair for pair in sound if pair[0] in together]
-            if not kept:
-                raise
         for path in sorted({found.reach for found, _ in folded if found not in together}):
             warnings.warn(
-                f"{path or self.whole} is left as it is: the code around it uses what is in it",
+                f"{path or self.whole} is left as it is: code uses what is in it, so that the "
+                f"model would compute something else with it folded",
                 FoldWarning,
                 stacklevel=4,
             )

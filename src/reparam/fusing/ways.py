@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass
 
+from torch import Tensor, nn
+
 from reparam.frontends.torch.builtin import is_builtin
+from reparam.frontends.torch.chains import called_whole, chains
 from reparam.frontends.torch.decisions import goes_another_way
 from reparam.frontends.torch.lift import Lifted
 from reparam.frontends.torch.skeleton import tensors_of
@@ -48,7 +51,7 @@ def select_alike(
     ways: list[Lifted], vetoes_of: Callable[[Lifted], Vetoes], choose: Chooser
 ) -> list[Selected]:
     """Choose the same in every way through the code; return it as each way has it."""
-    present = [_present(way) for way in ways] if len(ways) > 1 else []
+    present = [_present(way, ways[0]) for way in ways] if len(ways) > 1 else []
     unwritable = [_unwritable(ways), *[_Unwritable({}, {})] * (len(ways) - 1)]
     possible: list[set[Names]] = []
     while True:
@@ -79,20 +82,35 @@ def _names(lifted: Lifted, region: Candidate) -> Names:
     return frozenset(named.union(*map(lifted.reads, region.nodes)))
 
 
-def _present(way: Lifted) -> set[Hashable]:
+def _present(way: Lifted, first: Lifted) -> set[Hashable]:
     """The operations of a way, and the modules and tensors that they use.
 
-    Not what a module uses that could not be read there: its own code calls it, as in the other ways.
+    Where another option is asked for, not what a module uses that could not be read there.
     """
     trace = way.trace
+    asked = trace.plain_arguments() != first.trace.plain_arguments()
     keys = set(trace.keys.values())
     found: set[Hashable] = {*keys, *(key.target for key in keys if key.is_module)}
     for node in trace.graph.nodes:
-        if node.op == "call_module" and is_builtin(trace.module(node)):
-            found.update(tensors_of(trace.module(node)))
+        if node.op == "call_module":
+            module = trace.module(node)
+            if is_builtin(module):
+                found.update(tensors_of(module))
+            elif not asked:
+                found.update(_unsettled(module))
         elif node.op == "get_attr":
             found.add(trace.held[str(node.target)])
     return found
+
+
+def _unsettled(module: nn.Module) -> set[Tensor]:
+    """What code that could not be read may use in another way than where it could.
+
+    Parts that it calls as wholes, or always one behind the other, do what they do.
+    """
+    settled = called_whole(module).union(*chains(module))
+    inside = (tensors_of(module.get_submodule(name)) for name in settled)
+    return set(tensors_of(module)).difference(*inside)
 
 
 def spares(way: Way, found: Iterable[ModuleSite], lifted: Lifted) -> bool:

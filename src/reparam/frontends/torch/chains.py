@@ -54,6 +54,25 @@ def chains(module: nn.Module) -> list[Chain]:
     return kept
 
 
+def called_whole(module: nn.Module) -> set[str]:
+    """Names of the parts with code of their own that a module's class does nothing with but call.
+
+    None where its code is not seen, or hands the module itself on.
+    """
+    try:
+        functions = _functions(type(module))
+    except (OSError, TypeError, SyntaxError):
+        return set()
+    mentioned: Counter[str] = Counter()
+    if not all(_count_mentions(function, _self_of(function), mentioned) for function in functions):
+        return set()
+    if any(name.partition(".")[0] in _OUT_OF_SIGHT for name in mentioned):
+        return set()
+    within = {path.partition(".")[0] for path in opened(module, weights=True)}
+    children = module.named_children()
+    return {n for n, child in children if not is_builtin(child) and n not in within}
+
+
 def opened(module: nn.Module, *, weights: bool) -> set[str]:
     """What the code of a module's class reads of its parts other than by calling them.
 
