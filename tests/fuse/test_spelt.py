@@ -167,6 +167,32 @@ def changed_behind(_: nn.Module, x: torch.Tensor) -> tuple[torch.Tensor, torch.T
     return first.add_(1), second
 
 
+SCALES = {
+    "addcmul": lambda s, x: torch.addcmul(s.p, x, s.q),
+    "addcmul the other way round": lambda s, x: torch.addcmul(s.p, s.q, x, value=-2.0),
+    "addcmul method": lambda s, x: s.p.expand(x.shape).clone().addcmul(x, s.q),
+    "addcdiv": lambda s, x: torch.addcdiv(s.p, x, s.q, value=0.5),
+    "addcdiv in place": lambda s, x: torch.addcdiv(s.q, x, s.p),
+}
+
+
+@pytest.mark.parametrize("scale", SCALES.values(), ids=SCALES)
+def test_a_scale_and_shift_in_one_function(scale: object) -> None:
+    check(Gated(lambda s, x: scale(s, s.a(x)), conv()), convs=1, norms=0)
+
+
+@pytest.mark.parametrize(
+    "scale",
+    [
+        lambda s, x: torch.addcmul(x, x, s.p),
+        lambda s, x: torch.addcdiv(s.p, s.q, x + 9),
+        lambda s, x: torch.addcmul(s.p, x, x),
+    ],
+)
+def test_products_of_values_in_one_function_are_left(scale: object) -> None:
+    check(Gated(lambda s, x: s.b(scale(s, s.a(x)).relu()), conv(), norm()), norms=1)
+
+
 TWINS = {
     "functions": lambda _, x: (F.relu(x), F.relu(x), F.relu(x)),
     "methods": lambda _, x: (x.sigmoid(), x.sigmoid(), x.sigmoid()),

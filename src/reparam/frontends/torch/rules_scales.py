@@ -13,6 +13,7 @@ from reparam import algebra
 from reparam.algebra import AffineConv
 from reparam.frontends.scales import doubt
 from reparam.frontends.torch.arguments import axis_further_on, bind, channels_of, first
+from reparam.frontends.torch.effects import name_of
 from reparam.frontends.torch.lift import Lifter, scalar
 from reparam.frontends.torch.table import reads
 from reparam.program import Node
@@ -156,6 +157,23 @@ def lerp(lifter: Lifter, node: fx.Node) -> Node | None:
     if factor is None or not lifter.is_value(left) or not lifter.is_value(right):
         return None
     return lifter.sum(node, [left, right], [1 - factor, factor])
+
+
+@reads(
+    torch.addcmul, torch.addcdiv, "addcmul", "addcdiv", "addcmul_", "addcdiv_", any_arguments=True
+)
+def add_product(lifter: Lifter, node: fx.Node) -> Node | None:
+    """``torch.addcmul(b, x, s)``, which is ``b + x * s``, and ``addcdiv``: ``b + x / s``."""
+    shift, left, right, value = bind(
+        node, ("input", "tensor1", "tensor2", "value"), (None, None, None, 1)
+    )
+    times, divides = scalar(value), "div" in name_of(node.target)
+    if lifter.is_value(right) and not divides:
+        left, right = right, left
+    varies = lifter.is_value(shift) or lifter.is_value(right) or not lifter.is_value(left)
+    if times is None or varies:
+        return None
+    return _affine_map(lifter, node, left, factor=right, invert=divides, times=times, shift=shift)
 
 
 def _affine_map(  # noqa: PLR0913 (the parts of one affine map)
