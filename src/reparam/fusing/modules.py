@@ -117,6 +117,8 @@ class ModuleDiscovery(TracedDiscovery[nn.Module]):
             sound = self._sound(list(by_block.values()))
             together = set(complete([found for found, _ in sound], self.regions))
             kept = [pair for pair in sound if pair[0] in together]
+            if not kept and not any(found.lifted.trace.path for found, _ in folded):
+                raise  # all code was read: its edit is wrong
         for path in sorted({found.reach for found, _ in folded if found not in together}):
             warnings.warn(
                 f"{path or self.whole} is left as it is: code uses what is in it, so that the "
