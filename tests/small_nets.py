@@ -13,7 +13,7 @@ from counting import count
 from reparam import Why
 from zoo import randomise
 
-__all__ = ["TOLERANCE", "Lambda", "TwoBranches", "check", "conv", "image", "norm"]
+__all__ = ["TOLERANCE", "Lambda", "Pair", "TwoBranches", "check", "conv", "image", "norm"]
 
 TOLERANCE = 1e-12
 
@@ -29,6 +29,17 @@ class Lambda(nn.Module):
 
     def forward(self, x: torch.Tensor) -> object:
         return self.run(self, x)
+
+
+class Pair(nn.Module):
+    """A convolution and its norm, for six channels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(6, 6, 3, padding=1), nn.BatchNorm2d(6)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.norm(self.conv(x))
 
 
 def conv(cin: int = 4, cout: int = 4, k: int = 3, **kw: object) -> nn.Conv2d:

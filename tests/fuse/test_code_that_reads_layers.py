@@ -11,19 +11,11 @@ from torch import nn
 
 import reparam
 from reparam.errors import InputError
+from small_nets import Pair
 from zoo import randomise
 
 Forward = Callable[[Any, torch.Tensor], torch.Tensor]
 X = torch.randn(2, 6, 9, 8, dtype=torch.float64)
-
-
-class Pair(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.conv, self.norm = nn.Conv2d(6, 6, 3, padding=1), nn.BatchNorm2d(6)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.norm(self.conv(x))
 
 
 def _type_of_a_child(m: Any, y: torch.Tensor) -> torch.Tensor:

@@ -14,21 +14,13 @@ from torch import nn
 
 import reparam
 from reparam.errors import VerificationError
+from small_nets import Pair
 from stepping import randomised
 
 X = torch.randn(2, 6, 9, 8, dtype=torch.float64)
 
 
 SCRIPTED = pytest.mark.filterwarnings("ignore:`torch.jit:FutureWarning")
-
-
-class Pair(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.conv, self.norm = nn.Conv2d(6, 6, 3, padding=1), nn.BatchNorm2d(6)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.norm(self.conv(x))
 
 
 class Outer(nn.Module):

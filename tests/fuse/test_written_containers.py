@@ -10,19 +10,10 @@ from torch import nn
 
 import reparam
 from checking import assert_same_function
-from small_nets import TOLERANCE, image
+from small_nets import TOLERANCE, Pair, image
 from zoo import randomise
 
 X, OTHER = image(2, 6, 9, 8), image(1, 6, 5, 11)
-
-
-class Pair(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.conv, self.norm = nn.Conv2d(6, 6, 3, padding=1), nn.BatchNorm2d(6)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.norm(self.conv(x))
 
 
 class Base(nn.Module):

@@ -7,37 +7,31 @@ nothing, hides nothing and is called alike stands in the trace of another way as
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import Tensor, fx
 
-from reparam.frontends.torch.effects import base_of
 from reparam.frontends.torch.frames import Call, Frame, Key
 from reparam.frontends.torch.structures import leaves
-
-if TYPE_CHECKING:
-    from reparam.frontends.torch.trace import Trace
-
-_FEWEST = 2
-"""Operations from which on a call takes longer to trace than to compare."""
 
 
 class Repeated:
     """A call of a module that does what it does in another trace, as one operation.
 
-    Attributes:
+    Args:
         frame: The call there.
         result: What it returns there: the identity of that operation.
+        values: What is known there of the values.
 
     """
 
     __name__ = "repeated"
 
-    def __init__(self, frame: Frame, trace: Trace) -> None:
-        """Remember what is known there of what it reads and returns."""
-        self.frame = frame
-        self.result: tuple[Call, Key] = trace.identity(frame.result.node)
-        self._values = trace.values
+    def __init__(
+        self, frame: Frame, result: tuple[Call, Key], values: Mapping[fx.Node, Any]
+    ) -> None:
+        """Remember what it reads and returns."""
+        self.frame, self.result, self._values = frame, result, values
         self._arguments = list(leaves(frame.arguments))
 
     @property
@@ -74,38 +68,13 @@ class Repeated:
         return True
 
 
-def repeatable_calls(trace: Trace) -> dict[Call, Repeated]:
-    """The calls in a trace that do the same whenever they are called alike.
-
-    Such a one goes no other way in any call, returns one value that it computes, reads nothing but
-    its arguments and what the model holds, and neither changes nor hands on any other value.
-    """
-    assert trace.frame is not None  # noqa: S101 (the caller's condition)
-    deciding = {node for node, decision in trace.decisions.items() if decision.is_open}
-    found = {}
-    for frame in trace.frame.all_calls():
-        inside = set(frame.nodes())
-        result = frame.result.node if isinstance(frame.result, fx.Proxy) else None
-        plain = all(isinstance(v, (fx.Proxy, *_PLAIN)) for v in frame.arguments.values())
-        if frame is trace.frame or result not in inside or len(inside) < _FEWEST or not plain:
-            continue  # a list or dict that is passed may be changed
-        read = inside.union(n for _, n in leaves(frame.arguments) if isinstance(n, fx.Node))
-        if (
-            deciding.isdisjoint(inside)
-            and all(read.issuperset(node.all_input_nodes) for node in inside)
-            and all(inside.issuperset(node.users) for node in inside if node is not result)
-            and all(base_of(trace.changes[n]) in inside for n in inside & trace.changes.keys())
-        ):
-            found[frame.call] = Repeated(frame, trace)
-    return found
-
-
 def _same(there: object, here: object) -> bool:
     """Whether two plain values are the same, or two tensors without numbers are alike."""
     if isinstance(there, Tensor) and isinstance(here, Tensor):
         alike = there.is_meta and here.is_meta and there.dtype == here.dtype
         return there is here or (alike and there.shape == here.shape)
-    return there is here or (type(there) in _PLAIN and type(there) is type(here) and there == here)
+    return there is here or (type(there) in PLAIN and type(there) is type(here) and there == here)
 
 
-_PLAIN = (bool, int, float, str, type(None))
+PLAIN = (bool, int, float, str, type(None))
+"""Kinds of arguments that are the same where they are equal."""

@@ -17,10 +17,10 @@ import torch
 from torch import Tensor, fx, nn
 
 from reparam.frontends.torch.decisions import Decision, Level, Place
-from reparam.frontends.torch.effects import mutated_argument
+from reparam.frontends.torch.effects import base_of, mutated_argument
 from reparam.frontends.torch.frames import Call, Frame, Key, first_line
 from reparam.frontends.torch.recording import Recorder
-from reparam.frontends.torch.repeated import Repeated, repeatable_calls
+from reparam.frontends.torch.repeated import PLAIN, Repeated
 from reparam.frontends.torch.running import Arguments, Held
 from reparam.frontends.torch.skeleton import shared_copy
 from reparam.frontends.torch.structures import leaves, tensors_in
@@ -125,8 +125,28 @@ class Trace:
 
     @cached_property
     def repeatable(self) -> dict[Call, Repeated]:
-        """The calls that do the same whenever they are called alike, whatever goes on around."""
-        return {} if self.frame is None else repeatable_calls(self)
+        """The calls that do the same whenever they are called alike, whatever goes on around.
+
+        Such a one goes no other way in any call, returns one value that it computes, reads nothing
+        but its arguments and what the model holds, and neither changes nor hands on another value.
+        """
+        deciding = {node for node, decision in self.decisions.items() if decision.is_open}
+        found = {}
+        for frame in self.frame.all_calls() if self.frame is not None else ():
+            inside = set(frame.nodes())
+            result = frame.result.node if isinstance(frame.result, fx.Proxy) else None
+            plain = all(isinstance(v, (fx.Proxy, *PLAIN)) for v in frame.arguments.values())
+            if frame is self.frame or result not in inside or len(inside) < _FEWEST or not plain:
+                continue  # a list or dict that is passed may be changed
+            read = inside.union(n for _, n in leaves(frame.arguments) if isinstance(n, fx.Node))
+            if (
+                deciding.isdisjoint(inside)
+                and all(read.issuperset(node.all_input_nodes) for node in inside)
+                and all(inside.issuperset(node.users) for node in inside if node is not result)
+                and all(base_of(self.changes[n]) in inside for n in inside & self.changes.keys())
+            ):
+                found[frame.call] = Repeated(frame, self.identity(result), self.values)
+        return found
 
     def calls_of(self, path: str) -> list[Frame]:
         """All calls of a module."""
@@ -135,6 +155,9 @@ class Trace:
                 self._frames.setdefault(frame.call.path, []).append(frame)
         return self._frames.get(path, [])
 
+
+_FEWEST = 2
+"""Operations from which on a call takes longer to trace than to compare."""
 
 _COMPARISONS = frozenset({
     operator.eq, operator.ne, operator.lt, operator.le, operator.gt, operator.ge,
